@@ -1,0 +1,262 @@
+"""Measure speed as ratios, in one run that takes turns: mixing against one model, bare passes and torch.
+
+decode    tokens per second of one model and of the mixture; the mixture against `transformers` on
+          torch with a logits processor that caches the reference (prefill included, on both sides)
+overhead  a whole step against the same scan with both models' forward passes alone
+sweep     11 strengths × 8 prompts × 4 samples in batches of 32 rows, against a torch loop over
+          prompts and strengths with 4 samples per call (of the given pair)
+
+Times are of whole calls that end with tokens on the host; EOS is disabled. Each figure is a median
+with its range over the repeats. Without torch its columns are left out.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from dera_jax.commands.cli import Parser, announce_devices, command
+
+SECTIONS = ("decode", "overhead", "sweep")
+OPENINGS = (
+    "Once upon a time, there was a little girl named Lily.",
+    "One day, a boy named Tom went to the park with his mom.",
+    "The cat and the dog were best friends.",
+    "Ben found a big red ball under the tree.",
+    "It was a cold day and the snow was falling.",
+    "Mia wanted to bake a cake for her grandma.",
+    "There was a bird who could not sing.",
+    "The old man had a small boat by the sea.",
+)
+"""Prompts of the sweep where the toy's are not shipped."""
+
+
+def parser() -> Parser:
+    """Returns the command's options."""
+    result = Parser(__doc__, prog="python -m eval.bench")
+    result.add_argument(
+        "--reference", metavar="MODEL", help="with --aligned: the pair (default: the toy pair)"
+    )
+    result.add_argument("--aligned", metavar="MODEL")
+    result.add_argument(
+        "--shape", choices=("15m", "none"), default="15m", help="random Llama pair beside it (default 15m)"
+    )
+    result.add_argument("--rows", default="1,8,32", metavar="N,N…", help="rows of a batch (default 1,8,32)")
+    result.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of every row (default 128)")
+    result.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
+    result.add_argument(
+        "--sections", default=",".join(SECTIONS), metavar="A,B…", help="(default: %(default)s)"
+    )
+    result.add_argument("--prompts", metavar="PROMPTS", help="of the sweep: its first 8 (default: the toy's)")
+    result.add_argument("--no-torch", action="store_true", help="leave out the comparison with torch")
+    result.add_argument("--out", metavar="FILE.json", help="write every repeat")
+    return result
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parser().parse_args(argv)
+    sections = _chosen(args.sections)
+    rows = _counts(args.rows)
+    from dera_jax import bench, results  # here, because --help should not wait for JAX
+
+    config = bench.BenchConfig(rows, args.new_tokens, args.repeats)
+    device = announce_devices()
+    with_torch = _torch_wanted(args.no_torch)
+    settings = {"rows": list(rows), "new_tokens": config.new_tokens, "repeats": config.repeats}
+    report = {
+        **results.provenance(["eval.bench", *(sys.argv[1:] if argv is None else argv)], device=device),
+        "cpu_count": os.cpu_count(),
+        "torch": version("torch") if with_torch else None,
+        "settings": {
+            **settings,
+            "lambda": bench.LAMBDA,
+            "prompt_tokens": bench.PROMPT_TOKENS,
+            "temperature": 1.0,
+        },
+        "models": [],
+        **{section: [] for section in SECTIONS},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (policies, given) in enumerate(_pairs(args, Path(folder))):
+            report["models"].append(_describe(policies))
+            print(f"\n{_title(report['models'][-1])}")
+            torch_pair = _torch_pair(policies, Path(folder) / str(number), device) if with_torch else None
+            for section in sections:
+                if section == "sweep" and given:
+                    prompts = _sweep_prompts(args.prompts, policies, config.new_tokens)
+                    report[section].append(
+                        bench.bench_sweep(policies, prompts, config, torch_pair, _progress(section))
+                    )
+                    print(_sweep_line(report[section][-1]), flush=True)
+                for count in rows if section != "sweep" else ():
+                    progress = _progress(f"{section}, {count} rows")
+                    report[section].append(_by_rows(section, policies, count, config, torch_pair, progress))
+                    line = _decode_line if section == "decode" else _overhead_line
+                    print(line(report[section][-1]), flush=True)
+            if args.out:
+                # After every pair, so that an interrupted run leaves what it has.
+                results.write_json(args.out, report)
+
+
+def _by_rows(section, policies, rows, config, torch_pair, progress) -> dict:
+    from dera_jax import bench
+
+    if section == "decode":
+        return bench.bench_decode(policies, rows, config, torch_pair, progress)
+    return bench.bench_overhead(policies, rows, config, progress)
+
+
+def _pairs(args, folder: Path):
+    """Yields pairs of policies, and whether they were given and so speak a language."""
+    from dera_jax import bench
+    from dera_jax.policies import load_policies
+
+    yield load_policies(args.reference, args.aligned), True
+    if args.shape != "none":
+        policies = bench.random_policies(folder / "random", bench.SHAPES[args.shape])
+        size = _num_parameters(policies[0]) / 1e6
+        yield (
+            tuple(replace(policy, name=f"random Llama of {size:.1f} M parameters") for policy in policies),
+            False,
+        )
+
+
+def _torch_pair(policies, folder: Path, device: str):
+    """Returns the same two models on torch, through files."""
+    import jax
+    import torch
+    from transformers.utils import logging
+
+    from dera_jax.policies import save_policy
+    from dera_jax.torch_baseline import TorchPair
+
+    logging.disable_progress_bar()
+    folders = [folder / name for name in ("reference", "aligned")]
+    for policy, place in zip(policies, folders, strict=True):
+        save_policy(policy, place)
+    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    if jax.default_backend() != "cpu" and not on_gpu:
+        print(f"note: torch runs on the CPU, JAX on {device}: their ratio compares machines", file=sys.stderr)
+    return TorchPair(*folders, device="cuda" if on_gpu else "cpu")
+
+
+def _torch_wanted(no_torch: bool) -> bool:
+    if not no_torch and find_spec("torch") is None:
+        print("torch is not installed: the comparison with it is left out", file=sys.stderr)
+        return False
+    return not no_torch
+
+
+def _sweep_prompts(spec: str | None, policies, new_tokens: int):
+    from dera_jax import bench
+    from dera_jax.data import ASSETS, SHIPPED, as_prompts, load_prompts
+    from dera_jax.generate import encode_prompts
+
+    if spec is None and (ASSETS / SHIPPED["toy"]).is_file():
+        spec = "toy"
+    prompts = load_prompts(spec, bench.SWEEP_PROMPTS) if spec else as_prompts(OPENINGS)
+    return encode_prompts(policies, prompts, new_tokens)
+
+
+def _chosen(text: str) -> list[str]:
+    sections = text.split(",")
+    for section in sections:
+        if section not in SECTIONS:
+            raise ValueError(f"--sections: expected some of {', '.join(SECTIONS)}, got {section!r}")
+    return sections
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"--rows: expected whole numbers, at least 1, with commas between, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def _progress(where: str):
+    return lambda line: print(f"  … {where}: {line}", file=sys.stderr, flush=True)
+
+
+INDENT = " " * 20
+
+
+def _num_parameters(policy) -> int:
+    """Returns how many numbers a policy's parameters are; a shared embedding counts once."""
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(policy.params))
+
+
+def _describe(policies) -> dict:
+    reference, aligned = policies
+    return {
+        "reference": reference.name,
+        "aligned": aligned.name,
+        "parameters": _num_parameters(aligned),
+        "vocab_size": aligned.config.vocab_size,
+        "dtype": aligned.config.dtype,
+        "fingerprints": [policy.fingerprint for policy in policies],
+    }
+
+
+def _title(model: dict) -> str:
+    return (
+        f"{model['reference']} and {model['aligned']}: {model['parameters']:,} parameters each, "
+        f"{model['vocab_size']} words, {model['dtype']}"
+    )
+
+
+def _decode_line(result: dict) -> str:
+    speed = {name: round(figures["median"]) for name, figures in result["tokens_per_second"].items()}
+    first = result["seconds"]["mixed"]["first"]
+    line = (
+        f"decode    {result['rows']:3} rows: mixed {speed['mixed']} tokens/s, single {speed['single']}: "
+        f"{_spread(result['mixed_to_single'])} × single's time; first call, compiling, {first:.1f} s"
+    )
+    if "times_torch" not in result:
+        return line
+    target = f" (target ≥ {result['target']:g})" if result["target"] else ""
+    agreement = result["greedy_agreement"]
+    return (
+        f"{line}\n{INDENT}torch {speed['torch']} tokens/s, {_threads(result)}: "
+        f"ours {_spread(result['times_torch'])} × torch's{target}; "
+        f"greedy tokens agree {agreement['same']}/{agreement['steps']}"
+    )
+
+
+def _overhead_line(result: dict) -> str:
+    whole, forwards = (result["seconds"][name]["median"] * 1e3 for name in ("whole", "forwards"))
+    return (
+        f"overhead  {result['rows']:3} rows: whole {whole:.0f} ms, both models' passes alone {forwards:.0f} ms: "
+        f"{_spread(result['whole_to_forwards'])} × (target ≤ {result['target']:g})"
+    )
+
+
+def _sweep_line(result: dict) -> str:
+    ours, size = result["seconds"]["ours"], (len(result["strengths"]), result["prompts"], result["samples"])
+    line = (
+        f"sweep     {size[0]} strengths × {size[1]} prompts × {size[2]} samples, {result['rows']} rows: "
+        f"{ours['median']:.2f} s; first call, compiling, {ours['first']:.1f} s"
+    )
+    if "times_torch" not in result:
+        return line
+    calls, theirs = result["torch_calls"], result["seconds"]["torch"]["median"]
+    return (
+        f"{line}\n{INDENT}torch loop {theirs:.1f} s, {_threads(result)}, scaled from {calls['timed']} of its "
+        f"{calls['all']} calls: {_spread(result['times_torch'])} × ours (target ≥ {result['target']:g})"
+    )
+
+
+def _threads(result: dict) -> str:
+    chosen = result["torch_threads"]["chosen"]
+    return f"{chosen} thread{'s' * (chosen > 1)}"
+
+
+def _spread(figures: dict) -> str:
+    return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"

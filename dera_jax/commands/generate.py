@@ -1,0 +1,110 @@
+"""Answers one prompt at several strengths, side by side.
+
+  python -m eval.generate --prompt="Once upon a time" --lambda=0,0.5,1,2
+
+All strengths share their random numbers: what differs is the strength.
+"""
+
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+from dera_jax.commands import cli
+from dera_jax.configs import check_count
+
+NARROWEST = 28
+"""Columns of text narrower than this are not read with pleasure."""
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.generate`."""
+    parser = cli.Parser(__doc__, prog="python -m eval.generate")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="what to continue (default: the first shipped prompt)"
+    )
+    parser.add_argument("--chat", action="store_true", help="put the prompt through the chat template")
+    parser.add_argument(
+        "--lambda",
+        dest="lambda_",
+        default="0,0.5,1,2",
+        metavar="STRENGTHS",
+        help="as in eval.sweep (default %(default)s)",
+    )
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="completions at each strength (default %(default)s)",
+    )
+    cli.add_model_options(parser)
+    cli.add_decode_options(parser)
+    args = parser.parse_args(argv)
+    decode = cli.decode_config(args)
+    check_count("--num-samples", args.num_samples)
+
+    from dera_jax.data import load_prompts
+    from dera_jax.policies import load_policies
+    from dera_jax.strengths import format_strength, parse_strengths
+    from dera_jax.sweep import sweep
+
+    aligned = args.aligned.split(",") if args.aligned else None
+    lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
+    if args.prompt is None:
+        prompt = load_prompts("toy", 1)[0]
+    else:
+        prompt = (
+            {"messages": [{"role": "user", "content": args.prompt}]} if args.chat else {"prompt": args.prompt}
+        )
+    rule, _ = cli.load_rule(args.rule)
+    rows = cli.parse_rows(args.rows, len(lambdas) * args.num_samples)
+    cli.announce_devices()
+    policies = load_policies(args.reference, aligned, args.dtype)
+    found = list(
+        sweep(policies, [prompt], lambdas, rows=rows, rule=rule, num_samples=args.num_samples, **vars(decode))
+    )
+    print(f"prompt: {found[0]['prompt']}\n")
+    for sample in range(args.num_samples):
+        texts = {
+            "λ = " + format_strength(strength): next(
+                row for row in found if row["sample"] == sample and _at(row, strength)
+            )
+            for strength in lambdas
+        }
+        print(
+            side_by_side(
+                {name: row["completion"] for name, row in texts.items()}, shutil.get_terminal_size().columns
+            )
+        )
+
+
+def _at(row: dict, strength: tuple[float, ...]) -> bool:
+    from dera_jax.strengths import strength_from_json
+
+    return strength_from_json(row["lambda"]) == strength
+
+
+def side_by_side(texts: dict[str, str], width: int) -> str:
+    """Returns titled texts in as many columns as fit into `width` characters, the rest below."""
+    per_row = max(1, min(len(texts), (width + 3) // (NARROWEST + 3)))
+    column = (width - 3 * (per_row - 1)) // per_row
+    titles = list(texts)
+    blocks = []
+    for start in range(0, len(titles), per_row):
+        names = titles[start : start + per_row]
+        wrapped = [_wrap(texts[name], column) for name in names]
+        height = max(map(len, wrapped))
+        lines = [[name, "─" * column] for name in names]
+        lines = [head + body + [""] * (height - len(body)) for head, body in zip(lines, wrapped, strict=True)]
+        blocks.append(
+            "\n".join(
+                " │ ".join(cell.ljust(column) for cell in row).rstrip() for row in zip(*lines, strict=True)
+            )
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    paragraphs = text.strip().split("\n")
+    return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, width) or [""]]

@@ -1,0 +1,137 @@
+"""Scores what is there already: stored rows, preference pairs, or a model's text under another.
+
+  python -m eval.score RUN --reward=lexicon:FILE            adds a reward to stored rows, no decoding
+  python -m eval.score --pairs=FILE --lambda=0:2:0.5        pairwise accuracy at each strength (Eq. 14)
+  python -m eval.score --models=A,B --prompts=FILE.txt      KL of A against B per token, on given text
+
+Pairs are JSONL with `prompt`, `chosen` and `rejected`. Accuracy is the share of pairs whose chosen
+completion has the larger log π(y|x)/|y|; the implicit reward compares log π(y|x)/π_ref(y|x).
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dera_jax.commands import cli
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.score`."""
+    parser = cli.Parser(__doc__, prog="python -m eval.score")
+    parser.add_argument(
+        "run", nargs="?", type=Path, metavar="RUN", help="a sweep's folder, whose rows get --reward"
+    )
+    parser.add_argument(
+        "--reward",
+        metavar="REWARD[,REWARD…]",
+        help="length:MIN:MAX[:STOP], lexicon:FILE, keywords:a|b, python:module:function",
+    )
+    parser.add_argument(
+        "--pairs", metavar="FILE", help="preference pairs: JSONL or parquet with prompt, chosen, rejected"
+    )
+    parser.add_argument(
+        "--models", metavar="A,B", help="two models whose next-token distributions are compared"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="PROMPTS",
+        help="text for --models; or, with RUN, where the prompts' other fields come from",
+    )
+    parser.add_argument(
+        "--lambda",
+        dest="lambda_",
+        default="0:2:0.5",
+        metavar="STRENGTHS",
+        help="as in eval.sweep (default %(default)s)",
+    )
+    parser.add_argument(
+        "--num-prompts", type=int, metavar="N", help="the first N pairs or prompts (default: all)"
+    )
+    parser.add_argument(
+        "--rows", default="8", metavar="N", help="completions read at a time (default %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="the figures as JSON (--pairs and --models)"
+    )
+    cli.add_model_options(parser)
+    args = parser.parse_args(argv)
+    modes = [mode for mode in ("run", "pairs", "models") if getattr(args, mode)]
+    if len(modes) != 1:
+        raise ValueError("expected one of RUN with --reward, --pairs=FILE, or --models=A,B with --prompts")
+    {"run": _score_run, "pairs": _score_pairs, "models": _score_models}[modes[0]](args)
+
+
+def _score_run(args) -> None:
+    from dera_jax import metrics, plots, results, tables
+    from dera_jax.data import load_prompts
+    from dera_jax.rewards import parse_rewards
+    from dera_jax.stored import judge_run
+
+    if not args.reward:
+        raise ValueError("RUN: expected --reward, what to score its rows with")
+    rewards = parse_rewards(args.reward)
+    columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
+    added = judge_run(args.run, rewards, columns, sys.argv)
+    summaries = metrics.summarize(results.read_rows(args.run))
+    metrics.write_summary_csv(args.run / "summary.csv", summaries)
+    plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png")
+    print(tables.format_table(summaries))
+    print(
+        f"{args.run}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
+    )
+
+
+def _score_pairs(args) -> None:
+    from dera_jax import pairs
+    from dera_jax.strengths import format_strength, parse_strengths
+
+    aligned = args.aligned.split(",") if args.aligned else None
+    lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
+    loaded = pairs.load_pairs(args.pairs, args.num_prompts)
+    policies = _policies(args, aligned)
+    table = pairs.pairwise_accuracy(policies, loaded, lambdas, cli.parse_rows(args.rows, len(loaded)))
+    print(f"{len(loaded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
+    print(f"{'λ':>6}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
+    for strength, accuracy, implicit in table:
+        shown = "           —" if implicit is None else f"{implicit.mean:.3f} ± {implicit.half_width:.3f}"
+        print(
+            f"{format_strength(strength):>6}  {f'{accuracy.mean:.3f} ± {accuracy.half_width:.3f}':>20}  {shown:>20}"
+        )
+    _write(args.out, pairs.as_json(table))
+
+
+def _score_models(args) -> None:
+    from dera_jax.data import load_prompts
+    from dera_jax.divergence import kl_per_token
+    from dera_jax.policies import load_policies
+
+    names = args.models.split(",")
+    if len(names) != 2:
+        raise ValueError(f"--models: expected two models A,B, found {len(names)}")
+    if not args.prompts:
+        raise ValueError("--models: expected --prompts, the text on which to compare them")
+    prompts = load_prompts(args.prompts, args.num_prompts)
+    cli.announce_devices()
+    # The reference is what the divergence is measured against.
+    policies = load_policies(names[1], names[0], args.dtype)
+    found = kl_per_token(policies, prompts, cli.parse_rows(args.rows, len(prompts)))
+    print(
+        f"KL({names[0]} ‖ {names[1]}) = {found.mean:.3g} nats per token [{found.low:.3g}, {found.high:.3g}]"
+    )
+    _write(args.out, {"kl_per_token": vars(found), "models": names, "prompts": len(prompts)})
+
+
+def _policies(args, aligned):
+    from dera_jax.policies import load_policies
+
+    cli.announce_devices()
+    return load_policies(args.reference, aligned, args.dtype)
+
+
+def _write(path: Path | None, figures) -> None:
+    from dera_jax.results import write_json
+
+    if path:
+        write_json(path, figures)
+        print(path)

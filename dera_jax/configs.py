@@ -1,0 +1,82 @@
+"""Settings, validated where they are made. Standard library only."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How completions are drawn. Applied after mixing."""
+
+    max_new_tokens: int = 128
+    """Longest completion, in tokens; ≥ 1."""
+    temperature: float = 1.0
+    """Divides the mixed logits; ≥ 0, and 0 takes the most probable token."""
+    top_k: int | None = None
+    """Number of most probable tokens kept; ≥ 1. None keeps all."""
+    top_p: float | None = None
+    """Smallest set of tokens with at least this probability, in (0, 1]. None keeps all."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion; they are left out of it."""
+    seed: int = 0
+    """Of all randomness; ≥ 0."""
+
+    def __post_init__(self):
+        check_count("max_new_tokens", self.max_new_tokens)
+        check_number("temperature", self.temperature, 0.0, math.inf)
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, 0.0, 1.0)
+            if self.top_p == 0:
+                raise ValueError("top_p: expected a number in (0, 1], got 0")
+        check_count("seed", self.seed, least=0)
+        if not all(self.stop):
+            raise ValueError("stop: expected texts with at least one character, got an empty one")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every training command shares."""
+
+    learning_rate: float = 1e-3
+    """Peak; > 0."""
+    max_steps: int = 100
+    """Optimizer steps; ≥ 1."""
+    batch_size: int = 32
+    """Sequences in a step; ≥ 1."""
+    warmup_ratio: float = 0.05
+    """Share of the steps in which the learning rate rises from 0, in [0, 1)."""
+    lr_scheduler_type: str = "cosine"
+    """constant, linear or cosine: how it falls after the warm-up (cosine and linear to 0)."""
+    weight_decay: float = 0.0
+    """Of AdamW; ≥ 0."""
+    max_grad_norm: float = 1.0
+    """Gradients of a larger global norm are scaled down to it; > 0."""
+    seed: int = 0
+    """Of the data's order and of sampling; ≥ 0."""
+
+    def __post_init__(self):
+        check_number("learning_rate", self.learning_rate, 0.0, math.inf)
+        check_count("max_steps", self.max_steps)
+        check_count("batch_size", self.batch_size)
+        check_number("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        if self.lr_scheduler_type not in ("constant", "linear", "cosine"):
+            raise ValueError(
+                f"lr_scheduler_type: expected constant, linear or cosine, got {self.lr_scheduler_type!r}"
+            )
+        check_number("weight_decay", self.weight_decay, 0.0, math.inf)
+        check_number("max_grad_norm", self.max_grad_norm, 0.0, math.inf)
+        check_count("seed", self.seed, least=0)
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raises ValueError unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a whole number, at least {least}, got {value!r}")
+
+
+def check_number(name: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError unless `value` is finite and in [low, high]."""
+    if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")

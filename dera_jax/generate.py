@@ -1,0 +1,324 @@
+"""The loop on the host: cells in, completions out.
+
+A cell is one completion to make: a prompt, a strength, a sample. Cells wait in a queue; a batch has
+a fixed number of slots; after every chunk of steps the finished rows are taken out and their slots
+are given to the next cells. Prompts are prefilled when their first cell's turn comes.
+"""
+
+import time
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dera_jax import decode, tokenizer
+from dera_jax.configs import DecodeConfig
+from dera_jax.data import Prompt, as_prompts
+from dera_jax.policies import Policy
+from dera_jax.realign import linear_rule, strength_weights
+from dera_jax.sampling import Sampling
+from dera_jax.strengths import Strength
+
+CHUNK = 16
+"""Steps between two looks at which rows have ended: a row idles half as many on average."""
+POOL = 8
+"""Prefilled prompts kept at a time."""
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as each model reads it."""
+
+    prompt: Prompt
+    tokens: tuple[tuple[int, ...], ...]
+    """Ids, for each model."""
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Slots that the prompt, without its last token, takes in each model's cache."""
+        return tuple(tokenizer.bucket_length(len(ids) - 1) for ids in self.tokens)
+
+    @property
+    def id(self) -> int | str:
+        """The prompt's id."""
+        return self.prompt.prompt_id
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One completion to make."""
+
+    prompt: EncodedPrompt
+    sample: int
+    lambda_: Strength
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion with the figures of each of its tokens, in nats."""
+
+    cell: Cell
+    tokens: list[int]
+    """EOS included."""
+    text: str
+    finish_reason: str
+    """eos, stop or length."""
+    logprobs: np.ndarray
+    model_logprobs: np.ndarray
+    """[tokens, models]"""
+    sampling_logprobs: np.ndarray
+    kl_to_reference: np.ndarray
+    log_normalizers: np.ndarray | None
+
+    @property
+    def length(self) -> int:
+        """Tokens without EOS."""
+        return len(self.tokens) - (self.finish_reason == "eos")
+
+
+def encode_prompts(
+    policies: Sequence[Policy], prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[EncodedPrompt]:
+    """Returns prompts as ids. Without a chat template of its own a model reads the other's text.
+
+    Raises:
+      ValueError: an empty prompt, or one too long for a model's context; with its id.
+    """
+    encoded = []
+    for prompt in prompts:
+        try:
+            # All models read the same text: the aligned model's chat template, else the reference's.
+            templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
+            ids = tuple(
+                tokenizer.encode_prompt(templated.tokenizer, prompt.text, prompt.messages, prompt.prefix)
+            )
+        except ValueError as error:
+            raise ValueError(f"prompt {prompt.prompt_id!r}: {error}") from error
+        for policy in policies:
+            context = policy.config.max_positions
+            if len(ids) + max_new_tokens > context:
+                raise ValueError(
+                    f"prompt {prompt.prompt_id!r}: {len(ids)} tokens and {max_new_tokens} new ones do not fit "
+                    f"the context of {policy.name} ({context} tokens)"
+                )
+        encoded.append(EncodedPrompt(prompt, (ids,) * len(policies)))
+    return encoded
+
+
+def generate(
+    policies: Sequence[Policy],
+    prompts: Sequence[str | Prompt],
+    lambda_: float | Strength = 0.7,
+    *,
+    num_samples: int = 1,
+    rows: int = 32,
+    rule: decode.Rule = linear_rule,
+    **settings,
+) -> list[Completion]:
+    """Returns completions of `prompts` by the policy realigned at `lambda_`, prompt by prompt.
+
+    Args:
+      policies: of `load_policies`, the reference first.
+      lambda_: strength; a tuple for several aligned models.
+      num_samples: completions of each prompt.
+      rows: of a batch.
+      settings: fields of `DecodeConfig`, such as max_new_tokens and temperature.
+    """
+    config = DecodeConfig(**settings)
+    strength = lambda_ if isinstance(lambda_, tuple) else (float(lambda_),)
+    encoded = encode_prompts(policies, as_prompts(prompts), config.max_new_tokens)
+    cells = [Cell(prompt, sample, strength) for prompt in encoded for sample in range(num_samples)]
+    finished = {(c.cell.prompt.id, c.cell.sample): c for c in complete(policies, cells, config, rows, rule)}
+    return [finished[cell.prompt.id, cell.sample] for cell in cells]
+
+
+def complete(
+    policies: Sequence[Policy],
+    cells: Sequence[Cell],
+    config: DecodeConfig,
+    rows: int,
+    rule: decode.Rule = linear_rule,
+) -> Iterator[Completion]:
+    """Yields the completion of every cell as it ends. The models take weights (1 − Σλ, λ…)."""
+    # Prompts of one bucket run together; sorting keeps the order within.
+    for _, group in groupby(sorted(cells, key=_buckets), key=_buckets):
+        yield from _Batch(policies, list(group), config, rows, rule).run()
+
+
+def warm_up(
+    policies: Sequence[Policy],
+    cell: Cell,
+    config: DecodeConfig,
+    rows: int,
+    rule: decode.Rule = linear_rule,
+) -> tuple[float, float]:
+    """Compiles what `complete` will run for prompts like the cell's.
+
+    Returns:
+      The seconds that compiling took, and the seconds of one step of a full batch after that.
+    """
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        batch = _Batch(policies, [cell] * rows, config, rows, rule)
+        batch.fill()
+        batch.run_chunk()
+        seconds.append(time.perf_counter() - start)
+    return seconds[0] - seconds[1], seconds[1] / CHUNK
+
+
+def _buckets(cell: Cell) -> tuple[int, ...]:
+    return cell.prompt.buckets
+
+
+@dataclass
+class _Slot:
+    """A row at work."""
+
+    cell: Cell
+    tokens: list[int] = field(default_factory=list)
+    drawn: list[decode.Drawn] = field(default_factory=list)
+    """Of each chunk, this row's column."""
+
+
+class _Batch:
+    """Slots, the queue of cells that wait for one, and the state on the device."""
+
+    def __init__(self, policies, cells, config, rows, rule):
+        self.policies, self.config, self.rule, self.rows = policies, config, rule, rows
+        self.configs = tuple(policy.config for policy in policies)
+        self.params = tuple(policy.params for policy in policies)
+        self.queue: deque[Cell] = deque(cells)
+        self.slots: list[_Slot | None] = [None] * rows
+        self.pool: OrderedDict[int | str, decode.Prefilled] = OrderedDict()
+        self.key = jax.random.key(config.seed)
+        self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p)
+        self.eos_ids = {i for policy in policies for i in policy.eos_ids}
+        self.eos = jnp.array(sorted(self.eos_ids), jnp.int32)
+        first = self._prefilled(cells[0].prompt)
+        self.state = decode.empty_state(first, rows, config.max_new_tokens, self.key, rule)
+
+    def run(self) -> Iterator[Completion]:
+        self.fill()
+        while any(self.slots):
+            yield from self._take_finished(self.run_chunk())
+            self.fill()
+
+    def run_chunk(self) -> decode.Drawn:
+        self.state, drawn = decode.decode_chunk(
+            self.configs, self.params, self.state, self.sampling, self.eos, rule=self.rule, steps=CHUNK
+        )
+        return jax.device_get(drawn)
+
+    def fill(self) -> None:
+        """Gives free slots to waiting cells, those of one prompt together."""
+        free = [number for number, slot in enumerate(self.slots) if slot is None]
+        cells = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
+        for _, group in groupby(zip(free, cells, strict=False), key=lambda pair: pair[1].prompt.id):
+            self._fill_prompt(list(group))
+
+    def _fill_prompt(self, filled: list[tuple[int, Cell]]) -> None:
+        slots = np.full(self.rows, self.rows, np.int32)
+        samples = np.zeros(self.rows, np.uint32)
+        weights = np.zeros((self.rows, len(self.policies)), np.float32)
+        for entry, (slot, cell) in enumerate(filled):
+            slots[entry], samples[entry] = slot, cell.sample
+            weights[entry] = strength_weights(cell.lambda_)
+            self.slots[slot] = _Slot(cell)
+        prompt = filled[0][1].prompt
+        self.state = decode.fill_slots(
+            self.state,
+            self._prefilled(prompt),
+            slots,
+            weights,
+            self.key,
+            np.uint32(zlib.crc32(str(prompt.id).encode())),
+            samples,
+            new_tokens=self.config.max_new_tokens,
+            rule=self.rule,
+        )
+
+    def _prefilled(self, prompt: EncodedPrompt) -> decode.Prefilled:
+        if prompt.id not in self.pool:
+            padded = [
+                tokenizer.pad_left(ids[:-1], bucket)
+                for ids, bucket in zip(prompt.tokens, prompt.buckets, strict=True)
+            ]
+            last = np.array([ids[-1] for ids in prompt.tokens], np.int32)
+            tokens, mask = zip(*padded, strict=True)
+            self.pool[prompt.id] = decode.prefill_prompt(self.configs, self.params, tokens, mask, last)
+            if len(self.pool) > POOL:
+                self.pool.popitem(last=False)
+        return self.pool[prompt.id]
+
+    def _take_finished(self, drawn: decode.Drawn) -> Iterator[Completion]:
+        for number, slot in enumerate(self.slots):
+            if slot is None:
+                continue
+            column = jax.tree.map(lambda a, row=number: a[:, row], drawn)
+            slot.tokens.extend(column.token.tolist())
+            slot.drawn.append(column)
+            if completion := self._finished(slot):
+                self.slots[number] = None
+                yield completion
+
+    def _finished(self, slot: _Slot) -> Completion | None:
+        """Returns the slot's completion if it has ended: at EOS, a stop text or the longest length."""
+        end, reason, text = self._end(slot)
+        if len(slot.drawn) == 1 or reason:
+            self._check_finite(slot, end)
+        if reason is None:
+            return None
+        column = jax.tree.map(lambda *chunks: np.concatenate(chunks)[:end], *slot.drawn)
+        record = column.record
+        return Completion(
+            cell=slot.cell,
+            tokens=slot.tokens[:end],
+            text=self._text(slot, slot.tokens[: end - (reason == "eos")]) if text is None else text,
+            finish_reason=reason,
+            logprobs=record.logprob,
+            model_logprobs=record.model_logprobs,
+            sampling_logprobs=column.sampling_logprob,
+            kl_to_reference=record.kl_to_reference,
+            log_normalizers=record.log_normalizer,
+        )
+
+    def _end(self, slot: _Slot) -> tuple[int, str | None, str | None]:
+        """Returns the number of tokens kept, why it ended (None: it goes on), and its text if known."""
+        tokens, limit = slot.tokens, self.config.max_new_tokens
+        eos = next((i for i, token in enumerate(tokens[:limit]) if token in self.eos_ids), None)
+        end, reason = (eos + 1, "eos") if eos is not None else (min(len(tokens), limit), None)
+        if self.config.stop and (found := self._find_stop(slot, tokens[: eos if eos is not None else end])):
+            return found[0], "stop", found[1]
+        return end, reason or ("length" if len(tokens) >= limit else None), None
+
+    def _find_stop(self, slot: _Slot, tokens: list[int]) -> tuple[int, str] | None:
+        """Returns the tokens up to the first stop text, and the text before it."""
+        text = self._text(slot, tokens)
+        places = [place for stop in self.config.stop if (place := text.find(stop)) >= 0]
+        if not places:
+            return None
+        cut = min(places)
+        count = next(
+            n for n in range(1, len(tokens) + 1)
+            if any(stop in self._text(slot, tokens[:n]) for stop in self.config.stop)
+        )  # fmt: skip
+        return count, text[:cut]
+
+    def _text(self, slot: _Slot, tokens: list[int]) -> str:
+        return tokenizer.decode_completion(self.policies[-1].tokenizer, slot.cell.prompt.tokens[-1], tokens)
+
+    def _check_finite(self, slot: _Slot, end: int) -> None:
+        logprobs = np.concatenate([column.record.model_logprobs for column in slot.drawn])[:end]
+        if np.isfinite(logprobs).all():
+            return
+        step, model = np.argwhere(~np.isfinite(logprobs))[0]
+        raise ValueError(
+            f"{self.policies[model].name}: logits are not finite at token {step + 1} of the completion of "
+            f"prompt {slot.cell.prompt.id!r}"
+        )

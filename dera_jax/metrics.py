@@ -1,0 +1,319 @@
+"""Rows to numbers: means with intervals over prompts, differences from λ = 1, effective sample sizes.
+
+Completions of one prompt resemble each other, so intervals come from drawing prompts, not
+completions, with replacement. All strengths share prompts and noise, so a difference of two
+strengths is far better known than either mean: it is taken pair by pair.
+"""
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from dera_jax.results import write_text
+from dera_jax.strengths import format_strength, strength_from_json
+
+LEVEL = 0.95
+"""Coverage of all intervals."""
+
+ENDED = ("eos", "stop")
+"""Finish reasons of completions that were not cut off."""
+
+FEW_ENDED = 0.5
+SMALL_ESS = 0.1
+"""Shares below which a summary comes with a warning."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval over prompts."""
+
+    mean: float
+    low: float
+    """NaN if there is one prompt only: its completions say nothing about others."""
+    high: float
+    """NaN likewise."""
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the completions at one strength show."""
+
+    lambda_: tuple[float, ...]
+    """Strength of each aligned model."""
+    beta: float | None
+    """KL strength of the aligned model; None if unknown."""
+    beta_effective: float | None
+    """β/λ, ∞ at λ = 0; None if β is unknown, λ < 0 or there are several aligned models."""
+    n: int
+    """Completions."""
+    prompts: int
+    rewards: dict[str, Estimate]
+    """Of each reward, over the completions that it gave a number for."""
+    scored: dict[str, int]
+    """Completions that each reward gave a number for."""
+    reward_differences: dict[str, Estimate]
+    """Reward less that at λ = 1 of the same prompt and sample; empty at λ = 1 and without it."""
+    kl_to_reference: Estimate
+    """Per completion, in nats."""
+    length: Estimate
+    """In tokens."""
+    log_ratio: Estimate | None
+    """log π_aligned/π_reference of the completions drawn, in nats; None with several aligned models."""
+    ended: float
+    """Share of completions that were not cut off, in [0, 1]."""
+    ess: float | None
+    """Effective share of completions as samples of the sequence-level mixture (Eq. 5), in (0, 1].
+
+    The mean over prompts of their effective sample size over their number of completions ended by
+    EOS, which it cannot fall below one of; prompts with one are left out. None without weights.
+    """
+    tokens: int
+    """Drawn in all."""
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean when whole groups are drawn with replacement.
+
+    A resample's mean is  Σ_g c_g S_g / Σ_g c_g n_g,  group g drawn c_g times, with sum S_g and n_g
+    values. (NaN, NaN) if there is one group only.
+
+    Args:
+      values: at least one, finite.
+      groups: of each value: its prompt.
+      resamples: number of resamples.
+      seed: of the draws; the same for equal arguments.
+    """
+    values = np.asarray(values, np.float64)
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    if len(numbers) < 2:
+        return math.nan, math.nan
+    center = values.mean()
+    # Deviations: equal values then give an interval of no length, whatever the rounding.
+    sums = np.bincount(index, values - center)
+    sizes = np.bincount(index).astype(np.float64)
+    counts = _resample_counts(len(numbers), resamples, seed)
+    means = center + (counts @ sums) / (counts @ sizes)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _resample_counts(groups: int, resamples: int, seed: int) -> np.ndarray:
+    """Returns how often each group is drawn: [resamples, groups]. The same few serve a whole sweep."""
+    draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    return draws.astype(np.float64)
+
+
+def estimate(values: Sequence[float], groups: Sequence[Hashable]) -> Estimate:
+    """Returns the mean of at least one value, with its interval over groups."""
+    return Estimate(float(np.mean(values)), *bootstrap_interval(values, groups))
+
+
+def paired_difference(
+    values: dict[tuple[Hashable, ...], float], base: dict[tuple[Hashable, ...], float]
+) -> Estimate | None:
+    """Returns the mean of `values` less `base` over the keys of both, None if there are none.
+
+    Args:
+      values: by (prompt_id, sample, …).
+      base: likewise, to be subtracted.
+    """
+    keys = [key for key in values if key in base]
+    if not keys:
+        return None
+    return estimate([values[key] - base[key] for key in keys], [key[0] for key in keys])
+
+
+def effective_sample_size(log_weights: Sequence[float] | np.ndarray) -> float:
+    """Returns Kish's effective sample size  (Σ w)² / Σ w²,  from 1 to the number of weights.
+
+    Args:
+      log_weights: log w, in nats, up to a constant; at least one is finite, the others finite or −∞.
+
+    >>> effective_sample_size([-1000.0, -1000.0])
+    2.0
+    """
+    log_weights = np.asarray(log_weights, np.float64)
+    w = np.exp(log_weights - log_weights.max())
+    return float(w.sum() ** 2 / (w**2).sum())
+
+
+def effective_sample_share(rows: Sequence[dict]) -> float | None:
+    """Returns `Summary.ess` of rows of one strength.
+
+    Weights are known up to a constant of the prompt, so they compare within a prompt only.
+    """
+    by_prompt = defaultdict(list)
+    for row in rows:
+        if row["finish_reason"] == "eos" and row["log_normalizer"] is not None:
+            log_weight = row["logprob"] + row["log_normalizer"] - row["sampling_logprob"]
+            by_prompt[row["prompt_id"]].append(log_weight)
+    shares = [
+        effective_sample_size(weights) / len(weights) for weights in by_prompt.values() if len(weights) > 1
+    ]
+    return float(np.mean(shares)) if shares else None
+
+
+def summarize(rows: Sequence[dict]) -> list[Summary]:
+    """Returns a summary of each strength in `rows` (see `results`), in increasing order."""
+    by_strength = defaultdict(list)
+    for row in rows:
+        by_strength[strength_from_json(row["lambda"])].append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
+    aligned = {name: _rewards(by_strength.get((1.0,), []), name) for name in names}
+    return [_summarize_strength(lambda_, by_strength[lambda_], aligned) for lambda_ in sorted(by_strength)]
+
+
+def _summarize_strength(lambda_: tuple[float, ...], rows: list[dict], aligned: dict[str, dict]) -> Summary:
+    """Returns the summary of one strength; `aligned` holds the values of each reward at λ = 1."""
+    prompts = [row["prompt_id"] for row in rows]
+    beta = _beta(rows)
+    values = {name: found for name in aligned if (found := _rewards(rows, name))}
+    differences = {}
+    if lambda_ != (1.0,):
+        differences = {name: paired_difference(found, aligned[name]) for name, found in values.items()}
+    log_ratios = [_log_ratio(row) for row in rows]
+    return Summary(
+        lambda_=lambda_,
+        beta=beta,
+        beta_effective=_beta_effective(beta, lambda_),
+        n=len(rows),
+        prompts=len(set(prompts)),
+        rewards={
+            name: estimate(list(found.values()), [key[0] for key in found]) for name, found in values.items()
+        },
+        scored={name: len(found) for name, found in values.items()},
+        reward_differences={name: difference for name, difference in differences.items() if difference},
+        kl_to_reference=estimate([row["kl_to_reference"] for row in rows], prompts),
+        length=estimate([row["length"] for row in rows], prompts),
+        log_ratio=None if None in log_ratios else estimate(log_ratios, prompts),
+        ended=float(np.mean([row["finish_reason"] in ENDED for row in rows])),
+        ess=effective_sample_share(rows),
+        tokens=sum(len(row["tokens"]) for row in rows),
+    )
+
+
+def _rewards(rows: list[dict], name: str) -> dict[tuple[Hashable, ...], float]:
+    """Returns the numbers one reward gave, by (prompt_id, sample, turn)."""
+    return {
+        (row["prompt_id"], row["sample"], row.get("turn")): row["rewards"][name]
+        for row in rows
+        if row["rewards"].get(name) is not None
+    }
+
+
+def _log_ratio(row: dict) -> float | None:
+    aligned = row["aligned_logprob"]
+    if isinstance(aligned, list):
+        if len(aligned) != 1:
+            return None
+        aligned = aligned[0]
+    return aligned - row["reference_logprob"]
+
+
+def _beta(rows: list[dict]) -> float | None:
+    betas = {row["beta"] for row in rows if not isinstance(row["beta"], list)}
+    return betas.pop() if len(betas) == 1 else None
+
+
+def _beta_effective(beta: float | None, lambda_: tuple[float, ...]) -> float | None:
+    if beta is None or len(lambda_) != 1 or lambda_[0] < 0:
+        return None
+    return beta / lambda_[0] if lambda_[0] else math.inf
+
+
+def warnings_of(summaries: Sequence[Summary]) -> list[str]:
+    """Returns one line for each thing about the summaries that a reader could be misled by."""
+    return [
+        f"λ = {format_strength(summary.lambda_)}: {line}"
+        for summary in summaries
+        for line in _warnings(summary)
+    ]
+
+
+def _warnings(summary: Summary) -> list[str]:
+    lines = []
+    if summary.ended < FEW_ENDED:
+        lines.append(
+            f"only {summary.ended:.0%} of completions ended, the others were cut off (--max-new-tokens)"
+        )
+    if summary.ess is not None and summary.ess < SMALL_ESS:
+        lines.append(
+            f"effective sample size is {summary.ess:.0%} of the completions: "
+            "estimates weighted to the sequence-level mixture are unreliable"
+        )
+    for name, scored in summary.scored.items():
+        if scored < summary.n:
+            lines.append(f"reward {name} gave no number for {summary.n - scored} of {summary.n} completions")
+    return lines
+
+
+def reduce_to_csv_rows(summaries: Sequence[Summary]) -> list[dict]:
+    """Returns one flat dict per strength, all with the same columns; what is unknown is ""."""
+    names = dict.fromkeys(name for summary in summaries for name in summary.rewards)
+    rows = []
+    for summary in summaries:
+        row = {
+            "lambda": format_strength(summary.lambda_),
+            "beta": summary.beta,
+            "beta_over_lambda": summary.beta_effective,
+            "n": summary.n,
+            "prompts": summary.prompts,
+        }
+        for name in names:
+            row |= _columns(f"reward_{name}", summary.rewards.get(name))
+            row |= _columns(f"reward_{name}_minus_aligned", summary.reward_differences.get(name))
+            row[f"reward_{name}_n"] = summary.scored.get(name, 0)
+        row |= _columns("kl_to_reference", summary.kl_to_reference)
+        row |= _columns("length", summary.length)
+        row |= _columns("log_ratio", summary.log_ratio)
+        row |= {"ended": summary.ended, "effective_sample_share": summary.ess, "tokens": summary.tokens}
+        row["warning"] = "; ".join(_warnings(summary))
+        rows.append({column: _cell(value) for column, value in row.items()})
+    return rows
+
+
+def _columns(name: str, value: Estimate | None) -> dict:
+    value = value or Estimate(math.nan, math.nan, math.nan)
+    return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _cell(value):
+    """Returns numbers in 6 digits, as text; what is unknown as ""."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def write_summary_csv(path: str | Path, summaries: Sequence[Summary]) -> None:
+    """Writes `reduce_to_csv_rows` as CSV, whole or not at all.
+
+    Raises:
+      ValueError: there are no summaries, or the file cannot be written.
+    """
+    if not summaries:
+        raise ValueError(f"cannot write {path}: there are no rows to summarize")
+    rows = reduce_to_csv_rows(summaries)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,452 @@
+"""Rows and run folders: what a sweep writes, and what metrics, plots and tables read.
+
+A run is a folder. `rows.jsonl` holds one JSON object per completion, `manifest.json` says what the
+run is and how it was made. A row has the fields
+
+  field              unit    meaning
+  prompt_id                  the prompt's `id` (a string), or its number in the file from 0
+  sample                     number of the completion among those of its prompt and strength, from 0
+  seed                       of the run
+  turn                       number of the answer in a conversation, from 0
+  rule                       that turned the models' logits into the logits drawn from
+  lambda                     strength: a number; of several aligned models, a list of them
+  beta                       KL strength of the aligned model, or null if unknown
+  prompt                     text before the completion
+  completion                 text, without EOS and from the stop string on
+  prompt_tokens      ids     of the prompt; a list per model where they differ
+  tokens             ids     of the completion, EOS included
+  length             tokens  of the completion, EOS left out
+  finish_reason              eos, stop (a stop string) or length (cut off)
+  rewards                    {name: number, or null where the reward gave none}
+  logprob            nats    of `tokens` under the realigned model
+  reference_logprob  nats    under the reference
+  aligned_logprob    nats    under the aligned model; of several, a list
+  sampling_logprob   nats    under the distribution drawn from: after temperature and truncation
+  kl_to_reference    nats    Σₜ KL(realigned ‖ reference) of the next token, over the vocabulary
+  log_normalizer     nats    Σₜ log zₜ of the mixture; null for other rules
+
+All sums run over `tokens`; all but `sampling_logprob` are at temperature 1, before truncation.
+exp(logprob + log_normalizer − sampling_logprob) is the weight of a row that ended with EOS when the
+rows of its prompt stand for the mixture of whole responses (Eq. 5) instead of that of tokens (Eq. 6).
+"""
+
+import fcntl
+import gzip
+import json
+import os
+import platform
+import subprocess
+import zlib
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from dera_jax.strengths import format_strength, strength_from_json
+
+FORMAT = 1
+"""Of the manifest; a folder of another format is refused."""
+
+KEY_FIELDS = ("prompt_id", "sample", "lambda")
+"""What a file of rows must have to be one."""
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      ValueError: the file cannot be written (disk full, no such folder, no permission).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text whole or not at all, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, obj) -> None:
+    """Writes indented JSON whole or not at all, as `write_bytes` does."""
+    write_bytes(path, _encode(obj, indent=2) + b"\n")
+
+
+def read_json(path: str | Path):
+    """Returns what a JSON file holds.
+
+    Raises:
+      ValueError: the file cannot be read, or is not JSON.
+    """
+    data = _read(Path(path))
+    try:
+        return _decode(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def _encode(obj, indent: int | None = None) -> bytes:
+    """Returns strict JSON in UTF-8."""
+    text = json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=indent)
+    # Half of a surrogate pair has no UTF-8; the replacement, \ud800, is its JSON escape.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _decode(data: bytes):
+    """Returns what strict JSON says."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        return json.loads(data, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
+
+
+def _read(path: Path) -> bytes:
+    """Returns a file's bytes, uncompressed if its name ends with .gz."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def row_key(row: dict) -> tuple[int | str, int, str]:
+    """Returns what tells a row from the others of its run: (prompt_id, sample, text of λ)."""
+    return row["prompt_id"], row["sample"], format_strength(strength_from_json(row["lambda"]))
+
+
+def sort_rows(rows: list[dict]) -> list[dict]:
+    """Returns the rows by (prompt_id, sample, λ), then turn; numbers come before strings."""
+
+    def order(row):
+        prompt_id = row["prompt_id"]
+        strength = strength_from_json(row["lambda"])
+        return isinstance(prompt_id, str), prompt_id, row["sample"], strength, row.get("turn", 0)
+
+    return sorted(rows, key=order)
+
+
+def read_rows(run: str | Path) -> list[dict]:
+    """Returns the rows of a run, in the order they were written.
+
+    A torn last line, as a killed run leaves it, is left out.
+
+    Args:
+      run: a folder with `rows.jsonl` or `rows.jsonl.gz`, or such a file.
+
+    Raises:
+      ValueError: there is no such file, or another line of it is broken.
+    """
+    path = _rows_file(Path(run))
+    return _parse_rows(_read(path), path)[0]
+
+
+def read_manifest(run: str | Path) -> dict:
+    """Returns the manifest of a run, given as its folder or its file of rows."""
+    run = Path(run)
+    path = (run if run.is_dir() else run.parent) / "manifest.json"
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not {"format", "identity"} <= manifest.keys():
+        raise ValueError(f"{path}: not the manifest of a run: it has no 'format' and 'identity'")
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{path}: expected format {FORMAT}, found {manifest['format']}")
+    return manifest
+
+
+def _rows_file(run: Path) -> Path:
+    if not run.is_dir():
+        return run
+    for name in ("rows.jsonl", "rows.jsonl.gz"):
+        if (run / name).exists():
+            return run / name
+    raise ValueError(f"no run in {run}: expected rows.jsonl or rows.jsonl.gz there")
+
+
+def _parse_rows(data: bytes, path: Path) -> tuple[list[dict], int]:
+    """Returns the rows in `data`, and how many of its bytes they take: less than all if the last is torn."""
+    rows, end = [], 0
+    # Not `splitlines`, which also splits at U+2028 and others inside a string.
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        last = number == len(lines)
+        try:
+            if line or not last:
+                rows.append(_checked(_decode(line)))
+        except ValueError as error:
+            if last:
+                return rows, end
+            raise ValueError(f"{path}:{number}: broken row: {error}") from None
+        end += len(line) + (not last)
+    return rows, end
+
+
+def _checked(row) -> dict:
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, found {type(row).__name__}")
+    missing = [field for field in KEY_FIELDS if field not in row]
+    if missing:
+        raise ValueError(f"no {missing[0]!r} in it")
+    strength_from_json(row["lambda"])
+    return row
+
+
+class RunFolder:
+    """A folder that rows are added to, by one run at a time; a context manager.
+
+    *Identity* is what all rows of a folder share: rows of another identity are refused. *Extent*
+    (strengths, samples, rewards …) may grow from run to run. The manifest:
+
+      {"format": 1, "identity": {…}, "extent": {…}, "provenance": {…},
+       "commands": [{"command": […], "time": …, what differs from `provenance`}, …]}
+
+    `provenance` is that of the run that made the folder, `commands` are all that wrote rows.
+
+    Attributes:
+      rows: all rows so far.
+      keys: their `row_key`s.
+      manifest: as it is on disk.
+    """
+
+    def __init__(self, path: str | Path, identity: dict, provenance: dict):
+        """Names the folder; nothing happens to it before it is entered.
+
+        Args:
+          path: of the folder, made if missing.
+          identity: JSON.
+          provenance: of this run, JSON; see `provenance`.
+        """
+        self.path = Path(path)
+        self.rows: list[dict] = []
+        self.keys: set[tuple[int | str, int, str]] = set()
+        self.manifest: dict = {}
+        # As it comes back from a file, so that (1, 2) equals [1, 2].
+        self._identity = _decode(_encode(identity))
+        self._provenance = provenance
+        self._recorded = False
+        self._lock = self._file = -1
+
+    def __enter__(self) -> "RunFolder":
+        """Locks the folder, reads it and repairs a torn last line.
+
+        Raises:
+          ValueError: another run holds it, it holds another run or other things, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_strangers()
+            self._take_lock()
+            self._open_manifest()
+            self._open_rows()
+        except BaseException as error:
+            self.__exit__()
+            if isinstance(error, OSError):
+                raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        for descriptor in (self._file, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._lock = self._file = -1
+
+    def append(self, rows: list[dict]) -> None:
+        """Adds rows, all of them or none, and returns when they are on disk.
+
+        Raises:
+          ValueError: they cannot be written (disk full), or hold a number that is not finite.
+        """
+        if not rows:
+            return
+        data = _encode_rows(rows)
+        self._record_command()
+        length = os.fstat(self._file).st_size
+        try:
+            _write_all(self._file, data)
+            os.fsync(self._file)
+        except BaseException as error:
+            os.ftruncate(self._file, length)
+            if isinstance(error, OSError):
+                raise ValueError(
+                    f"cannot write {self.path / 'rows.jsonl'}: {error.strerror}; "
+                    "rows so far are kept; rerun the command to complete them"
+                ) from None
+            raise
+        self.rows.extend(rows)
+        self.keys.update(map(row_key, rows))
+
+    def replace_rows(self, rows: list[dict]) -> None:
+        """Puts other rows in the place of all, at once: the same ones with more rewards, say."""
+        data = _encode_rows(rows)
+        self._record_command()
+        write_bytes(self.path / "rows.jsonl", data)
+        # The open file is the one that was replaced.
+        os.close(self._file)
+        self._file = -1
+        self._open_rows()
+
+    def finish(self, extent: dict, extra: dict | None = None) -> None:
+        """Records the extent reached, and whatever else (`extra`: more keys) the manifest shall hold."""
+        self._update_manifest({**(extra or {}), "extent": extent})
+
+    def _refuse_strangers(self) -> None:
+        """Refuses, before anything is written there, a folder with files that no run of ours has made."""
+        if (self.path / "manifest.json").exists():
+            read_manifest(self.path)
+            return
+        for path in self.path.iterdir():
+            if path.name != ".lock" and not (path.name.startswith(".") and path.suffix == ".tmp"):
+                raise ValueError(
+                    f"{self.path} is not empty and holds no run ({path.name}): choose another --out"
+                )
+
+    def _take_lock(self) -> None:
+        # The file stays: removing it would let a third run lock a new one beside the old.
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is writing to {self.path}") from None
+
+    def _open_manifest(self) -> None:
+        if not (self.path / "manifest.json").exists():
+            manifest = {
+                "format": FORMAT,
+                "identity": self._identity,
+                "extent": {},
+                "provenance": self._provenance,
+            }
+            self._update_manifest({**manifest, "commands": []})
+            return
+        self.manifest = read_manifest(self.path)
+        difference = _difference(self.manifest["identity"], self._identity)
+        if difference:
+            raise ValueError(f"{self.path} holds another run: {difference}; choose another --out")
+
+    def _open_rows(self) -> None:
+        path = self.path / "rows.jsonl"
+        if not path.exists() and (self.path / "rows.jsonl.gz").exists():
+            raise ValueError(f"the rows of {self.path} are compressed: run `gunzip {path}.gz` to add to them")
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        data = _read(path)
+        self.rows, length = _parse_rows(data, path)
+        self.keys = set(map(row_key, self.rows))
+        if length < len(data):
+            os.ftruncate(self._file, length)
+        elif data and not data.endswith(b"\n"):
+            # Torn just before the end of the line: the row is whole.
+            _write_all(self._file, b"\n")
+
+    def _record_command(self) -> None:
+        if self._recorded:
+            return
+        first = self.manifest.get("provenance", {})
+        command = {
+            name: value
+            for name, value in self._provenance.items()
+            if name in ("command", "time") or value != first.get(name)
+        }
+        self._update_manifest({"commands": [*self.manifest.get("commands", []), command]})
+        self._recorded = True
+
+    def _update_manifest(self, changes: dict) -> None:
+        manifest = _decode(_encode({**self.manifest, **changes}))
+        if manifest != self.manifest:
+            write_json(self.path / "manifest.json", manifest)
+            self.manifest = manifest
+
+
+def _encode_rows(rows: list[dict]) -> bytes:
+    lines = []
+    for row in rows:
+        try:
+            lines.append(_encode(row) + b"\n")
+        except ValueError:
+            raise ValueError(f"row {row_key(row)} holds a number that is not finite") from None
+    return b"".join(lines)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    while data:
+        # A nearly full disk takes a part and raises at the next call.
+        data = data[os.write(file, data) :]
+
+
+def _difference(there: dict, here: dict, shown: int = 3) -> str:
+    """Returns the first keys that differ with both values, or nothing."""
+    there, here = _flatten(there), _flatten(here)
+    names = [name for name in {**there, **here} if there.get(name, ...) != here.get(name, ...)]
+    parts = [f"{name} is {_short(there, name)} there and {_short(here, name)} here" for name in names[:shown]]
+    more = [f"{len(names) - shown} more"] if len(names) > shown else []
+    return ", ".join(parts + more)
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+    """Returns {"a": {"b": 1}} as {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _short(flat: dict, name: str, width: int = 40) -> str:
+    text = json.dumps(flat[name], ensure_ascii=False) if name in flat else "absent"
+    return text if len(text) <= width else f"{text[: width // 2]}…{text[1 - width // 2 :]}"
+
+
+def provenance(command: list[str], **more) -> dict:
+    """Returns how a result was made: command, git commit, versions, platform, time (UTC).
+
+    Args:
+      command: the words of the command line.
+      **more: JSON to add (device, dtype, hashes of models …).
+    """
+    packages = ("dera_jax", "jax", "jaxlib", "flax", "numpy", "transformers")
+    return {
+        "command": list(command),
+        "git": _git(Path(__file__).resolve().parents[1]),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "platform": platform.platform(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path) -> dict | None:
+    """Returns the commit of the checkout at `root`, and whether tracked files were changed since."""
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", root, *words], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+
+    try:
+        # An installed package may lie inside somebody else's checkout.
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != root:
+            return None
+        commit = git("rev-parse", "HEAD").strip()
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no").strip())}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,152 @@
+"""Logits to a token: temperature, top-k, top-p, greedy, and a draw that rounding does not flip."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+BLOCK = 128
+"""Words drawn from as one in the first stage of a draw."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["temperature", "top_p"],
+    meta_fields=["top_k", "greedy"],
+)
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn from mixed logits. None leaves a step out of the compiled program."""
+
+    # Traced: another value needs no compilation.
+    temperature: float | None = None
+    """Divides the logits; > 0. None is 1."""
+    top_p: float | None = None
+    """Smallest set of words with at least this probability, in (0, 1]; after temperature and top-k."""
+    # Static.
+    top_k: int | None = field(default=None)
+    """Number of most probable words kept; ≥ 1. Words as probable as the last are kept too."""
+    greedy: bool = field(default=False)
+    """Takes the most probable word."""
+
+    @classmethod
+    def create(
+        cls, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    ) -> "Sampling":
+        """Returns the sampling of a command's settings: temperature 0 is greedy, 1 costs nothing."""
+        if temperature == 0:
+            return cls(greedy=True)
+        return cls(
+            temperature=None if temperature == 1 else float(temperature),
+            top_p=None if top_p in (None, 1) else float(top_p),
+            top_k=top_k or None,
+        )
+
+
+def sample(
+    keys: Key[Array, " rows"], logits: Float[Array, "rows vocab"], sampling: Sampling
+) -> tuple[Int[Array, " rows"], Float[Array, " rows"]]:
+    """Returns one word a row and its log-probability, in nats, under the distribution drawn from.
+
+    Args:
+      keys: one per row; a row's draw depends on its own key alone.
+      logits: −inf where a word is forbidden; at least one is finite.
+    """
+    if sampling.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[0])
+    logits = truncate(logits, sampling)
+    blocks = block_log_partition(logits)
+    word = draw(keys, logits, blocks)
+    chosen = jnp.take_along_axis(logits, word[:, None], axis=-1)[:, 0]
+    return word, chosen - jax.nn.logsumexp(blocks, axis=-1)
+
+
+def truncate(logits: Float[Array, "rows vocab"], sampling: Sampling) -> Float[Array, "rows vocab"]:
+    """Returns the logits that tokens are drawn from; words cut off are −inf.
+
+    Temperature first, then top-k, then top-p on what is left, as Hugging Face's `generate` does.
+    """
+    if sampling.temperature is not None:
+        logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        top = jax.lax.top_k(logits, sampling.top_k)[0]
+        threshold = top[:, -1:]
+        if sampling.top_p is not None:
+            threshold = jnp.maximum(threshold, _nucleus_of_sorted(top, sampling.top_p))
+        return jnp.where(logits >= threshold, logits, -jnp.inf)
+    if sampling.top_p is not None:
+        return jnp.where(logits >= _nucleus_by_bisection(logits, sampling.top_p), logits, -jnp.inf)
+    return logits
+
+
+def _nucleus_of_sorted(top: Float[Array, "rows k"], top_p: float) -> Float[Array, "rows 1"]:
+    """Returns the smallest logit of the nucleus, `top` being sorted from the largest down."""
+    probabilities = jax.nn.softmax(top, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    return jnp.min(jnp.where(before < top_p, top, jnp.inf), axis=-1, keepdims=True)
+
+
+def _nucleus_by_bisection(logits: Float[Array, "rows vocab"], top_p: float) -> Float[Array, "rows 1"]:
+    """Returns a threshold that exactly the nucleus reaches, without sorting the vocabulary.
+
+    The mass at or above a threshold falls as it rises. Bisection keeps `low` where that mass is
+    at least top_p; float32 has 2³² numbers, so 32 halvings of their ordered bit patterns are exact.
+    """
+    probabilities = jax.nn.softmax(logits, axis=-1)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = jnp.sum(
+            jnp.where(probabilities >= middle_value(middle), probabilities, 0), -1, keepdims=True
+        )
+        enough = enough >= top_p
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    def middle_value(bits):
+        # Bit patterns of non-negative floats are ordered as the floats are.
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    rows = logits.shape[0]
+    low = jnp.zeros((rows, 1), jnp.int32)
+    high = jnp.full((rows, 1), 0x3F800001, jnp.int32)  # just above 1.0
+    low, _ = jax.lax.fori_loop(0, 30, halve, (low, high))
+    # The smallest logit kept; at least the largest of all, whatever rounding did to the sum.
+    kept = jnp.where(probabilities >= middle_value(low), logits, jnp.inf)
+    return jnp.minimum(jnp.min(kept, -1, keepdims=True), jnp.max(logits, -1, keepdims=True))
+
+
+def block_log_partition(logits: Float[Array, "rows vocab"]) -> Float[Array, "rows blocks"]:
+    """Returns the logsumexp of each run of `BLOCK` words, the last filled with −inf."""
+    rows, vocab = logits.shape
+    filled = jnp.pad(logits, ((0, 0), (0, -vocab % BLOCK)), constant_values=-jnp.inf)
+    return jax.nn.logsumexp(filled.reshape(rows, -1, BLOCK), axis=-1)
+
+
+def draw(
+    keys: Key[Array, " rows"],
+    logits: Float[Array, "rows vocab"],
+    block_partition: Float[Array, "rows blocks"],
+) -> Int[Array, " rows"]:
+    """Returns one word a row from softmax(logits), by the Gumbel trick in two stages.
+
+    A block is drawn by its logsumexp, then a word in it: blocks + `BLOCK` random numbers a row
+    instead of one per word. The largest of perturbed logits changes only if the two largest are as
+    close as the rounding error, unlike the inverse of a cumulative sum.
+
+    Args:
+      keys: one per row; a row's draw depends on its own key alone.
+      logits: −inf where a word is cut off; at least one is finite.
+      block_partition: `block_log_partition(logits)`.
+    """
+    rows, vocab = logits.shape
+    blocks = block_partition.shape[1]
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (blocks + BLOCK,), jnp.float32))(keys)
+    block = jnp.argmax(block_partition + noise[:, :blocks], axis=-1)
+    words = block[:, None] * BLOCK + jnp.arange(BLOCK)
+    inside = jnp.take_along_axis(logits, jnp.minimum(words, vocab - 1), axis=-1)
+    inside = jnp.where(words < vocab, inside, -jnp.inf)
+    word = jnp.argmax(inside + noise[:, blocks:], axis=-1)
+    return (block * BLOCK + word).astype(jnp.int32)

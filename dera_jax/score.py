@@ -1,0 +1,134 @@
+"""Given completions: their log-probabilities under each model and at every strength, in one pass."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from dera_jax import models
+from dera_jax.batches import Batch, make_batch
+from dera_jax.data import as_prompts
+from dera_jax.measure import TokenRecord, measure
+from dera_jax.policies import Policy
+from dera_jax.realign import mix_logits, strength_weights
+from dera_jax.strengths import Strength
+from dera_jax.tokenizer import encode_completion, encode_prompt
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Figures of one given completion, in nats."""
+
+    tokens: list[int]
+    model_logprobs: np.ndarray
+    """[tokens, models], the reference first."""
+    logprobs: np.ndarray
+    """[strengths, tokens], of the realigned policies."""
+    kl_to_reference: np.ndarray
+    """[strengths, tokens], at each position the completion passes."""
+    log_normalizers: np.ndarray
+    """[strengths, tokens]"""
+
+
+def score(
+    policies: Sequence[Policy],
+    prompts: Sequence,
+    completions: Sequence[str | Sequence[int]],
+    lambdas: Sequence[float | Strength],
+    *,
+    rows: int = 8,
+) -> list[Scored]:
+    """Returns the figures of each completion at each of `lambdas`.
+
+    Args:
+      policies: of `load_policies`, the reference first.
+      prompts: texts or `Prompt`s.
+      completions: one for each prompt: a text, or its token ids (with EOS if it should count).
+      lambdas: strengths.
+      rows: of a batch; logits take rows × tokens × vocabulary × 4 bytes for each model.
+    """
+    tokenizer = policies[-1].tokenizer
+    encoded = [encode_prompt(tokenizer, p.text, p.messages, p.prefix) for p in as_prompts(prompts)]
+    tokens = [
+        encode_completion(tokenizer, prompt, completion) if isinstance(completion, str) else list(completion)
+        for prompt, completion in zip(encoded, completions, strict=True)
+    ]
+    return list(score_tokens(policies, [(ids,) * len(policies) for ids in encoded], tokens, lambdas, rows))
+
+
+def score_tokens(
+    policies: Sequence[Policy],
+    prompts: Sequence[Sequence[Sequence[int]]],
+    completions: Sequence[Sequence[int]],
+    lambdas: Sequence[float | Strength],
+    rows: int,
+) -> Iterator[Scored]:
+    """Yields the figures of each completion; `prompts[i][m]` are the ids that model m reads."""
+    weights = strength_weights([x if isinstance(x, tuple) else (x,) for x in lambdas])
+    configs = tuple(policy.config for policy in policies)
+    params = tuple(policy.params for policy in policies)
+    for start in range(0, len(completions), rows):
+        part = slice(start, start + rows)
+        batches = tuple(
+            make_batch([prompt[m] for prompt in prompts[part]], completions[part], rows)
+            for m in range(len(policies))
+        )
+        record = jax.device_get(score_batch(configs, params, batches, weights))
+        for row, ids in enumerate(completions[part]):
+            end = len(ids)
+            yield Scored(
+                tokens=list(ids),
+                model_logprobs=record.model_logprobs[0, row, :end],
+                logprobs=record.logprob[:, row, :end],
+                kl_to_reference=record.kl_to_reference[:, row, :end],
+                log_normalizers=record.log_normalizer[:, row, :end],
+            )
+
+
+@partial(jax.jit, static_argnames="configs")
+def score_batch(
+    configs: tuple[models.ModelConfig, ...],
+    params: Sequence[PyTree],
+    batches: Sequence[Batch],
+    weights: Float[Array, "strengths models"],
+) -> TokenRecord:
+    """Returns the figures of every completion token, [strengths, rows, completion].
+
+    Args:
+      batches: for each model its own prompts with the same completions.
+      weights: of the models, for each strength.
+    """
+    each = [completion_logits(c, p, b) for c, p, b in zip(configs, params, batches, strict=True)]
+    vocab = min(h.shape[-1] for h in each)
+    logits = jnp.stack([h[..., :vocab].reshape(-1, vocab) for h in each])
+    shape = batches[0].completion_mask.shape
+    token = jnp.asarray(batches[0].completions).reshape(-1)
+
+    def at_strength(strength):
+        everywhere = jnp.broadcast_to(strength, (token.shape[0], *strength.shape))
+        return measure(logits, mix_logits(logits, everywhere), everywhere, token, mixture=True)
+
+    record = jax.lax.map(at_strength, weights)
+    return jax.tree.map(lambda a: a.reshape(a.shape[0], *shape, *a.shape[2:]), record)
+
+
+def completion_logits(
+    config: models.ModelConfig, params: PyTree, batch: Batch
+) -> Float[Array, "rows completion vocab"]:
+    """Returns the logits that each completion token was drawn from."""
+    length = batch.completion_mask.shape[1]
+    # The logits before the first completion token come from the prompt's last.
+    return models.bind(config, params).forward(batch.tokens, batch.mask, last=length + 1)[:, :-1]
+
+
+def completion_logprobs(
+    config: models.ModelConfig, params: PyTree, batch: Batch
+) -> Float[Array, "rows completion"]:
+    """Returns log π(token) of each completion token, 0 where there is none. Differentiable."""
+    logits = completion_logits(config, params, batch)
+    chosen = jnp.take_along_axis(logits, batch.completions[..., None], axis=-1)[..., 0]
+    return jnp.where(batch.completion_mask, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)

@@ -1,0 +1,249 @@
+"""Sweeps: every prompt × sample × strength that is not there yet, decoded, judged and kept."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+
+from dera_jax.configs import DecodeConfig, check_count
+from dera_jax.data import Prompt, as_prompts
+from dera_jax.decode import Rule
+from dera_jax.generate import Cell, Completion, EncodedPrompt, complete, encode_prompts, warm_up
+from dera_jax.policies import Policy
+from dera_jax.realign import linear_rule
+from dera_jax.results import RunFolder, row_key
+from dera_jax.rewards import Reward, parse_rewards
+from dera_jax.stored import judge
+from dera_jax.strengths import Strength, format_strength, strength_to_json, turn_strengths
+
+FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
+"""Finished rows are judged and written when they are this many, or this old."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is to be decoded and judged."""
+
+    policies: tuple[Policy, ...]
+    prompts: tuple[EncodedPrompt, ...]
+    lambdas: tuple[Strength, ...] | None
+    """None: every prompt brings its own."""
+    rewards: tuple[Reward, ...]
+    decode: DecodeConfig
+    num_samples: int = 1
+    rows: int = 32
+    rule: Rule = linear_rule
+    rule_name: str = "linear"
+    beta: float | None = None
+    """KL strength of the aligned model."""
+
+    def __post_init__(self):
+        check_count("num_samples", self.num_samples)
+        for prompt in self.prompts if self.lambdas is None else ():
+            if prompt.prompt.lambda_ is None:
+                raise ValueError(f"prompt {prompt.id!r} has no `lambda`, which --lambda=prompt needs")
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Everything there is to decode, prompt by prompt."""
+        return [
+            Cell(prompt, sample, strength)
+            for prompt in self.prompts
+            for sample in range(self.num_samples)
+            for strength in self._strengths(prompt)
+        ]
+
+    def _strengths(self, prompt: EncodedPrompt) -> tuple[Strength, ...]:
+        if self.lambdas is not None:
+            return self.lambdas
+        # A prompt with one strength per turn: this decodes the first.
+        return turn_strengths(prompt.prompt.lambda_, f"prompt {prompt.id!r}")[:1]
+
+    @property
+    def identity(self) -> dict:
+        """What makes rows comparable: a folder holds rows of one identity."""
+        reference, *aligned = (policy.fingerprint for policy in self.policies)
+        return {
+            "models": {"reference": reference, "aligned": aligned},
+            "rule": self.rule_name,
+            "dtype": self.policies[0].config.dtype,
+            "decode": asdict(self.decode),
+        }
+
+
+def sweep(
+    policies: Sequence[Policy],
+    prompts: Sequence[str | dict | Prompt],
+    lambdas: Sequence[float | Strength] | None,
+    rewards: str | Sequence[Reward] = (),
+    *,
+    out: str | Path | None = None,
+    num_samples: int = 1,
+    rows: int = 32,
+    rule: Rule = linear_rule,
+    beta: float | None = None,
+    **settings,
+) -> Iterator[dict]:
+    """Yields a row for every prompt × sample × strength, those of an earlier run in `out` first.
+
+    Args:
+      policies: of `load_policies`, the reference first.
+      prompts: texts, mappings with the fields of a prompts file, or `Prompt`s.
+      lambdas: strengths, tuples for several aligned models; None takes each prompt's own.
+      rewards: a REWARD argument such as "length:40:60", or `Reward`s.
+      out: folder to keep rows in and to resume from; None keeps nothing.
+      num_samples: completions of each prompt at each strength.
+      rows: of a batch.
+      beta: KL strength of the aligned model, if it does not tell itself.
+      settings: fields of `DecodeConfig`, such as max_new_tokens, temperature and seed.
+
+    Raises:
+      ValueError: bad input; `out` holds another run.
+    """
+    decode = DecodeConfig(**settings)
+    plan = Sweep(
+        policies=tuple(policies),
+        prompts=tuple(encode_prompts(policies, as_prompts(prompts), decode.max_new_tokens)),
+        lambdas=lambdas and tuple(x if isinstance(x, tuple) else (float(x),) for x in lambdas),
+        rewards=parse_rewards(rewards) if isinstance(rewards, str) else tuple(rewards),
+        decode=decode,
+        num_samples=num_samples,
+        rows=rows,
+        rule=rule,
+        rule_name=rule_name(rule),
+        beta=policies[-1].beta if beta is None else beta,
+    )
+    if out is None:
+        yield from run_cells(plan, plan.cells, keep=lambda rows: None)
+        return
+    with RunFolder(out, plan.identity, {}) as folder:
+        yield from run_sweep(plan, folder)
+
+
+def run_sweep(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
+    """Yields the rows of `plan` that `folder` has, then the missing ones as they are written to it."""
+    check_same_prompts(plan, folder.rows)
+    if judge_missing(plan, folder.rows):
+        folder.replace_rows(folder.rows)
+    wanted = {cell_key(cell): cell for cell in plan.cells}
+    yield from (row for row in folder.rows if row_key(row) in wanted)
+    missing = [cell for key, cell in wanted.items() if key not in folder.keys]
+    yield from run_cells(plan, missing, folder.append)
+
+
+def run_cells(plan: Sweep, cells: Sequence[Cell], keep: Callable[[list[dict]], None]) -> Iterator[dict]:
+    """Decodes and judges `cells`, yielding rows after `keep` has taken them."""
+    pending: list[dict] = []
+    written = time.monotonic()
+
+    def flush() -> list[dict]:
+        nonlocal pending, written
+        rows, pending, written = pending, [], time.monotonic()
+        try:
+            judge_missing(plan, rows)
+        finally:
+            # A reward that fails loses no row: a rerun judges those that lack it.
+            keep(rows)
+        return rows
+
+    completions = complete(plan.policies, cells, plan.decode, plan.rows, plan.rule)
+    try:
+        for completion in completions:
+            pending.append(make_row(plan, completion))
+            if len(pending) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_SECONDS:
+                yield from flush()
+        yield from flush()
+    finally:
+        # Interrupted: what has ended is kept.
+        if pending:
+            keep(pending)
+
+
+def make_row(plan: Sweep, completion: Completion) -> dict:
+    """Returns the row of a completion, not yet judged."""
+    prompt, tokens = completion.cell.prompt.prompt, completion.cell.prompt.tokens
+    reference, *aligned = (float(x) for x in completion.model_logprobs.sum(axis=0, dtype="float64"))
+    return {
+        "prompt_id": prompt.prompt_id,
+        "sample": completion.cell.sample,
+        "seed": plan.decode.seed,
+        "turn": 0,
+        "rule": plan.rule_name,
+        "lambda": strength_to_json(completion.cell.lambda_),
+        "beta": plan.beta,
+        "prompt": prompt_text(prompt),
+        "completion": completion.text,
+        "prompt_tokens": list(tokens[0]) if len(set(tokens)) == 1 else [list(ids) for ids in tokens],
+        "tokens": completion.tokens,
+        "length": completion.length,
+        "finish_reason": completion.finish_reason,
+        "rewards": {},
+        "logprob": _total(completion.logprobs),
+        "reference_logprob": reference,
+        "aligned_logprob": aligned[0] if len(aligned) == 1 else aligned,
+        "sampling_logprob": _total(completion.sampling_logprobs),
+        "kl_to_reference": _total(completion.kl_to_reference),
+        "log_normalizer": None if completion.log_normalizers is None else _total(completion.log_normalizers),
+    }
+
+
+def _total(values) -> float:
+    return float(values.sum(dtype="float64"))
+
+
+def prompt_text(prompt: Prompt) -> str | list[dict]:
+    """Returns what a row keeps of its prompt: the text, or the messages."""
+    return prompt.text + prompt.prefix if prompt.messages is None else list(prompt.messages)
+
+
+def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
+    """Adds to `rows` of the plan's prompts each reward that they lack; returns whether there was any."""
+    prompts = {prompt.id: prompt.prompt for prompt in plan.prompts}
+    tokenizer = plan.policies[-1].tokenizer
+    rows = [row for row in rows if row["prompt_id"] in prompts]
+    columns = {row["prompt_id"]: prompts[row["prompt_id"]].columns for row in rows}
+    return judge(rows, plan.rewards, columns, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
+    """Raises ValueError if a prompt of the plan has another text in the rows that are there."""
+    texts = {prompt.id: prompt_text(prompt.prompt) for prompt in plan.prompts}
+    for row in rows:
+        here = texts.get(row["prompt_id"], row["prompt"])
+        if here != row["prompt"]:
+            raise ValueError(
+                f"the folder holds another run: prompt {row['prompt_id']!r} is {row['prompt']!r:.60} there and "
+                f"{here!r:.60} here; choose another --out"
+            )
+
+
+def cell_key(cell: Cell) -> tuple[int | str, int, str]:
+    """Returns what `row_key` gives for the cell's row."""
+    return cell.prompt.id, cell.sample, format_strength(cell.lambda_)
+
+
+def rule_name(rule: Rule) -> str:
+    """Returns the name that rows carry: linear, or module:function."""
+    return "linear" if rule is linear_rule else f"{rule.__module__}:{rule.__qualname__}"
+
+
+def estimate_seconds(plan: Sweep) -> float:
+    """Returns the seconds that decoding takes if every completion is as long as it may be."""
+    _, step = warm_up(plan.policies, plan.cells[0], plan.decode, plan.rows, plan.rule)
+    return math.ceil(len(plan.cells) / plan.rows) * plan.decode.max_new_tokens * step
+
+
+def memory_bytes(plan: Sweep) -> dict[str, int]:
+    """Returns what a sweep takes on its device: weights, caches and logits, in bytes."""
+    weights = sum(a.nbytes for policy in plan.policies for a in jax.tree.leaves(policy.params))
+    caches = logits = 0
+    for number, policy in enumerate(plan.policies):
+        config = policy.config
+        slots = max(p.buckets[number] for p in plan.prompts) + plan.decode.max_new_tokens
+        each = 2 * config.num_layers * config.num_kv_heads * config.head_dim * slots
+        caches += plan.rows * each * jax.numpy.dtype(config.dtype).itemsize
+        logits += plan.rows * config.vocab_size * 4
+    return {"weights": weights, "caches": caches, "logits": logits}

@@ -1,0 +1,177 @@
+"""Summaries to a table: for the terminal, Markdown or LaTeX."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dera_jax.metrics import Estimate, Summary
+from dera_jax.strengths import format_strength
+
+WIDTH = 100
+"""Columns of a terminal. A wider table is broken into several, each with λ."""
+
+NAME_WIDTH = 20
+"""Columns of a reward's name in a terminal."""
+
+LEGEND = "larger λ = smaller β = weaker regularization"
+
+INTERVALS = "± is half a 95 % interval over prompts"
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{symbol: "\\" + symbol for symbol in "{}$&#_%"},
+}
+
+
+def format_table(
+    summaries: Sequence[Summary], style: str = "terminal", speed: dict[tuple[float, ...], float] | None = None
+) -> str:
+    """Returns a table with a row per strength, without a newline at its end.
+
+    Args:
+      summaries: at least one; see `metrics.summarize`.
+      style: terminal (aligned, at most 100 columns wide), markdown or latex (booktabs).
+      speed: tokens per second at each strength; others show —.
+
+    Raises:
+      ValueError: there are no summaries, or the style is none of these.
+    """
+    styles = {"terminal": _terminal, "markdown": _markdown, "latex": _latex}
+    if style not in styles:
+        raise ValueError(f"--table: expected {', '.join(styles)}, found {style!r}")
+    if not summaries:
+        raise ValueError("there are no rows to show")
+    return styles[style](_columns(summaries, speed))
+
+
+def short_names(names: Sequence[str], width: int = NAME_WIDTH) -> dict[str, str]:
+    """Returns each name, cut to its end where it is longer than `width` and still told from the others.
+
+    >>> short_names(["length:40:60", "python:my_rewards:politeness"])
+    {'length:40:60': 'length:40:60', 'python:my_rewards:politeness': '…_rewards:politeness'}
+    """
+    short = {name: name if len(name) <= width else "…" + name[1 - width :] for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    cells: list[str]
+    is_reward: bool = False
+
+
+def _columns(summaries: Sequence[Summary], speed: dict | None) -> list[_Column]:
+    """Returns the columns, the strengths first."""
+    names = dict.fromkeys(name for summary in summaries for name in summary.rewards)
+    rewards = [
+        _Column(name, _estimates([summary.rewards.get(name) for summary in summaries]), is_reward=True)
+        for name in names
+    ]
+    speeds = (
+        [_Column("tokens/s", [_number(speed.get(summary.lambda_)) for summary in summaries])] if speed else []
+    )
+    return [
+        _Column("λ", _strengths([summary.lambda_ for summary in summaries])),
+        _Column("β/λ", [_number(summary.beta_effective) for summary in summaries]),
+        *rewards,
+        _Column("KL (nats)", _estimates([summary.kl_to_reference for summary in summaries])),
+        _Column("length (tokens)", _estimates([summary.length for summary in summaries])),
+        _Column("ended", [f"{100 * summary.ended:.0f} %" for summary in summaries]),
+        *speeds,
+    ]
+
+
+def _strengths(strengths: Sequence[tuple[float, ...]]) -> list[str]:
+    """Returns strengths in four digits, in all of theirs if some could not be told apart."""
+    short = ["+".join(f"{value:.4g}" for value in strength) for strength in strengths]
+    return short if len(set(short)) == len(short) else [format_strength(strength) for strength in strengths]
+
+
+def _number(value: float | None) -> str:
+    """Returns three digits of a positive number, or what stands for it."""
+    if value is None:
+        return "—"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _estimates(estimates: Sequence[Estimate | None]) -> list[str]:
+    """Returns `mean ± half-width`, in digits that show two of the widest, one more for narrow ones."""
+    known = [estimate for estimate in estimates if estimate is not None]
+    widths = [e.half_width for e in known if e.half_width > 0]
+    if widths:
+        digits = _digits(max(widths), 2)
+        digits = min(max(digits, _digits(min(widths), 1)), digits + 1)
+    else:
+        digits = _digits(max((abs(e.mean) for e in known), default=0.0), 3)
+    return ["—" if e is None else _estimate(e, digits) for e in estimates]
+
+
+def _digits(value: float, significant: int) -> int:
+    """Returns how many digits after the point show so many significant ones of `value`."""
+    if value == 0:
+        return significant
+    return min(max(significant - 1 - math.floor(math.log10(value)), 0), 6)
+
+
+def _estimate(estimate: Estimate, digits: int) -> str:
+    mean = f"{estimate.mean:z.{digits}f}"
+    return mean if math.isnan(estimate.half_width) else f"{mean} ± {estimate.half_width:.{digits}f}"
+
+
+def _terminal(columns: list[_Column]) -> str:
+    names = short_names([column.heading for column in columns if column.is_reward])
+    strengths, *others = [[names.get(column.heading, column.heading), *column.cells] for column in columns]
+    blocks = [[strengths]]
+    for cells in others:
+        if sum(_width(c) + 2 for c in blocks[-1]) + _width(cells) > WIDTH:
+            blocks.append([strengths])
+        blocks[-1].append(cells)
+    uncertain = any("±" in cell for cells in others for cell in cells)
+    legend = f"{LEGEND}; {INTERVALS}" if uncertain else LEGEND
+    return "\n\n".join([*map(_align, blocks), legend])
+
+
+def _width(cells: list[str]) -> int:
+    return max(map(len, cells))
+
+
+def _align(columns: list[list[str]]) -> str:
+    """Returns right-aligned columns with a rule below the headings."""
+    padded = [[cell.rjust(_width(cells)) for cell in cells] for cells in columns]
+    heading, *lines = ["  ".join(line) for line in zip(*padded, strict=True)]
+    rule = "  ".join("─" * _width(cells) for cells in columns)
+    return "\n".join([heading, rule, *lines])
+
+
+def _markdown(columns: list[_Column]) -> str:
+    headings = [f"`{column.heading}`" if column.is_reward else column.heading for column in columns]
+    # A bar ends a cell of a Markdown table even inside code.
+    table = [[heading.replace("|", "\\|") for heading in headings], ["--:"] * len(columns)]
+    table += zip(*(column.cells for column in columns), strict=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
+
+
+def _latex(columns: list[_Column]) -> str:
+    headings = [_latex_heading(column) for column in columns]
+    cells = zip(*(map(_latex_cell, column.cells) for column in columns), strict=True)
+    heading, *lines = [" & ".join(line) + r" \\" for line in [headings, *cells]]
+    begin = r"\begin{tabular}{" + "r" * len(columns) + "}"
+    return "\n".join([begin, r"\toprule", heading, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex_heading(column: _Column) -> str:
+    if column.is_reward:
+        return r"\texttt{" + "".join(_LATEX.get(symbol, symbol) for symbol in column.heading) + "}"
+    return {"λ": r"$\lambda$", "β/λ": r"$\beta/\lambda$"}.get(column.heading, column.heading)
+
+
+def _latex_cell(cell: str) -> str:
+    if cell == "—":
+        return "---"
+    cell = cell.replace(" %", r"\,\%").replace("±", r"\pm").replace("∞", r"\infty")
+    return f"${cell}$"

@@ -1,0 +1,118 @@
+"""Text to token ids and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+CONTEXT = 4
+"""Prompt tokens decoded together with a completion."""
+SMALLEST_BUCKET = 16
+"""Prompts are padded to at least this many tokens."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a Hugging Face folder.
+
+    Raises:
+      ValueError: no tokenizer files, or files that would run code of their own.
+    """
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ValueError(f"{folder}: expected tokenizer files (tokenizer.json), found none")
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the library raises many kinds for one cause: unreadable files
+        raise ValueError(f"{folder}: the tokenizer cannot be read: {_first_line(error)}") from error
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str | None,
+    messages: Sequence[dict] | None = None,
+    prefix: str = "",
+) -> list[int]:
+    """Returns the ids of a prompt, with the special tokens that the tokenizer itself begins with.
+
+    Args:
+      text: a raw prompt; or None where `messages` go through the chat template.
+      prefix: start of the answer, put behind the prompt.
+
+    Raises:
+      ValueError: the prompt has no tokens, or there is no chat template.
+    """
+    if messages is None:
+        tokens = tokenizer(text + prefix).input_ids
+        # Some tokenizers end every text with EOS, which would end the completion before it starts.
+        if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id:
+            tokens = tokens[:-1]
+    elif tokenizer.chat_template is None:
+        raise ValueError("the prompt has `messages`, but the tokenizer has no chat template")
+    else:
+        rendered = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False, trust_remote_code=False
+        )
+        # The template writes the special tokens itself.
+        tokens = tokenizer(rendered + prefix, add_special_tokens=False).input_ids
+    if not tokens:
+        raise ValueError("the prompt is empty: it has no tokens")
+    return list(tokens)
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], text: str) -> list[int]:
+    """Returns the ids of `text` as it continues `prompt`, without EOS."""
+    # Encoded together with the prompt, so that the space between them is kept.
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    together = encode_prompt(tokenizer, before + text)
+    if together[: len(prompt)] == list(prompt):
+        return together[len(prompt) :]
+    # The tokenizer merges across the border.
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def decode_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], completion: Sequence[int]
+) -> str:
+    """Returns the text of `completion` as it continues `prompt`.
+
+    Tokenizers drop the space before the first word of a text, so the completion is decoded behind
+    the last tokens of its prompt.
+    """
+    context = list(prompt[-CONTEXT:])
+    before = tokenizer.decode(context, skip_special_tokens=True)
+    return tokenizer.decode([*context, *completion], skip_special_tokens=True)[len(before) :]
+
+
+def bucket_length(length: int) -> int:
+    """Returns the padded length of a prompt of `length` tokens: the next power of two.
+
+    It depends on the prompt alone, so that its completions do not depend on other prompts.
+    """
+    return max(SMALLEST_BUCKET, 1 << max(length - 1, 0).bit_length())
+
+
+def pad_left(tokens: Sequence[int], bucket: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `tokens` at the end of `bucket` slots, and the mask of real tokens; both [1, bucket]."""
+    padded, mask = np.zeros((1, bucket), np.int32), np.zeros((1, bucket), bool)
+    if tokens:
+        padded[0, -len(tokens) :] = tokens
+        mask[0, -len(tokens) :] = True
+    return padded, mask
+
+
+def check_same_vocabulary(
+    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, names: Sequence[str]
+):
+    """Raises ValueError where two tokenizers give one word different ids."""
+    one, other = first.get_vocab(), second.get_vocab()
+    if one == other:
+        return
+    word = min(one.keys() ^ other.keys() or {w for w in one if one[w] != other[w]})
+    raise ValueError(
+        f"the models have different vocabularies: {word!r} is {one.get(word, 'absent')} in {names[0]} "
+        f"({len(one)} words) and {other.get(word, 'absent')} in {names[1]} ({len(other)} words)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

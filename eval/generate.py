@@ -1,0 +1,6 @@
+"""`python -m eval.generate`; the body is in dera_jax/commands/generate.py."""
+
+from dera_jax.commands.generate import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

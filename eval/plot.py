@@ -1,0 +1,6 @@
+"""`python -m eval.plot`; the body is in dera_jax/commands/plot.py."""
+
+from dera_jax.commands.plot import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,6 @@
+"""`python -m eval.sweep`; the body is in dera_jax/commands/sweep.py."""
+
+from dera_jax.commands.sweep import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

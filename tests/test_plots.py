@@ -1,0 +1,200 @@
+import dataclasses
+import doctest
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dera_jax import tables
+from dera_jax.metrics import Estimate, Summary
+from dera_jax.plots import plot_sweep
+from dera_jax.tables import format_table
+
+POLITE = "python:my_rewards:politeness"
+
+
+def estimate(mean, half_width=0.1):
+    return Estimate(mean, mean - half_width, mean + half_width)
+
+
+def summary(*lambda_, beta=0.1, **more):
+    total = sum(lambda_)
+    known = beta is not None and len(lambda_) == 1 and total >= 0
+    fields = {
+        "lambda_": tuple(map(float, lambda_)),
+        "beta": beta,
+        "beta_effective": (beta / total if total else math.inf) if known else None,
+        "n": 128,
+        "prompts": 64,
+        "rewards": {"length:40:60": estimate(-math.exp(-2 * total), 0.05)},
+        "scored": {"length:40:60": 128},
+        "reward_differences": {},
+        "kl_to_reference": estimate(3 * total**2, 0.2),
+        "length": estimate(50 + 40 * math.exp(-total), 2.0),
+        "log_ratio": estimate(total),
+        "ended": 0.75,
+        "ess": None,
+        "tokens": 9000,
+    }
+    return Summary(**(fields | more))
+
+
+def size(path):
+    """Returns width and height, read from the header of the PNG."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[-8:-4] == b"IEND"
+    return struct.unpack(">II", data[16:24])
+
+
+def pixels(path):
+    import matplotlib.image
+
+    return matplotlib.image.imread(path)
+
+
+def test_doctests():
+    assert doctest.testmod(tables).attempted and not doctest.testmod(tables).failed
+
+
+def test_the_terminal_table_is_aligned():
+    summaries = [
+        summary(0),
+        summary(1 / 6, rewards={}),
+        summary(1),
+        summary(-1, beta=None, length=Estimate(7.0, math.nan, math.nan)),
+    ]
+    table = format_table(summaries, speed={(0.0,): 1234.4, (1.0,): 5.25})
+    lines = table.split("\n")
+    assert lines[0].split("  ")[-1] == "tokens/s"
+    assert len({len(line) for line in lines[:6]}) == 1 and len(lines[0]) <= 100
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[:6]]
+    assert cells[0] == ["λ", "β/λ", "length:40:60", "KL (nats)", "length (tokens)", "ended", "tokens/s"]
+    assert cells[2] == ["0", "∞", "-1.000 ± 0.050", "0.00 ± 0.20", "90.0 ± 2.0", "75 %", "1234"]
+    assert cells[3] == ["0.1667", "0.6", "—", "0.08 ± 0.20", "83.9 ± 2.0", "75 %", "—"]
+    assert cells[4] == ["1", "0.1", "-0.135 ± 0.050", "3.00 ± 0.20", "64.7 ± 2.0", "75 %", "5.25"]
+    assert cells[5] == ["-1", "—", "-7.389 ± 0.050", "3.00 ± 0.20", "7.0", "75 %", "—"]
+    legend = "larger λ = smaller β = weaker regularization; ± is half a 95 % interval over prompts"
+    assert lines[6:] == ["", legend]
+
+
+def test_markdown_and_latex_are_exact():
+    odd = summary(0.5, rewards={"keywords:a_b|50%\\n": estimate(-0.25, 0.125)})
+    assert format_table([odd], "markdown") == (
+        "| λ | β/λ | `keywords:a_b\\|50%\\n` | KL (nats) | length (tokens) | ended |\n"
+        "| --: | --: | --: | --: | --: | --: |\n"
+        "| 0.5 | 0.2 | -0.25 ± 0.12 | 0.75 ± 0.20 | 74.3 ± 2.0 | 75 % |"
+    )
+    assert format_table([odd, summary(0, 0, rewards={})], "latex") == "\n".join(
+        [
+            r"\begin{tabular}{rrrrrr}",
+            r"\toprule",
+            r"$\lambda$ & $\beta/\lambda$ & \texttt{keywords:a\_b|50\%\textbackslash{}n} "
+            r"& KL (nats) & length (tokens) & ended \\",
+            r"\midrule",
+            r"$0.5$ & $0.2$ & $-0.25 \pm 0.12$ & $0.75 \pm 0.20$ & $74.3 \pm 2.0$ & $75\,\%$ \\",
+            r"$0+0$ & --- & --- & $0.00 \pm 0.20$ & $90.0 \pm 2.0$ & $75\,\%$ \\",
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def test_tables_wider_than_a_terminal_are_broken_up():
+    names = [POLITE, "model:runs/reward-model", "lexicon:vader.txt", "slots", "length:40:60"]
+    table = format_table([summary(v, rewards=dict.fromkeys(names, estimate(1.0))) for v in (0, 1)])
+    assert max(map(len, table.split("\n"))) <= 100
+    assert "…_rewards:politeness" in table
+    assert sum(line.startswith("λ") for line in table.split("\n")) == 2
+    for heading in ("slots", "lexicon:vader.txt", "length (tokens)", "ended"):
+        assert table.count(heading) == 1
+
+
+def test_names_and_strengths_stay_distinct_when_shortened():
+    names = ["model:first/a/very/long/path/indeed", "model:other/a/very/long/path/indeed"]
+    table = format_table(
+        [summary(0.30000000000000004, rewards=dict.fromkeys(names, estimate(1.0))), summary(0.3)]
+    )
+    assert all(name in table for name in names)
+    assert "0.30000000000000004" in table
+
+
+def test_tables_refuse_what_they_cannot_show():
+    with pytest.raises(ValueError, match="expected terminal, markdown, latex, found 'html'"):
+        format_table([summary(1)], "html")
+    with pytest.raises(ValueError, match="no rows"):
+        format_table([])
+
+
+GRID = [(a, b) for a in (0, 0.5, 1) for b in (0, 1)]
+TWO = {"length:40:60": estimate(-0.5), POLITE: estimate(0.5)}
+SWEEPS = {
+    "one reward": ([summary(v) for v in (0, 0.5, 1, 2)], (1400, 1140)),
+    "one strength": ([summary(0.7)], (1400, 1140)),
+    "no reward": ([summary(v, rewards={}) for v in (-1, 0, 1)], (1400, 1140)),
+    "no reward, no ratio": ([summary(v, rewards={}, log_ratio=None) for v in (0, 1)], (1400, 600)),
+    "two rewards": ([summary(v, rewards=TWO) for v in (0, 1 / 6, 1, 5, 100)], (2100, 1140)),
+    "unknown beta": ([summary(v, beta=None) for v in (0, 1)], (1400, 1140)),
+    "one prompt": ([summary(v, length=Estimate(9.0, math.nan, math.nan)) for v in (0, 1)], (1400, 1140)),
+    "reward in part": ([summary(0, rewards={}), summary(1)], (1400, 1140)),
+    "odd names": ([summary(v, rewards={"f$x_{$ 汉 |": estimate(v)}) for v in (0, 1)], (1400, 1140)),
+    "two aligned models": ([summary(*v) for v in GRID], (2100, 600)),
+    "no grid": ([summary(0.5, 0.5), summary(1, 0)], (2100, 600)),
+    "three aligned models": ([summary(0, 0, 0), summary(1, 0, 0)], (1400, 1140)),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_has_a_figure(tmp_path, name):
+    summaries, expected = SWEEPS[name]
+    path = tmp_path / "sweep.png"
+    plot_sweep({"toy": summaries}, path)
+    assert size(path) == expected
+    assert [file.name for file in tmp_path.iterdir()] == ["sweep.png"]
+    # Ink, and paper.
+    assert 0.01 < np.mean(pixels(path)[..., :3].min(axis=-1) < 0.9) < 0.7
+
+
+def test_figures_show_their_runs_and_nothing_else(tmp_path):
+    first = [summary(v) for v in (0, 0.5, 1)]
+    moved = [dataclasses.replace(s, length=estimate(s.length.mean / 2)) for s in first]
+
+    def figure(runs):
+        plot_sweep(runs, tmp_path / "x.png")
+        return (tmp_path / "x.png").read_bytes()
+
+    assert figure({"a": first}) == figure({"a": first})
+    assert figure({"a": first}) == figure({"a": first, "empty": []})
+    assert figure({"a": first}) != figure({"a": moved})
+    blue = np.array([0x00, 0x72, 0xB2]) / 255
+    orange = np.array([0xD5, 0x5E, 0x00]) / 255
+    for runs, colors in (({"a": first}, [blue]), ({"a": first, "b": moved}, [blue, orange])):
+        figure(runs)
+        image = pixels(tmp_path / "x.png")[..., :3]
+        for color in (blue, orange):
+            seen = np.sum(np.abs(image - color).max(axis=-1) < 0.01) > 500
+            assert seen == any(color is c for c in colors)
+
+
+def test_figures_refuse_what_they_cannot_show(tmp_path):
+    with pytest.raises(ValueError, match="no rows to plot"):
+        plot_sweep({"a": []}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"different numbers of aligned models: \[1, 2\]"):
+        plot_sweep({"a": [summary(1)], "b": [summary(1, 0)]}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"cannot write .*nowhere/x\.png: No such file or directory"):
+        plot_sweep({"a": [summary(1)]}, tmp_path / "nowhere" / "x.png")
+
+
+def test_figures_and_rows_need_no_jax():
+    """The modules themselves; what the package imports by itself is not theirs."""
+    script = """if True:
+        import sys, types
+        package = types.ModuleType("dera_jax")
+        package.__path__ = ["dera_jax"]
+        sys.modules |= {"dera_jax": package, "jax": None}
+        import dera_jax.plots, dera_jax.tables, dera_jax.metrics, dera_jax.results
+    """
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=True)

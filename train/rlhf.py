@@ -1,0 +1,6 @@
+"""`python -m train.rlhf`; the body is in dera_jax/commands/rlhf.py."""
+
+from dera_jax.commands.rlhf import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,6 @@
+"""`python -m train.sft`; the body is in dera_jax/commands/sft.py."""
+
+from dera_jax.commands.sft import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
