@@ -38,12 +38,12 @@ LEAST_SECONDS = 0.3
 AGREEMENT_STEPS = 16
 """Greedy tokens compared between the two sides."""
 
+# A sweep, and how much of the torch loop is measured; the rest is counted in.
 SWEEP_STRENGTHS = tuple(i / 5 for i in range(11))
 SWEEP_PROMPTS = 8
 SWEEP_SAMPLES = 4
 SWEEP_ROWS = 32
 TIMED_STRENGTHS = 3
-"""Of the sweep's, measured in the torch loop; the rest are counted in."""
 TIMED_PROMPTS = 2
 
 DECODE_TARGETS = {1: 2.0, 32: 3.0}
@@ -53,39 +53,19 @@ OVERHEAD_TARGET = 1.1
 SWEEP_TARGET = 10.0
 """Least ratio to the torch loop."""
 
-SHAPES = {
-    # 15.2 M parameters with the embedding as the head; a head of its own would make them 24.4 M.
-    "15m": {
-        "model_type": "llama",
-        "vocab_size": 32_000,
-        "hidden_size": 288,
-        "intermediate_size": 768,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-    },
-}
-"""Random models: fields of their `config.json`."""
-
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is measured."""
+    """How long each measurement is, and how often it is repeated."""
 
-    rows: tuple[int, ...] = (1, 8, 32)
-    """Completions decoded at a time; ≥ 1."""
     new_tokens: int = 128
     """Of every row; a multiple of `CHUNK`, so that no step is thrown away."""
     repeats: int = 5
     """Turns; ≥ 1."""
 
     def __post_init__(self):
-        for rows in self.rows:
-            check_count("rows", rows)
         check_count("repeats", self.repeats)
         check_count("new_tokens", self.new_tokens)
         if self.new_tokens % CHUNK:
@@ -193,10 +173,6 @@ def complete_all(
     return [tokens[id(cell)] for cell in cells]
 
 
-def _samples(prompt: EncodedPrompt, rows: int, lambda_: tuple[float, ...]) -> list[Cell]:
-    return [Cell(prompt, sample, lambda_) for sample in range(rows)]
-
-
 # Decoding: one model, the mixture, the mixture on torch
 
 
@@ -214,11 +190,12 @@ def bench_decode(
     prompt = make_prompt(policies, new_tokens)
     ids = np.tile(prompt.tokens[0], (rows, 1))
     # One model is a tuple of one, and its weight is 1 − Σλ over no strengths.
-    alone = _samples(EncodedPrompt(prompt.prompt, prompt.tokens[-1:]), rows, ())
-    mixed = _samples(prompt, rows, (LAMBDA,))
+    alone = EncodedPrompt(prompt.prompt, prompt.tokens[-1:])
+    single = [Cell(alone, sample, ()) for sample in range(rows)]
+    mixed = [Cell(prompt, sample, (LAMBDA,)) for sample in range(rows)]
     result: dict[str, Any] = {"model": policies[-1].name, "rows": rows}
     runs = {
-        "single": timed(lambda: complete_all(policies[-1:], alone, rows, new_tokens)),
+        "single": timed(lambda: complete_all(policies[-1:], single, rows, new_tokens)),
         "mixed": timed(lambda: complete_all(policies, mixed, rows, new_tokens)),
     }
     if torch_pair is not None:
@@ -241,7 +218,7 @@ def bench_decode(
 
 def greedy_agreement(policies: Sequence[Policy], prompt: EncodedPrompt, torch_pair) -> dict:
     """Returns how many greedy tokens at `LAMBDA` are the same on both sides before the first other."""
-    (ours,) = complete_all(policies, _samples(prompt, 1, (LAMBDA,)), 1, AGREEMENT_STEPS, temperature=0)
+    (ours,) = complete_all(policies, [Cell(prompt, 0, (LAMBDA,))], 1, AGREEMENT_STEPS, temperature=0)
     ids = np.array([prompt.tokens[0]])
     (theirs,) = torch_pair.generate(ids, LAMBDA, AGREEMENT_STEPS, greedy=True).tolist()
     same = next((i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), len(ours))
@@ -286,13 +263,9 @@ def bench_overhead(
     policies = without_eos(policies)
     prompt = make_prompt(policies, config.new_tokens)
     configs, params = tuple(p.config for p in policies), tuple(p.params for p in policies)
-    eos, sampling = jnp.zeros(0, jnp.int32), Sampling.create()
-
-    def whole(state):
-        return decode.decode_chunk(configs, params, state, sampling, eos, rule=linear_rule, steps=CHUNK)
-
-    def forwards(state):
-        return forward_chunk(configs, params, state, steps=CHUNK)
+    options = {"sampling": Sampling.create(), "eos": jnp.zeros(0, jnp.int32), "rule": linear_rule}
+    whole = partial(decode.decode_chunk, configs, params, steps=CHUNK, **options)
+    forwards = partial(forward_chunk, configs, params, steps=CHUNK)
 
     def measured(chunk) -> float:
         state = jax.block_until_ready(_filled(configs, params, prompt.tokens[0], rows, config.new_tokens))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from dera_jax import models
 from dera_jax.measure import TokenRecord, measure
@@ -68,8 +68,8 @@ class Drawn(NamedTuple):
 def prefill_prompt(
     configs: tuple[models.ModelConfig, ...],
     params: Sequence[PyTree],
-    tokens: Sequence[Int[Array, "1 bucket"]],
-    mask: Sequence[Bool[Array, "1 bucket"]],
+    tokens: Sequence[Int[Array, "1 _bucket"]],
+    mask: Sequence[Bool[Array, "1 _bucket"]],
     last: Int[Array, " models"],
 ) -> Prefilled:
     """Returns the caches of a prompt without its last token, which is fed by the first step.
@@ -111,8 +111,8 @@ def fill_slots(
     slots: Int[Array, " rows"],
     weights: Float[Array, "rows models"],
     key: Key[Array, ""],
-    prompt_hash: Int[Array, ""],
-    samples: Int[Array, " rows"],
+    prompt_hash: UInt32[Array, ""],
+    samples: UInt32[Array, " rows"],
     *,
     new_tokens: int,
     rule: Rule,

@@ -1,17 +1,17 @@
 """Policies: language models ready to decode, from Hugging Face folders and back."""
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models
-from dera_jax.loading import families, hub, tensors
+from dera_jax.loading import families, files, hub, tensors
+from dera_jax.results import write_json
 from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer
 
 TOY = Path(__file__).parent / "assets" / "toy"
@@ -66,28 +66,30 @@ def load_policies(
     return policies
 
 
-def load_policy(model: str, dtype: str = "auto") -> Policy:
+def load_policy(model: str | Path, dtype: str = "auto") -> Policy:
     """Returns the policy of a MODEL argument.
 
     Raises:
       ValueError: files that are missing, broken or of an unsupported kind; weights that are not finite.
     """
-    folder = hub.resolve(model)
+    if dtype not in ("auto", *tensors.DTYPES.values()):
+        raise ValueError(f"dtype: expected auto, {', '.join(tensors.DTYPES.values())}, got {dtype!r}")
+    folder = hub.resolve(str(model))
     raw = families.read_config(folder)
-    found = tensors.list_tensors(folder)
+    config = families.model_config(folder, raw, "float32")
+    stored = _find_params(folder, raw["model_type"], config)
     if dtype == "auto":
-        stored = {tensors.DTYPES.get(t.dtype, t.dtype) for t in found.values()}
-        dtype = stored.pop() if len(stored) == 1 else "float32"
-    config = families.model_config(folder, raw, dtype)
+        dtypes = {tensors.DTYPES[tensor.dtype] for tensor in stored.values()}
+        dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     return Policy(
-        name=model,
+        name=str(model),
         folder=folder,
-        config=config,
-        params=_read_params(folder, raw["model_type"], config, found),
+        config=replace(config, dtype=dtype),
+        params=_read_params(stored, dtype),
         tokenizer=(tokenizer := load_tokenizer(folder)),
         eos_ids=_eos_ids(folder, raw, tokenizer),
         fingerprint=tensors.fingerprint(folder),
-        beta=_read_json(folder / "manifest.json").get("beta"),
+        beta=files.read_object(folder / "manifest.json").get("beta"),
     )
 
 
@@ -108,15 +110,24 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
 
     Args:
       manifest: how the policy was made; written as manifest.json.
+
+    Raises:
+      ValueError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     raw = families.read_config(policy.folder)
-    (folder / "config.json").write_text(json.dumps(raw | {"dtype": policy.config.dtype}, indent=2) + "\n")
-    if (policy.folder / "generation_config.json").is_file():
-        shutil.copyfile(policy.folder / "generation_config.json", folder / "generation_config.json")
-    policy.tokenizer.save_pretrained(folder)
+    generation = files.read_object(policy.folder / "generation_config.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        policy.tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
+    # `torch_dtype` is what older versions of transformers called it.
+    settings = {name: value for name, value in raw.items() if name != "torch_dtype"}
+    write_json(folder / "config.json", settings | {"dtype": policy.config.dtype})
+    if generation:
+        write_json(folder / "generation_config.json", generation)
     if manifest is not None:
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(folder / "manifest.json", manifest)
     tensors.save_tensors(folder / "model.safetensors", named_tensors(policy.params, raw["model_type"]))
 
 
@@ -132,21 +143,32 @@ def named_tensors(params: dict, model_type: str) -> dict[str, jax.Array]:
     return {names[path]: _orient(path, value) for path, value in flat.items()}
 
 
-def _read_params(folder: Path, model_type: str, config, found: dict[str, tensors.Tensor]) -> dict:
+def _find_params(folder: Path, model_type: str, config: models.ModelConfig) -> dict[str, tensors.Tensor]:
+    """Returns the tensor of each of our parameter paths, its kind and shape checked."""
+    listed = tensors.list_tensors(folder)
     shapes = flatten(models.param_shapes(config))
-    params = {}
+    found = {}
     for path, name in families.tensor_names(model_type, list(shapes)).items():
-        if name not in found:
+        if name not in listed:
             raise ValueError(f"{folder}: tensor {name} is missing from the safetensors files")
+        found[path] = tensor = listed[name]
         expected = shapes[path].shape[::-1] if _transposed(path) else shapes[path].shape
-        if found[name].shape != expected:
+        if tensor.shape != expected:
+            raise ValueError(f"{tensor.file}: tensor {name}: expected shape {expected}, found {tensor.shape}")
+        if tensor.dtype not in tensors.DTYPES:
             raise ValueError(
-                f"{found[name].file}: tensor {name}: expected shape {expected}, found {found[name].shape}"
+                f"{tensor.file}: tensor {name}: expected one of {', '.join(tensors.DTYPES)}, "
+                f"found {tensor.dtype}"
             )
-        value = _orient(path, found[name].read()).astype(config.dtype)
-        if not jnp.isfinite(value).all():
-            raise ValueError(f"{found[name].file}: tensor {name} holds NaN or infinite values")
-        params[path] = value
+    return found
+
+
+def _read_params(stored: dict[str, tensors.Tensor], dtype: str) -> dict:
+    params = {}
+    for path, tensor in stored.items():
+        params[path] = _orient(path, tensor.read()).astype(dtype)
+        if not jnp.isfinite(params[path]).all():
+            raise ValueError(f"{tensor.file}: tensor {tensor.name} holds NaN or infinite values as {dtype}")
     return unflatten(params)
 
 
@@ -159,7 +181,7 @@ def _orient(path: str, value: jax.Array) -> jax.Array:
     return value.T if _transposed(path) else value
 
 
-def flatten(params: dict) -> dict[str, jax.Array]:
+def flatten(params: dict) -> dict[str, Any]:
     """Returns nested parameters as one dict with dotted paths."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {".".join(str(key.key) for key in path): value for path, value in leaves}
@@ -180,13 +202,9 @@ def unflatten(flat: dict[str, jax.Array]) -> dict:
 def _eos_ids(folder: Path, raw: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     ids: set[int] = set()
     for value in (
-        _read_json(folder / "generation_config.json").get("eos_token_id"),
+        files.read_object(folder / "generation_config.json").get("eos_token_id"),
         raw.get("eos_token_id"),
         tokenizer.eos_token_id,
     ):
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return tuple(sorted(ids))
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}

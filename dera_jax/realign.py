@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def strength_weights(lambda_: Sequence[float] | np.ndarray) -> np.ndarray:
+def strength_weights(lambda_: Sequence[float] | Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
     """Returns the weight of each policy, the reference first:  w = (1 − Σᵢ λᵢ, λ₁, …, λ_K).
 
     Args:

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 BLOCK = 128
@@ -21,9 +22,9 @@ class Sampling:
     """How tokens are drawn from mixed logits. None leaves a step out of the compiled program."""
 
     # Traced: another value needs no compilation.
-    temperature: float | None = None
+    temperature: ArrayLike | None = None
     """Divides the logits; > 0. None is 1."""
-    top_p: float | None = None
+    top_p: ArrayLike | None = None
     """Smallest set of words with at least this probability, in (0, 1]; after temperature and top-k."""
     # Static.
     top_k: int | None = field(default=None)
@@ -81,14 +82,14 @@ def truncate(logits: Float[Array, "rows vocab"], sampling: Sampling) -> Float[Ar
     return logits
 
 
-def _nucleus_of_sorted(top: Float[Array, "rows k"], top_p: float) -> Float[Array, "rows 1"]:
+def _nucleus_of_sorted(top: Float[Array, "rows k"], top_p: ArrayLike) -> Float[Array, "rows 1"]:
     """Returns the smallest logit of the nucleus, `top` being sorted from the largest down."""
     probabilities = jax.nn.softmax(top, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     return jnp.min(jnp.where(before < top_p, top, jnp.inf), axis=-1, keepdims=True)
 
 
-def _nucleus_by_bisection(logits: Float[Array, "rows vocab"], top_p: float) -> Float[Array, "rows 1"]:
+def _nucleus_by_bisection(logits: Float[Array, "rows vocab"], top_p: ArrayLike) -> Float[Array, "rows 1"]:
     """Returns a threshold that exactly the nucleus reaches, without sorting the vocabulary.
 
     The mass at or above a threshold falls as it rises. Bisection keeps `low` where that mass is

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 CONTEXT = 4
@@ -23,7 +24,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds for one cause: unreadable files
-        raise ValueError(f"{folder}: the tokenizer cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{folder}: the tokenizer cannot be read: {_one_line(error)}") from error
 
 
 def encode_prompt(
@@ -39,7 +40,7 @@ def encode_prompt(
       prefix: start of the answer, put behind the prompt.
 
     Raises:
-      ValueError: the prompt has no tokens, or there is no chat template.
+      ValueError: the prompt has no tokens, or there is no chat template, or it refuses the messages.
     """
     if messages is None:
         tokens = tokenizer(text + prefix).input_ids
@@ -49,9 +50,12 @@ def encode_prompt(
     elif tokenizer.chat_template is None:
         raise ValueError("the prompt has `messages`, but the tokenizer has no chat template")
     else:
-        rendered = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=False, trust_remote_code=False
-        )
+        try:
+            rendered = tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the messages: {_one_line(error)}") from error
         # The template writes the special tokens itself.
         tokens = tokenizer(rendered + prefix, add_special_tokens=False).input_ids
     if not tokens:
@@ -66,8 +70,13 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int],
     together = encode_prompt(tokenizer, before + text)
     if together[: len(prompt)] == list(prompt):
         return together[len(prompt) :]
-    # The tokenizer merges across the border.
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    # The tokenizer merges across the border. Encoded alone, the text would get a space that is not
+    # there; behind a line break it does not.
+    border = tokenizer("\n", add_special_tokens=False).input_ids
+    behind = tokenizer("\n" + text, add_special_tokens=False).input_ids
+    if behind[: len(border)] == border:
+        return behind[len(border) :]
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def decode_completion(
@@ -78,9 +87,13 @@ def decode_completion(
     Tokenizers drop the space before the first word of a text, so the completion is decoded behind
     the last tokens of its prompt.
     """
-    context = list(prompt[-CONTEXT:])
-    before = tokenizer.decode(context, skip_special_tokens=True)
-    return tokenizer.decode([*context, *completion], skip_special_tokens=True)[len(before) :]
+    start = max(len(prompt) - CONTEXT, 0)
+    before = tokenizer.decode(prompt[start:], skip_special_tokens=True)
+    # Half a character would spoil what follows it.
+    while start and before.startswith("\ufffd"):
+        start -= 1
+        before = tokenizer.decode(prompt[start:], skip_special_tokens=True)
+    return tokenizer.decode([*prompt[start:], *completion], skip_special_tokens=True)[len(before) :]
 
 
 def bucket_length(length: int) -> int:
@@ -102,7 +115,7 @@ def pad_left(tokens: Sequence[int], bucket: int) -> tuple[np.ndarray, np.ndarray
 
 def check_same_vocabulary(
     first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, names: Sequence[str]
-):
+) -> None:
     """Raises ValueError where two tokenizers give one word different ids."""
     one, other = first.get_vocab(), second.get_vocab()
     if one == other:
@@ -114,5 +127,5 @@ def check_same_vocabulary(
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -22,16 +22,18 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 256
-"""Prompts that are shipped, and whose openings training does not see."""
+"""Prompts that are shipped; training does not see them."""
 STORIES = 30_000
-"""In the training text."""
+"""Written; those that are too long are left out."""
 VOCABULARY = 512
+LONGEST_PROMPT, LONGEST_COMPLETION = 16, 64
+"""In tokens, with BOS and EOS."""
 CONTEXT = 256
 """Longest text, in tokens."""
 
-SFT = dict(max_steps=1500, batch_size=32, learning_rate=5e-3, max_length=128)
+SFT = dict(max_steps=1000, batch_size=32, learning_rate=5e-3)
 RLHF = dict(
-    reward="length:16:24", beta=0.1, max_steps=100, batch_size=128, num_samples=4, max_new_tokens=112,
+    reward="length:16:24", beta=0.1, max_steps=100, batch_size=128, num_samples=4, max_new_tokens=64,
     learning_rate=1e-3,
 )  # fmt: skip
 
@@ -51,15 +53,16 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("init", "reference", "aligned"):
         shutil.rmtree(work / name, ignore_errors=True)
 
-    say(start, "text")
-    held_out, stories = split_stories(args.seed)
-    write_jsonl(work / "prompts.jsonl", ({"id": f"toy-{i:03}", "prompt": p} for i, p in enumerate(held_out)))
-    write_jsonl(work / "train.jsonl", ({"prompt": p, "completion": c} for p, c in stories))
-
-    say(start, "tokenizer and configuration")
-    tokenizer = train_tokenizer(prompt + completion for prompt, completion in stories)
+    say(start, "text and tokenizer")
+    stories = list(islice(write_stories(args.seed), STORIES))
+    tokenizer = train_tokenizer(opening + continuation for opening, continuation in stories)
     tokenizer.save_pretrained(work / "init")
     llama_config(tokenizer).save_pretrained(work / "init")
+    openings, stories = split_stories([story for story in stories if fits(tokenizer, *story)])
+    held_out, openings = openings[:HELD_OUT], openings[HELD_OUT:]
+    write_jsonl(work / "prompts.jsonl", ({"id": f"toy-{i:03}", "prompt": p} for i, p in enumerate(held_out)))
+    write_jsonl(work / "openings.jsonl", ({"prompt": p} for p in openings))
+    write_jsonl(work / "train.jsonl", ({"prompt": p, "completion": c} for p, c in stories))
 
     say(start, f"reference: {SFT['max_steps']} steps of SFT from random weights")
     train(
@@ -73,7 +76,6 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     say(start, f"aligned: {RLHF['max_steps']} steps of policy gradient with reward {RLHF['reward']}")
-    write_jsonl(work / "openings.jsonl", ({"prompt": p} for p in dict.fromkeys(p for p, _ in stories)))
     train(
         "rlhf",
         model=work / "reference",
@@ -88,13 +90,18 @@ def main(argv: list[str] | None = None) -> None:
     say(start, f"done: {size / 1e6:.1f} MB in {args.out}")
 
 
-def split_stories(seed: int) -> tuple[list[str], list[tuple[str, str]]]:
-    """Returns openings held out, and stories with other openings."""
-    held_out = list(dict.fromkeys(opening for opening, _ in islice(write_stories(seed + 1), 2 * HELD_OUT)))[
-        :HELD_OUT
-    ]
-    kept = (story for story in write_stories(seed) if story[0] not in set(held_out))
-    return held_out, list(islice(kept, STORIES))
+def fits(tokenizer: PreTrainedTokenizerFast, opening: str, continuation: str) -> bool:
+    """Whether a story fits the shape that all batches then have, so that it is compiled once."""
+    prompt, completion = tokenizer([opening, continuation]).input_ids
+    # The completion has EOS where the tokenizer puts BOS.
+    return len(prompt) <= LONGEST_PROMPT and len(completion) <= LONGEST_COMPLETION
+
+
+def split_stories(stories: list[tuple[str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Returns all openings, and the stories without the first `HELD_OUT` of them."""
+    openings = list(dict.fromkeys(opening for opening, _ in stories))
+    held_out = set(openings[:HELD_OUT])
+    return openings, [story for story in stories if story[0] not in held_out]
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -124,12 +131,12 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Returns the toy's architecture: 0.3 million parameters."""
+    """Returns the toy's architecture: 0.2 million parameters."""
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=VOCABULARY,
-        hidden_size=80,
-        intermediate_size=208,
+        hidden_size=64,
+        intermediate_size=176,
         num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=4,

@@ -133,15 +133,15 @@ class Form:
 
 
 FORMS = [
-    Form("{name} the {trade} wakes up early.", (), range(1, 6)),
+    Form("{name} the {trade} wakes up early on {day}.", (), range(1, 6)),
     Form("{name} is the {trade} of {place}.", ("work",), range(1, 6)),
-    Form("It is a {weather} day in {place}. {name} the {trade} goes to the {shop}.", ("work",), range(1, 6)),
+    Form("A {weather} day in {place}. {name} the {trade} goes out.", (), range(1, 6)),
     Form("It is {day}. {name} the {trade} is {feel}.", (), range(1, 6)),
     Form("{name}, the {trade} of {place}, has lost {her} {pet}.", ("search", "found"), range(2, 5)),
     Form("{far} writes a {news} to {name}, the {trade} of {place}.", ("told", "read"), range(1, 5)),
-    Form("It is {day}. The {tool} of {name} the {trade} {fault}.", ("help", "mended"), range(1, 5)),
-    Form("{friend} visits {name}, the {trade} of {place}.", ("talk", "leave"), range(1, 6)),
-    Form("The long {day} of {name} the {trade}:", ("sky", "work", "crowd"), range(5, 8)),
+    Form("On {day} the {tool} of {name} the {trade} {fault}.", ("help", "mended"), range(1, 5)),
+    Form("{friend} visits {name}, the {trade} of {place}.", ("talk", "leave"), range(1, 5)),
+    Form("The long {day} of {name} the {trade}:", ("sky", "work", "crowd"), range(4, 8)),
     Form("How is {name}, the {trade} of {place}?", ("mood", "work"), range(1, 3)),
     Form("What does {name} the {trade} do on {day}?", ("work",), range(1, 4)),
     Form("Who helps {name}, the {trade} of {place}?", ("who", "help"), range(1, 3)),

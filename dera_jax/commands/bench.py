@@ -13,8 +13,9 @@ with its range over the repeats. Without torch its columns are left out.
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,22 @@ from pathlib import Path
 from dera_jax.commands.cli import Parser, announce_devices, command
 
 SECTIONS = ("decode", "overhead", "sweep")
+SHAPES = {
+    # 15.2 M parameters with the embedding as the head; a head of its own would make them 24.4 M.
+    "15m": {
+        "model_type": "llama",
+        "vocab_size": 32_000,
+        "hidden_size": 288,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    },
+}
+"""Random models: fields of their `config.json`."""
+
 OPENINGS = (
     "Once upon a time, there was a little girl named Lily.",
     "One day, a boy named Tom went to the park with his mom.",
@@ -43,7 +60,7 @@ def parser() -> Parser:
     )
     result.add_argument("--aligned", metavar="MODEL")
     result.add_argument(
-        "--shape", choices=("15m", "none"), default="15m", help="random Llama pair beside it (default 15m)"
+        "--shape", choices=(*SHAPES, "none"), default="15m", help="random Llama pair beside it (default 15m)"
     )
     result.add_argument("--rows", default="1,8,32", metavar="N,N…", help="rows of a batch (default 1,8,32)")
     result.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of every row (default 128)")
@@ -61,70 +78,60 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
-    sections = _chosen(args.sections)
-    rows = _counts(args.rows)
+    sections, rows = _chosen(args.sections), _counts(args.rows)
     from dera_jax import bench, results  # here, because --help should not wait for JAX
 
-    config = bench.BenchConfig(rows, args.new_tokens, args.repeats)
+    config = bench.BenchConfig(args.new_tokens, args.repeats)
     device = announce_devices()
     with_torch = _torch_wanted(args.no_torch)
-    settings = {"rows": list(rows), "new_tokens": config.new_tokens, "repeats": config.repeats}
-    report = {
-        **results.provenance(["eval.bench", *(sys.argv[1:] if argv is None else argv)], device=device),
-        "cpu_count": os.cpu_count(),
-        "torch": version("torch") if with_torch else None,
-        "settings": {
-            **settings,
-            "lambda": bench.LAMBDA,
-            "prompt_tokens": bench.PROMPT_TOKENS,
-            "temperature": 1.0,
-        },
-        "models": [],
-        **{section: [] for section in SECTIONS},
-    }
+    words = ["python", "-m", "eval.bench", *(sys.argv[1:] if argv is None else argv)]
+    report = results.provenance(words, device=device, cpu_count=os.cpu_count())
+    report["versions"]["torch"] = version("torch") if with_torch else None
+    report["settings"] = {**asdict(config), "lambda": bench.LAMBDA, "prompt_tokens": bench.PROMPT_TOKENS}
+    report |= {"models": [], **{section: [] for section in sections}}
+    save = partial(results.write_json, args.out, report) if args.out else lambda: None
+    # Before anything is measured: a name that cannot be written is told now, not in ten minutes.
+    save()
     with tempfile.TemporaryDirectory() as folder:
-        for number, (policies, given) in enumerate(_pairs(args, Path(folder))):
+        for number, policies in enumerate(_pairs(args, Path(folder) / "random")):
             report["models"].append(_describe(policies))
-            print(f"\n{_title(report['models'][-1])}")
+            print(f"\n{_title(report['models'][-1])}", flush=True)
             torch_pair = _torch_pair(policies, Path(folder) / str(number), device) if with_torch else None
-            for section in sections:
-                if section == "sweep" and given:
-                    prompts = _sweep_prompts(args.prompts, policies, config.new_tokens)
-                    report[section].append(
-                        bench.bench_sweep(policies, prompts, config, torch_pair, _progress(section))
-                    )
-                    print(_sweep_line(report[section][-1]), flush=True)
-                for count in rows if section != "sweep" else ():
-                    progress = _progress(f"{section}, {count} rows")
-                    report[section].append(_by_rows(section, policies, count, config, torch_pair, progress))
-                    line = _decode_line if section == "decode" else _overhead_line
-                    print(line(report[section][-1]), flush=True)
-            if args.out:
-                # After every pair, so that an interrupted run leaves what it has.
-                results.write_json(args.out, report)
+            # Random models have no language to sweep prompts in.
+            chosen = [section for section in sections if number == 0 or section != "sweep"]
+            for section, result in _measure(chosen, policies, rows, config, torch_pair, args.prompts):
+                report[section].append(result)
+                print(LINES[section](result), flush=True)
+                save()
 
 
-def _by_rows(section, policies, rows, config, torch_pair, progress) -> dict:
+def _measure(sections, policies, rows, config, torch_pair, prompts: str | None) -> Iterator[tuple[str, dict]]:
+    """Yields each measurement of a pair with its section."""
     from dera_jax import bench
 
-    if section == "decode":
-        return bench.bench_decode(policies, rows, config, torch_pair, progress)
-    return bench.bench_overhead(policies, rows, config, progress)
+    for section in sections:
+        if section == "sweep":
+            encoded = _sweep_prompts(prompts, policies, config.new_tokens)
+            yield section, bench.bench_sweep(policies, encoded, config, torch_pair, _progress(section))
+            continue
+        for count in rows:
+            progress = _progress(f"{section}, {count} rows")
+            if section == "decode":
+                yield section, bench.bench_decode(policies, count, config, torch_pair, progress)
+            else:
+                yield section, bench.bench_overhead(policies, count, config, progress)
 
 
-def _pairs(args, folder: Path):
-    """Yields pairs of policies, and whether they were given and so speak a language."""
-    from dera_jax import bench
+def _pairs(args, folder: Path) -> Iterator[tuple]:
+    """Yields the given pair, or the toy, and then the random one."""
+    from dera_jax.bench import random_policies
     from dera_jax.policies import load_policies
 
-    yield load_policies(args.reference, args.aligned), True
+    yield load_policies(args.reference, args.aligned)
     if args.shape != "none":
-        policies = bench.random_policies(folder / "random", bench.SHAPES[args.shape])
-        size = _num_parameters(policies[0]) / 1e6
-        yield (
-            tuple(replace(policy, name=f"random Llama of {size:.1f} M parameters") for policy in policies),
-            False,
-        )
+        policies = random_policies(folder, SHAPES[args.shape])
+        name = f"random Llama of {_num_parameters(policies[0]) / 1e6:.1f} M parameters"
+        yield tuple(replace(policy, name=name) for policy in policies)
 
 
 def _torch_pair(policies, folder: Path, device: str):
@@ -233,7 +240,7 @@ def _decode_line(result: dict) -> str:
 def _overhead_line(result: dict) -> str:
     whole, forwards = (result["seconds"][name]["median"] * 1e3 for name in ("whole", "forwards"))
     return (
-        f"overhead  {result['rows']:3} rows: whole {whole:.0f} ms, both models' passes alone {forwards:.0f} ms: "
+        f"overhead  {result['rows']:3} rows: whole {whole:.0f} ms, both models' passes {forwards:.0f} ms: "
         f"{_spread(result['whole_to_forwards'])} × (target ≤ {result['target']:g})"
     )
 
@@ -260,3 +267,6 @@ def _threads(result: dict) -> str:
 
 def _spread(figures: dict) -> str:
     return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"
+
+
+LINES = {"decode": _decode_line, "overhead": _overhead_line, "sweep": _sweep_line}

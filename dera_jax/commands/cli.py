@@ -1,9 +1,9 @@
 """What all commands share: one-line errors, option names, the model and decoding options, the device line."""
 
 import argparse
+import difflib
 import glob
 import importlib
-import json
 import os
 import re
 import sys
@@ -13,24 +13,43 @@ from pathlib import Path
 from typing import NoReturn
 
 from dera_jax.configs import DecodeConfig
+from dera_jax.results import read_json
+from dera_jax.rewards import KNOWN
+
+REWARDS = ", ".join(form for _, form in KNOWN.values())
+"""How rewards are written."""
 
 HABITS = {
-    "--model-name-or-path": "--model",
+    "--model": "--reference and --aligned",
+    "--model-name-or-path": "--model|--reference and --aligned",
+    "--base-model": "--reference",
     "--ref-model": "--reference",
     "--reference-model": "--reference",
     "--sft-model": "--reference",
     "--aligned-model": "--aligned",
     "--output-dir": "--out",
     "--output": "--out",
+    "--dataset": "--prompts|--data",
+    "--dataset-name": "--prompts|--data",
+    "--data": "--prompts",
+    "--prompts": "--prompt",
+    "--prompt": "--prompts",
+    "--strength": "--lambda",
+    "--strengths": "--lambda",
     "--lambdas": "--lambda",
-    "--max-tokens": "--max-new-tokens",
+    "--rewards": "--reward",
+    "--max-tokens": "--max-new-tokens|--max-length",
     "--max-length": "--max-new-tokens",
     "--n": "--num-samples",
+    "--num-return-sequences": "--num-samples",
+    "--num-generations": "--num-samples",
+    "--batch-size": "--rows",
+    "--per-device-train-batch-size": "--batch-size",
     "--kl-coef": "--beta",
     "--num-train-steps": "--max-steps",
     "--lr": "--learning-rate",
 }
-"""Names of other tools and what we call the same thing, for a hint in the error."""
+"""Names of other tools and what we call the same thing; of alternatives, the first that a command has."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,28 +64,39 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args=None, namespace=None):
-        return super().parse_args(_normalize(sys.argv[1:] if args is None else list(args)), namespace)
+        words = _normalize(sys.argv[1:] if args is None else list(args))
+        # Before argparse misses a required option that is there under another name.
+        for name in (word.partition("=")[0] for word in words):
+            if name.startswith("--") and name != "--" and name not in self._option_string_actions:
+                self.error(self.unknown(name))
+        return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        for name in re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else ():
-            ours = HABITS.get(name) or ("--reference and --aligned" if name == "--model" else None)
-            if ours:
-                message = f"unknown option {name}: here it is {ours}"
-        message = message.replace("unrecognized arguments:", "unknown option").replace("\n", " ")
+        message = message.replace("unrecognized arguments:", "unexpected").replace("\n", " ")
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+    def unknown(self, name: str) -> str:
+        """Returns what is wrong with the option `name`, with our name for it where that can be told."""
+        ours = self._option_string_actions
+        for alternative in HABITS.get(name, "").split("|"):
+            names = re.findall(r"--[\w-]+", alternative)
+            if names and all(n in ours for n in names):
+                return f"unknown option {name}: here it is {alternative}"
+        close = difflib.get_close_matches(name, ours, n=1)
+        return f"unknown option {name}" + (f": did you mean {close[0]}?" if close else "")
 
 
 def _normalize(argv: list[str]) -> list[str]:
-    """Makes `_` and `-` the same in option names and lets a value begin with a minus sign."""
+    """Makes `_` and `-` the same in option names and lets a strength begin with a minus sign."""
     result: list[str] = []
-    for argument in argv:
-        if result and result[-1] == "--lambda":
-            result[-1] += "=" + argument
-        elif argument.startswith("--"):
-            name, equals, value = argument.partition("=")
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
             result.append(name.replace("_", "-") + equals + value)
+        elif result and result[-1] == "--lambda":
+            result[-1] += "=" + word
         else:
-            result.append(argument)
+            result.append(word)
     return result
 
 
@@ -77,20 +107,34 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
             main(argv)
-        except ValueError as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(
-                "interrupted: what was finished is kept; the same command goes on from there", file=sys.stderr
-            )
-            return 2
+            sys.stdout.flush()
         except BrokenPipeError:  # the reader (`| head`) has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _close_stdout()
             return 0
+        except (ValueError, OSError) as error:
+            return _fail(f"error: {_one_line(error)}")
+        except KeyboardInterrupt as interruption:
+            return _fail(": ".join(["interrupted", *map(str, interruption.args)]))
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return _fail(f"error: out of memory, fewer --rows take less: {_one_line(error)[:200]}")
         return 0
 
     return wrapped
+
+
+def _fail(line: str) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk under standard output, which Python would report once more at exit
+        _close_stdout()
+    print(line, file=sys.stderr)
+    return 2
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:
@@ -110,18 +154,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
         help="of parameters and activations; auto is the files' own",
     )  # fmt: skip
-    group.add_argument(
-        "--rule",
-        metavar="MODULE:FUNCTION",
-        default=None,
-        help="another rule than the linear mixture of logits",
-    )
 
 
 def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
     """Adds how completions are drawn."""
     defaults = DecodeConfig(max_new_tokens=max_new_tokens)
-    group = parser.add_argument_group("decoding (after mixing)")
+    group = parser.add_argument_group("decoding (of the mixture)")
+    group.add_argument(
+        "--rule", metavar="MODULE:FUNCTION", help="another rule than the linear mixture of logits"
+    )
     group.add_argument(
         "--max-new-tokens",
         type=int,
@@ -150,7 +191,11 @@ def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 12
         help=r"end a completion at TEXT, escapes such as \n allowed; may be repeated",
     )
     group.add_argument(
-        "--seed", type=int, default=defaults.seed, help="of all randomness (default %(default)s)"
+        "--seed",
+        type=int,
+        default=defaults.seed,
+        metavar="N",
+        help="of all randomness (default %(default)s)",
     )
     group.add_argument(
         "--rows", default="auto", metavar="N|auto", help="completions decoded at a time (default auto)"
@@ -174,37 +219,56 @@ def unescape(text: str) -> str:
     try:
         return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{text!r}: broken escape ({error.reason})") from error
+        raise ValueError(f"--stop: broken escape in {text!r} ({error.reason})") from error
 
 
-def apply_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the arguments, with those of `--config=FILE` (JSON, option names as keys) as defaults."""
-    args = parser.parse_args(argv)
+def split_models(text: str | None) -> list[str] | None:
+    """Returns the models that `--aligned` lists, None if it is not given."""
+    models = text.split(",") if text is not None else None
+    if models and not all(models):
+        raise ValueError(f"--aligned: a model is missing in {text!r}")
+    return models
+
+
+def apply_config_file(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments; those not on the command line are taken from `--config=FILE`, if any.
+
+    The file is a JSON object with option names as keys. A list is what commas join, or an option repeated.
+
+    Raises:
+      ValueError: the file cannot be read, or holds an unknown option or a value of no use for one.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(words)
     if not args.config:
         return args
     path = Path(args.config)
-    try:
-        settings = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"--config={path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    settings = read_json(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected a JSON object with option names as keys")
-    known = {action.dest: action for action in parser._actions}
-    line = []
+    given = {word.partition("=")[0] for word in _normalize(words)}
+    from_file: list[str] = []
     for key, value in settings.items():
-        if (
-            key.replace("-", "_").replace("lambda", "lambda_" if "lambda_" in known else "lambda")
-            not in known
-        ):
-            raise ValueError(f"{path}: unknown option {key!r}")
-        values = value if isinstance(value, list) else [value]
-        line += [f"--{key}"] * (value is True) or [
-            f"--{key}={v}" for v in values if v is not False and v is not None
-        ]
-    # The command line stands last and so wins.
-    return parser.parse_args([*line, *(sys.argv[1:] if argv is None else argv)])
+        name = "--" + key.replace("_", "-")
+        action = parser._option_string_actions.get(name)
+        if action is None or name in ("--config", "--help"):
+            raise ValueError(f"{path}: {parser.unknown(name)}")
+        if name not in given and value is not None:
+            from_file += _option_words(name, value, action, path)
+    return parser.parse_args([*from_file, *words])
+
+
+def _option_words(name: str, value, action: argparse.Action, path: Path) -> list[str]:
+    """Returns the words of a command line that give the option `name` the JSON `value`."""
+    values = value if isinstance(value, list) else [value]
+    if action.nargs == 0 and isinstance(value, bool):
+        return [name] * value
+    if action.nargs == 0 or any(isinstance(v, bool | dict | list | None) for v in values):
+        expected = "true or false" if action.nargs == 0 else "a string, a number or a list of them"
+        raise ValueError(f"{path}: {name.lstrip('-')}: expected {expected}, found {value!r:.60}")
+    if isinstance(action, argparse._AppendAction):
+        return [f"{name}={v}" for v in values]
+    return [f"{name}={','.join(map(str, values))}"]
 
 
 def announce_devices() -> str:
@@ -215,7 +279,10 @@ def announce_devices() -> str:
     """
     import jax
 
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:  # of a platform that JAX_PLATFORMS names and is not there
+        raise ValueError(f"JAX finds no device to run on: {error}") from error
     present = glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/accel[0-9]*")
     if devices[0].platform == "cpu" and present and os.environ.get("JAX_PLATFORMS") != "cpu":
         raise ValueError(
@@ -233,25 +300,27 @@ def load_rule(spec: str | None):
     Raises:
       ValueError: no such module or function.
     """
-    from dera_jax.realign import linear_rule
+    from dera_jax.realign import is_mixture, linear_rule
 
     if spec is None:
         return linear_rule, "linear"
-    module, colon, name = spec.partition(":")
-    sys.path.insert(0, "")
+    module, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
         rule = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--rule={spec}: expected module:function ({error})") from error
-    finally:
-        sys.path.remove("")
-    return rule, spec
+    except Exception as error:  # the module is the user's and may fail in any way
+        raise ValueError(
+            f"--rule={spec}: expected module:function ({type(error).__name__}: {error})"
+        ) from error
+    if not callable(rule):
+        raise ValueError(f"--rule={spec}: expected a function, found {rule!r:.60}")
+    return rule, "linear" if is_mixture(rule) else spec
 
 
 def toy_reward() -> str | None:
     """Returns the reward that the shipped aligned model was trained with."""
     from dera_jax.policies import TOY
-    from dera_jax.results import read_json
 
     return read_json(TOY / "aligned" / "manifest.json")["reward"]
 
@@ -260,6 +329,6 @@ def parse_rows(text: str, cells: int) -> int:
     """Returns the rows of a batch: the number given, or for `auto` at most 32."""
     if text == "auto":
         return min(32, max(1, cells))
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise ValueError(f"--rows: expected a whole number, at least 1, or auto, got {text!r}")
     return int(text)

@@ -4,12 +4,12 @@ A family is data: a mapping from its `config.json` and a map from our parameter 
 in its files, `{}` standing for the layer's number.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dera_jax.loading.files import read_object
 from dera_jax.models import ModelConfig
 from dera_jax.models.layers import Rope
 
@@ -85,12 +85,9 @@ def read_config(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: expected a Hugging Face model folder, found no config.json")
-    try:
-        raw = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if "auto_map" in (raw if isinstance(raw, dict) else ()) and kind not in FAMILIES:
+    raw = read_object(path)
+    kind = raw.get("model_type")
+    if "auto_map" in raw and kind not in FAMILIES:
         raise ValueError(f"{path}: the model brings its own code (auto_map), which is never run")
     if kind not in FAMILIES:
         raise ValueError(f"{path}: model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
@@ -103,6 +100,7 @@ def model_config(folder: Path, raw: dict, dtype: str) -> ModelConfig:
     Raises:
       ValueError: a setting that is missing or not supported, with the file.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig  # here, because it takes a second to import
 
     try:
@@ -110,9 +108,8 @@ def model_config(folder: Path, raw: dict, dtype: str) -> ModelConfig:
         if getattr(hf, "attention_bias", False) or getattr(hf, "mlp_bias", False):
             raise ValueError("biases in a llama model are not supported")
         return FAMILIES[raw["model_type"]].config(hf, dtype)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise ValueError(f"{folder / 'config.json'}: {first_line}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
 
 
 def tensor_names(model_type: str, paths: list[str]) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """A MODEL argument to a folder on this machine."""
 
-import os
 from pathlib import Path
 
 FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.jinja"]
 """All that is ever downloaded: no pickles, no code."""
+DOUBLES = ["*/*", "consolidated*"]
+"""The same weights in other forms, which some repositories carry beside them."""
 
 
 def resolve(model: str) -> Path:
@@ -26,27 +27,24 @@ def resolve(model: str) -> Path:
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import constants, errors, snapshot_download
 
+    model = f"{repo}@{revision}" if revision else repo
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES))
-    except GatedRepoError as error:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES, ignore_patterns=DOUBLES))
+    except errors.HFValidationError as error:
+        raise ValueError(f"{model}: no such folder (and not a hub id of the form org/name)") from error
+    except errors.GatedRepoError as error:
         raise ValueError(
-            f"{repo}: access is gated; accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
+            f"{model}: access is gated; accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
         ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(f"{repo}: no such folder here, and no such repository on the hub") from error
-    except RevisionNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(f"{model}: no such folder here, and no such repository on the hub") from error
+    except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo}: the repository has no revision {revision!r}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise ValueError(
-            f"{repo}: no such folder here, not in the hub's cache, and the hub cannot be reached{offline}"
-        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise ValueError(f"{model}: no such folder here, not in the hub's cache, and {why}") from error
+    # Its bases are the errors of the HTTP client, whichever it is, and of the file system.
+    except errors.HfHubHTTPError.__bases__ as error:
+        raise ValueError(f"{model}: cannot be downloaded: {' '.join(str(error).split())}") from error

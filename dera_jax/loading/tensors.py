@@ -1,15 +1,15 @@
 """Safetensors files: what is in them, read one tensor at a time, written atomically."""
 
 import hashlib
-import json
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
+
+from dera_jax.loading.files import read_object
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -30,20 +30,24 @@ class Tensor:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Returns the safetensors files of a model folder, those of the index if there is one.
+    """Returns the safetensors files of a model folder: the one file, else those that the index names.
 
     Raises:
-      ValueError: none, or one that the index names is missing.
+      ValueError: none, a broken index, or a file that it names is missing.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-        for file in files:
-            if not file.is_file():
-                raise ValueError(f"{folder}: {index.name} names {file.name}, which is missing")
-        return files
+    # In transformers' order: an index beside the one file is of a model that was there before.
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = read_object(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise ValueError(f"{index}: expected an object 'weight_map' from tensors to files, found none")
+        files = sorted({folder / str(name) for name in names.values()})
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"{index}: names {file.name}, which is missing")
+        return files
     pickles = sorted(folder.glob("*.bin"))
     if pickles:
         raise ValueError(
@@ -61,40 +65,31 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
     """
     tensors = {}
     for file in weight_files(folder):
-        for name, entry in _header(file).items():
-            tensors[name] = Tensor(file, name, tuple(entry["shape"]), entry["dtype"])
+        try:
+            with safe_open(file, framework="flax") as opened:
+                for name in opened.keys():  # noqa: SIM118 (it is no dict)
+                    part = opened.get_slice(name)
+                    tensors[name] = Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            size = file.stat().st_size
+            raise ValueError(f"{file}: not a whole safetensors file ({size} bytes): {error}") from error
     return tensors
 
 
-def _header(file: Path) -> dict:
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        start = opened.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
-        if length is None or 8 + length > size:
-            raise ValueError(
-                f"{file}: not a whole safetensors file (its header is cut short at {size} bytes)"
-            )
-        try:
-            header = json.loads(opened.read(length))
-        except ValueError as error:
-            raise ValueError(f"{file}: not a safetensors file (its header is not JSON)") from error
-    header.pop("__metadata__", None)
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size < expected:
-        raise ValueError(f"{file}: truncated: expected {expected} bytes, found {size}")
-    return header
-
-
 def save_tensors(file: Path, tensors: dict[str, jax.Array]) -> None:
-    """Writes a safetensors file, whole or not at all, that `transformers` loads."""
+    """Writes a safetensors file, whole or not at all, that `transformers` loads.
+
+    Raises:
+      ValueError: it cannot be written (disk full, no such folder, no permission).
+    """
     temporary = file.with_suffix(".partial")
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
         os.replace(temporary, file)
-    except OSError as error:
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: cannot be written: {error}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise ValueError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 
 def fingerprint(folder: Path) -> str:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dera_jax.models.layers import KVCache, RMSNorm, Rope, attend, rotate, write_slots
+from dera_jax.configs import check_count, check_number
+from dera_jax.models.layers import PRECISION, KVCache, RMSNorm, Rope, attend, rotate, write_slots
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -44,6 +45,19 @@ class DecoderConfig:
     """Whether the head is the embedding, transposed."""
     dtype: str = "float32"
     """Of parameters and activations; logits are float32 always."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "mlp_width", "num_layers", "head_dim", "max_positions"):
+            check_count(name, getattr(self, name))
+        check_number("norm_epsilon", self.norm_epsilon, 0.0, 1.0)
+        check_count("num_kv_heads", self.num_kv_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads: expected a divisor of num_heads ({self.num_heads}), got {self.num_kv_heads}"
+            )
+        if self.activation not in ACTIVATIONS:
+            expected = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation: expected one of {expected}, got {self.activation!r}")
 
 
 class _Context(NamedTuple):
@@ -154,8 +168,9 @@ class Decoder(nnx.Module):
         return self.norm(x), present
 
     def _logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
-        logits = self.embed.attend(hidden) if self.head is None else self.head(hidden)
-        return logits.astype(jnp.float32)
+        kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
+        # Not rounded to the activations' type first: a mixture multiplies that rounding by |λ| + |1 − λ|.
+        return jnp.matmul(hidden, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
 
 
 def _positions(mask: Bool[Array, "rows length"]) -> Int[Array, "rows length"]:
@@ -169,4 +184,6 @@ def _causal(mask: Bool[Array, "rows length"]) -> Bool[Array, "rows length length
 
 def _linear(inputs: int, outputs: int, config: DecoderConfig, rngs: nnx.Rngs) -> nnx.Linear:
     dtype = jnp.dtype(config.dtype)
-    return nnx.Linear(inputs, outputs, use_bias=False, param_dtype=dtype, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, use_bias=False, param_dtype=dtype, dtype=dtype, precision=PRECISION, rngs=rngs
+    )

@@ -10,8 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from dera_jax.configs import check_number
+
 MASKED = -1e30
 """Score of a position that may not be attended to. Finite: a row with no real position stays free of NaN."""
+
+PRECISION = jax.lax.Precision.HIGHEST
+"""Of matrix products: float32 is float32 on accelerators too. Other types are not affected."""
 
 
 class KVCache(NamedTuple):
@@ -69,6 +74,10 @@ class Rope:
     original_max_positions: int = 0
     """Context length, in tokens, before it was made longer (llama3)."""
 
+    def __post_init__(self):
+        check_number("rope_theta", self.theta, 1.0, math.inf)
+        check_number("rope factor", self.factor, 1.0, math.inf)
+
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Returns the angle in radians that each pair of dimensions turns per position."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
@@ -107,10 +116,12 @@ def attend(
     rows, heads, length, head_dim = query.shape
     kv_heads = key.shape[1]
     grouped = query.reshape(rows, kv_heads, heads // kv_heads, length, head_dim)
-    scores = jnp.einsum("rkgld,rksd->rkgls", grouped, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "rkgld,rksd->rkgls", grouped, key, precision=PRECISION, preferred_element_type=jnp.float32
+    )
     scores = jnp.where(mask[:, None, None], scores * scale, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("rkgls,rksd->rkgld", weights, value)
+    mixed = jnp.einsum("rkgls,rksd->rkgld", weights, value, precision=PRECISION)
     return mixed.reshape(rows, heads, length, head_dim)
 
 

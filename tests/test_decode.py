@@ -1,0 +1,184 @@
+"""The loop: a row does not depend on its neighbours, and the number of compilations on shapes only."""
+
+import importlib
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dera_jax import decode, tokenizer
+from dera_jax.configs import DecodeConfig
+from dera_jax.data import Prompt
+from dera_jax.generate import Cell, EncodedPrompt, complete, encode_prompts
+from dera_jax.score import score_tokens
+
+generate = importlib.import_module("dera_jax.generate")
+
+CONFIG = DecodeConfig(max_new_tokens=40, seed=3)
+TEXTS = ["Once upon a time", "One day, a little fish", "Lily and Ben", "The sun was hot. Tom wanted"]
+ROWS = 8
+
+
+def cells_of(policies, texts=TEXTS, strengths=((0.0,), (0.7,), (1.0,)), samples=2):
+    prompts = encode_prompts(policies, [Prompt(i, text) for i, text in enumerate(texts)], 40)
+    return [Cell(p, sample, s) for p in prompts for sample in range(samples) for s in strengths]
+
+
+def by_cell(completions):
+    return {(c.cell.prompt.id, c.cell.sample, c.cell.lambda_): c for c in completions}
+
+
+def assert_bit_equal(one, other):
+    assert one.tokens == other.tokens and one.finish_reason == other.finish_reason
+    for name in ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def all_rows(pair):
+    return by_cell(complete(pair, cells_of(pair), CONFIG, ROWS))
+
+
+@pytest.mark.parametrize("lambda_, model", [((0.0,), 0), ((1.0,), 1)])
+def test_endpoints_are_the_models_alone(pair, all_rows, lambda_, model):
+    alone = by_cell(complete((pair[model],), cells_of((pair[model],), strengths=[()]), CONFIG, ROWS))
+    for (prompt, sample, _), completion in alone.items():
+        assert completion.tokens == all_rows[prompt, sample, lambda_].tokens
+
+
+def test_rows_do_not_depend_on_order(pair, all_rows):
+    again = by_cell(complete(pair, cells_of(pair)[::-1], CONFIG, ROWS))
+    for key, completion in all_rows.items():
+        assert_bit_equal(completion, again[key])
+
+
+def test_rows_do_not_depend_on_other_strengths_prompts_and_samples(pair, all_rows):
+    few = cells_of(pair, TEXTS[:2], [(0.7,)], samples=1)
+    others = cells_of(pair, TEXTS[:2], [(0.7,), (1.9,), (-0.3,), (0.1,)], samples=3)
+    for found in (complete(pair, few, CONFIG, ROWS), complete(pair, others, CONFIG, ROWS)):
+        rows = by_cell(found)
+        for key in [(0, 0, (0.7,)), (1, 0, (0.7,))]:
+            assert_bit_equal(all_rows[key], rows[key])
+
+
+def changed_words(one: dict, other: dict) -> tuple[int, int]:
+    """Words that differ at the first place where rows part, and words up to there."""
+    changed = words = 0
+    for key, completion in one.items():
+        pairs = list(zip(completion.tokens, other[key].tokens, strict=False))
+        first = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        changed += first is not None
+        words += len(pairs) if first is None else first + 1
+    return changed, words
+
+
+def test_batch_size_and_bucket_change_at_most_one_word_in_ten_thousand(pair, monkeypatch):
+    cells = cells_of(pair, samples=24)
+    rows = by_cell(complete(pair, cells, CONFIG, 32))
+    smaller = by_cell(complete(pair, cells, CONFIG, 5))
+    monkeypatch.setattr(tokenizer, "SMALLEST_BUCKET", 64)
+    padded = by_cell(complete(pair, cells_of(pair, samples=24), CONFIG, 32))
+    for name, other in {"5 rows": smaller, "bucket 64": padded}.items():
+        changed, words = changed_words(rows, other)
+        print(f"{name}: {changed} of {words} words changed")
+        assert changed <= max(1, 1e-4 * words)
+    for key in rows:
+        if rows[key].tokens == padded[key].tokens:
+            np.testing.assert_allclose(rows[key].logprobs, padded[key].logprobs, atol=1e-4)
+
+
+def test_compilations_do_not_depend_on_the_number_of_strengths(pair):
+    jitted = (decode.prefill_prompt, decode.fill_slots, decode.decode_chunk)
+
+    def compilations():
+        return [function._cache_size() for function in jitted]
+
+    rows = 6  # a shape that no other test uses
+    before = compilations()
+    list(complete(pair, cells_of(pair, TEXTS[:1], [(0.5,)]), CONFIG, rows))
+    once = compilations()
+    list(complete(pair, cells_of(pair, TEXTS[:1], [(0.1 * i,) for i in range(11)]), CONFIG, rows))
+    assert compilations() == once
+    assert once[1] - before[1] == once[2] - before[2] == 1
+
+
+def test_settings_that_are_numbers_are_not_compiled_in(pair):
+    """Temperatures that were closed over once have been ignored silently elsewhere."""
+    cells = cells_of(pair, TEXTS[:1], [(1.0,)], samples=4)
+    texts = []
+    for temperature, seed in [(0.5, 0), (1.5, 0), (1.5, 1)]:
+        config = DecodeConfig(max_new_tokens=16, temperature=temperature, seed=seed)
+        texts.append([c.tokens for c in complete(pair, cells, config, 7)])
+        count = decode.decode_chunk._cache_size()
+    assert texts[0] != texts[1] != texts[2]
+    list(complete(pair, cells, DecodeConfig(max_new_tokens=16, temperature=0.9), 7))
+    assert decode.decode_chunk._cache_size() == count
+
+
+def test_a_prompt_is_prefilled_once(pair, monkeypatch):
+    calls = Counter()
+    original = decode.prefill_prompt
+
+    def counted(configs, params, tokens, mask, last):
+        calls[tuple(np.asarray(tokens[0]).ravel())] += 1
+        return original(configs, params, tokens, mask, last)
+
+    monkeypatch.setattr(generate.decode, "prefill_prompt", counted)
+    list(complete(pair, cells_of(pair, samples=5), CONFIG, ROWS))
+    assert len(calls) == len(TEXTS) and set(calls.values()) == {1}
+
+
+def test_the_loop_stops_when_every_row_is_done(pair, monkeypatch):
+    """Rows that end at once take one chunk, whatever the longest completion might be."""
+    from dataclasses import replace
+
+    every_word = tuple(range(512))
+    impatient = tuple(replace(policy, eos_ids=every_word) for policy in pair)
+    calls = []
+    original = generate._Batch.run_chunk
+    monkeypatch.setattr(generate._Batch, "run_chunk", lambda self: calls.append(1) or original(self))
+    config = DecodeConfig(max_new_tokens=200)
+    found = list(complete(impatient, cells_of(impatient, TEXTS[:1], samples=1), config, ROWS))
+    assert [c.finish_reason for c in found] == ["eos"] * 3 and [c.length for c in found] == [0] * 3
+    assert len(calls) == 1
+
+
+def test_slots_are_refilled_while_others_go_on(pair):
+    """More cells than rows, completions of very different lengths: every cell is answered once."""
+    config = DecodeConfig(max_new_tokens=60, stop=("\n",), seed=1)
+    found = list(complete(pair, cells_of(pair, samples=6), config, 4))
+    assert len(by_cell(found)) == len(found) == len(cells_of(pair, samples=6))
+    assert all("\n" not in c.text for c in found)
+    assert {c.finish_reason for c in found} >= {"stop", "length"}
+    alone = by_cell(complete(pair, cells_of(pair, samples=6)[-3:], config, 4))
+    rows = by_cell(found)
+    for key, completion in alone.items():
+        assert_bit_equal(completion, rows[key])
+
+
+def test_each_model_reads_its_own_prompt(pair):
+    first = pair[0].tokenizer("Once upon a time").input_ids
+    second = pair[0].tokenizer("It was a very long day, and the little bird was tired of it. Then").input_ids
+    prompt = EncodedPrompt(Prompt(0, "x"), (tuple(first), tuple(second)))
+    assert prompt.buckets[0] != prompt.buckets[1]
+    (found,) = complete(pair, [Cell(prompt, 0, (0.6,))], CONFIG, 2)
+    (scored,) = score_tokens(pair, [prompt.tokens], [found.tokens], [0.6], 1)
+    np.testing.assert_allclose(found.model_logprobs, scored.model_logprobs, atol=2e-4)
+    np.testing.assert_allclose(found.logprobs, scored.logprobs[0], atol=2e-4)
+
+
+def test_teacher_forcing_gives_the_figures_of_decoding(pair, all_rows):
+    completions = list(all_rows.values())
+    strengths = [0.0, 0.7, 1.0]
+    scored = list(score_tokens(pair, [c.cell.prompt.tokens for c in completions], [c.tokens for c in completions], strengths, 5))
+    for completion, again in zip(completions, scored, strict=True):
+        at = strengths.index(completion.cell.lambda_[0])
+        np.testing.assert_allclose(again.model_logprobs, completion.model_logprobs, atol=2e-4)
+        np.testing.assert_allclose(again.logprobs[at], completion.logprobs, atol=2e-4)
+        np.testing.assert_allclose(again.kl_to_reference[at], completion.kl_to_reference, atol=2e-4)
+        np.testing.assert_allclose(again.log_normalizers[at], completion.log_normalizers, atol=2e-4)
+
+
+def test_prompts_that_do_not_fit_are_refused(pair):
+    with pytest.raises(ValueError, match="prompt 7: .* do not fit the context .*512 tokens"):
+        encode_prompts(pair, [Prompt(7, "word " * 600)], 40)

@@ -1,0 +1,94 @@
+"""Truncation against a sort, draws against their probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dera_jax import sampling
+from dera_jax.sampling import Sampling
+
+
+def exact_truncation(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
+    """The kept words of one row by sorting in float64; ties with the last kept word are kept."""
+    h = logits.astype(np.float64) / temperature
+    kept = np.ones(len(h), bool)
+    if top_k:
+        kept &= h >= np.sort(h)[::-1][min(top_k, len(h)) - 1]
+    if top_p:
+        p = np.where(kept, np.exp(h - h.max()), 0)
+        p /= p.sum()
+        order = np.argsort(-p)
+        before = np.cumsum(p[order]) - p[order]
+        kept &= p >= p[order][before < top_p][-1]
+    return kept
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 5, 1000])
+@pytest.mark.parametrize("top_p", [None, 0.01, 0.3, 0.95])
+@pytest.mark.parametrize("vocab", [40, 513])
+def test_keeps_what_a_sort_keeps(vocab, top_k, top_p):
+    logits = np.asarray(2 * jax.random.normal(jax.random.key(vocab), (8, vocab)))
+    settings = Sampling.create(0.7, top_k, top_p)
+    kept = np.isfinite(jax.jit(sampling.truncate)(logits, settings))
+    for row in range(8):
+        np.testing.assert_array_equal(kept[row], exact_truncation(logits[row], 0.7, top_k, top_p))
+
+
+def test_the_most_probable_word_is_always_kept():
+    flat = jnp.zeros((1, 300))
+    assert np.isfinite(sampling.truncate(flat, Sampling.create(1.0, None, 1e-6))).all()
+    peaked = flat.at[0, 17].set(80.0)
+    assert np.isfinite(sampling.truncate(peaked, Sampling.create(1.0, None, 1e-6))).sum() == 1
+
+
+@pytest.mark.parametrize("vocab", [3, 128, 300])
+def test_draws_follow_the_distribution(vocab):
+    logits = 1.5 * jax.random.normal(jax.random.key(1), (vocab,))
+    draws = 20_000
+    keys = jax.random.split(jax.random.key(2), draws)
+    words, logprobs = jax.jit(sampling.sample)(keys, jnp.broadcast_to(logits, (draws, vocab)), Sampling())
+    counts = np.bincount(words, minlength=vocab)
+    expected = np.asarray(jax.nn.softmax(logits), np.float64)
+    rare = expected * draws < 5
+    counts = np.append(counts[~rare], counts[rare].sum())
+    frequencies = np.append(expected[~rare], expected[rare].sum())
+    kept = frequencies > 0
+    assert stats.chisquare(counts[kept], frequencies[kept] / frequencies.sum() * draws).pvalue > 1e-3
+    np.testing.assert_allclose(logprobs[:50], jax.nn.log_softmax(logits)[words[:50]], atol=1e-5)
+
+
+def test_a_draw_depends_on_its_own_key_alone():
+    logits = jax.random.normal(jax.random.key(3), (6, 500))
+    keys = jax.random.split(jax.random.key(4), 6)
+    together, _ = sampling.sample(keys, logits, Sampling())
+    order = jnp.array([3, 0, 5, 1, 4, 2])
+    shuffled, _ = sampling.sample(keys[order], logits[order], Sampling())
+    np.testing.assert_array_equal(together[order], shuffled)
+
+
+def test_rounding_hardly_ever_flips_a_draw():
+    """Logits disturbed as another batch shape disturbs them change at most 1e-4 of the words."""
+    rows, vocab = 4000, 1000
+    logits = 3 * jax.random.normal(jax.random.key(5), (rows, vocab))
+    disturbed = logits * (1 + 1e-6 * jax.random.normal(jax.random.key(6), logits.shape))
+    keys = jax.random.split(jax.random.key(7), rows)
+    one, _ = sampling.sample(keys, logits, Sampling())
+    other, _ = sampling.sample(keys, disturbed, Sampling())
+    changed = int((one != other).sum())
+    print(f"changed words: {changed} of {rows}")
+    assert changed <= 2
+
+
+def test_greedy_takes_the_first_of_the_most_probable():
+    words, logprobs = sampling.sample(jax.random.split(jax.random.key(0), 1), jnp.array([[0.0, 2.0, 2.0]]), Sampling.create(0.0))
+    assert words.tolist() == [1] and logprobs.tolist() == [0.0]
+
+
+def test_other_values_need_no_compilation():
+    run = jax.jit(lambda *arguments: sampling.sample(*arguments))
+    keys, logits = jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 30))
+    for temperature, top_p in [(0.5, 0.9), (0.7, 0.8), (1.3, 0.1)]:
+        run(keys, logits, Sampling.create(temperature, 10, top_p))
+    assert run._cache_size() == 1
