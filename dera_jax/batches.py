@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
 from dera_jax.tokenizer import bucket_length
+
+
+Array = jax.Array | np.ndarray
+"""Made on the host; under jit, traced."""
 
 
 class Batch(NamedTuple):
@@ -16,12 +21,12 @@ class Batch(NamedTuple):
     tokens `[[a, b, x, ·], [·, c, y, z]]`, completion_mask `[[1, 0], [1, 1]]`.
     """
 
-    tokens: Int[np.ndarray, "rows length"]
-    mask: Bool[np.ndarray, "rows length"]
-    completion_mask: Bool[np.ndarray, "rows completion"]
+    tokens: Int[Array, "rows length"]
+    mask: Bool[Array, "rows length"]
+    completion_mask: Bool[Array, "rows completion"]
 
     @property
-    def completions(self) -> Int[np.ndarray, "rows completion"]:
+    def completions(self) -> Int[Array, "rows completion"]:
         """The completions' tokens."""
         return self.tokens[:, -self.completion_mask.shape[1] :]
 

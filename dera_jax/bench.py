@@ -218,7 +218,7 @@ def bench_decode(
 
 def greedy_agreement(policies: Sequence[Policy], prompt: EncodedPrompt, torch_pair) -> dict:
     """Returns how many greedy tokens at `LAMBDA` are the same on both sides before the first other."""
-    (ours,) = complete_all(policies, [Cell(prompt, 0, (LAMBDA,))], 1, AGREEMENT_STEPS, temperature=0)
+    (ours,) = complete_all(policies, [Cell(prompt, 0, (LAMBDA,))], 1, AGREEMENT_STEPS, temperature=0.0)
     ids = np.array([prompt.tokens[0]])
     (theirs,) = torch_pair.generate(ids, LAMBDA, AGREEMENT_STEPS, greedy=True).tolist()
     same = next((i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), len(ours))

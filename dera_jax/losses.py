@@ -1,6 +1,7 @@
 """Training losses, one equation each."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
@@ -28,13 +29,14 @@ def policy_gradient_loss(
     return -jnp.mean(advantages * logprobs)
 
 
-def leave_one_out(rewards: Float[Array, "prompts samples"]) -> Float[Array, "prompts samples"]:
+def leave_one_out(
+    rewards: Float[Array | np.ndarray, "prompts samples"],
+) -> Float[Array | np.ndarray, "prompts samples"]:
     """Returns each sample's reward less the mean of the prompt's other samples.
 
     Aᵢ = rᵢ − Σ_{j≠i} rⱼ / (n − 1).  The baseline does not depend on sample i, so the gradient stays
     unbiased. Needs at least two samples.
 
-    >>> import numpy as np
     >>> leave_one_out(np.array([[1.0, 0.0, 0.0]]))
     array([[ 1. , -0.5, -0.5]])
     """

@@ -1,14 +1,16 @@
 """Preference pairs: how often a policy at each strength prefers the chosen completion."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from dera_jax.data import Prompt, load_records
+from dera_jax.generate import encode_prompts
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
 from dera_jax.score import Scored, score_tokens
 from dera_jax.strengths import Strength, strength_to_json
-from dera_jax.tokenizer import encode_completion, encode_prompt
+from dera_jax.tokenizer import encode_completion
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,23 @@ def pairwise_accuracy(
 
     Twice: by log π(y|x)/|y| (Eq. 14), and by the implicit reward log π(y|x)/π_ref(y|x), which at
     λ = 0 is 0 for all and so None. Completions are read with EOS. Intervals are over prompts.
+
+    Raises:
+      ValueError: a prompt with a completion does not fit a model's context.
     """
     tokenizer = policies[-1].tokenizer
     eos = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    context = min(policy.config.max_positions for policy in policies)
     prompts, completions = [], []
-    for pair in pairs:
-        ids = encode_prompt(tokenizer, pair.prompt.text, pair.prompt.messages, pair.prompt.prefix)
+    for pair, encoded in zip(pairs, encode_prompts(policies, [p.prompt for p in pairs], 1), strict=True):
         for text in (pair.chosen, pair.rejected):
-            prompts.append((ids,) * len(policies))
-            completions.append(encode_completion(tokenizer, ids, text) + eos)
+            prompts.append(encoded.tokens)
+            completions.append(encode_completion(tokenizer, encoded.tokens[-1], text) + eos)
+            if (length := max(map(len, encoded.tokens)) + len(completions[-1])) > context:
+                raise ValueError(
+                    f"prompt {encoded.id!r}: {length} tokens with a completion do not fit "
+                    f"the models' context of {context}"
+                )
     scored = list(score_tokens(policies, prompts, completions, lambdas, rows))
     chosen, rejected = scored[::2], scored[1::2]
     groups = [str(pair.prompt.text or pair.prompt.messages) for pair in pairs]
@@ -81,8 +91,13 @@ def as_json(table: Sequence[Accuracy]) -> list[dict]:
     return [
         {
             "lambda": strength_to_json(strength),
-            "accuracy": asdict(accuracy),
-            "implicit_reward_accuracy": implicit and asdict(implicit),
+            "accuracy": estimate_to_json(accuracy),
+            "implicit_reward_accuracy": implicit and estimate_to_json(implicit),
         }
         for strength, accuracy, implicit in table
     ]
+
+
+def estimate_to_json(found: Estimate) -> dict[str, float | None]:
+    """Returns mean and interval, null where there is no interval."""
+    return {name: None if math.isnan(value) else value for name, value in vars(found).items()}

@@ -1,5 +1,6 @@
 """Logits to a token: temperature, top-k, top-p, greedy, and a draw that rounding does not flip."""
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -7,9 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
-
-BLOCK = 128
-"""Words drawn from as one in the first stage of a draw."""
 
 
 @partial(
@@ -119,11 +117,17 @@ def _nucleus_by_bisection(logits: Float[Array, "rows vocab"], top_p: ArrayLike) 
     return jnp.minimum(jnp.min(kept, -1, keepdims=True), jnp.max(logits, -1, keepdims=True))
 
 
+def block_size(vocab: int) -> int:
+    """Returns how many words are drawn from as one: a power of two near √vocab, for the fewest numbers."""
+    return 1 << round(math.log2(vocab) / 2)
+
+
 def block_log_partition(logits: Float[Array, "rows vocab"]) -> Float[Array, "rows blocks"]:
-    """Returns the logsumexp of each run of `BLOCK` words, the last filled with −inf."""
+    """Returns the logsumexp of each run of `block_size` words, the last filled with −inf."""
     rows, vocab = logits.shape
-    filled = jnp.pad(logits, ((0, 0), (0, -vocab % BLOCK)), constant_values=-jnp.inf)
-    return jax.nn.logsumexp(filled.reshape(rows, -1, BLOCK), axis=-1)
+    size = block_size(vocab)
+    filled = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf)
+    return jax.nn.logsumexp(filled.reshape(rows, -1, size), axis=-1)
 
 
 def draw(
@@ -133,7 +137,7 @@ def draw(
 ) -> Int[Array, " rows"]:
     """Returns one word a row from softmax(logits), by the Gumbel trick in two stages.
 
-    A block is drawn by its logsumexp, then a word in it: blocks + `BLOCK` random numbers a row
+    A block is drawn by its logsumexp, then a word in it: about 2√vocab random numbers a row
     instead of one per word. The largest of perturbed logits changes only if the two largest are as
     close as the rounding error, unlike the inverse of a cumulative sum.
 
@@ -143,11 +147,11 @@ def draw(
       block_partition: `block_log_partition(logits)`.
     """
     rows, vocab = logits.shape
-    blocks = block_partition.shape[1]
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (blocks + BLOCK,), jnp.float32))(keys)
+    blocks, size = block_partition.shape[1], block_size(vocab)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (blocks + size,), jnp.float32))(keys)
     block = jnp.argmax(block_partition + noise[:, :blocks], axis=-1)
-    words = block[:, None] * BLOCK + jnp.arange(BLOCK)
+    words = block[:, None] * size + jnp.arange(size)
     inside = jnp.take_along_axis(logits, jnp.minimum(words, vocab - 1), axis=-1)
     inside = jnp.where(words < vocab, inside, -jnp.inf)
     word = jnp.argmax(inside + noise[:, blocks:], axis=-1)
-    return (block * BLOCK + word).astype(jnp.int32)
+    return (block * size + word).astype(jnp.int32)

@@ -122,7 +122,8 @@ def completion_logits(
     """Returns the logits that each completion token was drawn from."""
     length = batch.completion_mask.shape[1]
     # The logits before the first completion token come from the prompt's last.
-    return models.bind(config, params).forward(batch.tokens, batch.mask, last=length + 1)[:, :-1]
+    tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.mask)
+    return models.bind(config, params).forward(tokens, mask, last=length + 1)[:, :-1]
 
 
 def completion_logprobs(
@@ -130,5 +131,5 @@ def completion_logprobs(
 ) -> Float[Array, "rows completion"]:
     """Returns log π(token) of each completion token, 0 where there is none. Differentiable."""
     logits = completion_logits(config, params, batch)
-    chosen = jnp.take_along_axis(logits, batch.completions[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(logits, jnp.asarray(batch.completions)[..., None], axis=-1)[..., 0]
     return jnp.where(batch.completion_mask, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)

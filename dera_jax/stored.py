@@ -50,23 +50,25 @@ def judge_run(run: Path, rewards: Sequence[Reward], columns: dict, command: Sequ
       ValueError: no run, another command is writing to it, or a reward fails; the rows stay as they are.
     """
     manifest = read_manifest(run)
-    models = manifest["provenance"]["models"]
     with RunFolder(run, manifest["identity"], provenance(list(command))) as folder:
-        added = judge(folder.rows, rewards, columns, _decoder(models[-1]["name"]))
+        added = judge(folder.rows, rewards, columns, _decoder(manifest))
         if added:
             folder.replace_rows(folder.rows)
-            names = {*manifest["extent"].get("rewards", []), *(reward.name for reward in rewards)}
-            folder.finish(manifest["extent"] | {"rewards": sorted(names)})
+            names = dict.fromkeys(name for row in folder.rows for name in row["rewards"])
+            folder.finish(folder.manifest.get("extent", {}) | {"rewards": list(names)})
     return added
 
 
-def _decoder(model: str) -> Decode:
-    """Returns the model's decoding, whose tokenizer is looked for only when a reward asks for text."""
+def _decoder(manifest: dict) -> Decode:
+    """Returns the aligned model's decoding; its tokenizer is looked for when a reward asks for text."""
     from dera_jax.loading.hub import resolve
     from dera_jax.tokenizer import load_tokenizer
 
     @cache
     def tokenizer():
-        return load_tokenizer(resolve(model))
+        models = manifest.get("provenance", {}).get("models")
+        if not models:
+            raise ValueError("the reward needs the tokenizer, and the run's manifest names no models")
+        return load_tokenizer(resolve(models[-1]["name"]))
 
     return lambda tokens: tokenizer().decode(tokens, skip_special_tokens=True)

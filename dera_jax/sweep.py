@@ -1,23 +1,31 @@
 """Sweeps: every prompt × sample × strength that is not there yet, decoded, judged and kept."""
 
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from dera_jax.configs import DecodeConfig, check_count
 from dera_jax.data import Prompt, as_prompts
 from dera_jax.decode import Rule
 from dera_jax.generate import Cell, Completion, EncodedPrompt, complete, encode_prompts, warm_up
 from dera_jax.policies import Policy
-from dera_jax.realign import linear_rule
-from dera_jax.results import RunFolder, row_key
+from dera_jax.realign import is_mixture, linear_rule
+from dera_jax.results import RunFolder, provenance, row_key
 from dera_jax.rewards import Reward, parse_rewards
 from dera_jax.stored import judge
-from dera_jax.strengths import Strength, format_strength, strength_to_json, turn_strengths
+from dera_jax.strengths import (
+    Strength,
+    format_strength,
+    strength_from_json,
+    strength_to_json,
+    turn_strengths,
+)
 
 FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
 """Finished rows are judged and written when they are this many, or this old."""
@@ -42,6 +50,16 @@ class Sweep:
 
     def __post_init__(self):
         check_count("num_samples", self.num_samples)
+        check_count("rows", self.rows)
+        check_rule(self.rule, self.rule_name, self.policies)
+        aligned = len(self.policies) - 1
+        if self.lambdas is None and aligned != 1:
+            raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
+        for strength in self.lambdas or ():
+            if len(strength) != aligned:
+                raise ValueError(
+                    f"lambda: expected a number for each of {aligned} aligned models, found {strength}"
+                )
         for prompt in self.prompts if self.lambdas is None else ():
             if prompt.prompt.lambda_ is None:
                 raise ValueError(f"prompt {prompt.id!r} has no `lambda`, which --lambda=prompt needs")
@@ -77,7 +95,7 @@ class Sweep:
 def sweep(
     policies: Sequence[Policy],
     prompts: Sequence[str | dict | Prompt],
-    lambdas: Sequence[float | Strength] | None,
+    lambdas: Iterable[float | Strength] | None,
     rewards: str | Sequence[Reward] = (),
     *,
     out: str | Path | None = None,
@@ -107,31 +125,79 @@ def sweep(
     plan = Sweep(
         policies=tuple(policies),
         prompts=tuple(encode_prompts(policies, as_prompts(prompts), decode.max_new_tokens)),
-        lambdas=lambdas and tuple(x if isinstance(x, tuple) else (float(x),) for x in lambdas),
+        lambdas=None if lambdas is None else tuple(dict.fromkeys(map(_strength, lambdas))),
         rewards=parse_rewards(rewards) if isinstance(rewards, str) else tuple(rewards),
         decode=decode,
         num_samples=num_samples,
         rows=rows,
         rule=rule,
         rule_name=rule_name(rule),
-        beta=policies[-1].beta if beta is None else beta,
+        beta=known_beta(policies) if beta is None else beta,
     )
     if out is None:
         yield from run_cells(plan, plan.cells, keep=lambda rows: None)
         return
-    with RunFolder(out, plan.identity, {}) as folder:
+    with RunFolder(out, plan.identity, sweep_provenance(plan, sys.argv)) as folder:
         yield from run_sweep(plan, folder)
+
+
+def _strength(value: float | Sequence[float]) -> Strength:
+    return strength_from_json(value if isinstance(value, list | tuple) else float(value))
+
+
+def known_beta(policies: Sequence[Policy]) -> float | None:
+    """Returns the KL strength that all aligned policies were trained with, None if it is not one."""
+    betas = {policy.beta for policy in policies[1:]}
+    return betas.pop() if len(betas) == 1 else None
+
+
+def sweep_provenance(plan: Sweep, command: Sequence[str]) -> dict:
+    """Returns how the rows of `plan` are made, for the manifest."""
+    device = jax.devices()[0]
+    return provenance(
+        list(command),
+        device=f"{jax.device_count()} × {device.device_kind}",
+        models=[{"name": p.name, "fingerprint": p.fingerprint} for p in plan.policies],
+    )
 
 
 def run_sweep(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
     """Yields the rows of `plan` that `folder` has, then the missing ones as they are written to it."""
     check_same_prompts(plan, folder.rows)
-    if judge_missing(plan, folder.rows):
+    # Both, whatever the first returns.
+    if any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)]):
         folder.replace_rows(folder.rows)
     wanted = {cell_key(cell): cell for cell in plan.cells}
-    yield from (row for row in folder.rows if row_key(row) in wanted)
     missing = [cell for key, cell in wanted.items() if key not in folder.keys]
+    yield from [row for row in folder.rows if row_key(row) in wanted]
     yield from run_cells(plan, missing, folder.append)
+    folder.finish(extent(folder.rows) | {"rows": plan.rows, "beta": plan.beta})
+
+
+def extent(rows: Sequence[dict]) -> dict:
+    """Returns what of a sweep's extent is there: it may grow from run to run."""
+    strengths = {strength_from_json(row["lambda"]) for row in rows}
+    return {
+        "num_prompts": len({row["prompt_id"] for row in rows}),
+        "num_samples": max((row["sample"] + 1 for row in rows), default=0),
+        "lambda": [format_strength(strength) for strength in sorted(strengths)],
+        "rewards": list(dict.fromkeys(name for row in rows for name in row["rewards"])),
+    }
+
+
+def add_beta(beta: float | None, rows: list[dict]) -> bool:
+    """Adds the KL strength to rows that lack it; returns whether there was any.
+
+    Raises:
+      ValueError: rows that have another.
+    """
+    other = next((row["beta"] for row in rows if row["beta"] not in (None, beta)), None)
+    if other is not None:
+        raise ValueError(f"the rows there have beta {other:g}, here it is {beta}; choose another --out")
+    lacking = [row for row in rows if row["beta"] != beta]
+    for row in lacking:
+        row["beta"] = beta
+    return bool(lacking)
 
 
 def run_cells(plan: Sweep, cells: Sequence[Cell], keep: Callable[[list[dict]], None]) -> Iterator[dict]:
@@ -164,8 +230,9 @@ def run_cells(plan: Sweep, cells: Sequence[Cell], keep: Callable[[list[dict]], N
 
 def make_row(plan: Sweep, completion: Completion) -> dict:
     """Returns the row of a completion, not yet judged."""
-    prompt, tokens = completion.cell.prompt.prompt, completion.cell.prompt.tokens
+    prompt = completion.cell.prompt.prompt
     reference, *aligned = (float(x) for x in completion.model_logprobs.sum(axis=0, dtype="float64"))
+    check_finite(plan, completion)
     return {
         "prompt_id": prompt.prompt_id,
         "sample": completion.cell.sample,
@@ -176,7 +243,7 @@ def make_row(plan: Sweep, completion: Completion) -> dict:
         "beta": plan.beta,
         "prompt": prompt_text(prompt),
         "completion": completion.text,
-        "prompt_tokens": list(tokens[0]) if len(set(tokens)) == 1 else [list(ids) for ids in tokens],
+        "prompt_tokens": prompt_tokens(completion.cell.prompt),
         "tokens": completion.tokens,
         "length": completion.length,
         "finish_reason": completion.finish_reason,
@@ -195,8 +262,27 @@ def _total(values) -> float:
 
 
 def prompt_text(prompt: Prompt) -> str | list[dict]:
-    """Returns what a row keeps of its prompt: the text, or the messages."""
-    return prompt.text + prompt.prefix if prompt.messages is None else list(prompt.messages)
+    """Returns what a row keeps of its prompt: the text, or the messages; with the answer's start."""
+    if prompt.messages is None:
+        return prompt.text + prompt.prefix
+    return [*prompt.messages, *([{"role": "assistant", "content": prompt.prefix}] if prompt.prefix else [])]
+
+
+def prompt_tokens(prompt: EncodedPrompt) -> list:
+    """Returns the ids that the models read; a list for each where they differ."""
+    each = [list(ids) for ids in prompt.tokens]
+    return each[0] if all(ids == each[0] for ids in each) else each
+
+
+def check_finite(plan: Sweep, completion: Completion) -> None:
+    """Raises ValueError if the rule made NaN of finite logits, or a strength is too large for float32."""
+    finite = np.isfinite(completion.logprobs) & np.isfinite(completion.sampling_logprobs)
+    if not finite.all():
+        raise ValueError(
+            f"rule {plan.rule_name}: logits are not finite at token {np.argmin(finite) + 1} of the "
+            f"completion of prompt {completion.cell.prompt.id!r} at λ = "
+            f"{format_strength(completion.cell.lambda_)}"
+        )
 
 
 def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
@@ -209,15 +295,18 @@ def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
 
 
 def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
-    """Raises ValueError if a prompt of the plan has another text in the rows that are there."""
-    texts = {prompt.id: prompt_text(prompt.prompt) for prompt in plan.prompts}
+    """Raises ValueError if a prompt of the plan has another text, or is read otherwise, in the rows there."""
+    prompts = {prompt.id: prompt for prompt in plan.prompts}
     for row in rows:
-        here = texts.get(row["prompt_id"], row["prompt"])
-        if here != row["prompt"]:
-            raise ValueError(
-                f"the folder holds another run: prompt {row['prompt_id']!r} is {row['prompt']!r:.60} there and "
-                f"{here!r:.60} here; choose another --out"
-            )
+        if row["prompt_id"] not in prompts:
+            continue
+        prompt = prompts[row["prompt_id"]]
+        for name, here in (("prompt", prompt_text(prompt.prompt)), ("prompt_tokens", prompt_tokens(prompt))):
+            if here != row[name]:
+                raise ValueError(
+                    f"the folder holds another run: {name} {prompt.id!r} is {row[name]!r:.60} there and "
+                    f"{here!r:.60} here; choose another --out"
+                )
 
 
 def cell_key(cell: Cell) -> tuple[int | str, int, str]:
@@ -227,13 +316,33 @@ def cell_key(cell: Cell) -> tuple[int | str, int, str]:
 
 def rule_name(rule: Rule) -> str:
     """Returns the name that rows carry: linear, or module:function."""
-    return "linear" if rule is linear_rule else f"{rule.__module__}:{rule.__qualname__}"
+    name = getattr(rule, "__qualname__", type(rule).__qualname__)
+    return "linear" if is_mixture(rule) else f"{rule.__module__}:{name}"
 
 
-def estimate_seconds(plan: Sweep) -> float:
-    """Returns the seconds that decoding takes if every completion is as long as it may be."""
+def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
+    """Raises ValueError unless `rule` turns logits of all models into logits of a row, without running it."""
+    vocab, rows, dtype = min(policy.config.vocab_size for policy in policies), 2, np.float32
+    logits = jax.ShapeDtypeStruct((len(policies), rows, vocab), dtype)
+    weights = jax.ShapeDtypeStruct((rows, len(policies)), dtype)
+    initial = getattr(rule, "initial_state", None)
+    try:
+        state = jax.eval_shape(lambda: initial(rows) if initial else None)
+        mixed, after = jax.eval_shape(rule, logits, weights, state)
+    except Exception as error:  # the function is the user's and may fail in any way
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise ValueError(f"rule {name} fails on logits[models, rows, vocab]: {reason}") from error
+    if getattr(mixed, "shape", None) != (rows, vocab):
+        found = getattr(mixed, "shape", type(mixed).__name__)
+        raise ValueError(f"rule {name}: expected logits of shape {(rows, vocab)}, found {found}")
+    if after != state:
+        raise ValueError(f"rule {name}: expected a state like that of initial_state, found another")
+
+
+def estimate_seconds(plan: Sweep, cells: int) -> float:
+    """Returns the seconds that so many of the cells take if every completion is as long as it may be."""
     _, step = warm_up(plan.policies, plan.cells[0], plan.decode, plan.rows, plan.rule)
-    return math.ceil(len(plan.cells) / plan.rows) * plan.decode.max_new_tokens * step
+    return math.ceil(cells / plan.rows) * plan.decode.max_new_tokens * step
 
 
 def memory_bytes(plan: Sweep) -> dict[str, int]:

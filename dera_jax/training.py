@@ -50,7 +50,7 @@ def make_update(loss: Loss, optimizer: optax.GradientTransformation):
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         return TrainState(params, opt_state), {"loss": value, "grad_norm": norm, **metrics}
 
     return update

@@ -31,10 +31,10 @@ LONGEST_PROMPT, LONGEST_COMPLETION = 16, 64
 CONTEXT = 256
 """Longest text, in tokens."""
 
-SFT = dict(max_steps=1000, batch_size=32, learning_rate=5e-3)
+SFT = dict(max_steps=1600, batch_size=32, learning_rate=5e-3)
 RLHF = dict(
-    reward="length:16:24", beta=0.1, max_steps=100, batch_size=128, num_samples=4, max_new_tokens=64,
-    learning_rate=1e-3,
+    reward="length:16:24", beta=0.1, max_steps=40, batch_size=128, num_samples=4, max_new_tokens=64,
+    learning_rate=5e-4,
 )  # fmt: skip
 
 
@@ -131,12 +131,12 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Returns the toy's architecture: 0.2 million parameters."""
+    """Returns the toy's architecture: 0.3 million parameters."""
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=176,
+        hidden_size=80,
+        intermediate_size=208,
         num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=4,
@@ -163,7 +163,10 @@ def ship(work: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("reference", "aligned"):
         shutil.rmtree(out / name, ignore_errors=True)
-        shutil.copytree(work / name, out / name, ignore=shutil.ignore_patterns("metrics.jsonl"))
+        (out / name).mkdir()
+        for path in sorted((work / name).iterdir()):
+            if path.name != "metrics.jsonl":
+                shutil.copyfile(path, out / name / path.name)
     shutil.copyfile(work / "prompts.jsonl", out / "prompts.jsonl")
 
 

@@ -61,7 +61,7 @@ def padded(prompts):
 @pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0, 1.8, -0.5])
 def test_greedy_tokens_equal_those_of_torch(policies, torch_pair, lambda_):
     prompts = random_prompts((16, 3, 9))
-    ours = bench.complete_all(policies, [Cell(p, 0, (lambda_,)) for p in prompts], 3, STEPS, temperature=0)
+    ours = bench.complete_all(policies, [Cell(p, 0, (lambda_,)) for p in prompts], 3, STEPS, temperature=0.0)
     tokens, mask = padded(prompts)
     theirs = torch_pair.generate(tokens, lambda_, STEPS, mask=mask, greedy=True)
     assert ours == theirs.tolist()

@@ -202,6 +202,11 @@ def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 12
     )
 
 
+def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
+    """Returns the words of the command, for a manifest."""
+    return ["python", "-m", name, *(sys.argv[1:] if argv is None else argv)]
+
+
 def decode_config(args: argparse.Namespace) -> DecodeConfig:
     """Returns the validated decoding options."""
     return DecodeConfig(
@@ -209,7 +214,7 @@ def decode_config(args: argparse.Namespace) -> DecodeConfig:
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
-        stop=tuple(unescape(stop) for stop in args.stop),
+        stop=tuple(map(unescape, args.stop)),
         seed=args.seed,
     )
 

@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dera_jax.data import load_prompts
     from dera_jax.policies import load_policies
-    from dera_jax.strengths import format_strength, parse_strengths
+    from dera_jax.strengths import format_strength, parse_strengths, strength_from_json
     from dera_jax.sweep import sweep
 
-    aligned = args.aligned.split(",") if args.aligned else None
+    aligned = cli.split_models(args.aligned)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     if args.prompt is None:
         prompt = load_prompts("toy", 1)[0]
@@ -64,25 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = list(
         sweep(policies, [prompt], lambdas, rows=rows, rule=rule, num_samples=args.num_samples, **vars(decode))
     )
-    print(f"prompt: {found[0]['prompt']}\n")
+    print(f"prompt: {args.prompt or prompt.text}\n")
+    completions = {(row["sample"], strength_from_json(row["lambda"])): row["completion"] for row in found}
     for sample in range(args.num_samples):
-        texts = {
-            "λ = " + format_strength(strength): next(
-                row for row in found if row["sample"] == sample and _at(row, strength)
-            )
-            for strength in lambdas
-        }
-        print(
-            side_by_side(
-                {name: row["completion"] for name, row in texts.items()}, shutil.get_terminal_size().columns
-            )
-        )
-
-
-def _at(row: dict, strength: tuple[float, ...]) -> bool:
-    from dera_jax.strengths import strength_from_json
-
-    return strength_from_json(row["lambda"]) == strength
+        texts = {f"λ = {format_strength(s)}": completions[sample, s] for s in lambdas}
+        print(side_by_side(texts, shutil.get_terminal_size().columns))
 
 
 def side_by_side(texts: dict[str, str], width: int) -> str:
@@ -106,5 +92,7 @@ def side_by_side(texts: dict[str, str], width: int) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
+    # A model may draw any character, those that steer a terminal too.
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
     paragraphs = text.strip().split("\n")
     return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, width) or [""]]

@@ -1,8 +1,10 @@
 """Draws the figure of one or several sweeps, or prints their table.
 
-python -m eval.plot runs/RUN
-python -m eval.plot runs/A runs/B --out=both.png
-python -m eval.plot runs/RUN --table=markdown
+  python -m eval.plot runs/RUN
+  python -m eval.plot runs/A runs/B --out=both.png
+  python -m eval.plot runs/RUN --table=markdown
+
+Several sweeps share their panels, a colour and a marker each.
 """
 
 from collections.abc import Sequence
@@ -40,12 +42,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             title = [name] if len(summaries) > 1 else []
             print("\n".join([*title, tables.format_table(found, style=args.table)]))
         return
-    first = args.runs[0]
-    out = args.out or (first if first.is_dir() else first.parent) / "sweep.png"
+    out = args.out or _folder(args.runs[0]) / "sweep.png"
     plots.plot_sweep(summaries, out)
     print(out)
 
 
 def _name(run: Path, runs: Sequence[Path]) -> str:
-    names = [path.resolve().name for path in runs]
-    return str(run) if names.count(run.resolve().name) > 1 else run.resolve().name
+    """Returns a run's name: its folder's, or the path as written where two have one name."""
+    names = [_folder(path).resolve().name for path in runs]
+    name = _folder(run).resolve().name
+    return str(run) if names.count(name) > 1 else name
+
+
+def _folder(run: Path) -> Path:
+    return run if run.is_dir() else run.parent

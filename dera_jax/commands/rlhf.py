@@ -61,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="longest completion, in tokens (default %(default)s)",
     )
     parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help=r"end a completion at TEXT, escapes such as \n allowed; may be repeated",
+    )
+    parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
@@ -84,7 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.rlhf import train_policy_gradient
 
     config = train_options.train_config(args)
-    decode = DecodeConfig(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
+    decode = DecodeConfig(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        stop=tuple(map(cli.unescape, args.stop)),
+        seed=args.seed,
+    )
     check_number("beta", args.beta, 0.0, float("inf"))
     train_options.check_new_folder(args.out)
     rewards = parse_rewards(args.reward)
@@ -105,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "num_samples": args.num_samples,
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
+        "stop": list(decode.stop),
     }
     steps = train_policy_gradient(
         policy, reference, encoded, rewards, args.beta, args.num_samples, decode, config, args.out

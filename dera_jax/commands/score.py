@@ -8,16 +8,42 @@ Pairs are JSONL with `prompt`, `chosen` and `rejected`. Accuracy is the share of
 completion has the larger log π(y|x)/|y|; the implicit reward compares log π(y|x)/π_ref(y|x).
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dera_jax.commands import cli
 
+OPTIONS = {
+    "run": {"reward", "prompts"},
+    "pairs": {"lambda_", "num_prompts", "rows", "out", "reference", "aligned", "dtype"},
+    "models": {"prompts", "num_prompts", "rows", "out", "dtype"},
+}
+"""What can be done, each with the options that have a meaning there."""
+
 
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.score`."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    modes = [mode for mode in OPTIONS if getattr(args, mode)]
+    if len(modes) != 1:
+        raise ValueError("expected one of RUN with --reward, --pairs=FILE, or --models=A,B with --prompts")
+    for name, value in vars(args).items():
+        if name not in {*modes, *OPTIONS[modes[0]]} and value != parser.get_default(name):
+            raise ValueError(
+                f"--{name.strip('_').replace('_', '-')} has no meaning with {_written(modes[0])}"
+            )
+    args.command = cli.command_line("eval.score", argv)
+    {"run": _score_run, "pairs": _score_pairs, "models": _score_models}[modes[0]](args)
+
+
+def _written(mode: str) -> str:
+    return "RUN" if mode == "run" else f"--{mode}"
+
+
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m eval.score`."""
     parser = cli.Parser(__doc__, prog="python -m eval.score")
     parser.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="a sweep's folder, whose rows get --reward"
@@ -25,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--reward",
         metavar="REWARD[,REWARD…]",
-        help="length:MIN:MAX[:STOP], lexicon:FILE, keywords:a|b, python:module:function",
+        help=f"with RUN: {cli.REWARDS}",
     )
     parser.add_argument(
         "--pairs", metavar="FILE", help="preference pairs: JSONL or parquet with prompt, chosen, rejected"
@@ -43,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dest="lambda_",
         default="0:2:0.5",
         metavar="STRENGTHS",
-        help="as in eval.sweep (default %(default)s)",
+        help="with --pairs, as in eval.sweep (default %(default)s)",
     )
     parser.add_argument(
         "--num-prompts", type=int, metavar="N", help="the first N pairs or prompts (default: all)"
@@ -55,11 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, metavar="FILE.json", help="the figures as JSON (--pairs and --models)"
     )
     cli.add_model_options(parser)
-    args = parser.parse_args(argv)
-    modes = [mode for mode in ("run", "pairs", "models") if getattr(args, mode)]
-    if len(modes) != 1:
-        raise ValueError("expected one of RUN with --reward, --pairs=FILE, or --models=A,B with --prompts")
-    {"run": _score_run, "pairs": _score_pairs, "models": _score_models}[modes[0]](args)
+    return parser
 
 
 def _score_run(args) -> None:
@@ -72,7 +94,7 @@ def _score_run(args) -> None:
         raise ValueError("RUN: expected --reward, what to score its rows with")
     rewards = parse_rewards(args.reward)
     columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
-    added = judge_run(args.run, rewards, columns, sys.argv)
+    added = judge_run(args.run, rewards, columns, args.command)
     summaries = metrics.summarize(results.read_rows(args.run))
     metrics.write_summary_csv(args.run / "summary.csv", summaries)
     plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png")
@@ -84,49 +106,49 @@ def _score_run(args) -> None:
 
 def _score_pairs(args) -> None:
     from dera_jax import pairs
+    from dera_jax.policies import load_policies
     from dera_jax.strengths import format_strength, parse_strengths
 
-    aligned = args.aligned.split(",") if args.aligned else None
+    aligned = cli.split_models(args.aligned)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     loaded = pairs.load_pairs(args.pairs, args.num_prompts)
-    policies = _policies(args, aligned)
-    table = pairs.pairwise_accuracy(policies, loaded, lambdas, cli.parse_rows(args.rows, len(loaded)))
+    rows = cli.parse_rows(args.rows, len(loaded))
+    cli.announce_devices()
+    policies = load_policies(args.reference, aligned, args.dtype)
+    table = pairs.pairwise_accuracy(policies, loaded, lambdas, rows)
     print(f"{len(loaded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
-    print(f"{'λ':>6}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
+    print(f"{'λ':>8}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
     for strength, accuracy, implicit in table:
-        shown = "           —" if implicit is None else f"{implicit.mean:.3f} ± {implicit.half_width:.3f}"
-        print(
-            f"{format_strength(strength):>6}  {f'{accuracy.mean:.3f} ± {accuracy.half_width:.3f}':>20}  {shown:>20}"
-        )
+        print(f"{format_strength(strength):>8}  {_shown(accuracy):>20}  {_shown(implicit):>20}")
     _write(args.out, pairs.as_json(table))
 
 
 def _score_models(args) -> None:
     from dera_jax.data import load_prompts
     from dera_jax.divergence import kl_per_token
+    from dera_jax.pairs import estimate_to_json
     from dera_jax.policies import load_policies
 
     names = args.models.split(",")
-    if len(names) != 2:
-        raise ValueError(f"--models: expected two models A,B, found {len(names)}")
+    if len(names) != 2 or not all(names):
+        raise ValueError(f"--models: expected two models A,B, found {args.models!r}")
     if not args.prompts:
         raise ValueError("--models: expected --prompts, the text on which to compare them")
     prompts = load_prompts(args.prompts, args.num_prompts)
+    rows = cli.parse_rows(args.rows, len(prompts))
     cli.announce_devices()
     # The reference is what the divergence is measured against.
     policies = load_policies(names[1], names[0], args.dtype)
-    found = kl_per_token(policies, prompts, cli.parse_rows(args.rows, len(prompts)))
-    print(
-        f"KL({names[0]} ‖ {names[1]}) = {found.mean:.3g} nats per token [{found.low:.3g}, {found.high:.3g}]"
-    )
-    _write(args.out, {"kl_per_token": vars(found), "models": names, "prompts": len(prompts)})
+    found = kl_per_token(policies, prompts, rows)
+    print(f"KL({names[0]} ‖ {names[1]}) = {_shown(found)} nats per token, on {len(prompts)} texts")
+    _write(args.out, {"kl_per_token": estimate_to_json(found), "models": names, "prompts": len(prompts)})
 
 
-def _policies(args, aligned):
-    from dera_jax.policies import load_policies
-
-    cli.announce_devices()
-    return load_policies(args.reference, aligned, args.dtype)
+def _shown(found) -> str:
+    """Returns `mean ± half-width` of an `Estimate`, without the latter where it is not known."""
+    if found is None:
+        return "—"
+    return f"{found.mean:.4g}" + (f" ± {found.half_width:.2g}" if found.half_width >= 0 else "")
 
 
 def _write(path: Path | None, figures) -> None:

@@ -1,10 +1,11 @@
 """Decodes prompts at many strengths and shows what the strength does.
 
   python -m eval.sweep --lambda=0:2:0.2
-  python -m eval.sweep --reference=DIR --aligned=DIR --lambda=0,1/2,1 --prompts=FILE.jsonl --reward=length:40:60
+  python -m eval.sweep --reference=DIR --aligned=DIR --lambda=0,1/2,1 --prompts=FILE.jsonl
 
 Larger λ means smaller β/λ: weaker regularization. λ = 0 is the reference, 1 the aligned model, more
-extrapolates, less than 0 moves away from the aligned model. Rerunning a command completes its folder.
+extrapolates, less than 0 moves away from the aligned model. Rerunning a command completes its
+folder; more strengths, samples, prompts or rewards add to it.
 """
 
 import hashlib
@@ -29,17 +30,19 @@ def make_parser() -> cli.Parser:
         dest="lambda_",
         default="0:2:0.2",
         metavar="STRENGTHS",
-        help="0,0.5,1 or 0:2:0.2 or 1/6; 0.5+0.5 for two aligned models; prompt: each prompt's own (default %(default)s)",
+        help="0,0.5,1 or 0:2:0.2 or 1/6; for two aligned models 0.5+0.5 or the grid 0:1:0.5x0:1:0.5; "
+        "prompt: each prompt's own (default %(default)s)",
     )
     parser.add_argument(
         "--prompts",
         metavar="PROMPTS",
-        help="FILE.jsonl|.parquet|.txt, hf:org/set[:split], tfds:name[:split], toy or chat (default: toy with the toy pair, else chat)",
+        help="FILE.jsonl|.parquet|.txt, hf:org/set[:split], tfds:name[:split], toy or chat "
+        "(default: toy with the toy pair, else chat)",
     )
     parser.add_argument(
         "--reward",
         metavar="REWARD[,REWARD…]",
-        help="length:MIN:MAX[:STOP], lexicon:FILE, keywords:a|b, python:module:function (default: none; the toy pair has its own)",
+        help=f"{cli.REWARDS} (default: none; the toy pair has its own)",
     )
     parser.add_argument(
         "--num-prompts", type=int, default=64, metavar="N", help="the first N prompts (default %(default)s)"
@@ -54,6 +57,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--beta",
         type=float,
+        metavar="B",
         help="KL strength the aligned model was trained with (default: what its manifest says)",
     )
     parser.add_argument(
@@ -82,21 +86,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.parse_rows(args.rows, 1)
 
     plan = _plan(args, decode)
-    if args.dry_run:
-        print(_dry_run(plan))
-        return
     out = args.out or Path("runs") / _folder_name(plan)
-    from dera_jax.results import RunFolder, provenance
+    if args.dry_run:
+        print(_dry_run(plan, out))
+        return
+    from dera_jax.results import RunFolder
+    from dera_jax.sweep import sweep_provenance
 
-    facts = provenance(
-        [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)],
-        device=cli.announce_devices(),
-        models=[{"name": p.name, "fingerprint": p.fingerprint} for p in plan.policies],
-    )
+    facts = sweep_provenance(plan, cli.command_line("eval.sweep", argv))
     with RunFolder(out, plan.identity, facts) as folder:
-        rows, seconds = _run_with_progress(plan, folder)
-        folder.finish(_extent(args, plan), {"decode_seconds": round(seconds, 1)} if seconds else None)
-    _report(plan, out, rows, seconds)
+        try:
+            seconds = _run_with_progress(plan, folder)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{out} keeps what has ended; the same command goes on from there"
+            ) from None
+        more = {"decode_seconds": round(seconds, 1)} if seconds else None
+        folder.finish(folder.manifest["extent"] | {"prompts": _prompts(args)}, more)
+        rows = folder.rows
+    _report(out, rows, seconds)
 
 
 def _plan(args, decode):
@@ -106,17 +114,16 @@ def _plan(args, decode):
     from dera_jax.policies import load_policies
     from dera_jax.rewards import parse_rewards
     from dera_jax.strengths import PER_PROMPT, parse_strengths
-    from dera_jax.sweep import Sweep
+    from dera_jax.sweep import Sweep, known_beta
 
-    toy = args.reference is None and args.aligned is None
-    aligned = args.aligned.split(",") if args.aligned else None
+    aligned = cli.split_models(args.aligned)
     # Everything that can be wrong without a model is checked before one is loaded.
     lambdas = None if args.lambda_ == PER_PROMPT else parse_strengths(args.lambda_, len(aligned or [1]))
-    reward = args.reward or (cli.toy_reward() if toy else None)
+    reward = args.reward or (cli.toy_reward() if _is_toy(args) else None)
     rewards = parse_rewards(reward) if reward else ()
-    spec = args.prompts or ("toy" if toy else "chat")
-    prompts = load_prompts(spec, args.num_prompts)
+    prompts = load_prompts(_prompts(args), args.num_prompts)
     rule, rule_name = cli.load_rule(args.rule)
+    cli.announce_devices()
     policies = load_policies(args.reference, aligned, args.dtype)
     encoded = tuple(encode_prompts(policies, prompts, decode.max_new_tokens))
     return Sweep(
@@ -129,54 +136,49 @@ def _plan(args, decode):
         rows=cli.parse_rows(args.rows, len(prompts) * args.num_samples * len(lambdas or [1])),
         rule=rule,
         rule_name=rule_name,
-        beta=policies[-1].beta if args.beta is None else args.beta,
+        beta=known_beta(policies) if args.beta is None else args.beta,
     )
 
 
-def _run_with_progress(plan, folder) -> tuple[list[dict], float]:
-    """Returns all rows of the plan, and the seconds that the new ones took, compilation apart."""
+def _is_toy(args) -> bool:
+    return args.reference is None and args.aligned is None
+
+
+def _prompts(args) -> str:
+    return args.prompts or ("toy" if _is_toy(args) else "chat")
+
+
+def _run_with_progress(plan, folder) -> float:
+    """Adds what is missing; returns the seconds it took, compilation apart, or 0 if rows were there."""
     from dera_jax.generate import warm_up
     from dera_jax.sweep import cell_key, run_sweep
 
+    before = len(folder.rows)
     missing = [cell for cell in plan.cells if cell_key(cell) not in folder.keys]
     shapes = {cell.prompt.buckets: cell for cell in missing}
     compiling = sum(warm_up(plan.policies, c, plan.decode, plan.rows, plan.rule)[0] for c in shapes.values())
     if missing:
         print(f"compiled in {compiling:.1f} s", file=sys.stderr)
     start = time.perf_counter()
-    rows = []
     with (
         tqdm(total=len(plan.cells), unit="completion", dynamic_ncols=True) as bar,
         closing(run_sweep(plan, folder)) as found,
     ):
-        for row in found:
-            rows.append(row)
+        for _ in found:
             bar.update()
-    return rows, time.perf_counter() - start if len(missing) == len(rows) else 0.0
+    return 0.0 if before else time.perf_counter() - start
 
 
-def _extent(args, plan) -> dict:
-    from dera_jax.strengths import format_strength
-
-    return {
-        "prompts": args.prompts or "default",
-        "num_prompts": len(plan.prompts),
-        "num_samples": plan.num_samples,
-        "lambda": "prompt" if plan.lambdas is None else [format_strength(s) for s in plan.lambdas],
-        "rewards": [reward.name for reward in plan.rewards],
-        "rows": plan.rows,
-        "beta": plan.beta,
-    }
-
-
-def _report(plan, out: Path, rows: list[dict], seconds: float) -> None:
-    """Writes summary and figure, and prints the table and where the files are."""
+def _report(out: Path, rows: list[dict], seconds: float) -> None:
+    """Writes summary and figure of all rows, and prints the table and where the files are."""
     from dera_jax import metrics, plots, tables
 
     summaries = metrics.summarize(rows)
     metrics.write_summary_csv(out / "summary.csv", summaries)
     plots.plot_sweep({out.name: summaries}, out / "sweep.png")
-    speed = {s.lambda_: s.tokens / seconds for s in summaries} if seconds else None
+    # Strengths share batches, so each runs at the speed of all.
+    tokens = sum(s.tokens for s in summaries)
+    speed = {s.lambda_: tokens / seconds for s in summaries} if seconds else None
     print(tables.format_table(summaries, speed=speed))
     for warning in metrics.warnings_of(summaries):
         print(f"warning: {warning}", file=sys.stderr)
@@ -184,23 +186,30 @@ def _report(plan, out: Path, rows: list[dict], seconds: float) -> None:
 
 
 def _folder_name(plan) -> str:
-    short = ["-".join(Path(p.name).resolve().parts[-1:]) for p in plan.policies]
-    digest = hashlib.sha256(
-        json.dumps([plan.identity, [p.id for p in plan.prompts[:1]]], default=str).encode()
-    )
-    return f"{short[0]}-{'+'.join(short[1:])}-{digest.hexdigest()[:8]}"
+    """Returns a name that another identity, or other prompts, do not have."""
+    from dera_jax.sweep import prompt_text
+
+    reference, *aligned = (Path(policy.name).resolve().name for policy in plan.policies)
+    # The first prompt stands for all, whose number may grow.
+    first = plan.prompts[0]
+    told = json.dumps([plan.identity, first.id, prompt_text(first.prompt)])
+    return f"{reference}-{'+'.join(aligned)}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
-def _dry_run(plan) -> str:
-    from dera_jax.sweep import estimate_seconds, memory_bytes
+def _dry_run(plan, out: Path) -> str:
+    from dera_jax.results import read_rows, row_key
+    from dera_jax.sweep import cell_key, estimate_seconds, memory_bytes
 
     memory = memory_bytes(plan)
     parts = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in memory.items())
-    cells = plan.cells
-    longest = len(cells) * plan.decode.max_new_tokens
+    there = set(map(row_key, read_rows(out))) if (out / "rows.jsonl").exists() else set()
+    missing = [cell for cell in plan.cells if cell_key(cell) not in there]
+    found = f", {len(plan.cells) - len(missing)} of them there already" if there else ""
     return (
-        f"{len(cells)} completions: {len(plan.prompts)} prompts × {plan.num_samples} samples × "
-        f"{len(plan.lambdas or [1])} strengths, {plan.rows} rows at a time\n"
+        f"{len(plan.cells)} completions: {len(plan.prompts)} prompts × {plan.num_samples} samples × "
+        f"{len(plan.lambdas or [1])} strengths, {plan.rows} rows at a time{found}\n"
         f"memory: {sum(memory.values()) / 2**20:.1f} MiB ({parts})\n"
-        f"time: at most {estimate_seconds(plan):.0f} s on {cli.announce_devices()}, if all {longest} tokens are drawn"
+        f"time: at most {estimate_seconds(plan, len(missing)):.0f} s, "
+        f"if all {len(missing) * plan.decode.max_new_tokens} tokens are drawn\n"
+        f"folder: {out}"
     )

@@ -105,8 +105,9 @@ def model_config(folder: Path, raw: dict, dtype: str) -> ModelConfig:
 
     try:
         hf = AutoConfig.for_model(**raw)
-        if getattr(hf, "attention_bias", False) or getattr(hf, "mlp_bias", False):
-            raise ValueError("biases in a llama model are not supported")
+        for bias in ("attention_bias", "mlp_bias"):
+            if getattr(hf, bias, False):
+                raise ValueError(f"{bias} is not supported; expected false, found true")
         return FAMILIES[raw["model_type"]].config(hf, dtype)
     except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error

@@ -84,7 +84,8 @@ def save_tensors(file: Path, tensors: dict[str, jax.Array]) -> None:
     """
     temporary = file.with_suffix(".partial")
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        # A copy of the dict: safetensors turns its values into NumPy arrays.
+        save_file(dict(tensors), temporary, metadata={"format": "pt"})
         os.replace(temporary, file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: cannot be written: {error}") from error

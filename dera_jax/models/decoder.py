@@ -3,7 +3,7 @@
 Every architecture is a `DecoderConfig`; where two families differ, they differ in a field here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -40,7 +40,7 @@ class DecoderConfig:
     """Longest context, in tokens, that the model was trained for."""
     norm_epsilon: float = 1e-5
     activation: str = "silu"
-    rope: Rope = Rope()
+    rope: Rope = field(default_factory=Rope)
     tie_embeddings: bool = False
     """Whether the head is the embedding, transposed."""
     dtype: str = "float32"

@@ -1,0 +1,271 @@
+"""Our forward passes against transformers' on torch, through the files on disk."""
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dera_jax import generate, load_policy, models, save_policy
+from dera_jax.policies import flatten, with_params
+from dera_jax.tokenizer import encode_prompt
+
+torch = pytest.importorskip("torch")
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+BASE = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SHAPES = {
+    "grouped heads": {},
+    "as many key-value heads": {"num_key_value_heads": 8},
+    "one key-value head": {"num_key_value_heads": 1},
+    "tied head": {"tie_word_embeddings": True},
+    "wide heads": {"head_dim": 24},
+    "other settings": {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-2},
+    "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    "llama3": {"rope_parameters": LLAMA3 | {"rope_theta": 500.0}},
+}
+PROMPTS = [
+    "Lily",
+    "Once upon a time, there was a big dog. He liked to run in the park, but one day it was raining and",
+    "Tom and his mom went",
+]
+LENGTHS = (100, 41, 3)
+"""Of the rows of a batch; the longest passes LLAMA3's original context three times over."""
+
+
+def random_model(shape: dict, seed: int = 0):
+    """Returns a Llama on torch none of whose parameters has its initial value, norms included."""
+    generator = torch.Generator().manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**(BASE | shape))).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            value.copy_(1 + 0.3 * noise if "norm" in name else noise / value.shape[-1] ** 0.5)
+    return model
+
+
+def save(model, folder, stories):
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(stories / name, folder / name)
+    return folder
+
+
+def in_float64(model):
+    """Returns the model computing in float64; its norms by themselves go through float32."""
+    exact = copy.deepcopy(model).double()
+    for module in exact.modules():
+        if type(module).__name__ == "LlamaRMSNorm":
+            module.forward = lambda x, m=module: (
+                m.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon)
+            )
+    return exact
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def case(request, tmp_path_factory, stories):
+    """A model on torch and the policy read from its files."""
+    model = random_model(SHAPES[request.param])
+    folder = save(model, tmp_path_factory.mktemp("model"), stories)
+    return model, load_policy(str(folder))
+
+
+def padded(lengths=LENGTHS, seed=1):
+    """Returns random tokens with padding on the left, and the mask of real ones."""
+    mask = np.arange(max(lengths)) >= max(lengths) - np.array(lengths)[:, None]
+    tokens = np.random.default_rng(seed).integers(BASE["vocab_size"], size=mask.shape)
+    return np.where(mask, tokens, 0).astype(np.int32), mask
+
+
+def torch_logits(model, tokens, mask):
+    positions = np.maximum(mask.cumsum(-1) - 1, 0)
+    with torch.no_grad():
+        return model(
+            torch.tensor(tokens).long(),
+            attention_mask=torch.tensor(mask).long(),
+            position_ids=torch.tensor(positions),
+        ).logits
+
+
+def our_logits(policy, tokens, mask, last=None):
+    forward = jax.jit(lambda p, t, m: models.bind(policy.config, p).forward(t, m, last))
+    return forward(policy.params, tokens, mask)
+
+
+def test_logits_equal_those_of_torch(case):
+    model, policy = case
+    tokens, mask = padded()
+    ours = np.asarray(our_logits(policy, tokens, mask))[mask]
+    theirs = torch_logits(model, tokens, mask).numpy()[mask]
+    exact = torch_logits(in_float64(model), tokens, mask).numpy()[mask]
+    assert theirs.std() > 0.5
+    error, own_error = abs(ours - exact).max(), abs(theirs - exact).max()
+    print(f"largest error of logits: ours {error:.1e}, torch's {own_error:.1e}; apart {abs(ours - theirs).max():.1e}")
+    assert abs(ours - theirs).max() <= 1e-5
+    assert error <= 2 * own_error + 1e-7
+
+
+def test_padding_changes_nothing_on_either_side(case):
+    _, policy = case
+    tokens, mask = padded()
+    left = our_logits(policy, tokens, mask)
+    for row, length in enumerate(LENGTHS):
+        alone = tokens[row : row + 1, -length:]
+        right = np.pad(alone, ((0, 0), (0, 5)), constant_values=7)
+        expected = our_logits(policy, alone, np.ones_like(alone, bool))[0]
+        np.testing.assert_allclose(left[row, -length:], expected, atol=1e-5)
+        made = our_logits(policy, right, np.arange(length + 5)[None] < length)[0, :length]
+        np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_the_last_logits_are_those_of_all(case):
+    _, policy = case
+    tokens, mask = padded()
+    last = our_logits(policy, tokens, mask, 3)
+    np.testing.assert_allclose(last, our_logits(policy, tokens, mask)[:, -3:], atol=1e-5)
+
+
+def test_cached_steps_equal_the_forward_pass(case):
+    _, policy = case
+    tokens, mask = padded((60, 45, 33))
+    prompt = 32
+    expected = our_logits(policy, tokens, mask)
+
+    @jax.jit
+    def steps(params, tokens, mask):
+        model = models.bind(policy.config, params)
+        cache = models.grow_cache(model.prefill(tokens[:, :prompt], mask[:, :prompt]), tokens.shape[1] + 4)
+
+        def step(cache, fed):
+            logits, cache = model.step(*fed, cache)
+            return cache, logits
+
+        fed = tokens.T[prompt:], (mask.cumsum(-1) - 1).T[prompt:]
+        return jax.lax.scan(step, cache, fed)[1].swapaxes(0, 1)
+
+    np.testing.assert_allclose(steps(policy.params, tokens, mask), expected[:, prompt:], atol=1e-5)
+
+
+def greedy_on_torch(model, policy, steps):
+    encoded = [encode_prompt(policy.tokenizer, text) for text in PROMPTS]
+    longest = max(map(len, encoded))
+    tokens = torch.tensor([[0] * (longest - len(ids)) + ids for ids in encoded])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
+    made = model.generate(
+        tokens, attention_mask=mask, do_sample=False, max_new_tokens=steps, eos_token_id=None, pad_token_id=0
+    )
+    return made[:, longest:].tolist()
+
+
+def test_greedy_tokens_equal_those_of_torch(case):
+    model, policy = case
+    theirs = greedy_on_torch(model, policy, 32)
+    assert len({token for row in theirs for token in row}) > 20
+    endless = replace(policy, eos_ids=())
+    for policies, lambda_ in (((endless,), ()), ((endless, endless), 0.7)):
+        ours = generate(policies, PROMPTS, lambda_, temperature=0.0, max_new_tokens=32, rows=4)
+        assert [completion.tokens for completion in ours] == theirs
+
+
+@pytest.mark.parametrize("shape", ["grouped heads", "llama3"])
+def test_settings_as_the_hub_has_them(shape, tmp_path, stories):
+    """Before transformers 5, rope was two settings, and what had its default was often left out."""
+    new = save(random_model(SHAPES[shape]), tmp_path / "new", stories)
+    old = shutil.copytree(new, tmp_path / "old")
+    raw = json.loads((new / "config.json").read_text())
+    rope = raw.pop("rope_parameters")
+    raw["torch_dtype"] = raw.pop("dtype")
+    for name in ("head_dim", "attention_bias", "mlp_bias", "pretraining_tp", "hidden_act"):
+        del raw[name]
+    raw["rope_theta"] = rope.pop("rope_theta")
+    raw["rope_scaling"] = rope if shape == "llama3" else None
+    (old / "config.json").write_text(json.dumps(raw))
+    policy = load_policy(str(old))
+    assert policy.config == load_policy(str(new)).config
+    # Saved under another type, both loaders go by it.
+    save_policy(load_policy(str(old), "bfloat16"), tmp_path / "saved")
+    assert load_policy(str(tmp_path / "saved")).config == replace(policy.config, dtype="bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_bfloat16_loses_no_more_than_on_torch(tied, tmp_path, stories):
+    model = random_model({"tie_word_embeddings": tied}).bfloat16()
+    folder = str(save(model, tmp_path, stories))
+    policy = load_policy(folder)
+    assert policy.config.dtype == "bfloat16"
+    assert {str(value.dtype) for value in flatten(policy.params).values()} == {"bfloat16"}
+    tokens, mask = padded()
+    ours = our_logits(policy, tokens, mask)
+    assert ours.dtype == jnp.float32
+    # Their last product is not rounded to bfloat16 on its way.
+    assert np.mean(ours != ours.astype(jnp.bfloat16)) > 0.9
+    exact = np.asarray(our_logits(load_policy(folder, "float32"), tokens, mask))[mask]
+    error = abs(np.asarray(ours)[mask] - exact).mean()
+    own_error = abs(torch_logits(model, tokens, mask).float().numpy()[mask] - exact).mean()
+    print(f"mean error of logits in bfloat16: ours {error:.4f}, torch's {own_error:.4f}")
+    assert error <= own_error
+
+
+def test_what_we_save_transformers_loads(case, tmp_path):
+    model, policy = case
+    save_policy(policy, tmp_path / "same", {"beta": 0.1})
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "same", output_loading_info=True)
+    assert not any(info.values()), info
+    weights = model.state_dict()
+    assert again.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())
+
+    # And not because the files were there before.
+    changed = with_params(policy, jax.tree.map(lambda a: 1.1 * a, policy.params))
+    save_policy(changed, tmp_path / "same", {"beta": 0.2})
+    tokens, mask = padded()
+    theirs = torch_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "same"), tokens, mask).numpy()
+    ours = np.asarray(our_logits(changed, tokens, mask))
+    np.testing.assert_allclose(ours[mask], theirs[mask], atol=2e-5)
+    assert abs(ours - our_logits(policy, tokens, mask)).max() > 0.1
+    loaded = load_policy(str(tmp_path / "same"))
+    assert loaded.beta == 0.2 and loaded.config == policy.config
+    for name, value in flatten(loaded.params).items():
+        np.testing.assert_array_equal(value, flatten(changed.params)[name])
+
+
+def test_a_pretrained_model_tells_its_story(stories):
+    policy = load_policy(str(stories))
+    (completion,) = generate((policy,), ["Once upon a time"], (), temperature=0.0, max_new_tokens=60)
+    assert ("Once upon a time" + completion.text).startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_layers", 0, "num_layers: expected a whole number, at least 1, got 0"),
+        ("num_kv_heads", 3, r"num_kv_heads: expected a divisor of num_heads \(8\), got 3"),
+        ("activation", "relu", "activation: expected one of silu, gelu_pytorch_tanh, gelu, got 'relu'"),
+    ],
+)
+def test_impossible_shapes_are_refused(case, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        replace(case[1].config, **{field: value})
