@@ -72,9 +72,6 @@ class BenchConfig:
             raise ValueError(f"new_tokens: expected a multiple of {CHUNK}, got {self.new_tokens}")
 
 
-# Timing
-
-
 def timed(run: Callable[[], Any]) -> Callable[[], float]:
     """Returns a function that runs `run`, which waits for its own results, and returns the seconds."""
 
@@ -124,9 +121,6 @@ def spread(values: Sequence[float]) -> dict:
 def ratio(slower: dict, faster: dict) -> dict:
     """Returns the spread of `slower` / `faster`, formed turn by turn."""
     return spread([s / f for s, f in zip(slower["values"], faster["values"], strict=True)])
-
-
-# What is decoded
 
 
 def random_policies(folder: Path, shape: Mapping[str, Any]) -> tuple[Policy, ...]:

@@ -29,4 +29,4 @@ def kl_per_token(policies: Sequence[Policy], prompts: Sequence[Prompt], rows: in
     scored = list(score_tokens(policies, first, [text.tokens[0][1:] for text in texts], [1.0], rows))
     values = np.concatenate([s.kl_to_reference[0] for s in scored])
     groups = np.repeat(np.arange(len(scored)), [len(s.tokens) for s in scored])
-    return estimate(values, groups.tolist())
+    return estimate(values.tolist(), groups.tolist())

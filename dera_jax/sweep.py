@@ -19,13 +19,7 @@ from dera_jax.realign import is_mixture, linear_rule
 from dera_jax.results import RunFolder, provenance, row_key
 from dera_jax.rewards import Reward, parse_rewards
 from dera_jax.stored import judge
-from dera_jax.strengths import (
-    Strength,
-    format_strength,
-    strength_from_json,
-    strength_to_json,
-    turn_strengths,
-)
+from dera_jax.strengths import Strength, format_strength, strength_from_json, strength_to_json
 
 FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
 """Finished rows are judged and written when they are this many, or this old."""
@@ -55,14 +49,11 @@ class Sweep:
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:
             raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
-        for strength in self.lambdas or ():
+        for strength in {strength for prompt in self.prompts for strength in self._strengths(prompt)}:
             if len(strength) != aligned:
-                raise ValueError(
-                    f"lambda: expected a number for each of {aligned} aligned models, found {strength}"
-                )
-        for prompt in self.prompts if self.lambdas is None else ():
-            if prompt.prompt.lambda_ is None:
-                raise ValueError(f"prompt {prompt.id!r} has no `lambda`, which --lambda=prompt needs")
+                raise ValueError(f"lambda: expected a number for each of {aligned} aligned, found {strength}")
+            if max(map(abs, strength)) > float(np.finfo(np.float32).max):
+                raise ValueError(f"lambda: {format_strength(strength)} is too large for float32")
 
     @property
     def cells(self) -> list[Cell]:
@@ -77,8 +68,11 @@ class Sweep:
     def _strengths(self, prompt: EncodedPrompt) -> tuple[Strength, ...]:
         if self.lambdas is not None:
             return self.lambdas
+        own = prompt.prompt.lambda_
+        if own is None:
+            raise ValueError(f"prompt {prompt.id!r} has no `lambda`, which --lambda=prompt needs")
         # A prompt with one strength per turn: this decodes the first.
-        return turn_strengths(prompt.prompt.lambda_, f"prompt {prompt.id!r}")[:1]
+        return ((own[0] if isinstance(own, tuple) else own,),)
 
     @property
     def identity(self) -> dict:
@@ -142,7 +136,7 @@ def sweep(
 
 
 def _strength(value: float | Sequence[float]) -> Strength:
-    return strength_from_json(value if isinstance(value, list | tuple) else float(value))
+    return strength_from_json(list(value) if isinstance(value, list | tuple) else float(value))
 
 
 def known_beta(policies: Sequence[Policy]) -> float | None:

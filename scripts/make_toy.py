@@ -31,7 +31,7 @@ LONGEST_PROMPT, LONGEST_COMPLETION = 16, 64
 CONTEXT = 256
 """Longest text, in tokens."""
 
-SFT = dict(max_steps=1600, batch_size=32, learning_rate=5e-3)
+SFT = dict(max_steps=1800, batch_size=32, learning_rate=8e-3, warmup_ratio=0.02)
 RLHF = dict(
     reward="length:16:24", beta=0.1, max_steps=40, batch_size=128, num_samples=4, max_new_tokens=64,
     learning_rate=5e-4,

@@ -83,7 +83,7 @@ RULES = {
     "leave.sad": ["Then {friend} leaves, and the room is empty.", "{she} does not want to be alone."],
     "leave.calm": ["Then {friend} goes home.", "{friend} stays until the evening."],
     "lost": ["{her} {pet} is gone.", "{she} cannot find {her} {pet}."],
-    "search": ["{she} looks under the bed.", "{she} looks behind the {tool}.", "{she} calls and calls.",
+    "search": ["{she} looks under the bed.", "{she} looks in the {shop}.", "{she} calls and calls.",
                "{she} asks {guest} for help."],
     "found.glad": ["At last the {pet} jumps into {her} arms.", "Hurrah, the {pet} comes home!"],
     "found.sad": ["The {pet} does not come home.", "Nobody has seen the {pet}."],

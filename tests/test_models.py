@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policy, models, save_policy
+from dera_jax.models.layers import Rope
 from dera_jax.policies import flatten, with_params
 from dera_jax.tokenizer import encode_prompt
 
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding  # noqa: E402
 
 BASE = {
     "vocab_size": 512,
@@ -185,6 +187,33 @@ def test_greedy_tokens_equal_those_of_torch(case):
     for policies, lambda_ in (((endless,), ()), ((endless, endless), 0.7)):
         ours = generate(policies, PROMPTS, lambda_, temperature=0.0, max_new_tokens=32, rows=4)
         assert [completion.tokens for completion in ours] == theirs
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 10_000.0},
+        {"rope_type": "default", "rope_theta": 1_000_000.0},
+        {"rope_theta": 500_000.0} | LLAMA3 | {"original_max_position_embeddings": 8192},
+        {"rope_theta": 500_000.0} | LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192},
+    ],
+)
+def test_rotary_frequencies_of_long_contexts(rope):
+    """A relative error of 1e-7 is an angle of 0.01 at the end of Llama 3.1's context."""
+    settings = LlamaConfig(
+        hidden_size=512, num_attention_heads=4, max_position_embeddings=131_072, rope_parameters=rope
+    )
+    theirs = LlamaRotaryEmbedding(settings).inv_freq.numpy()
+    values = {name: value for name, value in rope.items() if name in ("factor", "low_freq_factor", "high_freq_factor")}
+    ours = Rope(
+        theta=rope["rope_theta"],
+        kind=rope["rope_type"],
+        original_max_positions=rope.get("original_max_position_embeddings", 0),
+        **values,
+    ).frequencies(128)
+    print(f"largest relative difference of frequencies: {abs(ours / theirs - 1).max():.1e}")
+    np.testing.assert_allclose(ours, theirs, rtol=1.2e-7)
+    assert np.mean(ours == theirs) > 0.9
 
 
 @pytest.mark.parametrize("shape", ["grouped heads", "llama3"])

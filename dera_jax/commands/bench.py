@@ -2,7 +2,8 @@
 
 decode    tokens per second of one model and of the mixture; the mixture against `transformers` on
           torch with a logits processor that caches the reference (prefill included, on both sides)
-overhead  a whole step against the same scan with both models' forward passes alone
+overhead  whole steps against the same scan with both models' forward passes alone, their next token
+          made of each model's largest logit, so that every word of both heads is computed
 sweep     11 strengths × 8 prompts × 4 samples in batches of 32 rows, against a torch loop over
           prompts and strengths with 4 samples per call (of the given pair)
 

@@ -62,15 +62,16 @@ FAMILIES = {"llama": Family(_llama, LLAMA_NAMES)}
 
 def _rope(parameters: dict) -> Rope:
     kind = parameters.get("rope_type", "default")
+    theta = float(parameters["rope_theta"])
     if kind == "default":
-        return Rope(theta=parameters["rope_theta"])
+        return Rope(theta)
     if kind == "llama3":
         return Rope(
-            theta=parameters["rope_theta"],
-            kind=kind,
-            factor=parameters["factor"],
-            low_freq_factor=parameters["low_freq_factor"],
-            high_freq_factor=parameters["high_freq_factor"],
+            theta,
+            kind,
+            factor=float(parameters["factor"]),
+            low_freq_factor=float(parameters["low_freq_factor"]),
+            high_freq_factor=float(parameters["high_freq_factor"]),
             original_max_positions=parameters["original_max_position_embeddings"],
         )
     raise ValueError(f"rope_type {kind!r} is not supported; expected default or llama3")

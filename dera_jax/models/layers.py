@@ -81,7 +81,9 @@ class Rope:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Returns the angle in radians that each pair of dimensions turns per position."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        frequencies = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
+        # The power in float64: NumPy's in float32 is an ulp off, which 100 000 positions make 0.01 radians.
+        powers = (self.theta ** exponents.astype(np.float64)).astype(np.float32)
+        frequencies = np.float32(1.0) / powers
         if self.kind == "default":
             return frequencies
         # llama3: long wavelengths are stretched by `factor`, short ones kept, between them blended.

@@ -1,0 +1,101 @@
+"""The order of the house: imports point down only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS = """
+0  configs strengths
+1  realign sampling measure losses rewards tokenizer results metrics
+2  models.layers models.decoder models data batches tables plots
+3  loading.files loading.hub loading.tensors loading.families policies decode
+4  generate score stored rollout
+5  training sft rlhf sweep divergence pairs torch_baseline bench
+"""
+"""Modules of `dera_jax`; each imports only what stands above its line, or before it in its line."""
+
+ORDER = [module for line in FLOORS.split("\n") for module in line.split()[1:]]
+DOORS = sorted(ROOT.glob("train/*.py")) + sorted(ROOT.glob("eval/*.py"))
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "dera_jax").rglob("*.py"))}
+
+
+def imports(path):
+    """Returns the modules that a file imports anywhere in it, functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & MODULES.keys() or {node.module}
+    return found
+
+
+def of_library(modules):
+    return {module.removeprefix("dera_jax.") for module in modules if module.split(".")[0] == "dera_jax"}
+
+
+LIBRARY = sorted(of_library(MODULES) - {"dera_jax", "loading"} - {m for m in of_library(MODULES) if "commands" in m})
+
+
+def test_every_module_has_its_floor():
+    assert sorted(ORDER) == LIBRARY
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_imports_point_down(module):
+    below = ORDER[: ORDER.index(module)]
+    assert of_library(imports(MODULES[f"dera_jax.{module}"])) - {"dera_jax"} <= set(below)
+
+
+def test_nothing_imports_a_command():
+    for name, path in MODULES.items():
+        if not name.startswith("dera_jax.commands"):
+            for module in imports(path):
+                assert not module.startswith("dera_jax.commands"), path
+                assert module.split(".")[0] not in ("train", "eval", "scripts", "tests"), path
+
+
+def test_the_lowest_floor_needs_only_the_standard_library():
+    (lowest,) = (line.split()[1:] for line in FLOORS.split("\n") if line.startswith("0"))
+    for module in lowest:
+        for imported in imports(MODULES[f"dera_jax.{module}"]):
+            assert imported.split(".")[0] in {*sys.stdlib_module_names, "dera_jax"}, (module, imported)
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_doors_open_on_their_command(door):
+    assert imports(door) == {f"dera_jax.commands.{door.stem}"}
+
+
+PLAIN = ["configs", "strengths", "rewards", "results", "metrics", "tables", "plots", "data"]
+HEAVY = ["jax", "flax", "optax", "transformers", "torch"]
+
+
+def test_results_are_read_and_drawn_without_jax():
+    """The package's own `__init__` imports everything, so an empty one stands in for it."""
+    script = f"""
+import importlib, sys, types
+package = types.ModuleType("dera_jax")
+package.__path__ = [{str(ROOT / "dera_jax")!r}]
+sys.modules["dera_jax"] = package
+for name in {PLAIN}:
+    importlib.import_module("dera_jax." + name)
+    found = set({HEAVY}) & set(sys.modules)
+    assert not found, f"dera_jax.{{name}} imports {{found}}"
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,440 @@
+"""Loading and saving: whole folders come back the same, broken ones are refused in one clear line."""
+
+import json
+import resource
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.flax import load_file, save_file
+
+from dera_jax import load_policies, load_policy, save_policy
+from dera_jax.loading import hub
+from dera_jax.policies import flatten, fresh_policy, with_params
+from dera_jax.tokenizer import load_tokenizer
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+NORM = "model.layers.2.input_layernorm.weight"
+KEY = "model.layers.0.self_attn.k_proj.weight"
+
+
+@pytest.fixture
+def folder(stories, tmp_path) -> Path:
+    """A copy of a whole model, to be broken."""
+    (tmp_path / "model").mkdir()
+    for file in stories.iterdir():
+        shutil.copyfile(file, tmp_path / "model" / file.name)
+    return tmp_path / "model"
+
+
+def refusal(function, *args) -> str:
+    """Returns the one line that a call is refused with."""
+    with pytest.raises(ValueError) as caught:
+        function(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def change_json(file, **fields):
+    raw = json.loads(file.read_text()) if file.exists() else {}
+    raw = {name: value for name, value in (raw | fields).items() if value is not ...}
+    file.write_text(json.dumps(raw))
+
+
+def change_tensors(folder, **tensors):
+    """Puts other tensors in place of those of these names (their dots as __); None takes one out."""
+    named = {name.replace("__", "."): value for name, value in tensors.items()}
+    kept = {name: value for name, value in (load_file(folder / WEIGHTS) | named).items() if value is not None}
+    save_file(kept, folder / WEIGHTS)
+
+
+def shard(folder, parts=3):
+    """Replaces the one file by several and an index."""
+    tensors, files = load_file(folder / WEIGHTS), {}
+    for number in range(parts):
+        file = f"model-{number + 1:05}-of-{parts:05}.safetensors"
+        names = sorted(tensors)[number::parts]
+        save_file({name: tensors[name] for name in names}, folder / file)
+        files |= dict.fromkeys(names, file)
+    (folder / WEIGHTS).unlink()
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def assert_same_params(one, other):
+    one, other = flatten(one.params), flatten(other.params)
+    assert one.keys() == other.keys()
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, other[path], strict=True)
+
+
+# config.json
+
+
+CONFIGS = {
+    "another architecture": ({"model_type": "bert"}, "model_type 'bert' is not supported; supported: llama"),
+    "no architecture": ({"model_type": ...}, "model_type None is not supported; supported: llama"),
+    "code of its own": (
+        {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Mine"}},
+        "the model brings its own code (auto_map), which is never run",
+    ),
+    "rope": (
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+        "rope_type 'yarn' is not supported; expected default or llama3",
+    ),
+    "rope as it was": (
+        {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2.0}},
+        "rope_type 'linear' is not supported; expected default or llama3",
+    ),
+    "no factor": ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "factor"),
+    "theta": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+        "rope_theta: expected a number from 1 to inf, got 0.0",
+    ),
+    "bias": ({"attention_bias": True}, "attention_bias is not supported; expected false, found true"),
+    "activation": (
+        {"hidden_act": "relu"},
+        "activation: expected one of silu, gelu_pytorch_tanh, gelu, got 'relu'",
+    ),
+    "a text for a number": ({"hidden_size": "64"}, "'hidden_size' expected int, got str (value: '64')"),
+    "heads": ({"num_key_value_heads": 3}, "num_kv_heads: expected a divisor of num_heads (8), got 3"),
+    "no layers": ({"num_hidden_layers": 0}, "num_layers: expected a whole number, at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize(("fields", "message"), CONFIGS.values(), ids=CONFIGS)
+def test_unsupported_settings(folder, fields, message):
+    change_json(folder / "config.json", **fields)
+    found = refusal(load_policy, str(folder))
+    assert found.startswith(f"{folder / 'config.json'}: ") and message in found
+
+
+def test_no_folder(tmp_path, folder):
+    missing = tmp_path / "missing"
+    assert refusal(load_policy, str(missing)) == f"{missing}: no such folder (and not a hub id of the form org/name)"
+    assert refusal(load_policy, str(folder / WEIGHTS)).endswith("no such folder (and not a hub id of the form org/name)")
+    assert refusal(load_policy, f"{folder}@main") == (
+        f"{folder}@main: a folder has no revisions; expected a hub id before the @"
+    )
+
+
+@pytest.mark.parametrize("load", [load_policy, lambda model: fresh_policy(model, 0)])
+def test_no_config(folder, load):
+    (folder / "config.json").unlink()
+    assert refusal(load, str(folder)) == f"{folder}: expected a Hugging Face model folder, found no config.json"
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "manifest.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"model_type": "llama",\n', "not JSON: "),
+        (b"\xff\xfe\xfd", "not JSON: "),
+        (b"[1, 2]", "expected a JSON object, found list"),
+    ],
+)
+def test_broken_json(folder, name, content, message):
+    (folder / name).write_bytes(content)
+    assert refusal(load_policy, str(folder)).startswith(f"{folder / name}: {message}")
+
+
+# Weights
+
+
+def test_no_weights(folder):
+    (folder / WEIGHTS).unlink()
+    assert refusal(load_policy, str(folder)) == f"{folder}: expected model.safetensors, found none"
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    assert refusal(load_policy, str(folder)).startswith(
+        f"{folder}: expected model.safetensors, found only pytorch_model.bin; pickles are not read: convert with "
+    )
+
+
+@pytest.mark.parametrize("size", [0, 4, 8, 100, 2_000, 5_000, 500_000, -1])
+def test_truncated_weights(folder, size):
+    """Cut within the header's length, the header (of some 4 000 bytes), the tensors, and by one byte."""
+    file = folder / WEIGHTS
+    data = file.read_bytes()[:size]
+    file.write_bytes(data)
+    found = refusal(load_policy, str(folder))
+    assert found.startswith(f"{file}: not a whole safetensors file ({len(data)} bytes): ")
+
+
+@pytest.mark.parametrize("content", [b"<html>not found</html>", (2).to_bytes(8, "little") + b"[]"])
+def test_files_of_another_kind(folder, content):
+    (folder / WEIGHTS).write_bytes(content)
+    assert refusal(load_policy, str(folder)).startswith(f"{folder / WEIGHTS}: not a whole safetensors file")
+
+
+def test_bytes_behind_the_last_tensor(folder):
+    with (folder / WEIGHTS).open("ab") as opened:
+        opened.write(b"more")
+    assert refusal(load_policy, str(folder)).startswith(f"{folder / WEIGHTS}: not a whole safetensors file")
+
+
+TENSORS = {
+    "missing": (None, "{folder}: tensor {name} is missing from the safetensors files"),
+    "shape": (jnp.ones((33, 64)), "{file}: tensor {name}: expected shape (32, 64), found (33, 64)"),
+    "transposed": (jnp.ones((64, 32)), "{file}: tensor {name}: expected shape (32, 64), found (64, 32)"),
+    "whole numbers": (jnp.ones((32, 64), jnp.int8), "{file}: tensor {name}: expected one of F32, F16, BF16, found I8"),
+    "NaN": (
+        jnp.ones((32, 64)).at[31, 63].set(jnp.nan),
+        "{file}: tensor {name} holds NaN or infinite values as float32",
+    ),
+    "infinite": (
+        jnp.ones((32, 64)).at[0, 0].set(-jnp.inf),
+        "{file}: tensor {name} holds NaN or infinite values as float32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), TENSORS.values(), ids=TENSORS)
+def test_wrong_tensors(folder, value, message):
+    change_tensors(folder, **{KEY.replace(".", "__"): value})
+    expected = message.format(folder=folder, file=folder / WEIGHTS, name=KEY)
+    assert refusal(load_policy, str(folder)) == expected
+
+
+def test_values_beyond_the_type_asked_for(folder):
+    change_tensors(folder, **{NORM.replace(".", "__"): jnp.full(64, 1e5)})
+    assert refusal(load_policy, str(folder), "float16") == (
+        f"{folder / WEIGHTS}: tensor {NORM} holds NaN or infinite values as float16"
+    )
+    assert load_policy(str(folder), "bfloat16").config.dtype == "bfloat16"
+    assert refusal(load_policy, str(folder), "float64") == (
+        "dtype: expected auto, float32, float16, bfloat16, got 'float64'"
+    )
+
+
+def test_shards_are_the_whole(folder, stories):
+    shard(folder)
+    assert len(list(folder.glob("*.safetensors"))) == 3
+    assert_same_params(load_policy(str(folder)), load_policy(str(stories)))
+
+
+def test_a_shard_is_missing_or_cut(folder):
+    shard(folder)
+    second = folder / "model-00002-of-00003.safetensors"
+    second.write_bytes(second.read_bytes()[:-7])
+    assert refusal(load_policy, str(folder)).startswith(f"{second}: not a whole safetensors file")
+    second.unlink()
+    assert refusal(load_policy, str(folder)) == f"{folder / INDEX}: names {second.name}, which is missing"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])
+def test_an_index_of_nothing(folder, content):
+    shard(folder)
+    (folder / INDEX).write_text(content)
+    assert refusal(load_policy, str(folder)) == (
+        f"{folder / INDEX}: expected an object 'weight_map' from tensors to files, found none"
+    )
+
+
+def test_saving_over_shards(folder):
+    """What was saved last is what is loaded, by transformers too, which looks for the one file first."""
+    shard(folder)
+    policy = load_policy(str(folder))
+    halved = with_params(policy, jax.tree.map(lambda a: a / 2, policy.params))
+    save_policy(halved, folder)
+    assert_same_params(load_policy(str(folder)), halved)
+
+
+def test_the_type_is_that_of_the_tensors_read(folder, stories):
+    """Old files hold rotary frequencies in float32 beside weights in half precision."""
+    halves = {name: value.astype(jnp.bfloat16) for name, value in load_file(stories / WEIGHTS).items()}
+    save_file(halves | {"model.layers.0.self_attn.rotary_emb.inv_freq": jnp.ones(4)}, folder / WEIGHTS)
+    assert load_policy(str(folder)).config.dtype == "bfloat16"
+    save_file(halves | {NORM: jnp.ones(64)}, folder / WEIGHTS)
+    assert load_policy(str(folder)).config.dtype == "float32"
+
+
+# Pairs, EOS, β
+
+
+def test_pairs_need_both(stories):
+    expected = "expected both a reference and an aligned model (or neither, for the shipped toy pair)"
+    assert refusal(load_policies, str(stories)) == expected
+    assert refusal(load_policies, None, str(stories)) == expected
+
+
+def test_several_aligned_models(stories, folder):
+    policies = load_policies(stories, [str(folder), stories])
+    assert [policy.name for policy in policies] == [str(stories), str(folder), str(stories)]
+
+
+def test_vocabularies_that_differ(stories, folder):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["<pad>"])
+    tokenizer.save_pretrained(folder)
+    assert refusal(load_policies, str(stories), str(folder)) == (
+        f"the models have different vocabularies: '<pad>' is absent in {stories} (512 words) "
+        f"and 512 in {folder} (513 words)"
+    )
+    # As many words, and the same, but two of them in each other's place.
+    shutil.copyfile(stories / "tokenizer.json", folder / "tokenizer.json")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    vocab = raw["model"]["vocab"]
+    vocab["▁was"], vocab["▁the"] = vocab["▁the"], vocab["▁was"]
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    assert refusal(load_policies, str(stories), str(folder)) == (
+        f"the models have different vocabularies: '▁the' is {vocab['▁was']} in {stories} (512 words) "
+        f"and {vocab['▁the']} in {folder} (512 words)"
+    )
+
+
+def test_no_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    assert refusal(load_policy, str(folder)).startswith(f"{folder}: the tokenizer cannot be read: ")
+    (folder / "tokenizer.json").unlink()
+    assert refusal(load_policy, str(folder)) == f"{folder}: expected tokenizer files (tokenizer.json), found none"
+
+
+def test_eos_is_what_any_of_three_files_says(folder):
+    assert load_policy(str(folder)).eos_ids == (1,)
+    change_json(folder / "config.json", eos_token_id=7)
+    change_json(folder / "generation_config.json", eos_token_id=[2, 5], temperature=0.1)
+    assert load_policy(str(folder)).eos_ids == (1, 2, 5, 7)
+    change_json(folder / "config.json", eos_token_id=None)
+    assert load_policy(str(folder)).eos_ids == (1, 2, 5)
+
+
+def test_what_is_saved_comes_back(stories, folder, tmp_path):
+    change_json(folder / "generation_config.json", eos_token_id=[2, 5])
+    policy = load_policy(str(folder))
+    save_policy(policy, tmp_path / "a" / "b", {"beta": 0.1, "command": "train"})
+    saved = load_policy(str(tmp_path / "a" / "b"))
+    assert_same_params(saved, policy)
+    assert (saved.config, saved.eos_ids, saved.beta) == (policy.config, (1, 2, 5), 0.1)
+    assert saved.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    assert saved.tokenizer("Once upon a time") == policy.tokenizer("Once upon a time")
+    assert policy.beta is None
+
+
+# Failing writes
+
+
+@contextmanager
+def file_size_limit(size: int):
+    """No file may grow beyond `size` bytes: what a full disk does to a large file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_failing_save_leaves_no_half_of_a_file(stories, tmp_path):
+    policy = load_policy(str(stories))
+    with file_size_limit(300_000):
+        found = refusal(save_policy, policy, tmp_path / "new")
+    assert found.startswith(f"{tmp_path / 'new' / WEIGHTS}: cannot be written: ") and "File too large" in found
+    assert not list((tmp_path / "new").glob("*safetensors*")) and not list((tmp_path / "new").glob("*.partial"))
+
+    save_policy(policy, tmp_path / "old")
+    names = sorted(path.name for path in (tmp_path / "old").iterdir())
+    doubled = with_params(policy, jax.tree.map(lambda a: 2 * a, policy.params))
+    with file_size_limit(300_000):
+        refusal(save_policy, doubled, tmp_path / "old")
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == names
+    assert_same_params(load_policy(str(tmp_path / "old")), policy)
+
+
+def test_a_folder_that_cannot_be_made(stories, tmp_path):
+    (tmp_path / "file").write_text("")
+    policy = load_policy(str(stories))
+    assert refusal(save_policy, policy, tmp_path / "file" / "model") == (
+        f"{tmp_path / 'file' / 'model'}: cannot be written: Not a directory"
+    )
+    assert refusal(save_policy, policy, tmp_path / "file").startswith(f"{tmp_path / 'file'}: cannot be written: ")
+
+
+# Fingerprints
+
+
+def test_fingerprints_tell_weights_and_settings_apart(stories, folder, tmp_path):
+    whole = load_policy(str(stories)).fingerprint
+    assert load_policy(str(folder)).fingerprint == whole
+    norm = load_file(folder / WEIGHTS)[NORM]
+    change_tensors(folder, **{NORM.replace(".", "__"): norm.at[5].add(1e-6)})
+    changed = load_policy(str(folder)).fingerprint
+    shutil.copyfile(stories / WEIGHTS, folder / WEIGHTS)
+    change_json(folder / "config.json", rms_norm_eps=2e-5)
+    assert len({whole, changed, load_policy(str(folder)).fingerprint}) == 3
+
+
+# The hub
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch, folder):
+    """A hub cache with two revisions of org/name, and no way to the hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    repo = tmp_path / "hub" / "models--org--name"
+    (repo / "refs").mkdir(parents=True)
+    for name, commit, epsilon in (("main", "a" * 40, 1e-5), ("v2", "b" * 40, 2e-5)):
+        (repo / "refs" / name).write_text(commit)
+        shutil.copytree(folder, repo / "snapshots" / commit)
+        change_json(repo / "snapshots" / commit / "config.json", rms_norm_eps=epsilon)
+    return repo
+
+
+def test_models_of_the_hub_come_from_its_cache(cache):
+    policy = load_policy("org/name")
+    assert (policy.name, policy.folder) == ("org/name", cache / "snapshots" / ("a" * 40))
+    assert policy.config.norm_epsilon == 1e-5
+    assert load_policy("org/name@v2").config.norm_epsilon == 2e-5
+    assert load_policy(f"org/name@{'b' * 40}").config.norm_epsilon == 2e-5
+
+
+def test_a_folder_of_the_name_wins(cache, folder, tmp_path):
+    change_json(folder / "config.json", rms_norm_eps=3e-5)
+    shutil.copytree(folder, tmp_path / "org" / "name")
+    assert load_policy("org/name").config.norm_epsilon == 3e-5
+    shutil.copytree(cache / "snapshots" / ("b" * 40), tmp_path / "org" / "name@v3")
+    assert load_policy("org/name@v3").config.norm_epsilon == 2e-5
+
+
+@pytest.mark.parametrize("model", ["org/other", "org/name@v3"])
+def test_what_is_not_in_the_cache(cache, model):
+    assert refusal(load_policy, model) == (
+        f"{model}: no such folder here, not in the hub's cache, and HF_HUB_OFFLINE is set"
+    )
+
+
+@pytest.mark.parametrize("model", ["name", "a/b/c", "org/na me", "org/-name", "~/model", "./org"])
+def test_what_is_no_id(cache, model):
+    assert refusal(load_policy, model) == f"{model}: no such folder (and not a hub id of the form org/name)"
+
+
+def test_only_weights_settings_and_tokenizers_are_downloaded():
+    wanted = [
+        "config.json",
+        "generation_config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ]
+    others = [
+        "README.md",
+        "consolidated.safetensors",
+        "model.gguf",
+        "modeling_mine.py",
+        "onnx/config.json",
+        "original/consolidated.00.pth",
+        "pytorch_model.bin",
+    ]
+    kept = filter_repo_objects(wanted + others, allow_patterns=hub.FILES, ignore_patterns=hub.DOUBLES)
+    assert list(kept) == wanted

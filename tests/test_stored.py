@@ -1,0 +1,242 @@
+"""Judging what is there already: stored rows, preference pairs and given text, against torch."""
+
+import copy
+import dataclasses
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+from tokenizers import processors
+
+from dera_jax import load_policies, save_policy, sweep
+from dera_jax.data import Prompt
+from dera_jax.divergence import kl_per_token
+from dera_jax.pairs import as_json, load_pairs, pairwise_accuracy
+from dera_jax.results import read_manifest, read_rows
+from dera_jax.rewards import Reward, parse_rewards
+from dera_jax.stored import judge, judge_run
+
+PAIRS = [
+    ("Once upon a time", " there was a little girl named Lily.", " dog the of ran red."),
+    ("Lily had a dog", ". Tom tom tom tom!", " named Spot. They liked to play in the park."),
+    ("Tom saw", " a big tree.", " many many many birds in the sky and he was very happy"),
+    ("One day, a bird", " flew away.", " was sad. It could not fly. It wanted to go home to its mom"),
+    ("Tom saw", " it.", " a cat and a ball"),
+]
+"""Prompt, chosen and rejected."""
+
+LAMBDAS = [0.0, 0.5, 1.0, 2.0]
+
+
+@pytest.fixture(scope="module")
+def policies(pair, stories, tmp_path_factory):
+    """The pair as folders."""
+    folder = tmp_path_factory.mktemp("models") / "aligned"
+    save_policy(pair[1], folder)
+    return load_policies(stories, folder)
+
+
+@pytest.fixture(scope="module")
+def torch_logprobs(policies):
+    """Ids to log π of every next token under each model, [models, tokens − 1, vocab], by transformers."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    models = [AutoModelForCausalLM.from_pretrained(p.folder).double().eval() for p in policies]
+
+    @cache
+    def logprobs(ids):
+        with torch.no_grad():
+            logits = [model(torch.tensor([ids])).logits[0, :-1] for model in models]
+        return torch.stack(logits).log_softmax(-1).numpy()
+
+    return logprobs
+
+
+# Stored rows
+
+
+def a_row(prompt_id, tokens, **more):
+    return {
+        "prompt_id": prompt_id, "prompt": f"prompt {prompt_id}", "completion": "words", "tokens": tokens,
+        "length": len(tokens) - 1, "finish_reason": "eos", "rewards": {}, **more,
+    }  # fmt: skip
+
+
+def test_only_rows_that_lack_a_reward_are_judged():
+    seen = []
+
+    def count(completions):
+        seen.append((completions.prompts, completions.tokens, dict(completions.columns)))
+        return [float(len(tokens)) for tokens in completions.tokens]
+
+    rows = [a_row(0, [5, 6, 1], rewards={"count": -7.0, "other": 1.0}), a_row("b", [5, 6, 7, 1])]
+    assert judge(rows, [Reward("count", count)], {"b": {"topic": "tea"}}, decode=str)
+    # EOS is left out; what was there stays.
+    assert seen == [(["prompt b"], [[5, 6, 7]], {"topic": ["tea"]})]
+    assert [row["rewards"] for row in rows] == [{"count": -7.0, "other": 1.0}, {"count": 3.0}]
+    assert not judge(rows, [Reward("count", count)], {}, decode=str) and len(seen) == 1
+
+
+@pytest.fixture
+def run(policies, tmp_path):
+    list(sweep(policies, ["Once upon a time", "Tom saw"], [0.0, 1.0], out=tmp_path / "run",
+               max_new_tokens=24, rows=4))  # fmt: skip
+    return tmp_path / "run"
+
+
+def test_a_run_is_judged_without_decoding(run):
+    before = read_rows(run)
+    rewards = parse_rewards("length:24:30,length:1:99:\\n")
+    assert judge_run(run, rewards, {}, ["a", "command"])
+    after = read_rows(run)
+    assert [row | {"rewards": {}} for row in after] == before
+    for row in after:
+        ended = "\n" in row["completion"]
+        assert row["rewards"] == {"length:24:30": 0.0, "length:1:99:\\n": 0.0 if ended else -1.0}
+    manifest = read_manifest(run)
+    assert manifest["commands"][-1]["command"] == ["a", "command"]
+    assert manifest["extent"]["rewards"] == ["length:24:30", "length:1:99:\\n"]
+    assert manifest["extent"]["num_prompts"] == 2
+
+
+def test_judging_again_writes_nothing(run):
+    rewards = parse_rewards("keywords:a")
+    judge_run(run, rewards, {}, [])
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert not judge_run(run, rewards, {}, ["again"])
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_reward_that_fails_leaves_the_rows(run):
+    def broken(completions):
+        raise ValueError("reward broken: no")
+
+    before = (run / "rows.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="reward broken"):
+        judge_run(run, [*parse_rewards("keywords:a"), Reward("broken", broken)], {}, [])
+    assert (run / "rows.jsonl").read_bytes() == before
+
+
+def test_a_run_without_models_is_judged_where_no_text_is_asked_for(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["provenance"] = {}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert judge_run(run, parse_rewards("length:1:5"), {}, [])
+    with pytest.raises(ValueError, match="needs the tokenizer"):
+        judge_run(run, parse_rewards("length:1:5:x"), {}, [])
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        judge_run(tmp_path / "none", parse_rewards("length:1:5"), {}, [])
+    assert not (tmp_path / "none").exists()
+
+
+# Preference pairs
+
+
+def write_pairs(path, pairs=PAIRS):
+    names = ("prompt", "chosen", "rejected")
+    path.write_text("".join(json.dumps(dict(zip(names, pair, strict=True))) + "\n" for pair in pairs))
+    return str(path)
+
+
+def test_accuracies_are_those_of_torch(policies, torch_logprobs, tmp_path):
+    table = pairwise_accuracy(
+        policies, load_pairs(write_pairs(tmp_path / "pairs.jsonl")), [(x,) for x in LAMBDAS], rows=4
+    )
+    tokenizer = policies[0].tokenizer
+
+    def figures(prompt, completion, lambda_):
+        """Σ log π(y|x)/|y| and Σ log π(y|x)/π_ref(y|x) of the mixture, y with EOS."""
+        ids = [*tokenizer(prompt + completion).input_ids, tokenizer.eos_token_id]
+        start = len(tokenizer(prompt).input_ids) - 1
+        reference, aligned = torch_logprobs(tuple(ids))
+        mixed = (1 - lambda_) * reference + lambda_ * aligned
+        mixed -= np.log(np.exp(mixed).sum(-1, keepdims=True))
+        steps = np.arange(len(ids) - 1)
+        logprobs, at_reference = (h[steps, ids[1:]][start:] for h in (mixed, reference))
+        return logprobs.mean(), (logprobs - at_reference).sum()
+
+    for (strength, accuracy, implicit), lambda_ in zip(table, LAMBDAS, strict=True):
+        margins = np.array(
+            [
+                np.subtract(figures(prompt, chosen, lambda_), figures(prompt, rejected, lambda_))
+                for prompt, chosen, rejected in PAIRS
+            ]
+        )
+        # No pair is so close that rounding could decide it.
+        assert np.abs(margins[:, 0]).min() > 1e-3
+        wins = (margins > 0).mean(axis=0)
+        assert strength == (lambda_,) and accuracy.mean == pytest.approx(wins[0])
+        assert 0 < wins[0] < 1
+        if lambda_:
+            assert np.abs(margins[:, 1]).min() > 1e-3
+            assert implicit.mean == pytest.approx(wins[1])
+        else:
+            assert implicit is None
+
+
+def test_pairs_of_one_prompt_have_no_interval_and_are_valid_json(policies, tmp_path):
+    pairs = load_pairs(write_pairs(tmp_path / "pairs.jsonl"), limit=1)
+    figures = as_json(pairwise_accuracy(policies, pairs, [(0.0,), (1.0,)], rows=4))
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures[0]["lambda"] == 0.0 and figures[0]["implicit_reward_accuracy"] is None
+    assert figures[1]["accuracy"] == {"mean": 1.0, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"prompt": "a", "chosen": "b"}', r"pairs\.jsonl:2: expected text in `rejected`, found None"),
+        ('{"prompt": "a", "chosen": "", "rejected": "c"}', r":2: expected text in `chosen`, found ''"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', r":2: `chosen` and `rejected` are the same"),
+        ('{"chosen": "b", "rejected": "c"}', r":2: expected one of the fields 'prompt' and 'messages'"),
+        ('{"prompt": "a", "chosen"', r":2: not valid JSON"),
+    ],
+)
+def test_broken_pairs_are_named_by_their_line(tmp_path, line, message):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_pairs(str(path))
+
+
+def test_pairs_too_long_for_the_context_are_refused(policies, tmp_path):
+    pairs = load_pairs(write_pairs(tmp_path / "pairs.jsonl", [("Tom", " and" * 600, " saw")]))
+    with pytest.raises(ValueError, match=r"prompt 0: \d+ tokens with a completion do not fit .* 512"):
+        pairwise_accuracy(policies, pairs, [(1.0,)], rows=4)
+
+
+# Divergence
+
+
+def test_divergence_is_that_of_torch(policies, torch_logprobs):
+    prompts = [Prompt(i, prompt + chosen) for i, (prompt, chosen, _) in enumerate(PAIRS)]
+    found = kl_per_token(policies, prompts, rows=4)
+    divergences = []
+    for prompt in prompts:
+        reference, aligned = torch_logprobs(tuple(policies[0].tokenizer(prompt.text).input_ids))
+        divergences.extend((np.exp(aligned) * (aligned - reference)).sum(-1))
+    assert found.mean == pytest.approx(np.mean(divergences), rel=1e-4)
+    assert found.low < found.mean < found.high
+    # It is no distance: the other way round it is another number.
+    assert kl_per_token(policies[::-1], prompts, rows=4).mean != pytest.approx(found.mean, rel=1e-3)
+
+
+def test_a_model_does_not_diverge_from_itself(policies):
+    found = kl_per_token((policies[1], policies[1]), [Prompt(0, "Tom saw a big tree.")], rows=4)
+    assert found.mean == pytest.approx(0, abs=1e-6)
+
+
+def test_text_without_a_next_token_or_too_long_is_refused(policies):
+    with pytest.raises(ValueError, match=r"prompt 0: .* do not fit the context"):
+        kl_per_token(policies, [Prompt(0, "and " * 600)], rows=4)
+    without_bos = copy.deepcopy(policies[0].tokenizer)
+    without_bos.backend_tokenizer.post_processor = processors.Sequence([])
+    bare = [dataclasses.replace(policy, tokenizer=without_bos) for policy in policies]
+    with pytest.raises(ValueError, match="prompt 'x': expected at least 2 tokens, found 1"):
+        kl_per_token(bare, [Prompt("x", "a")], rows=4)

@@ -1,0 +1,175 @@
+"""Text to ids and back: nothing is lost at the border between a prompt and its completion."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from dera_jax.tokenizer import (
+    SMALLEST_BUCKET,
+    bucket_length,
+    decode_completion,
+    encode_completion,
+    encode_prompt,
+    load_tokenizer,
+    pad_left,
+)
+
+TEMPLATE = """\
+{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools
+here') }}{% endif %}{{ bos_token }}[{{ message.role }}] {{ message.content }}</s>
+{% endfor %}{% if add_generation_prompt %}[assistant]
+{% endif %}"""
+CHAT = [{"role": "user", "content": "Tell me a story."}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(stories):
+    return load_tokenizer(stories)
+
+
+@pytest.fixture(scope="module")
+def chat(stories):
+    tokenizer = load_tokenizer(stories)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def texts(stories):
+    """The first of 300 real stories."""
+    stored = (stories.parents[1] / "data" / "tinystories" / "tiny_stories_head.txt").read_text()
+    return [story.strip() for story in stored.split("<|endoftext|>")][:300]
+
+
+def words_and_spaces(text):
+    return re.findall(r"\s*\S+", text)
+
+
+def test_stories_come_back_cut_anywhere(tokenizer, texts):
+    generator = np.random.default_rng(0)
+    as_one = 0
+    for text in texts:
+        cut = int(generator.integers(1, len(text)))
+        prompt = encode_prompt(tokenizer, text[:cut])
+        completion = encode_completion(tokenizer, prompt, text[cut:])
+        assert decode_completion(tokenizer, prompt, completion) == text[cut:]
+        as_one += prompt + completion == tokenizer(text).input_ids
+    # Where the cut is between two words, as most borders are not here, the ids are those of the whole.
+    assert as_one > 0.3 * len(texts)
+
+
+def test_between_words_the_ids_are_those_of_the_whole(tokenizer, texts):
+    for text in texts:
+        words = words_and_spaces(text)
+        before, after = "".join(words[:20]), "".join(words[20:])
+        prompt = encode_prompt(tokenizer, before)
+        completion = encode_completion(tokenizer, prompt, after)
+        assert prompt + completion == tokenizer(text).input_ids
+        # A completion still growing is a start of it, but for a character whose last bytes are to come.
+        for end in range(0, len(completion), 7):
+            grown = decode_completion(tokenizer, prompt, completion[:end])
+            assert after.startswith(grown.rstrip("\ufffd"))
+
+
+BORDERS = [
+    ("Once upon a ti", "me there was"),
+    ("She said: ", "Hello"),
+    ("She said:", " Hello"),
+    ("She said:", "  Hello "),
+    ("She said:", "\n\nHello"),
+    ("She said:\n", "Hello"),
+    ("She said:\n", "\nHello"),
+    ("The word 你好我", "\n好!"),
+    ("A smile 😀é", "é😀"),
+    ("Once", ""),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), BORDERS)
+def test_borders_of_every_kind(tokenizer, before, after):
+    prompt = encode_prompt(tokenizer, before)
+    assert decode_completion(tokenizer, prompt, encode_completion(tokenizer, prompt, after)) == after
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text("ab .\né你😀", min_size=1, max_size=12), st.text("ab .\né你😀", max_size=12))
+def test_any_text_comes_back(tokenizer, before, after):
+    prompt = encode_prompt(tokenizer, before)
+    assert decode_completion(tokenizer, prompt, encode_completion(tokenizer, prompt, after)) == after
+
+
+def test_prompts_begin_with_one_bos_and_end_without_eos(tokenizer):
+    ids = encode_prompt(tokenizer, "Once upon a time")
+    assert ids[0] == 1 and ids.count(1) == 1
+    assert encode_prompt(tokenizer, "Once upon a time<s>") == ids
+    assert encode_prompt(tokenizer, "Once upon", prefix=" a time") == ids
+    # BOS alone is a prompt: it asks for a story. Here it is EOS too, and stays.
+    assert encode_prompt(tokenizer, "") == [1]
+
+
+def test_a_tokenizer_that_ends_texts_with_eos(stories):
+    ends = load_tokenizer(stories)
+    plain = encode_prompt(ends, "Lily had a")
+    ends.backend_tokenizer.post_processor = TemplateProcessing("<s> $A <s>", special_tokens=[("<s>", 1)])
+    assert ends("Lily had a").input_ids == [*plain, 1]
+    assert encode_prompt(ends, "Lily had a") == plain
+    assert encode_completion(ends, plain, " dog") == ends("Lily had a dog").input_ids[len(plain) : -1]
+
+
+def test_special_tokens_leave_no_text(tokenizer):
+    prompt = encode_prompt(tokenizer, "Lily had a")
+    dog = encode_completion(tokenizer, prompt, " dog")
+    assert decode_completion(tokenizer, prompt, [*dog, 1]) == " dog"
+    assert decode_completion(tokenizer, [1], encode_prompt(tokenizer, "Lily")[1:]) == "Lily"
+
+
+def test_chats_go_through_the_template(chat):
+    ids = encode_prompt(chat, None, CHAT)
+    assert chat.decode(ids, skip_special_tokens=True).split() == "[user] Tell me a story. [assistant]".split()
+    assert ids.count(1) == 1
+    assert ids == chat.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+    started = encode_prompt(chat, None, CHAT, prefix="Once upon")
+    assert started[: len(ids)] == ids and chat.decode(started).endswith("[assistant]\nOnce upon")
+
+
+@pytest.mark.parametrize("answer", ["Once upon a time", " Once", "\nOnce", "", "- one\n- two"])
+def test_answers_come_back(chat, answer):
+    prompt = encode_prompt(chat, None, CHAT)
+    assert decode_completion(chat, prompt, encode_completion(chat, prompt, answer)) == answer
+    assert encode_prompt(chat, None, CHAT, prefix=answer) == prompt + encode_completion(chat, prompt, answer)
+
+
+def test_chats_that_cannot_be_read(tokenizer, chat):
+    with pytest.raises(ValueError, match=r"^the prompt has `messages`, but the tokenizer has no chat template$"):
+        encode_prompt(tokenizer, None, CHAT)
+    with pytest.raises(ValueError, match=r"^the chat template refuses the messages: no tools here$"):
+        encode_prompt(chat, None, [{"role": "tool", "content": "42"}])
+
+
+def test_a_prompt_without_tokens():
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    with pytest.raises(ValueError, match=r"^the prompt is empty: it has no tokens$"):
+        encode_prompt(words, "")
+
+
+@given(st.integers(0, 100_000))
+def test_buckets_are_powers_of_two_and_fit(length):
+    bucket = bucket_length(length)
+    assert bucket >= length and bucket >= SMALLEST_BUCKET and bucket & (bucket - 1) == 0
+    # None smaller would do.
+    assert bucket == SMALLEST_BUCKET or bucket // 2 < length
+
+
+@pytest.mark.parametrize("tokens", [[], [5], [7, 8, 9, 10]])
+def test_padding_stands_on_the_left(tokens):
+    padded, mask = pad_left(tokens, 4)
+    assert padded.shape == mask.shape == (1, 4) and padded.dtype == np.int32 and mask.dtype == bool
+    assert padded[mask].tolist() == tokens and not padded[~mask].any()
+    assert mask[0].tolist() == sorted(mask[0].tolist())
