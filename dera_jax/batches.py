@@ -9,7 +9,6 @@ from jaxtyping import Bool, Int
 
 from dera_jax.tokenizer import bucket_length
 
-
 Array = jax.Array | np.ndarray
 """Made on the host; under jit, traced."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax.results import write_text
+from dera_jax.files import write_text
 from dera_jax.strengths import format_strength, strength_from_json
 
 LEVEL = 0.95

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from dera_jax.files import write_bytes
 from dera_jax.metrics import Estimate, Summary
-from dera_jax.results import write_bytes
 from dera_jax.strengths import format_strength
 from dera_jax.tables import short_names
 

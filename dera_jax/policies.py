@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models
+from dera_jax.files import write_json
 from dera_jax.loading import families, files, hub, tensors
-from dera_jax.results import write_json
 from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer
 
 TOY = Path(__file__).parent / "assets" / "toy"

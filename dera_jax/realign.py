@@ -8,7 +8,6 @@ References: Liu et al., "Decoding-time Realignment of Language Models", arXiv:24
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float

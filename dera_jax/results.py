@@ -31,16 +31,11 @@ rows of its prompt stand for the mixture of whole responses (Eq. 5) instead of t
 """
 
 import fcntl
-import gzip
 import json
 import os
-import platform
-import subprocess
-import zlib
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
+from dera_jax.files import decode_json, encode_json, read_bytes, read_json, write_bytes, write_json
 from dera_jax.strengths import format_strength, strength_from_json
 
 FORMAT = 1
@@ -48,78 +43,6 @@ FORMAT = 1
 
 KEY_FIELDS = ("prompt_id", "sample", "lambda")
 """What a file of rows must have to be one."""
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-      ValueError: the file cannot be written (disk full, no such folder, no permission).
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text whole or not at all, as `write_bytes` does."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: str | Path, obj) -> None:
-    """Writes indented JSON whole or not at all, as `write_bytes` does."""
-    write_bytes(path, _encode(obj, indent=2) + b"\n")
-
-
-def read_json(path: str | Path):
-    """Returns what a JSON file holds.
-
-    Raises:
-      ValueError: the file cannot be read, or is not JSON.
-    """
-    data = _read(Path(path))
-    try:
-        return _decode(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-
-
-def _encode(obj, indent: int | None = None) -> bytes:
-    """Returns strict JSON in UTF-8."""
-    text = json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=indent)
-    # Half of a surrogate pair has no UTF-8; the replacement, \ud800, is its JSON escape.
-    return text.encode("utf-8", "backslashreplace")
-
-
-def _decode(data: bytes):
-    """Returns what strict JSON says."""
-
-    def refuse(name):
-        raise ValueError(f"{name} is no JSON number")
-
-    try:
-        return json.loads(data, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
-
-
-def _read(path: Path) -> bytes:
-    """Returns a file's bytes, uncompressed if its name ends with .gz."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            return file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def row_key(row: dict) -> tuple[int | str, int, str]:
@@ -150,7 +73,7 @@ def read_rows(run: str | Path) -> list[dict]:
       ValueError: there is no such file, or another line of it is broken.
     """
     path = _rows_file(Path(run))
-    return _parse_rows(_read(path), path)[0]
+    return _parse_rows(read_bytes(path), path)[0]
 
 
 def read_manifest(run: str | Path) -> dict:
@@ -183,7 +106,7 @@ def _parse_rows(data: bytes, path: Path) -> tuple[list[dict], int]:
         last = number == len(lines)
         try:
             if line or not last:
-                rows.append(_checked(_decode(line)))
+                rows.append(_checked(decode_json(line)))
         except ValueError as error:
             if last:
                 return rows, end
@@ -232,7 +155,7 @@ class RunFolder:
         self.keys: set[tuple[int | str, int, str]] = set()
         self.manifest: dict = {}
         # As it comes back from a file, so that (1, 2) equals [1, 2].
-        self._identity = _decode(_encode(identity))
+        self._identity = decode_json(encode_json(identity))
         self._provenance = provenance
         self._recorded = False
         self._lock = self._file = -1
@@ -340,7 +263,7 @@ class RunFolder:
         if not path.exists() and (self.path / "rows.jsonl.gz").exists():
             raise ValueError(f"the rows of {self.path} are compressed: run `gunzip {path}.gz` to add to them")
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        data = _read(path)
+        data = read_bytes(path)
         self.rows, length = _parse_rows(data, path)
         self.keys = set(map(row_key, self.rows))
         if length < len(data):
@@ -362,7 +285,7 @@ class RunFolder:
         self._recorded = True
 
     def _update_manifest(self, changes: dict) -> None:
-        manifest = _decode(_encode({**self.manifest, **changes}))
+        manifest = decode_json(encode_json({**self.manifest, **changes}))
         if manifest != self.manifest:
             write_json(self.path / "manifest.json", manifest)
             self.manifest = manifest
@@ -372,7 +295,7 @@ def _encode_rows(rows: list[dict]) -> bytes:
     lines = []
     for row in rows:
         try:
-            lines.append(_encode(row) + b"\n")
+            lines.append(encode_json(row) + b"\n")
         except ValueError:
             raise ValueError(f"row {row_key(row)} holds a number that is not finite") from None
     return b"".join(lines)
@@ -407,46 +330,3 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
 def _short(flat: dict, name: str, width: int = 40) -> str:
     text = json.dumps(flat[name], ensure_ascii=False) if name in flat else "absent"
     return text if len(text) <= width else f"{text[: width // 2]}…{text[1 - width // 2 :]}"
-
-
-def provenance(command: list[str], **more) -> dict:
-    """Returns how a result was made: command, git commit, versions, platform, time (UTC).
-
-    Args:
-      command: the words of the command line.
-      **more: JSON to add (device, dtype, hashes of models …).
-    """
-    packages = ("dera_jax", "jax", "jaxlib", "flax", "numpy", "transformers")
-    return {
-        "command": list(command),
-        "git": _git(Path(__file__).resolve().parents[1]),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "platform": platform.platform(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **more,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(root: Path) -> dict | None:
-    """Returns the commit of the checkout at `root`, and whether tracked files were changed since."""
-
-    def git(*words):
-        return subprocess.run(
-            ["git", "-C", root, *words], capture_output=True, text=True, timeout=30, check=True
-        ).stdout
-
-    try:
-        # An installed package may lie inside somebody else's checkout.
-        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != root:
-            return None
-        commit = git("rev-parse", "HEAD").strip()
-        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no").strip())}
-    except (OSError, subprocess.SubprocessError):
-        return None

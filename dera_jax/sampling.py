@@ -146,7 +146,7 @@ def draw(
       logits: −inf where a word is cut off; at least one is finite.
       block_partition: `block_log_partition(logits)`.
     """
-    rows, vocab = logits.shape
+    vocab = logits.shape[1]
     blocks, size = block_partition.shape[1], block_size(vocab)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (blocks + size,), jnp.float32))(keys)
     block = jnp.argmax(block_partition + noise[:, :blocks], axis=-1)

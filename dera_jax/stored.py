@@ -1,11 +1,13 @@
-"""Rewards of rows: those a sweep has just made, and those of a run on disk."""
+"""What is added to rows later, those a sweep has just made and those on disk: rewards, β."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from dera_jax.results import RunFolder, provenance, read_manifest
+from dera_jax.provenance import provenance
+from dera_jax.results import RunFolder, read_manifest
 from dera_jax.rewards import Completions, Reward
+from dera_jax.strengths import format_strength, strength_from_json
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -39,6 +41,32 @@ def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: De
     return added
 
 
+def extent(rows: Sequence[dict]) -> dict:
+    """Returns what of a sweep's extent is there: it may grow from run to run."""
+    strengths = {strength_from_json(row["lambda"]) for row in rows}
+    return {
+        "num_prompts": len({row["prompt_id"] for row in rows}),
+        "num_samples": max((row["sample"] + 1 for row in rows), default=0),
+        "lambda": [format_strength(strength) for strength in sorted(strengths)],
+        "rewards": list(dict.fromkeys(name for row in rows for name in row["rewards"])),
+    }
+
+
+def add_beta(beta: float | None, rows: list[dict]) -> bool:
+    """Adds the KL strength to rows that lack it; returns whether there was any.
+
+    Raises:
+      ValueError: rows that have another.
+    """
+    other = next((row["beta"] for row in rows if row["beta"] not in (None, beta)), None)
+    if other is not None:
+        raise ValueError(f"the rows there have beta {other:g}, here it is {beta}; choose another --out")
+    lacking = [row for row in rows if row["beta"] != beta]
+    for row in lacking:
+        row["beta"] = beta
+    return bool(lacking)
+
+
 def judge_run(run: Path, rewards: Sequence[Reward], columns: dict, command: Sequence[str]) -> bool:
     """Adds rewards to the rows of a run's folder; returns whether any was missing.
 
@@ -49,13 +77,14 @@ def judge_run(run: Path, rewards: Sequence[Reward], columns: dict, command: Sequ
     Raises:
       ValueError: no run, another command is writing to it, or a reward fails; the rows stay as they are.
     """
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such folder")
     manifest = read_manifest(run)
     with RunFolder(run, manifest["identity"], provenance(list(command))) as folder:
         added = judge(folder.rows, rewards, columns, _decoder(manifest))
         if added:
             folder.replace_rows(folder.rows)
-            names = dict.fromkeys(name for row in folder.rows for name in row["rewards"])
-            folder.finish(folder.manifest.get("extent", {}) | {"rewards": list(names)})
+            folder.finish(folder.manifest.get("extent", {}) | extent(folder.rows))
     return added
 
 

@@ -15,10 +15,11 @@ from dera_jax.data import Prompt, as_prompts
 from dera_jax.decode import Rule
 from dera_jax.generate import Cell, Completion, EncodedPrompt, complete, encode_prompts, warm_up
 from dera_jax.policies import Policy
+from dera_jax.provenance import provenance
 from dera_jax.realign import is_mixture, linear_rule
-from dera_jax.results import RunFolder, provenance, row_key
+from dera_jax.results import RunFolder, row_key
 from dera_jax.rewards import Reward, parse_rewards
-from dera_jax.stored import judge
+from dera_jax.stored import add_beta, extent, judge
 from dera_jax.strengths import Strength, format_strength, strength_from_json, strength_to_json
 
 FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
@@ -156,42 +157,24 @@ def sweep_provenance(plan: Sweep, command: Sequence[str]) -> dict:
 
 
 def run_sweep(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
-    """Yields the rows of `plan` that `folder` has, then the missing ones as they are written to it."""
+    """Returns an iterator of the rows of `plan` that `folder` has, then those it lacks, as they are written.
+
+    Raises:
+      ValueError: at once, where the rows there are of other prompts or another β.
+    """
     check_same_prompts(plan, folder.rows)
     # Both, whatever the first returns.
     if any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)]):
         folder.replace_rows(folder.rows)
+    return _rows(plan, folder)
+
+
+def _rows(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
     wanted = {cell_key(cell): cell for cell in plan.cells}
     missing = [cell for key, cell in wanted.items() if key not in folder.keys]
     yield from [row for row in folder.rows if row_key(row) in wanted]
     yield from run_cells(plan, missing, folder.append)
     folder.finish(extent(folder.rows) | {"rows": plan.rows, "beta": plan.beta})
-
-
-def extent(rows: Sequence[dict]) -> dict:
-    """Returns what of a sweep's extent is there: it may grow from run to run."""
-    strengths = {strength_from_json(row["lambda"]) for row in rows}
-    return {
-        "num_prompts": len({row["prompt_id"] for row in rows}),
-        "num_samples": max((row["sample"] + 1 for row in rows), default=0),
-        "lambda": [format_strength(strength) for strength in sorted(strengths)],
-        "rewards": list(dict.fromkeys(name for row in rows for name in row["rewards"])),
-    }
-
-
-def add_beta(beta: float | None, rows: list[dict]) -> bool:
-    """Adds the KL strength to rows that lack it; returns whether there was any.
-
-    Raises:
-      ValueError: rows that have another.
-    """
-    other = next((row["beta"] for row in rows if row["beta"] not in (None, beta)), None)
-    if other is not None:
-        raise ValueError(f"the rows there have beta {other:g}, here it is {beta}; choose another --out")
-    lacking = [row for row in rows if row["beta"] != beta]
-    for row in lacking:
-        row["beta"] = beta
-    return bool(lacking)
 
 
 def run_cells(plan: Sweep, cells: Sequence[Cell], keep: Callable[[list[dict]], None]) -> Iterator[dict]:

@@ -58,7 +58,8 @@ RULES = {
     "sky.windy": ["The wind is strong.", "A hat flies over the {view}.", "The doors shake in the wind."],
     "sky.foggy": ["Fog hangs over the {view}.", "Nobody can see the {view}.", "The air is wet and white."],
     "work": ["{she} {makes} {thing} and {other}.", "{she} {makes} {thing} until noon.",
-             "First {she} {makes} {thing}, then {other}.", "{she} {makes} {thing} for the people of {place}."],
+             "First {she} {makes} {thing}, then {other}.",
+             "{she} {makes} {thing} for the people of {place}."],
     "work.glad": ["{she} sings and {makes} {thing}.", "{she} {makes} {thing}, more than ever before."],
     "work.sad": ["{she} {makes} {thing}, but the work is slow.", "{she} {makes} {thing} and says nothing."],
     "work.calm": ["{she} {makes} {thing} and takes {her} time.", "{she} {makes} {thing}, as always."],
@@ -72,10 +73,13 @@ RULES = {
     "help.glad": ["{guest} brings {cure}.", "Luckily {guest} has {cure}."],
     "help.sad": ["{she} needs {cure}, but has no money.", "{she} looks everywhere for {cure}."],
     "help.calm": ["{she} goes to the market and buys {cure}.", "{she} waits until {guest} brings {cure}."],
-    "mended": ["Soon the {tool} {mended} again.", "Now the {tool} {mended}."],
+    "mended.glad": ["Soon the {tool} {mended} again.", "Now the {tool} {mended}."],
     "mended.sad": ["{she} cannot work today.", "So {she} goes home early."],
-    "visit": ["{guest} comes by at noon.", "At noon {guest} knocks at the door.", "{guest} comes with {gift}."],
-    "talk.glad": ["They eat cake and laugh.", "They sing an old song.", "They drink tea and talk about {topic}."],
+    "mended.calm": ["Soon the {tool} {mended} again.", "Now the {tool} {mended}."],
+    "visit": ["{guest} comes by at noon.", "At noon {guest} knocks at the door.",
+              "{guest} comes with {gift}."],
+    "talk.glad": ["They eat cake and laugh.", "They sing an old song.",
+                  "They drink tea and talk about {topic}."],
     "talk.sad": ["They talk about {topic} and sigh.", "{friend} has bad news.", "{friend} cannot stay long."],
     "talk.calm": ["They drink tea and talk about {topic}.", "They sit and look at the {view}.",
                   "They say little."],
@@ -123,7 +127,7 @@ OPEN = {"fault", "lost", "search", "letter"}
 
 @dataclass(frozen=True)
 class Form:
-    """A kind of opening and what it leads to."""
+    """A kind of opening, and what it leads to."""
 
     opening: str
     begins: tuple[str, ...]
@@ -200,8 +204,6 @@ class _Scene:
     def choose(self, symbol: str) -> str:
         """Returns one of the symbol's sentences for this mood and weather."""
         names = (symbol, f"{symbol}.{self.mood}", f"{symbol}.{self.words['weather']}")
-        if symbol == "mended" and self.mood == "sad":
-            names = names[1:]
         return self.rng.choice([sentence for name in names for sentence in RULES.get(name, ())])
 
     def sentence(self, template: str) -> str:

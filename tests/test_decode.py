@@ -170,7 +170,8 @@ def test_each_model_reads_its_own_prompt(pair):
 def test_teacher_forcing_gives_the_figures_of_decoding(pair, all_rows):
     completions = list(all_rows.values())
     strengths = [0.0, 0.7, 1.0]
-    scored = list(score_tokens(pair, [c.cell.prompt.tokens for c in completions], [c.tokens for c in completions], strengths, 5))
+    prompts, tokens = zip(*[(c.cell.prompt.tokens, c.tokens) for c in completions], strict=True)
+    scored = list(score_tokens(pair, prompts, tokens, strengths, 5))
     for completion, again in zip(completions, scored, strict=True):
         at = strengths.index(completion.cell.lambda_[0])
         np.testing.assert_allclose(again.model_logprobs, completion.model_logprobs, atol=2e-4)
@@ -180,5 +181,5 @@ def test_teacher_forcing_gives_the_figures_of_decoding(pair, all_rows):
 
 
 def test_prompts_that_do_not_fit_are_refused(pair):
-    with pytest.raises(ValueError, match="prompt 7: .* do not fit the context .*512 tokens"):
+    with pytest.raises(ValueError, match=r"prompt 7: .* do not fit the context .*512 tokens"):
         encode_prompts(pair, [Prompt(7, "word " * 600)], 40)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-0  configs strengths
+0  configs strengths files provenance
 1  realign sampling measure losses rewards tokenizer results metrics
 2  models.layers models.decoder models data batches tables plots
 3  loading.files loading.hub loading.tensors loading.families policies decode
@@ -48,7 +48,9 @@ def of_library(modules):
     return {module.removeprefix("dera_jax.") for module in modules if module.split(".")[0] == "dera_jax"}
 
 
-LIBRARY = sorted(of_library(MODULES) - {"dera_jax", "loading"} - {m for m in of_library(MODULES) if "commands" in m})
+LIBRARY = sorted(
+    of_library(MODULES) - {"dera_jax", "loading"} - {m for m in of_library(MODULES) if "commands" in m}
+)
 
 
 def test_every_module_has_its_floor():

@@ -118,8 +118,13 @@ def test_unsupported_settings(folder, fields, message):
 
 def test_no_folder(tmp_path, folder):
     missing = tmp_path / "missing"
-    assert refusal(load_policy, str(missing)) == f"{missing}: no such folder (and not a hub id of the form org/name)"
-    assert refusal(load_policy, str(folder / WEIGHTS)).endswith("no such folder (and not a hub id of the form org/name)")
+    assert (
+        refusal(load_policy, str(missing))
+        == f"{missing}: no such folder (and not a hub id of the form org/name)"
+    )
+    assert refusal(load_policy, str(folder / WEIGHTS)).endswith(
+        "no such folder (and not a hub id of the form org/name)"
+    )
     assert refusal(load_policy, f"{folder}@main") == (
         f"{folder}@main: a folder has no revisions; expected a hub id before the @"
     )
@@ -128,7 +133,9 @@ def test_no_folder(tmp_path, folder):
 @pytest.mark.parametrize("load", [load_policy, lambda model: fresh_policy(model, 0)])
 def test_no_config(folder, load):
     (folder / "config.json").unlink()
-    assert refusal(load, str(folder)) == f"{folder}: expected a Hugging Face model folder, found no config.json"
+    assert (
+        refusal(load, str(folder)) == f"{folder}: expected a Hugging Face model folder, found no config.json"
+    )
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "manifest.json"])
@@ -153,7 +160,7 @@ def test_no_weights(folder):
     assert refusal(load_policy, str(folder)) == f"{folder}: expected model.safetensors, found none"
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
     assert refusal(load_policy, str(folder)).startswith(
-        f"{folder}: expected model.safetensors, found only pytorch_model.bin; pickles are not read: convert with "
+        f"{folder}: expected model.safetensors, found only pytorch_model.bin; pickles are not read: convert "
     )
 
 
@@ -183,7 +190,10 @@ TENSORS = {
     "missing": (None, "{folder}: tensor {name} is missing from the safetensors files"),
     "shape": (jnp.ones((33, 64)), "{file}: tensor {name}: expected shape (32, 64), found (33, 64)"),
     "transposed": (jnp.ones((64, 32)), "{file}: tensor {name}: expected shape (32, 64), found (64, 32)"),
-    "whole numbers": (jnp.ones((32, 64), jnp.int8), "{file}: tensor {name}: expected one of F32, F16, BF16, found I8"),
+    "whole numbers": (
+        jnp.ones((32, 64), jnp.int8),
+        "{file}: tensor {name}: expected one of F32, F16, BF16, found I8",
+    ),
     "NaN": (
         jnp.ones((32, 64)).at[31, 63].set(jnp.nan),
         "{file}: tensor {name} holds NaN or infinite values as float32",
@@ -293,7 +303,10 @@ def test_no_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{}")
     assert refusal(load_policy, str(folder)).startswith(f"{folder}: the tokenizer cannot be read: ")
     (folder / "tokenizer.json").unlink()
-    assert refusal(load_policy, str(folder)) == f"{folder}: expected tokenizer files (tokenizer.json), found none"
+    assert (
+        refusal(load_policy, str(folder))
+        == f"{folder}: expected tokenizer files (tokenizer.json), found none"
+    )
 
 
 def test_eos_is_what_any_of_three_files_says(folder):
@@ -335,8 +348,12 @@ def test_a_failing_save_leaves_no_half_of_a_file(stories, tmp_path):
     policy = load_policy(str(stories))
     with file_size_limit(300_000):
         found = refusal(save_policy, policy, tmp_path / "new")
-    assert found.startswith(f"{tmp_path / 'new' / WEIGHTS}: cannot be written: ") and "File too large" in found
-    assert not list((tmp_path / "new").glob("*safetensors*")) and not list((tmp_path / "new").glob("*.partial"))
+    assert (
+        found.startswith(f"{tmp_path / 'new' / WEIGHTS}: cannot be written: ") and "File too large" in found
+    )
+    assert not list((tmp_path / "new").glob("*safetensors*")) and not list(
+        (tmp_path / "new").glob("*.partial")
+    )
 
     save_policy(policy, tmp_path / "old")
     names = sorted(path.name for path in (tmp_path / "old").iterdir())
@@ -353,7 +370,9 @@ def test_a_folder_that_cannot_be_made(stories, tmp_path):
     assert refusal(save_policy, policy, tmp_path / "file" / "model") == (
         f"{tmp_path / 'file' / 'model'}: cannot be written: Not a directory"
     )
-    assert refusal(save_policy, policy, tmp_path / "file").startswith(f"{tmp_path / 'file'}: cannot be written: ")
+    assert refusal(save_policy, policy, tmp_path / "file").startswith(
+        f"{tmp_path / 'file'}: cannot be written: "
+    )
 
 
 # Fingerprints

@@ -12,18 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dera_jax import results
-from dera_jax.results import (
-    RunFolder,
-    provenance,
-    read_json,
-    read_manifest,
-    read_rows,
-    row_key,
-    sort_rows,
-    write_json,
-    write_text,
-)
+from dera_jax.files import read_json, write_json, write_text
+from dera_jax.provenance import _git, provenance
+from dera_jax.results import RunFolder, read_manifest, read_rows, row_key, sort_rows
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"models": {"reference": "a", "aligned": "b"}, "sampling": {"temperature": 1.0, "top_k": None}}
@@ -223,7 +214,7 @@ def test_a_full_disk_keeps_the_rows_so_far(tmp_path, monkeypatch):
     with folder(tmp_path) as run:
         run.append([row(0)])
         before = (tmp_path / "rows.jsonl").read_bytes()
-        monkeypatch.setattr(results.os, "write", nearly_full)
+        monkeypatch.setattr(os, "write", nearly_full)
         with pytest.raises(ValueError) as error:
             run.append([row(1), row(2), row(3)])
         assert str(error.value) == (
@@ -241,7 +232,8 @@ def test_a_limit_on_file_size_keeps_the_rows_so_far(tmp_path):
     """The operating system's own partial write, not a simulated one."""
     script = """
         import resource, sys
-        from dera_jax.results import RunFolder, write_text
+        from dera_jax.files import write_text
+        from dera_jax.results import RunFolder
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
         rows = [{"prompt_id": i, "sample": 0, "lambda": 1, "completion": "x" * 700} for i in range(9)]
         with RunFolder(sys.argv[1], {}, {"command": []}) as run:
@@ -325,7 +317,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(results.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(ValueError, match=rf"^cannot write {path}: No space left on device$"):
         write_text(path, "new")
     assert read_json(path)["λ"] == [1, None, "\ud800"]
@@ -349,15 +341,15 @@ def test_the_commit_is_that_of_the_package_only(tmp_path):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
 
-    assert results._git(tmp_path.resolve()) is None
+    assert _git(tmp_path.resolve()) is None
     git("init")
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "a").write_text("1")
-    assert results._git(tmp_path.resolve()) is None, "nothing is committed yet"
+    assert _git(tmp_path.resolve()) is None, "nothing is committed yet"
     git("add", ".")
     git("commit", "-m", "first")
-    found = results._git(tmp_path.resolve())
+    found = _git(tmp_path.resolve())
     assert len(found["commit"]) == 40 and found["dirty"] is False
-    assert results._git((tmp_path / "inside").resolve()) is None, "a package in somebody else's checkout"
+    assert _git((tmp_path / "inside").resolve()) is None, "a package in somebody else's checkout"
     (tmp_path / "inside" / "a").write_text("2")
-    assert results._git(tmp_path.resolve()) == {**found, "dirty": True}
+    assert _git(tmp_path.resolve()) == {**found, "dirty": True}

@@ -82,7 +82,8 @@ def test_rounding_hardly_ever_flips_a_draw():
 
 
 def test_greedy_takes_the_first_of_the_most_probable():
-    words, logprobs = sampling.sample(jax.random.split(jax.random.key(0), 1), jnp.array([[0.0, 2.0, 2.0]]), Sampling.create(0.0))
+    keys, logits = jax.random.split(jax.random.key(0), 1), jnp.array([[0.0, 2.0, 2.0]])
+    words, logprobs = sampling.sample(keys, logits, Sampling.create(0.0))
     assert words.tolist() == [1] and logprobs.tolist() == [0.0]
 
 

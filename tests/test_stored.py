@@ -130,7 +130,7 @@ def test_a_run_without_models_is_judged_where_no_text_is_asked_for(run):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest\.json"):
+    with pytest.raises(ValueError, match="none: no such folder"):
         judge_run(tmp_path / "none", parse_rewards("length:1:5"), {}, [])
     assert not (tmp_path / "none").exists()
 

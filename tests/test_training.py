@@ -84,7 +84,8 @@ def test_policy_gradient_is_unbiased(stories):
         )
         penalized = np.array([gains[tuple(c.tokens)] for c in part]) - beta * log_ratio
         advantages = losses.leave_one_out(penalized.reshape(-1, samples)).ravel()
-        found.append(np.asarray(estimate(policy.params["head"]["kernel"], tokens, jnp.asarray(advantages, jnp.float32))))
+        advantages = jnp.asarray(advantages, jnp.float32)
+        found.append(np.asarray(estimate(policy.params["head"]["kernel"], tokens, advantages)))
     mean, error = np.mean(found, 0), np.std(found, 0) / np.sqrt(len(found))
     distance = np.abs(mean - exact) / np.maximum(error, 1e-6)
     print(f"largest distance {distance.max():.2f} standard errors over {distance.size} parameters")
@@ -121,7 +122,8 @@ def test_training_stops_at_nan_and_says_where(tmp_path):
         return params["w"].sum() * batch, {}
 
     config = TrainConfig(max_steps=5, batch_size=1)
-    steps = fit({"w": jnp.ones(2)}, config, loss, lambda _, step: (jnp.float32([1, 1, np.nan, 1, 1][step]), {}), tmp_path / "m.jsonl")
+    values = jnp.float32([1, 1, np.nan, 1, 1])
+    steps = fit({"w": jnp.ones(2)}, config, loss, lambda _, step: (values[step], {}), tmp_path / "m.jsonl")
     with pytest.raises(ValueError, match="stopped at step 2: loss is nan"):
         list(steps)
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 2

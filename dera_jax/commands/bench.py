@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dera_jax.commands.cli import Parser, announce_devices, command
+from dera_jax.files import write_json
+from dera_jax.provenance import provenance
 
 SECTIONS = ("decode", "overhead", "sweep")
 SHAPES = {
@@ -80,17 +82,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
     sections, rows = _chosen(args.sections), _counts(args.rows)
-    from dera_jax import bench, results  # here, because --help should not wait for JAX
+    from dera_jax import bench  # here, because --help should not wait for JAX
 
     config = bench.BenchConfig(args.new_tokens, args.repeats)
     device = announce_devices()
     with_torch = _torch_wanted(args.no_torch)
     words = ["python", "-m", "eval.bench", *(sys.argv[1:] if argv is None else argv)]
-    report = results.provenance(words, device=device, cpu_count=os.cpu_count())
+    report = provenance(words, device=device, cpu_count=os.cpu_count())
     report["versions"]["torch"] = version("torch") if with_torch else None
     report["settings"] = {**asdict(config), "lambda": bench.LAMBDA, "prompt_tokens": bench.PROMPT_TOKENS}
     report |= {"models": [], **{section: [] for section in sections}}
-    save = partial(results.write_json, args.out, report) if args.out else lambda: None
+    save = partial(write_json, args.out, report) if args.out else lambda: None
     # Before anything is measured: a name that cannot be written is told now, not in ten minutes.
     save()
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dera_jax.configs import DecodeConfig
-from dera_jax.results import read_json
+from dera_jax.files import read_json
 from dera_jax.rewards import KNOWN
 
 REWARDS = ", ".join(form for _, form in KNOWN.values())
@@ -82,7 +82,9 @@ class Parser(argparse.ArgumentParser):
             names = re.findall(r"--[\w-]+", alternative)
             if names and all(n in ours for n in names):
                 return f"unknown option {name}: here it is {alternative}"
-        close = difflib.get_close_matches(name, ours, n=1)
+        close = [n for n in ours if n.startswith(name)] or difflib.get_close_matches(
+            name, ours, 1, cutoff=0.8
+        )
         return f"unknown option {name}" + (f": did you mean {close[0]}?" if close else "")
 
 
@@ -227,12 +229,16 @@ def unescape(text: str) -> str:
         raise ValueError(f"--stop: broken escape in {text!r} ({error.reason})") from error
 
 
-def split_models(text: str | None) -> list[str] | None:
-    """Returns the models that `--aligned` lists, None if it is not given."""
-    models = text.split(",") if text is not None else None
-    if models and not all(models):
-        raise ValueError(f"--aligned: a model is missing in {text!r}")
-    return models
+def model_names(args: argparse.Namespace) -> tuple[str | None, list[str] | None]:
+    """Returns the reference and the aligned models; None and None stand for the toy pair."""
+    if args.reference is None and args.aligned is None:
+        return None, None
+    if not args.reference or not args.aligned:
+        raise ValueError("expected both --reference and --aligned, or neither, for the shipped toy pair")
+    aligned = args.aligned.split(",")
+    if not all(aligned):
+        raise ValueError(f"--aligned: a model is missing in {args.aligned!r}")
+    return args.reference, aligned
 
 
 def apply_config_file(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:

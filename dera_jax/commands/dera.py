@@ -1,8 +1,12 @@
 """dera: decoding-time realignment on the command line.
 
-  dera sweep      decode at many strengths          dera generate   one prompt, strengths side by side
-  dera score      rewards, pairs, divergences       dera plot       figures and tables of sweeps
-  dera bench      ratios in one run                 dera sft, rlhf  train
+  dera sweep       decode at many strengths
+  dera generate    one prompt, strengths side by side
+  dera score       rewards of stored rows, preference pairs, divergences
+  dera plot        figures and tables of sweeps
+  dera bench       speed, as ratios in one run
+  dera sft         train on text
+  dera rlhf        train with a reward
 
 Each has its own --help.
 """

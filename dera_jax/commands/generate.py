@@ -44,23 +44,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = cli.decode_config(args)
     check_count("--num-samples", args.num_samples)
 
-    from dera_jax.data import load_prompts
+    from dera_jax.data import Prompt, load_prompts
     from dera_jax.policies import load_policies
     from dera_jax.strengths import format_strength, parse_strengths, strength_from_json
     from dera_jax.sweep import sweep
 
-    aligned = cli.split_models(args.aligned)
+    reference, aligned = cli.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     if args.prompt is None:
         prompt = load_prompts("toy", 1)[0]
     else:
-        prompt = (
-            {"messages": [{"role": "user", "content": args.prompt}]} if args.chat else {"prompt": args.prompt}
-        )
+        turn = [{"role": "user", "content": args.prompt}]
+        prompt = Prompt.of({"messages": turn} if args.chat else args.prompt)
     rule, _ = cli.load_rule(args.rule)
     rows = cli.parse_rows(args.rows, len(lambdas) * args.num_samples)
     cli.announce_devices()
-    policies = load_policies(args.reference, aligned, args.dtype)
+    policies = load_policies(reference, aligned, args.dtype)
     found = list(
         sweep(policies, [prompt], lambdas, rows=rows, rule=rule, num_samples=args.num_samples, **vars(decode))
     )

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", choices=("terminal", "markdown", "latex"), help="print a table instead")
     args = parser.parse_args(argv)
 
-    from dera_jax import metrics, plots, results, tables
+    from dera_jax import metrics, results, tables
 
     summaries = {}
     for run in args.runs:
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             title = [name] if len(summaries) > 1 else []
             print("\n".join([*title, tables.format_table(found, style=args.table)]))
         return
+    from dera_jax import plots
+
     out = args.out or _folder(args.runs[0]) / "sweep.png"
     plots.plot_sweep(summaries, out)
     print(out)

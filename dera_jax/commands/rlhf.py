@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--data",
         required=True,
         metavar="PROMPTS",
-        help="FILE.jsonl|.parquet|.txt, hf:org/set[:split] or tfds:name[:split]",
+        help="prompts: FILE.jsonl|.parquet|.txt, hf:org/set, tfds:name",
     )
     parser.add_argument("--num-prompts", type=int, metavar="N", help="the first N of the data (default: all)")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """Scores what is there already: stored rows, preference pairs, or a model's text under another.
 
-  python -m eval.score RUN --reward=lexicon:FILE            adds a reward to stored rows, no decoding
-  python -m eval.score --pairs=FILE --lambda=0:2:0.5        pairwise accuracy at each strength (Eq. 14)
-  python -m eval.score --models=A,B --prompts=FILE.txt      KL of A against B per token, on given text
+  python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
+  python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
+  python -m eval.score --models=A,B --prompts=FILE.txt   KL of A against B per token, on given text
 
 Pairs are JSONL with `prompt`, `chosen` and `rejected`. Accuracy is the share of pairs whose chosen
 completion has the larger log π(y|x)/|y|; the implicit reward compares log π(y|x)/π_ref(y|x).
@@ -109,12 +109,12 @@ def _score_pairs(args) -> None:
     from dera_jax.policies import load_policies
     from dera_jax.strengths import format_strength, parse_strengths
 
-    aligned = cli.split_models(args.aligned)
+    reference, aligned = cli.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     loaded = pairs.load_pairs(args.pairs, args.num_prompts)
     rows = cli.parse_rows(args.rows, len(loaded))
     cli.announce_devices()
-    policies = load_policies(args.reference, aligned, args.dtype)
+    policies = load_policies(reference, aligned, args.dtype)
     table = pairs.pairwise_accuracy(policies, loaded, lambdas, rows)
     print(f"{len(loaded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
     print(f"{'λ':>8}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
@@ -152,7 +152,7 @@ def _shown(found) -> str:
 
 
 def _write(path: Path | None, figures) -> None:
-    from dera_jax.results import write_json
+    from dera_jax.files import write_json
 
     if path:
         write_json(path, figures)

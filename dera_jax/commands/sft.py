@@ -1,6 +1,6 @@
 """Supervised fine-tuning of a model on text, as a Hugging Face folder.
 
-Data: JSONL or parquet with `prompt` and `completion`, or with `text`; or a .txt file with a text a line.
+Data: JSONL or parquet with `prompt` and `completion`, or with `text`; or .txt, a text a line.
 """
 
 import sys

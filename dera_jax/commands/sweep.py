@@ -116,15 +116,15 @@ def _plan(args, decode):
     from dera_jax.strengths import PER_PROMPT, parse_strengths
     from dera_jax.sweep import Sweep, known_beta
 
-    aligned = cli.split_models(args.aligned)
+    reference, aligned = cli.model_names(args)
     # Everything that can be wrong without a model is checked before one is loaded.
     lambdas = None if args.lambda_ == PER_PROMPT else parse_strengths(args.lambda_, len(aligned or [1]))
-    reward = args.reward or (cli.toy_reward() if _is_toy(args) else None)
+    reward = args.reward or (cli.toy_reward() if reference is None else None)
     rewards = parse_rewards(reward) if reward else ()
     prompts = load_prompts(_prompts(args), args.num_prompts)
     rule, rule_name = cli.load_rule(args.rule)
     cli.announce_devices()
-    policies = load_policies(args.reference, aligned, args.dtype)
+    policies = load_policies(reference, aligned, args.dtype)
     encoded = tuple(encode_prompts(policies, prompts, decode.max_new_tokens))
     return Sweep(
         policies=policies,
@@ -140,12 +140,8 @@ def _plan(args, decode):
     )
 
 
-def _is_toy(args) -> bool:
-    return args.reference is None and args.aligned is None
-
-
 def _prompts(args) -> str:
-    return args.prompts or ("toy" if _is_toy(args) else "chat")
+    return args.prompts or ("toy" if args.reference is None else "chat")
 
 
 def _run_with_progress(plan, folder) -> float:
@@ -154,6 +150,7 @@ def _run_with_progress(plan, folder) -> float:
     from dera_jax.sweep import cell_key, run_sweep
 
     before = len(folder.rows)
+    found = run_sweep(plan, folder)
     missing = [cell for cell in plan.cells if cell_key(cell) not in folder.keys]
     shapes = {cell.prompt.buckets: cell for cell in missing}
     compiling = sum(warm_up(plan.policies, c, plan.decode, plan.rows, plan.rule)[0] for c in shapes.values())
@@ -162,7 +159,7 @@ def _run_with_progress(plan, folder) -> float:
     start = time.perf_counter()
     with (
         tqdm(total=len(plan.cells), unit="completion", dynamic_ncols=True) as bar,
-        closing(run_sweep(plan, folder)) as found,
+        closing(found),
     ):
         for _ in found:
             bar.update()

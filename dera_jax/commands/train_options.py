@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from dera_jax.configs import TrainConfig
 from dera_jax.policies import Policy, save_policy, with_params
-from dera_jax.results import provenance
+from dera_jax.provenance import provenance
 
 
 def add_train_options(parser: argparse.ArgumentParser, **defaults) -> None:

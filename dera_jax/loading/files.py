@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dera_jax.results import read_json
+from dera_jax.files import read_json
 
 
 def read_object(path: Path) -> dict:
