@@ -1,6 +1,6 @@
 """Prompts with given completions, as the rectangular arrays that teacher forcing takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,3 +48,14 @@ def make_batch(
         tokens[row, start : start + len(ids)] = ids
         mask[row, start : start + len(ids)] = True
     return Batch(tokens, mask, mask[:, before:])
+
+
+def shuffled(count: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+    """Returns the positions that a step takes: every epoch a new order, each position once in it."""
+
+    def positions(step: int) -> np.ndarray:
+        flat = np.arange(step * batch_size, (step + 1) * batch_size)
+        orders = {e: np.random.default_rng([seed, int(e)]).permutation(count) for e in set(flat // count)}
+        return np.array([orders[i // count][i % count] for i in flat])
+
+    return positions

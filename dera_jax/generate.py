@@ -100,14 +100,22 @@ def encode_prompts(
         except ValueError as error:
             raise ValueError(f"prompt {prompt.prompt_id!r}: {error}") from error
         for policy in policies:
-            context = policy.config.max_positions
-            if len(ids) + max_new_tokens > context:
-                raise ValueError(
-                    f"prompt {prompt.prompt_id!r}: {len(ids)} tokens and {max_new_tokens} new ones do not fit "
-                    f"the context of {policy.name} ({context} tokens)"
-                )
+            _check_fits(policy, prompt, ids, max_new_tokens)
         encoded.append(EncodedPrompt(prompt, (ids,) * len(policies)))
     return encoded
+
+
+def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
+    context, vocab = policy.config.max_positions, policy.config.vocab_size
+    if len(ids) + max_new_tokens > context:
+        raise ValueError(
+            f"prompt {prompt.prompt_id!r}: {len(ids)} tokens and {max_new_tokens} new ones do not fit "
+            f"the context of {policy.name} ({context} tokens)"
+        )
+    if max(ids) >= vocab:
+        raise ValueError(
+            f"prompt {prompt.prompt_id!r}: token {max(ids)} is beyond the {vocab} words of {policy.name}"
+        )
 
 
 def generate(

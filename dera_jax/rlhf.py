@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dera_jax.batches import Batch
+from dera_jax.batches import Batch, shuffled
 from dera_jax.configs import DecodeConfig, TrainConfig
 from dera_jax.generate import EncodedPrompt
 from dera_jax.losses import leave_one_out, policy_gradient_loss
@@ -16,7 +16,6 @@ from dera_jax.policies import Policy, with_params
 from dera_jax.rewards import Reward
 from dera_jax.rollout import Rollout, draw_rollout
 from dera_jax.score import completion_logprobs
-from dera_jax.sft import shuffled
 from dera_jax.training import fit
 
 
@@ -54,11 +53,10 @@ def train_policy_gradient(
             f"batch_size {config.batch_size} and num_samples {num_samples}: expected at least 2 samples "
             "of each prompt and a batch that is a multiple"
         )
-    order = shuffled(len(prompts), config.batch_size // num_samples, config.seed)
-    if config.batch_size // num_samples > len(prompts):
-        raise ValueError(
-            f"expected at least {config.batch_size // num_samples} prompts, found {len(prompts)}"
-        )
+    num_prompts = config.batch_size // num_samples
+    if num_prompts > len(prompts):
+        raise ValueError(f"expected at least {num_prompts} prompts, found {len(prompts)}")
+    order = shuffled(len(prompts), num_prompts, config.seed)
 
     def loss(params: PyTree, judged: _Judged):
         logprobs = completion_logprobs(policy.config, params, judged.batch).sum(axis=1)
@@ -66,7 +64,10 @@ def train_policy_gradient(
 
     def batches(params: PyTree, step: int):
         start = time.perf_counter()
-        chosen = list({prompts[i].id: prompts[i] for i in order(step)}.values())
+        # Where an epoch ends within the step, a prompt may come twice: others stand in, so that every
+        # step has as many and nothing is compiled again.
+        numbers = list(dict.fromkeys([*order(step).tolist(), *range(len(prompts))]))[:num_prompts]
+        chosen = [prompts[number] for number in numbers]
         rollout = draw_rollout(
             with_params(policy, params), reference, chosen, num_samples, rewards, decode, step
         )

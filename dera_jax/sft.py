@@ -1,13 +1,12 @@
 """Supervised fine-tuning: a policy learns given completions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from jaxtyping import PyTree
 
-from dera_jax.batches import Batch, make_batch
+from dera_jax.batches import Batch, make_batch, shuffled
 from dera_jax.configs import TrainConfig
 from dera_jax.data import Record
 from dera_jax.losses import sft_loss
@@ -79,14 +78,3 @@ def train_sft(
         return batch, {"tokens": int(batch.completion_mask.sum())}
 
     return fit(policy.params, config, loss, batches, out / "metrics.jsonl")
-
-
-def shuffled(count: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Returns the positions that a step takes: every epoch a new order, each position once in it."""
-
-    def positions(step: int) -> np.ndarray:
-        flat = np.arange(step * batch_size, (step + 1) * batch_size)
-        orders = {e: np.random.default_rng([seed, int(e)]).permutation(count) for e in set(flat // count)}
-        return np.array([orders[i // count][i % count] for i in flat])
-
-    return positions

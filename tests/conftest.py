@@ -13,9 +13,6 @@ import pytest  # noqa: E402
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-
-
-
 @pytest.fixture(scope="session")
 def stories() -> Path:
     """The folder of a real pretrained model of 260 032 parameters."""

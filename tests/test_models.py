@@ -246,7 +246,20 @@ def test_settings_as_the_hub_has_them(shape, tmp_path, stories):
     # Saved under another type, both loaders go by it.
     save_policy(load_policy(str(old), "bfloat16"), tmp_path / "saved")
     assert load_policy(str(tmp_path / "saved")).config == replace(policy.config, dtype="bfloat16")
+    assert "torch_dtype" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_float32_is_float32_on_accelerators(tied):
+    """They round the factors of a matrix product to fewer bits unless each product says otherwise."""
+    config = models.ModelConfig(512, 64, 96, 2, 8, 2, 8, 256, tie_embeddings=tied)
+    tokens = np.zeros((1, 4), np.int32)
+    forward = jax.jit(lambda p, t: models.bind(config, p).forward(t, t == t))
+    lowered = forward.lower(models.init_params(config, 0), tokens).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert len(products) == 2 * 9 + 1
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -56,14 +56,18 @@ def test_realigning_twice_multiplies_strengths():
     reference, aligned = random_logits(3)
     once = mix_logits(jnp.stack([reference, aligned]), weights_of([0.6]))
     twice = mix_logits(jnp.stack([reference, once]), weights_of([2.5]))
-    np.testing.assert_allclose(twice, mix_logits(jnp.stack([reference, aligned]), weights_of([1.5])), atol=1e-4)
+    np.testing.assert_allclose(
+        twice, mix_logits(jnp.stack([reference, aligned]), weights_of([1.5])), atol=1e-4
+    )
 
 
 def test_several_aligned_models_reduce_to_one():
     """Appendix B: λ = (a, b) of one and the same model is λ = a + b of it."""
     reference, aligned = random_logits(4)
     mixed = mix_logits(jnp.stack([reference, aligned, aligned]), weights_of([0.3, 0.5]))
-    np.testing.assert_allclose(mixed, mix_logits(jnp.stack([reference, aligned]), weights_of([0.8])), atol=1e-5)
+    np.testing.assert_allclose(
+        mixed, mix_logits(jnp.stack([reference, aligned]), weights_of([0.8])), atol=1e-5
+    )
 
 
 @settings(deadline=None, max_examples=50)
@@ -91,7 +95,9 @@ def test_measured_figures_are_those_of_the_distributions(lambda_, seed):
     rows = np.arange(3)
     np.testing.assert_allclose(record.logprob, mixture[rows, token], atol=2e-4)
     np.testing.assert_allclose(record.model_logprobs, logprobs[:, rows, token].T, atol=1e-5)
-    np.testing.assert_allclose(record.kl_to_reference, (np.exp(mixture) * (mixture - logprobs[0])).sum(-1), atol=2e-4)
+    np.testing.assert_allclose(
+        record.kl_to_reference, (np.exp(mixture) * (mixture - logprobs[0])).sum(-1), atol=2e-4
+    )
     np.testing.assert_allclose(record.log_normalizer, log_z, atol=2e-4)
 
 

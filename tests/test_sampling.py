@@ -10,7 +10,9 @@ from dera_jax import sampling
 from dera_jax.sampling import Sampling
 
 
-def exact_truncation(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
+def exact_truncation(
+    logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None
+) -> np.ndarray:
     """The kept words of one row by sorting in float64; ties with the last kept word are kept."""
     h = logits.astype(np.float64) / temperature
     kept = np.ones(len(h), bool)

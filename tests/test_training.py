@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policy, losses
-from dera_jax.batches import make_batch
+from dera_jax.batches import make_batch, shuffled
 from dera_jax.commands import rlhf as rlhf_command
 from dera_jax.commands import sft as sft_command
 from dera_jax.configs import DecodeConfig, TrainConfig
@@ -18,7 +18,7 @@ from dera_jax.generate import Cell, EncodedPrompt, complete
 from dera_jax.rewards import Reward
 from dera_jax.rlhf import train_policy_gradient
 from dera_jax.score import completion_logprobs
-from dera_jax.sft import encode_examples, shuffled
+from dera_jax.sft import encode_examples
 from dera_jax.training import fit
 from tests.toy import all_completions, tiny_policy
 
@@ -32,7 +32,9 @@ def test_sft_loss_is_torch_cross_entropy(pair):
     policy = pair[0]
     prompts, completions = [[1, 403, 407], [1, 403]], [[261, 378, 267], [268, 1]]
     batch = make_batch(prompts, completions)
-    ours = losses.sft_loss(completion_logprobs(policy.config, policy.params, batch), jnp.asarray(batch.completion_mask))
+    ours = losses.sft_loss(
+        completion_logprobs(policy.config, policy.params, batch), jnp.asarray(batch.completion_mask)
+    )
     model = AutoModelForCausalLM.from_pretrained(policy.folder)
     nll = []
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -107,7 +109,9 @@ def test_policy_gradient_approaches_the_closed_form(stories, tmp_path):
     prompt = EncodedPrompt(Prompt(0, "x"), (PROMPT,))
     config = TrainConfig(learning_rate=0.01, max_steps=60, batch_size=256)
     decode = DecodeConfig(max_new_tokens=2)
-    steps = train_policy_gradient(reference, reference, [prompt], [reward], beta, 256, decode, config, tmp_path)
+    steps = train_policy_gradient(
+        reference, reference, [prompt], [reward], beta, 256, decode, config, tmp_path
+    )
     divergences = []
     for _, params in steps:
         logprobs = np.asarray(completion_logprobs(reference.config, params, batch).sum(1), float)
@@ -178,7 +182,16 @@ def test_sft_command_learns_real_text_from_scratch(stories, texts, tmp_path, cap
 
 def test_rlhf_command_raises_the_reward_and_keeps_beta(stories, tmp_path):
     data, out = tmp_path / "prompts.jsonl", tmp_path / "aligned"
-    openings = ["Once upon a time", "One day", "Lily and Ben", "Tom was", "The dog", "A bird", "Mia had", "It was"]
+    openings = [
+        "Once upon a time",
+        "One day",
+        "Lily and Ben",
+        "Tom was",
+        "The dog",
+        "A bird",
+        "Mia had",
+        "It was",
+    ]
     data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in openings))
     code = rlhf_command.main(
         [f"--model={stories}", f"--data={data}", "--reward=keywords:happy", "--beta=0.02", f"--out={out}",

@@ -37,7 +37,9 @@ def all_completions(vocab: int, longest: int) -> list[tuple[int, ...]]:
     return found + open_ended
 
 
-def exact_logprobs(policy: Policy, prompt: tuple[int, ...], completions: list[tuple[int, ...]]) -> list[np.ndarray]:
+def exact_logprobs(
+    policy: Policy, prompt: tuple[int, ...], completions: list[tuple[int, ...]]
+) -> list[np.ndarray]:
     """Returns log π(v | x, y₍<t₎) for every completion, [tokens, vocab], in float64."""
     longest = max(map(len, completions))
     tokens = np.zeros((len(completions), len(prompt) + longest), np.int32)

@@ -292,8 +292,9 @@ def announce_devices() -> str:
 
     try:
         devices = jax.devices()
-    except RuntimeError as error:  # of a platform that JAX_PLATFORMS names and is not there
-        raise ValueError(f"JAX finds no device to run on: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # what JAX raises depends on the platform
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise ValueError(f"JAX finds no device to run on (JAX_PLATFORMS={wanted}): {error}") from error
     present = glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/accel[0-9]*")
     if devices[0].platform == "cpu" and present and os.environ.get("JAX_PLATFORMS") != "cpu":
         raise ValueError(

@@ -86,6 +86,7 @@ def save_tensors(file: Path, tensors: dict[str, jax.Array]) -> None:
     try:
         # A copy of the dict: safetensors turns its values into NumPy arrays.
         save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # the library makes it readable by its owner alone
         os.replace(temporary, file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: cannot be written: {error}") from error
