@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -49,7 +49,7 @@ class Prompt:
     """Every other field, handed to rewards."""
 
     @classmethod
-    def of(cls, value: "str | Mapping | Prompt", number: int = 0, where: str | None = None) -> "Prompt":
+    def of(cls, value: object, number: int = 0, where: str | None = None) -> "Prompt":
         """Returns the prompt that a text, a record's fields or a prompt stand for.
 
         Args:
@@ -103,8 +103,8 @@ def load_prompts(spec: str, limit: int | None = None) -> list[Prompt]:
     return prompts
 
 
-def as_prompts(prompts: Sequence[str | Mapping | Prompt]) -> list[Prompt]:
-    """Returns prompts from texts, objects with fields, or prompts; without `id`, the id is the position.
+def as_prompts(prompts: object) -> list[Prompt]:
+    """Returns prompts from a list of texts, objects with fields, or prompts; without `id`, the id is the position.
 
     Raises:
       ValueError: `prompts` is one string, or a prompt is broken, or two have one id.

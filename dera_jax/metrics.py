@@ -85,7 +85,7 @@ class Summary:
 
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
-    groups: Sequence[Hashable],
+    groups: Sequence[Hashable] | np.ndarray,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -122,7 +122,7 @@ def _resample_counts(groups: int, resamples: int, seed: int) -> np.ndarray:
     return draws.astype(np.float64)
 
 
-def estimate(values: Sequence[float], groups: Sequence[Hashable]) -> Estimate:
+def estimate(values: Sequence[float], groups: Sequence[Hashable] | np.ndarray) -> Estimate:
     """Returns the mean of at least one value, with its interval over groups."""
     return Estimate(float(np.mean(values)), *bootstrap_interval(values, groups))
 

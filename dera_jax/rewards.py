@@ -263,7 +263,7 @@ def user_function(argument: str, spec: str) -> Callable[[Completions], Sequence[
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name for p in parameters}
 
-    def reward(completions: Completions) -> Sequence[float | None]:
+    def reward(completions: Completions) -> object:  # whatever the user gives: `Reward` looks at it
         offered = {
             "completion_ids": [list(tokens) for tokens in completions.tokens],
             **{name: list(values) for name, values in completions.columns.items()},

@@ -134,7 +134,7 @@ def strength_to_json(strength: Strength) -> float | list[float]:
     return values[0] if len(values) == 1 else values
 
 
-def strength_from_json(value: float | list[float]) -> Strength:
+def strength_from_json(value: object) -> Strength:
     """Returns the strength of a row's `lambda`.
 
     Raises:
@@ -146,7 +146,7 @@ def strength_from_json(value: float | list[float]) -> Strength:
     return tuple(_json_number(v, "lambda") for v in values)
 
 
-def turn_strengths(value: float | list[float], where: str) -> tuple[Strength, ...]:
+def turn_strengths(value: object, where: str) -> tuple[Strength, ...]:
     """Returns the strength of each turn from a prompt's own `lambda`: a number, or one per turn.
 
     Args:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  (the hook looks it up by name)
+
 # Before the first import of dera_jax: every annotated function then checks its arguments' shapes.
-install_import_hook("dera_jax", "beartype.beartype")
+install_import_hook("dera_jax", "tests.typecheck.check")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
