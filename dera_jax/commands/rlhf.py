@@ -122,4 +122,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = train_policy_gradient(
         policy, reference, encoded, rewards, args.beta, args.num_samples, decode, config, args.out
     )
-    train_options.finish(policy, steps, config, args.out, manifest)
+    train_options.finish(policy, steps, config, args.out, manifest, cli.command_line("train.rlhf", argv))

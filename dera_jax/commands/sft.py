@@ -75,4 +75,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         "max_length": max_length,
     }
     steps = train_sft(policy, examples, config, args.out)
-    train_options.finish(policy, steps, config, args.out, manifest)
+    train_options.finish(policy, steps, config, args.out, manifest, cli.command_line("train.sft", argv))

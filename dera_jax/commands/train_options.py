@@ -1,7 +1,6 @@
 """What the training commands share: options, saving with a manifest, the closing line."""
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -84,7 +83,12 @@ def check_new_folder(out: Path) -> None:
 
 
 def finish(
-    policy: Policy, steps: Iterator[tuple[int, PyTree]], config: TrainConfig, out: Path, manifest: dict
+    policy: Policy,
+    steps: Iterator[tuple[int, PyTree]],
+    config: TrainConfig,
+    out: Path,
+    manifest: dict,
+    command: list[str],
 ) -> None:
     """Runs the training to its end and writes the model folder with its manifest."""
     start = time.perf_counter()
@@ -93,7 +97,7 @@ def finish(
     manifest |= {
         "train_config": asdict(config),
         "seconds": round(time.perf_counter() - start, 1),
-        "provenance": provenance([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "provenance": provenance(command),
     }
     save_policy(with_params(policy, trained), out, manifest)
     print(f"{config.max_steps} steps in {manifest['seconds']} s; model, manifest and metrics in {out}")
