@@ -116,7 +116,10 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
         except (ValueError, OSError) as error:
             return _fail(f"error: {_one_line(error)}")
         except KeyboardInterrupt as interruption:
-            return _fail(": ".join(["interrupted", *map(str, interruption.args)]))
+            code = _fail(": ".join(["interrupted", *map(str, interruption.args)]))
+            if argv is None:  # as a process: taken down in the middle of a compilation, JAX would crash
+                os._exit(code)
+            return code
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -28,7 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = f"unknown command {words[0]!r}" if words else "no command"
         print(f"error: {found}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"dera_jax.commands.{words[0]}").main(words[1:])
+    command = importlib.import_module(f"dera_jax.commands.{words[0]}")
+    if argv is not None:
+        return command.main(words[1:])
+    # The command is the process's own.
+    sys.argv = [f"dera {words[0]}", *words[1:]]
+    return command.main()
 
 
 if __name__ == "__main__":
