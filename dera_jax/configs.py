@@ -30,7 +30,7 @@ class DecodeConfig:
             check_number("top_p", self.top_p, 0.0, 1.0)
             if self.top_p == 0:
                 raise ValueError("top_p: expected a number in (0, 1], got 0")
-        check_count("seed", self.seed, least=0)
+        check_seed(self.seed)
         if not all(self.stop):
             raise ValueError("stop: expected texts with at least one character, got an empty one")
 
@@ -67,7 +67,7 @@ class TrainConfig:
             )
         check_number("weight_decay", self.weight_decay, 0.0, math.inf)
         check_number("max_grad_norm", self.max_grad_norm, 0.0, math.inf)
-        check_count("seed", self.seed, least=0)
+        check_seed(self.seed)
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:
@@ -80,3 +80,10 @@ def check_number(name: str, value: float, low: float, high: float) -> None:
     """Raises ValueError unless `value` is finite and in [low, high]."""
     if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
         raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless `seed` is an integer from 0 to 2⁶³ − 1."""
+    check_count("seed", seed, least=0)
+    if seed >= 2**63:
+        raise ValueError(f"seed: expected less than {2**63}, got {seed}")

@@ -47,7 +47,7 @@ def draw_rollout(
     Raises:
       ValueError: a reward that is None.
     """
-    config = replace(config, seed=config.seed * 1_000_003 + step)
+    config = replace(config, seed=(config.seed * 1_000_003 + step) % 2**63)
     cells = [Cell(prompt, sample, ()) for prompt in prompts for sample in range(num_samples)]
     ended = {(c.cell.prompt.id, c.cell.sample): c for c in complete((policy,), cells, config, len(cells))}
     completions = [ended[cell.prompt.id, cell.sample] for cell in cells]

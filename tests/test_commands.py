@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import load_policies, load_prompts, read_rows, save_policy
-from dera_jax.commands import dera, generate, plot, rlhf, sft, sweep
+from dera_jax.commands import cli, dera, generate, plot, rlhf, sft, sweep
 from dera_jax.commands import score as score_command
 from dera_jax.divergence import kl_per_token
 from dera_jax.results import sort_rows
@@ -704,14 +704,15 @@ def test_killed_and_interrupted_sweeps_complete_to_the_same_rows(call, long, tmp
     expected = sort_rows(read_rows(tmp_path / "whole"))
     run = tmp_path / "run"
     rows = run / "rows.jsonl"
-    for number, kind in enumerate([signal.SIGKILL, signal.SIGKILL, signal.SIGINT]):
+    # The first while it compiles, the others after rows were written.
+    for number, kind in enumerate([signal.SIGINT, signal.SIGKILL, signal.SIGKILL, signal.SIGINT]):
         before = count(rows)
         with start([*long, f"--out={run}"]) as process:
             if number == 0:
                 wait_for((run / "manifest.json").exists, process)
             else:
                 wait_for(lambda before=before: count(rows) > before, process)
-            time.sleep(moments.uniform(0, 0.2))
+            time.sleep(moments.uniform(0.0, 0.1))
             process.send_signal(kind)
             error = process.stderr.read()
         found = read_rows(run) if rows.exists() else []
@@ -726,6 +727,35 @@ def test_killed_and_interrupted_sweeps_complete_to_the_same_rows(call, long, tmp
     # Equal in every field and every bit.
     assert sort_rows(read_rows(run)) == expected
     assert (run / "summary.csv").read_bytes() == (tmp_path / "whole" / "summary.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9"),
+            "error: out of memory, fewer --rows",
+        ),
+        (MemoryError(), "error: out of memory"),
+        (OSError(errno.EACCES, "Permission denied", "x"), "error: [Errno 13] Permission denied: 'x'"),
+        (ValueError("one\n  two"), "error: one two"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(call, error, line):
+    def fail(argv):
+        raise error
+
+    code, out, err = call(cli.command(fail))
+    assert (code, out) == (2, "") and err.startswith(line) and err.count("\n") == 1
+
+
+def test_a_bug_shows_where_it_is():
+    def fail(argv):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.command(fail)([])
 
 
 def test_a_reader_that_has_seen_enough_and_a_full_disk_under_the_output(finished):

@@ -95,3 +95,11 @@ def test_other_values_need_no_compilation():
     for temperature, top_p in [(0.5, 0.9), (0.7, 0.8), (1.3, 0.1)]:
         run(keys, logits, Sampling.create(temperature, 10, top_p))
     assert run._cache_size() == 1
+
+
+def test_seeds_that_no_key_can_hold_are_refused():
+    from dera_jax.configs import DecodeConfig
+
+    jax.random.key(DecodeConfig(seed=2**63 - 1).seed)
+    with pytest.raises(ValueError, match="seed: expected less than"):
+        DecodeConfig(seed=2**63)
