@@ -1,6 +1,7 @@
 """Settings, validated where they are made. Standard library only."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -87,3 +88,9 @@ def check_seed(seed: int) -> None:
     check_count("seed", seed, least=0)
     if seed >= 2**63:
         raise ValueError(f"seed: expected less than {2**63}, got {seed}")
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

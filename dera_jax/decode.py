@@ -150,7 +150,7 @@ def fill_slots(
 
 
 def _with_room(caches: tuple[Any, ...], new_tokens: int) -> tuple[Any, ...]:
-    return tuple(models.grow_cache(c, c.mask.shape[-1] + new_tokens) for c in caches)
+    return tuple(models.grow_cache(c, new_tokens) for c in caches)
 
 
 def decode_step(

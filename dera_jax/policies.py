@@ -1,21 +1,25 @@
 """Policies: language models ready to decode, from Hugging Face folders and back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models
+from dera_jax.configs import check_choice
 from dera_jax.files import write_json
-from dera_jax.loading import families, files, hub, tensors
+from dera_jax.loading import adapters, families, files, hub, tensors, weights
+from dera_jax.models.linear import QUANTIZATIONS
 from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer
 
 TOY = Path(__file__).parent / "assets" / "toy"
 """The shipped pair."""
+DTYPES = ("auto", *tensors.DTYPES.values())
+
+Started = Callable[[str, int], weights.Seen]
+"""Told the name of a model and its bytes as loading starts; returns what is told of bytes that were read."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,10 @@ class Policy:
     name: str
     """As the user wrote it."""
     folder: Path
+    """Of the base, where there is an adapter."""
     config: models.ModelConfig
     params: dict
-    """Nested dict of arrays, as `models.param_shapes(config)`."""
+    """Nested dict of arrays, as `models.param_shapes(config)`; policies on one base share its arrays."""
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     """Ids that end a completion, of generation_config, config and tokenizer together."""
@@ -37,17 +42,36 @@ class Policy:
     """KL strength it was aligned with, where its manifest tells."""
 
 
+@dataclass(frozen=True)
+class _Base:
+    """A model without adapter, as several policies may stand on it."""
+
+    name: str
+    folder: Path
+    raw: dict
+    config: models.ModelConfig
+    params: dict
+    fingerprint: str
+
+
 def load_policies(
     reference: str | Path | None = None,
     aligned: str | Path | Sequence[str | Path] | None = None,
     dtype: str = "auto",
+    *,
+    quantize: str | Sequence[str | None] | None = None,
+    started: Started | None = None,
 ) -> tuple[Policy, ...]:
     """Returns the reference and the aligned policies, in that order.
 
+    A base that several of them stand on (`BASE+ADAPTER`) is read and held once.
+
     Args:
-      reference: MODEL, a folder or hub id; None is the shipped toy pair.
+      reference: MODEL, a folder or hub id, optionally with an adapter; None is the shipped toy pair.
       aligned: one MODEL or several (Appendix B).
       dtype: of parameters and activations: auto (the files' own), float32, bfloat16 or float16.
+      quantize: int8 or nf4 for all; or one for each model, the reference first, None for full precision.
+      started: shows progress.
 
     Raises:
       ValueError: a model that cannot be loaded, or vocabularies that differ.
@@ -60,36 +84,79 @@ def load_policies(
         )
     if isinstance(aligned, str | Path):
         aligned = [aligned]
-    policies = tuple(load_policy(str(model), dtype) for model in (reference, *aligned))
+    names = [str(model) for model in (reference, *aligned)]
+    kinds = [quantize] * len(names) if quantize is None or isinstance(quantize, str) else list(quantize)
+    if len(kinds) != len(names):
+        raise ValueError(f"quantize: expected one for each of {len(names)} models, found {len(kinds)}")
+    bases: dict[tuple, _Base] = {}
+    policies = tuple(
+        _load(name, dtype, kind, started, bases) for name, kind in zip(names, kinds, strict=True)
+    )
     for policy in policies[1:]:
         check_same_vocabulary(policies[0].tokenizer, policy.tokenizer, (policies[0].name, policy.name))
     return policies
 
 
-def load_policy(model: str | Path, dtype: str = "auto") -> Policy:
-    """Returns the policy of a MODEL argument.
+def load_policy(
+    model: str | Path, dtype: str = "auto", *, quantize: str | None = None, started: Started | None = None
+) -> Policy:
+    """Returns the policy of a MODEL argument, `BASE[@revision][+ADAPTER[@revision]]`.
 
     Raises:
       ValueError: files that are missing, broken or of an unsupported kind; weights that are not finite.
     """
-    if dtype not in ("auto", *tensors.DTYPES.values()):
-        raise ValueError(f"dtype: expected auto, {', '.join(tensors.DTYPES.values())}, got {dtype!r}")
-    folder = hub.resolve(str(model))
-    raw = families.read_config(folder)
-    config = families.model_config(folder, raw, "float32")
-    stored = _find_params(folder, raw["model_type"], config)
-    if dtype == "auto":
-        dtypes = {tensors.DTYPES[tensor.dtype] for tensor in stored.values()}
-        dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return _load(str(model), dtype, quantize, started, {})
+
+
+def _load(
+    model: str, dtype: str, quantize: str | None, started: Started | None, bases: dict[tuple, _Base]
+) -> Policy:
+    check_choice("dtype", dtype, DTYPES)
+    if quantize is not None:
+        check_choice("quantize", quantize, QUANTIZATIONS)
+    name, adapter_name = hub.split_adapter(model)
+    folder = hub.resolve(name)
+    # Before the base, which may take minutes.
+    adapter = adapters.read_adapter(hub.resolve(adapter_name)) if adapter_name else None
+    key = folder.resolve(), dtype, quantize
+    if key not in bases:
+        bases[key] = _load_base(name, folder, dtype, quantize, started)
+    base = bases[key]
+    config, params, fingerprint = base.config, base.params, base.fingerprint
+    own = folder
+    if adapter:
+        names = families.FAMILIES[base.raw["model_type"]].names
+        config, params = adapters.apply_adapter(adapter, name, config, params, names)
+        fingerprint = adapters.fingerprint(adapter, fingerprint)
+        own = adapter.folder if (adapter.folder / "tokenizer_config.json").exists() else folder
+    tokenizer = load_tokenizer(own)
     return Policy(
-        name=str(model),
+        name=model,
         folder=folder,
-        config=replace(config, dtype=dtype),
-        params=_read_params(stored, dtype),
-        tokenizer=(tokenizer := load_tokenizer(folder)),
-        eos_ids=_eos_ids(folder, raw, tokenizer),
-        fingerprint=tensors.fingerprint(folder),
-        beta=files.read_object(folder / "manifest.json").get("beta"),
+        config=config,
+        params=params,
+        tokenizer=tokenizer,
+        eos_ids=_eos_ids(folder, base.raw, tokenizer),
+        fingerprint=fingerprint,
+        beta=files.read_object((adapter.folder if adapter else folder) / "manifest.json").get("beta"),
+    )
+
+
+def _load_base(name: str, folder: Path, dtype: str, quantize: str | None, started: Started | None) -> _Base:
+    raw = families.read_config(folder)
+    config = families.model_config(folder, raw)
+    found = weights.find_params(folder, raw["model_type"], config)
+    if dtype == "auto":
+        dtype = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
+    size = weights.count_bytes(config, dtype)
+    seen = started(name, size) if started else lambda _: None
+    return _Base(
+        name=name,
+        folder=folder,
+        raw=raw,
+        config=replace(config, dtype=dtype, quantization=quantize),
+        params=weights.read_params(found, dtype, quantization=quantize, seen=seen),
+        fingerprint=tensors.fingerprint(folder / "config.json", tensors.weight_files(folder)),
     )
 
 
@@ -97,7 +164,7 @@ def fresh_policy(model: str, seed: int, dtype: str = "float32") -> Policy:
     """Returns a policy with MODEL's configuration and tokenizer and random parameters."""
     folder = hub.resolve(model)
     raw = families.read_config(folder)
-    config = families.model_config(folder, raw, "float32" if dtype == "auto" else dtype)
+    config = replace(families.model_config(folder, raw), dtype="float32" if dtype == "auto" else dtype)
     tokenizer = load_tokenizer(folder)
     params = models.init_params(config, seed)
     return Policy(
@@ -108,12 +175,19 @@ def fresh_policy(model: str, seed: int, dtype: str = "float32") -> Policy:
 def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> None:
     """Writes a policy as a folder that `transformers` loads; the weights last, so a folder is whole.
 
+    Adapters are merged into the weights.
+
     Args:
       manifest: how the policy was made; written as manifest.json.
 
     Raises:
-      ValueError: the folder cannot be written.
+      ValueError: the folder cannot be written, or the weights are quantized.
     """
+    if policy.config.quantization:
+        raise ValueError(
+            f"{policy.name}: expected weights in full precision, found {policy.config.quantization}"
+        )
+    config, params = adapters.merge_adapters(policy.config, policy.params)
     raw = families.read_config(policy.folder)
     generation = files.read_object(policy.folder / "generation_config.json")
     try:
@@ -123,12 +197,15 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
         raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
     # `torch_dtype` is what older versions of transformers called it.
     settings = {name: value for name, value in raw.items() if name != "torch_dtype"}
-    write_json(folder / "config.json", settings | {"dtype": policy.config.dtype})
+    # An adapter may have untied the head.
+    tied = {"tie_word_embeddings": False} if not config.tie_embeddings else {}
+    write_json(folder / "config.json", settings | tied | {"dtype": config.dtype})
     if generation:
         write_json(folder / "generation_config.json", generation)
     if manifest is not None:
         write_json(folder / "manifest.json", manifest)
-    tensors.save_tensors(folder / "model.safetensors", named_tensors(policy.params, raw["model_type"]))
+    named = weights.named_tensors(params, raw["model_type"], config.num_heads)
+    tensors.save_tensors(folder, named)
 
 
 def with_params(policy: Policy, params: dict) -> Policy:
@@ -136,67 +213,10 @@ def with_params(policy: Policy, params: dict) -> Policy:
     return replace(policy, params=params)
 
 
-def named_tensors(params: dict, model_type: str) -> dict[str, jax.Array]:
-    """Returns parameters under the names and in the orientation of Hugging Face files."""
-    flat = flatten(params)
-    names = families.tensor_names(model_type, list(flat))
-    return {names[path]: _orient(path, value) for path, value in flat.items()}
-
-
-def _find_params(folder: Path, model_type: str, config: models.ModelConfig) -> dict[str, tensors.Tensor]:
-    """Returns the tensor of each of our parameter paths, its kind and shape checked."""
-    listed = tensors.list_tensors(folder)
-    shapes = flatten(models.param_shapes(config))
-    found = {}
-    for path, name in families.tensor_names(model_type, list(shapes)).items():
-        if name not in listed:
-            raise ValueError(f"{folder}: tensor {name} is missing from the safetensors files")
-        found[path] = tensor = listed[name]
-        expected = shapes[path].shape[::-1] if _transposed(path) else shapes[path].shape
-        if tensor.shape != expected:
-            raise ValueError(f"{tensor.file}: tensor {name}: expected shape {expected}, found {tensor.shape}")
-        if tensor.dtype not in tensors.DTYPES:
-            raise ValueError(
-                f"{tensor.file}: tensor {name}: expected one of {', '.join(tensors.DTYPES)}, "
-                f"found {tensor.dtype}"
-            )
-    return found
-
-
-def _read_params(stored: dict[str, tensors.Tensor], dtype: str) -> dict:
-    params = {}
-    for path, tensor in stored.items():
-        params[path] = _orient(path, tensor.read()).astype(dtype)
-        if not jnp.isfinite(params[path]).all():
-            raise ValueError(f"{tensor.file}: tensor {tensor.name} holds NaN or infinite values as {dtype}")
-    return unflatten(params)
-
-
-def _transposed(path: str) -> bool:
-    # Files keep linear maps as [outputs, inputs]; ours are [inputs, outputs].
-    return path.endswith(".kernel")
-
-
-def _orient(path: str, value: jax.Array) -> jax.Array:
-    return value.T if _transposed(path) else value
-
-
-def flatten(params: dict) -> dict[str, Any]:
-    """Returns nested parameters as one dict with dotted paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {".".join(str(key.key) for key in path): value for path, value in leaves}
-
-
-def unflatten(flat: dict[str, jax.Array]) -> dict:
-    """Returns the nested dict of dotted paths; numbers become list positions."""
-    nested: dict = {}
-    for path, value in flat.items():
-        *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
-        inner = nested
-        for part in parents:
-            inner = inner.setdefault(part, {})
-        inner[last] = value
-    return nested
+def held_bytes(policies: Sequence[Policy]) -> int:
+    """Returns the bytes that the parameters of `policies` take, shared ones counted once."""
+    arrays = {id(a): a for policy in policies for a in jax.tree.leaves(policy.params)}
+    return sum(a.nbytes for a in arrays.values())
 
 
 def _eos_ids(folder: Path, raw: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -121,9 +121,8 @@ def completion_logits(
 ) -> Float[Array, "rows completion vocab"]:
     """Returns the logits that each completion token was drawn from."""
     length = batch.completion_mask.shape[1]
-    # The logits before the first completion token come from the prompt's last.
     tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.mask)
-    return models.bind(config, params).forward(tokens, mask, last=length + 1)[:, :-1]
+    return models.bind(config, params).completion_logits(tokens, mask, length)
 
 
 def completion_logprobs(

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = """
 0  configs strengths files provenance
 1  realign sampling measure losses rewards tokenizer results metrics
-2  models.layers models.decoder models data batches tables plots
-3  loading.files loading.hub loading.tensors loading.families policies decode
+2  models.linear models.rope models.layers models.decoder models.t5 models trees data batches tables plots
+3  loading.files loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters policies decode
 4  generate score stored rollout
 5  training sft rlhf sweep divergence pairs torch_baseline bench
 """

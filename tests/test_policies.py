@@ -16,7 +16,8 @@ from safetensors.flax import load_file, save_file
 
 from dera_jax import load_policies, load_policy, save_policy
 from dera_jax.loading import hub
-from dera_jax.policies import flatten, fresh_policy, with_params
+from dera_jax.policies import fresh_policy, with_params
+from dera_jax.trees import flatten
 from dera_jax.tokenizer import load_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -86,22 +87,21 @@ CONFIGS = {
         "the model brings its own code (auto_map), which is never run",
     ),
     "rope": (
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
-        "rope_type 'yarn' is not supported; expected default or llama3",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        "rope_type: expected one of default, linear, llama3, yarn, got 'dynamic'",
     ),
     "rope as it was": (
-        {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2.0}},
-        "rope_type 'linear' is not supported; expected default or llama3",
+        {"rope_parameters": ..., "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "rope_type: expected one of default, linear, llama3, yarn, got 'dynamic'",
     ),
     "no factor": ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "factor"),
     "theta": (
         {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
         "rope_theta: expected a number from 1 to inf, got 0.0",
     ),
-    "bias": ({"attention_bias": True}, "attention_bias is not supported; expected false, found true"),
     "activation": (
-        {"hidden_act": "relu"},
-        "activation: expected one of silu, gelu_pytorch_tanh, gelu, got 'relu'",
+        {"hidden_act": "selu"},
+        "activation: expected one of silu, relu, gelu, gelu_new, gelu_pytorch_tanh, got 'selu'",
     ),
     "a text for a number": ({"hidden_size": "64"}, "'hidden_size' expected int, got str (value: '64')"),
     "heads": ({"num_key_value_heads": 3}, "num_kv_heads: expected a divisor of num_heads (8), got 3"),
@@ -187,7 +187,7 @@ def test_bytes_behind_the_last_tensor(folder):
 
 
 TENSORS = {
-    "missing": (None, "{folder}: tensor {name} is missing from the safetensors files"),
+    "missing": (None, "{folder}: tensor {name} is missing from the safetensors files (expected shape (32, 64))"),
     "shape": (jnp.ones((33, 64)), "{file}: tensor {name}: expected shape (32, 64), found (33, 64)"),
     "transposed": (jnp.ones((64, 32)), "{file}: tensor {name}: expected shape (32, 64), found (64, 32)"),
     "whole numbers": (
@@ -219,7 +219,7 @@ def test_values_beyond_the_type_asked_for(folder):
     )
     assert load_policy(str(folder), "bfloat16").config.dtype == "bfloat16"
     assert refusal(load_policy, str(folder), "float64") == (
-        "dtype: expected auto, float32, float16, bfloat16, got 'float64'"
+        "dtype: expected one of auto, float32, float16, bfloat16, got 'float64'"
     )
 
 

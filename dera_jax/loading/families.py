@@ -1,84 +1,245 @@
-"""The supported architectures: how each names its settings and its tensors.
+"""The supported architectures: how each names its settings.
 
-A family is data: a mapping from its `config.json` and a map from our parameter paths to the names
-in its files, `{}` standing for the layer's number.
+A family is data: what its `config.json` says in our words, and the names of its tensors (`names.py`).
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dera_jax.configs import check_choice
+from dera_jax.loading import names, tensors
 from dera_jax.loading.files import read_object
 from dera_jax.models import ModelConfig
-from dera_jax.models.layers import Rope
+from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.rope import KINDS, Rope
+from dera_jax.models.t5 import T5Config
 
 
 @dataclass(frozen=True)
 class Family:
     """One `model_type`."""
 
-    config: Callable[[Any, str], ModelConfig]
-    """A transformers config and a dtype to ours."""
-    names: dict[str, str]
-    """Our parameter path to the file's tensor name."""
+    config: Callable[[Any], ModelConfig]
+    """A transformers config to ours."""
+    names: names.NameMap
+    head_in_file: bool = False
+    """Whether the head is the embedding where files hold no head, whatever the settings say."""
 
 
-def _llama(hf: Any, dtype: str) -> ModelConfig:
-    return ModelConfig(
+def _llama(hf: Any, **more) -> DecoderConfig:
+    """Returns what most families share; `more` is where one differs."""
+    bias = getattr(hf, "attention_bias", False)
+    return DecoderConfig(
+        **{
+            "vocab_size": hf.vocab_size,
+            "width": hf.hidden_size,
+            "mlp_width": hf.intermediate_size,
+            "num_layers": hf.num_hidden_layers,
+            "num_heads": hf.num_attention_heads,
+            "num_kv_heads": hf.num_key_value_heads,
+            "head_dim": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+            "max_positions": hf.max_position_embeddings,
+            "norm_epsilon": hf.rms_norm_eps,
+            "activation": getattr(hf, "hidden_activation", None) or hf.hidden_act,
+            "qkv_bias": bias,
+            "out_bias": bias,
+            "mlp_bias": getattr(hf, "mlp_bias", False),
+            "windows": _windows(hf),
+            "tie_embeddings": hf.tie_word_embeddings,
+        }
+        | ({} if "rope" in more else {"rope": _rope(hf.rope_parameters)})
+        | more
+    )
+
+
+def _mistral(hf: Any) -> DecoderConfig:
+    window = hf.sliding_window or 0
+    return _llama(hf, windows=(window,) * hf.num_hidden_layers if window else ())
+
+
+def _qwen2(hf: Any) -> DecoderConfig:
+    return _llama(hf, qkv_bias=True, out_bias=False)
+
+
+def _qwen3(hf: Any) -> DecoderConfig:
+    return _llama(hf, qk_norm="head")
+
+
+def _olmo2(hf: Any) -> DecoderConfig:
+    return _llama(hf, qk_norm="width", pre_norm=False, post_norm=True)
+
+
+def _gemma(hf: Any, **more) -> DecoderConfig:
+    if getattr(hf, "use_bidirectional_attention", None):
+        raise ValueError("use_bidirectional_attention: expected false, found true")
+    # Old files say gelu and were trained with its approximation.
+    activation = (
+        {"gelu": "gelu_pytorch_tanh"}.get(hf.hidden_act, hf.hidden_act) if hasattr(hf, "hidden_act") else None
+    )
+    own = {"norm": "rms_unit_offset", "embedding_scale": hf.hidden_size**0.5}
+    return _llama(hf, **own | ({"activation": activation} if activation else {}) | more)
+
+
+def _gemma2(hf: Any, **more) -> DecoderConfig:
+    return _gemma(
+        hf,
+        post_norm=True,
+        query_scale=hf.query_pre_attn_scalar**-0.5,
+        attention_softcap=hf.attn_logit_softcapping or 0.0,
+        logit_softcap=hf.final_logit_softcapping or 0.0,
+        **more,
+    )
+
+
+def _gemma3(hf: Any) -> DecoderConfig:
+    ropes = hf.rope_parameters
+    return _gemma2(
+        hf, qk_norm="head", rope=_rope(ropes["full_attention"]), local_rope=_rope(ropes["sliding_attention"])
+    )
+
+
+def _gpt2(hf: Any) -> DecoderConfig:
+    for name, expected in (("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False)):
+        if getattr(hf, name) != expected:
+            raise ValueError(f"{name}: expected {expected}, found {getattr(hf, name)}")
+    return DecoderConfig(
+        vocab_size=hf.vocab_size,
+        width=hf.n_embd,
+        mlp_width=hf.n_inner or 4 * hf.n_embd,
+        num_layers=hf.n_layer,
+        num_heads=hf.n_head,
+        num_kv_heads=hf.n_head,
+        head_dim=hf.n_embd // hf.n_head,
+        max_positions=hf.n_positions,
+        activation=hf.activation_function,
+        gated=False,
+        norm="layer",
+        norm_epsilon=hf.layer_norm_epsilon,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        rope=None,
+        query_scale=None if hf.scale_attn_weights else 1.0,
+        tie_embeddings=hf.tie_word_embeddings,
+    )
+
+
+def _gpt_neox(hf: Any) -> DecoderConfig:
+    return DecoderConfig(
         vocab_size=hf.vocab_size,
         width=hf.hidden_size,
         mlp_width=hf.intermediate_size,
         num_layers=hf.num_hidden_layers,
         num_heads=hf.num_attention_heads,
-        num_kv_heads=hf.num_key_value_heads,
-        head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+        num_kv_heads=hf.num_attention_heads,
+        head_dim=hf.hidden_size // hf.num_attention_heads,
         max_positions=hf.max_position_embeddings,
-        norm_epsilon=hf.rms_norm_eps,
         activation=hf.hidden_act,
+        gated=False,
+        norm="layer",
+        norm_epsilon=hf.layer_norm_eps,
+        parallel=hf.use_parallel_residual,
+        qkv_bias=hf.attention_bias,
+        out_bias=hf.attention_bias,
+        mlp_bias=True,
         rope=_rope(hf.rope_parameters),
         tie_embeddings=hf.tie_word_embeddings,
-        dtype=dtype,
     )
 
 
-LLAMA_NAMES = {
-    "embed.embedding": "model.embed_tokens.weight",
-    "blocks.{}.attention_norm.scale": "model.layers.{}.input_layernorm.weight",
-    "blocks.{}.attention.query.kernel": "model.layers.{}.self_attn.q_proj.weight",
-    "blocks.{}.attention.key.kernel": "model.layers.{}.self_attn.k_proj.weight",
-    "blocks.{}.attention.value.kernel": "model.layers.{}.self_attn.v_proj.weight",
-    "blocks.{}.attention.out.kernel": "model.layers.{}.self_attn.o_proj.weight",
-    "blocks.{}.feed_forward_norm.scale": "model.layers.{}.post_attention_layernorm.weight",
-    "blocks.{}.feed_forward.gate.kernel": "model.layers.{}.mlp.gate_proj.weight",
-    "blocks.{}.feed_forward.up.kernel": "model.layers.{}.mlp.up_proj.weight",
-    "blocks.{}.feed_forward.down.kernel": "model.layers.{}.mlp.down_proj.weight",
-    "norm.scale": "model.norm.weight",
-    "head.kernel": "lm_head.weight",
+def _t5(hf: Any) -> T5Config:
+    scaled = getattr(hf, "scale_decoder_outputs", False)
+    start = getattr(hf, "decoder_start_token_id", None)
+    return T5Config(
+        vocab_size=hf.vocab_size,
+        width=hf.d_model,
+        mlp_width=hf.d_ff,
+        num_layers=hf.num_decoder_layers,
+        num_encoder_layers=hf.num_layers,
+        num_heads=hf.num_heads,
+        head_dim=hf.d_kv,
+        buckets=hf.relative_attention_num_buckets,
+        max_distance=hf.relative_attention_max_distance,
+        norm_epsilon=hf.layer_norm_epsilon,
+        activation=hf.dense_act_fn,
+        gated=hf.is_gated_act,
+        tie_embeddings=scaled,
+        scale_outputs=scaled,
+        start_token=hf.pad_token_id if start is None else start,
+    )
+
+
+FAMILIES = {
+    "llama": Family(_llama, names.LLAMA),
+    "mistral": Family(_mistral, names.LLAMA),
+    "qwen2": Family(_qwen2, names.LLAMA),
+    "qwen3": Family(_qwen3, names.LLAMA),
+    "olmo2": Family(_olmo2, names.OLMO2),
+    "gemma": Family(_gemma, names.LLAMA),
+    "gemma2": Family(_gemma2, names.GEMMA2),
+    "gemma3_text": Family(_gemma3, names.GEMMA2),
+    "gpt2": Family(_gpt2, names.GPT2),
+    "gpt_neox": Family(_gpt_neox, names.GPT_NEOX),
+    "t5": Family(_t5, names.T5, head_in_file=True),
+    "mt5": Family(_t5, names.T5, head_in_file=True),
 }
 
-FAMILIES = {"llama": Family(_llama, LLAMA_NAMES)}
+
+def _windows(hf: Any) -> tuple[int, ...]:
+    kinds = getattr(hf, "layer_types", None) or []
+    if "sliding_attention" not in kinds:
+        return ()
+    return tuple(hf.sliding_window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def _rope(parameters: dict) -> Rope:
+    """Returns what transformers calls `rope_parameters`."""
     kind = parameters.get("rope_type", "default")
-    theta = float(parameters["rope_theta"])
-    if kind == "default":
-        return Rope(theta)
-    if kind == "llama3":
-        return Rope(
-            theta,
-            kind,
-            factor=float(parameters["factor"]),
-            low_freq_factor=float(parameters["low_freq_factor"]),
-            high_freq_factor=float(parameters["high_freq_factor"]),
-            original_max_positions=parameters["original_max_position_embeddings"],
+    check_choice("rope_type", kind, KINDS)
+    if kind != "default" and parameters.get("factor") is None:
+        raise ValueError(f"rope_parameters: expected a factor for rope_type {kind!r}, found none")
+    fields = {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "partial_rotary_factor": "fraction",
+    }
+    rope = Rope(
+        float(parameters["rope_theta"]),
+        "linear" if kind == "linear" else "default",
+        **{
+            ours: float(parameters[name]) for name, ours in fields.items() if parameters.get(name) is not None
+        },
+    )
+    if kind in ("default", "linear"):
+        return rope
+    rope = replace(rope, kind=kind, original_max_positions=parameters["original_max_position_embeddings"])
+    if kind == "yarn":
+        return replace(
+            rope, truncate=parameters.get("truncate", True), attention_factor=_yarn_factor(parameters)
         )
-    raise ValueError(f"rope_type {kind!r} is not supported; expected default or llama3")
+    return rope
+
+
+def _yarn_factor(parameters: dict) -> float:
+    """Returns how much longer queries and keys become where the file does not say: 0.1 ln(factor) + 1 each."""
+    if parameters.get("attention_factor") is not None:
+        return float(parameters["attention_factor"])
+
+    def longer(multiple: float) -> float:
+        return 0.1 * multiple * math.log(parameters["factor"]) + 1.0 if parameters["factor"] > 1 else 1.0
+
+    one, all_dims = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    return longer(one) / longer(all_dims) if one and all_dims else longer(1.0)
 
 
 def read_config(folder: Path) -> dict:
-    """Returns `config.json` of a model folder as it stands there.
+    """Returns `config.json` of a model folder, with what it leaves to be inferred.
 
     Raises:
       ValueError: missing, broken, or of a kind that is not supported.
@@ -92,11 +253,14 @@ def read_config(folder: Path) -> dict:
         raise ValueError(f"{path}: the model brings its own code (auto_map), which is never run")
     if kind not in FAMILIES:
         raise ValueError(f"{path}: model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
+    if kind == "t5":
+        # Old files tell it by another setting, which what we save may have to change.
+        raw.setdefault("scale_decoder_outputs", raw.get("tie_word_embeddings") is not False)
     return raw
 
 
-def model_config(folder: Path, raw: dict, dtype: str) -> ModelConfig:
-    """Returns our configuration of a folder's model.
+def model_config(folder: Path, raw: dict) -> ModelConfig:
+    """Returns our configuration of a folder's model, in float32.
 
     Raises:
       ValueError: a setting that is missing or not supported, with the file.
@@ -104,23 +268,12 @@ def model_config(folder: Path, raw: dict, dtype: str) -> ModelConfig:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig  # here, because it takes a second to import
 
+    family = FAMILIES[raw["model_type"]]
     try:
-        hf = AutoConfig.for_model(**raw)
-        for bias in ("attention_bias", "mlp_bias"):
-            if getattr(hf, bias, False):
-                raise ValueError(f"{bias} is not supported; expected false, found true")
-        return FAMILIES[raw["model_type"]].config(hf, dtype)
+        config = family.config(AutoConfig.for_model(**raw))
     except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
-
-
-def tensor_names(model_type: str, paths: list[str]) -> dict[str, str]:
-    """Returns the file's tensor name of each of our parameter paths, such as `blocks.3.norm.scale`."""
-    names = FAMILIES[model_type].names
-    result = {}
-    for path in paths:
-        parts = path.split(".")
-        number = next((p for p in parts if p.isdigit()), "")
-        pattern = ".".join("{}" if p.isdigit() else p for p in parts)
-        result[path] = names[pattern].format(number)
-    return result
+    if family.head_in_file and any(folder.glob("*.safetensors")):
+        head = names.find(family.names.names["head.kernel"], family.names, tensors.list_tensors(folder))
+        config = replace(config, tie_embeddings=head is None)
+    return config

@@ -8,6 +8,20 @@ DOUBLES = ["*/*", "consolidated*"]
 """The same weights in other forms, which some repositories carry beside them."""
 
 
+def split_adapter(model: str) -> tuple[str, str | None]:
+    """Returns base and adapter of `BASE[+ADAPTER]`; a folder of the whole name wins.
+
+    >>> split_adapter("org/base@main+org/adapter")
+    ('org/base@main', 'org/adapter')
+    """
+    base, plus, adapter = model.rpartition("+")
+    if not plus or Path(model).is_dir():
+        return model, None
+    if not base or not adapter:
+        raise ValueError(f"{model}: expected BASE+ADAPTER")
+    return base, adapter
+
+
 def resolve(model: str) -> Path:
     """Returns the folder of `DIR[@revision]` or `org/name[@revision]`; a folder of that name wins.
 

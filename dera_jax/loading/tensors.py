@@ -1,17 +1,23 @@
-"""Safetensors files: what is in them, read one tensor at a time, written atomically."""
+"""Safetensors files: what is in them, read piece by piece, written atomically."""
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
+from safetensors.numpy import save_file
 
+from dera_jax.files import write_json
 from dera_jax.loading.files import read_object
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+SHARD_SIZE = 5 * 10**9
+"""Bytes of a weight file that we write, at most, unless one tensor is larger."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,10 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
 
-    def read(self) -> jax.Array:
-        """Returns its values; only its own bytes are read."""
-        with safe_open(self.file, framework="flax") as opened:
-            return opened.get_tensor(self.name)
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """Returns its values, or those of a part; only the part's own bytes are read."""
+        with safe_open(self.file, framework="numpy") as opened:
+            return opened.get_slice(self.name)[index or ...]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -63,29 +69,61 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
       ValueError: a file is cut short or not a safetensors file.
     """
-    tensors = {}
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="flax") as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is no dict)
-                    part = opened.get_slice(name)
-                    tensors[name] = Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
-        except (SafetensorError, OSError) as error:
-            size = file.stat().st_size
-            raise ValueError(f"{file}: not a whole safetensors file ({size} bytes): {error}") from error
+    return {name: tensor for file in weight_files(folder) for name, tensor in list_file(file).items()}
+
+
+def list_file(file: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a file by name, from its header.
+
+    Raises:
+      ValueError: it is not there, cut short or not a safetensors file.
+    """
+    try:
+        tensors = {}
+        with safe_open(file, framework="numpy") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no dict)
+                part = opened.get_slice(name)
+                tensors[name] = Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        size = file.stat().st_size
+        raise ValueError(f"{file}: not a whole safetensors file ({size} bytes): {error}") from error
     return tensors
 
 
-def save_tensors(file: Path, tensors: dict[str, jax.Array]) -> None:
-    """Writes a safetensors file, whole or not at all, that `transformers` loads.
+def save_tensors(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a model's weights so that `transformers` loads them: one file, or shards and their index.
+
+    Files are whole or not at all; the index comes last.
 
     Raises:
-      ValueError: it cannot be written (disk full, no such folder, no permission).
+      ValueError: a file cannot be written (disk full, no such folder, no permission).
     """
+    plan = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_SIZE,
+    )
+    for name, members in plan.filename_to_tensors.items():
+        _save_file(folder / name, {member: tensors[member] for member in members})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    # What an earlier model of this folder left would be read instead.
+    kept = {*plan.filename_to_tensors, *(["model.safetensors.index.json"] if plan.is_sharded else [])}
+    for file in (*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")):
+        if file.name not in kept:
+            file.unlink()
+
+
+def _save_file(file: Path, tensors: dict[str, np.ndarray]) -> None:
     temporary = file.with_suffix(".partial")
     try:
-        # A copy of the dict: safetensors turns its values into NumPy arrays.
-        save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        # The library writes an array's memory as it lies.
+        laid_out = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        save_file(laid_out, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # the library makes it readable by its owner alone
         os.replace(temporary, file)
     except (SafetensorError, OSError) as error:
@@ -94,10 +132,18 @@ def save_tensors(file: Path, tensors: dict[str, jax.Array]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def fingerprint(folder: Path) -> str:
-    """Returns a hash of a model's configuration and weights, the same wherever the folder lies."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in weight_files(folder):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+def fingerprint(config: Path, files: list[Path]) -> str:
+    """Returns a hash of a configuration and of weight files, the same wherever they lie."""
+    digest = hashlib.sha256(config.read_bytes())
+    for file in files:
+        digest.update(_sha256(file))
     return digest.hexdigest()[:16]
+
+
+def _sha256(file: Path) -> bytes:
+    # The hub's cache names large files by this very hash.
+    blob = file.resolve().name
+    if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob):
+        return bytes.fromhex(blob)
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()

@@ -3,23 +3,37 @@
 A model is a static `config` and a plain dict of arrays, `params`. Inside a jitted function,
 `bind(config, params)` makes it callable. The loop, scoring and training ask it for three things:
 
-    forward(tokens, mask, last) -> logits           every position at once, of the last few
-    prefill(tokens, mask) -> cache                  a left-padded prompt, once
-    step(token, position, cache) -> logits, cache   one more token
+    completion_logits(tokens, mask, count) -> logits   what the last `count` tokens were drawn from
+    prefill(tokens, mask) -> cache                     a left-padded context, once
+    step(token, position, cache) -> logits, cache      one more token
 
-A cache is a tuple of arrays with rows as the first axis.
+A cache is a named tuple of arrays with rows as the first axis, `mask` and `index` among them. What of
+a prompt is context and what is the first token to feed, `split_prompt` tells.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 from flax import nnx
 
 from dera_jax.models.decoder import Decoder, DecoderConfig
 from dera_jax.models.layers import KVCache, grow_cache
+from dera_jax.models.linear import Linear
+from dera_jax.models.t5 import T5, T5Config
 
-ModelConfig = DecoderConfig
+ModelConfig = DecoderConfig | T5Config
+MODULES = {DecoderConfig: Decoder, T5Config: T5}
 
-__all__ = ["KVCache", "ModelConfig", "bind", "grow_cache", "init_params", "param_shapes"]
+__all__ = [
+    "KVCache",
+    "ModelConfig",
+    "bind",
+    "grow_cache",
+    "init_params",
+    "linear_maps",
+    "param_shapes",
+    "split_prompt",
+]
 
 
 def bind(config: ModelConfig, params: dict) -> nnx.Module:
@@ -34,10 +48,36 @@ def param_shapes(config: ModelConfig) -> dict:
 
 def init_params(config: ModelConfig, seed: int) -> dict:
     """Returns random parameters, for training from scratch."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(seed)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(_build(config, seed), nnx.Param))
+
+
+def split_prompt(config: ModelConfig, tokens: Sequence[int]) -> tuple[Sequence[int], int]:
+    """Returns what is prefilled of a prompt, and the token that the first step is fed."""
+    if config.start_token is None:
+        return tokens[:-1], tokens[-1]
+    return tokens, config.start_token
+
+
+def linear_maps(model: nnx.Module) -> dict[str, Linear]:
+    """Returns the linear maps of `model` by their paths, such as `blocks.3.attention.query`."""
+    found = nnx.iter_modules(model)
+    return {".".join(map(str, path)): module for path, module in found if isinstance(module, Linear)}
+
+
+def _build(config: ModelConfig, seed: int) -> nnx.Module:
+    rngs = nnx.Rngs(seed)
+    model = MODULES[type(config)](config, rngs)
+    maps = linear_maps(model)
+    if config.quantization:
+        for path, linear in maps.items():
+            if path != "head":
+                linear.quantize(config.quantization)
+    for adapter in config.adapters:
+        maps[adapter.path].adapt(adapter.rank, adapter.scale, rngs)
+    return model
 
 
 @cache
 def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: _build(config, 0)))
     return graphdef, nnx.to_pure_dict(state)

@@ -3,26 +3,31 @@
 Every architecture is a `DecoderConfig`; where two families differ, they differ in a field here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dera_jax.configs import check_count, check_number
-from dera_jax.models.layers import PRECISION, KVCache, RMSNorm, Rope, attend, rotate, write_slots
-
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
+from dera_jax.configs import check_choice, check_count, check_number
+from dera_jax.models.layers import (
+    ACTIVATIONS,
+    KVCache,
+    LayerNorm,
+    RMSNorm,
+    attend,
+    join_heads,
+    softcapped,
+    split_heads,
+    write_slots,
+)
+from dera_jax.models.linear import PRECISION, Linear, WeightsConfig
+from dera_jax.models.rope import Rope, rotate
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(WeightsConfig):
     """Shape and kind of a decoder-only transformer."""
 
     vocab_size: int
@@ -38,15 +43,44 @@ class DecoderConfig:
     head_dim: int
     max_positions: int
     """Longest context, in tokens, that the model was trained for."""
-    norm_epsilon: float = 1e-5
     activation: str = "silu"
-    rope: Rope = field(default_factory=Rope)
+    gated: bool = True
+    """Whether the feed-forward block is down(activation(gate) · up), not down(activation(up))."""
+    norm: str = "rms"
+    """rms, rms_unit_offset (scale stored less 1) or layer (with mean and bias)."""
+    norm_epsilon: float = 1e-5
+    pre_norm: bool = True
+    """Whether attention and feed-forward block read normalized input."""
+    post_norm: bool = False
+    """Whether their outputs are normalized before they are added."""
+    parallel: bool = False
+    """Whether both read the block's input, not the second the first's sum."""
+    qk_norm: str | None = None
+    """Normalization of queries and keys: head (each by itself) or width (all heads together)."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    rope: Rope | None = Rope()  # noqa: RUF009 (frozen)
+    """None: learned position embeddings."""
+    local_rope: Rope | None = None
+    """Of layers with a window, where it is another."""
+    windows: tuple[int, ...] = ()
+    """Of each layer: how many positions, its own included, a token sees; 0 is all. Empty: all, everywhere."""
+    query_scale: float | None = None
+    """Factor of the attention scores; None is 1/√head_dim."""
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    """Scores and logits are bounded by c · tanh(x/c); 0 is not at all."""
+    embedding_scale: float = 1.0
+    """Factor of the token embeddings."""
     tie_embeddings: bool = False
     """Whether the head is the embedding, transposed."""
-    dtype: str = "float32"
-    """Of parameters and activations; logits are float32 always."""
+
+    start_token = None
+    """A prompt is what the model continues; there is no token to start with."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("vocab_size", "width", "mlp_width", "num_layers", "head_dim", "max_positions"):
             check_count(name, getattr(self, name))
         check_number("norm_epsilon", self.norm_epsilon, 0.0, 1.0)
@@ -55,90 +89,129 @@ class DecoderConfig:
             raise ValueError(
                 f"num_kv_heads: expected a divisor of num_heads ({self.num_heads}), got {self.num_kv_heads}"
             )
-        if self.activation not in ACTIVATIONS:
-            expected = ", ".join(ACTIVATIONS)
-            raise ValueError(f"activation: expected one of {expected}, got {self.activation!r}")
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("norm", self.norm, ("rms", "rms_unit_offset", "layer"))
+        if self.qk_norm is not None:
+            check_choice("qk_norm", self.qk_norm, ("head", "width"))
+        if self.windows and len(self.windows) != self.num_layers:
+            raise ValueError(
+                f"windows: expected one for each of {self.num_layers} layers, got {self.windows}"
+            )
+
+    def window(self, layer: int) -> int:
+        """Returns how many positions a token sees in `layer`; 0 is all."""
+        return self.windows[layer] if self.windows else 0
 
 
-class _Context(NamedTuple):
-    """What every layer needs to know of the tokens at hand."""
+class Seen(NamedTuple):
+    """What a layer needs to know of the tokens at hand."""
 
-    angles: Float[Array, "rows length half"]
+    angles: Float[Array, "rows length half"] | None
     mask: Bool[Array, "rows length slots"]
     index: Int[Array, " rows"] | None
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.query = _linear(config.width, heads * head_dim, config, rngs)
-        self.key = _linear(config.width, kv_heads * head_dim, config, rngs)
-        self.value = _linear(config.width, kv_heads * head_dim, config, rngs)
-        self.out = _linear(heads * head_dim, config.width, config, rngs)
-        self.head_dim = head_dim
+    def __init__(self, config: DecoderConfig, layer: int, rngs: nnx.Rngs):
+        dtype, heads, kv_heads = config.dtype, config.num_heads, config.num_kv_heads
+        width, head_dim = config.width, config.head_dim
+        self.query = Linear(width, heads * head_dim, dtype, rngs, config.qkv_bias)
+        self.key = Linear(width, kv_heads * head_dim, dtype, rngs, config.qkv_bias)
+        self.value = Linear(width, kv_heads * head_dim, dtype, rngs, config.qkv_bias)
+        self.out = Linear(heads * head_dim, width, dtype, rngs, config.out_bias)
+        if config.qk_norm:
+            whole = config.qk_norm == "width"
+            self.query_norm = make_norm(config, heads * head_dim if whole else head_dim)
+            self.key_norm = make_norm(config, kv_heads * head_dim if whole else head_dim)
+        self.config = config
+        self.rope = config.local_rope or config.rope if config.window(layer) else config.rope
 
-    def __call__(self, x, context: _Context, past: tuple[Array, Array] | None):
-        query = rotate(self._heads(self.query(x)), context.angles)
-        key = rotate(self._heads(self.key(x)), context.angles)
-        value = self._heads(self.value(x))
+    def __call__(self, x, seen: Seen, past: tuple[Array, Array] | None):
+        config, query, key = self.config, self.query(x), self.key(x)
+        if config.qk_norm == "width":
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = (split_heads(each, config.head_dim) for each in (query, key, self.value(x)))
+        if config.qk_norm == "head":
+            query, key = self.query_norm(query), self.key_norm(key)
+        if seen.angles is not None:
+            query, key = (rotate(each, seen.angles, self.rope.attention_factor) for each in (query, key))
         if past is not None:
-            key = write_slots(past[0], key, context.index)
-            value = write_slots(past[1], value, context.index)
-        mixed = attend(query, key, value, context.mask, self.head_dim**-0.5)
-        return self.out(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1)), (key, value)
-
-    def _heads(self, x: Float[Array, "rows length width"]) -> Float[Array, "rows heads length head_dim"]:
-        return x.reshape(*x.shape[:2], -1, self.head_dim).swapaxes(1, 2)
+            key = write_slots(past[0], key, seen.index)
+            value = write_slots(past[1], value, seen.index)
+        scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
+        mixed = attend(query, key, value, seen.mask, scale, config.attention_softcap)
+        return self.out(join_heads(mixed)), (key, value)
 
 
 class FeedForward(nnx.Module):
-    """down(activation(gate(x)) · up(x))."""
+    """down(activation(gate(x)) · up(x)), or down(activation(up(x))) without a gate."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.gate = _linear(config.width, config.mlp_width, config, rngs)
-        self.up = _linear(config.width, config.mlp_width, config, rngs)
-        self.down = _linear(config.mlp_width, config.width, config, rngs)
+        dtype, width, hidden, bias = config.dtype, config.width, config.mlp_width, config.mlp_bias
+        self.gate = Linear(width, hidden, dtype, rngs, bias) if config.gated else None
+        self.up = Linear(width, hidden, dtype, rngs, bias)
+        self.down = Linear(hidden, width, dtype, rngs, bias)
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        activation = ACTIVATIONS[self.activation]
+        return self.down(
+            activation(self.up(x)) if self.gate is None else activation(self.gate(x)) * self.up(x)
+        )
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)), with the norms where the family has them."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
-        self.attention_norm = RMSNorm(config.width, config.norm_epsilon, dtype)
-        self.attention = Attention(config, rngs)
-        self.feed_forward_norm = RMSNorm(config.width, config.norm_epsilon, dtype)
+    def __init__(self, config: DecoderConfig, layer: int, rngs: nnx.Rngs):
+        self.attention = Attention(config, layer, rngs)
         self.feed_forward = FeedForward(config, rngs)
+        for there, when in ((config.pre_norm, ""), (config.post_norm, "post_")):
+            for name in ("attention", "feed_forward"):
+                setattr(self, f"{when}{name}_norm", make_norm(config, config.width) if there else _same)
+        self.parallel = config.parallel
 
-    def __call__(self, x, context: _Context, past: tuple[Array, Array] | None):
-        mixed, present = self.attention(self.attention_norm(x), context, past)
-        x = x + mixed
-        return x + self.feed_forward(self.feed_forward_norm(x)), present
+    def __call__(self, x, seen: Seen, past: tuple[Array, Array] | None):
+        mixed, present = self.attention(self.attention_norm(x), seen, past)
+        after = x + self.post_attention_norm(mixed)
+        fed = self.feed_forward(self.feed_forward_norm(x if self.parallel else after))
+        return after + self.post_feed_forward_norm(fed), present
 
 
 class Decoder(nnx.Module):
-    """A decoder-only language model with the three faces that decoding and training need."""
+    """A decoder-only language model with the faces that decoding, scoring and rewards need."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
-        self.embed = nnx.Embed(config.vocab_size, config.width, param_dtype=dtype, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config.width, config.norm_epsilon, dtype)
-        self.head = None if config.tie_embeddings else _linear(config.width, config.vocab_size, config, rngs)
+        self.embed = _embedding(config.vocab_size, config, rngs)
+        if config.rope is None:
+            self.positions = _embedding(config.max_positions, config, rngs)
+        self.blocks = nnx.List([Block(config, layer, rngs) for layer in range(config.num_layers)])
+        self.norm = make_norm(config, config.width)
+        tied = config.tie_embeddings
+        self.head = None if tied else Linear(config.width, config.vocab_size, config.dtype, rngs)
         self.config = config
 
     def forward(
         self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], last: int | None = None
     ) -> Float[Array, "rows last vocab"]:
         """Returns the logits after every token, or the `last` ones; padding may stand on either side."""
-        hidden, _ = self._trunk(tokens, _positions(mask), _causal(mask))
+        hidden = self.hidden(tokens, mask)
         return self._logits(hidden if last is None else hidden[:, -last:])
+
+    def hidden(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
+    ) -> Float[Array, "rows length width"]:
+        """Returns what the head reads."""
+        return self._trunk(tokens, _positions(mask), _causal(mask))[0]
+
+    def completion_logits(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], count: int
+    ) -> Float[Array, "rows count vocab"]:
+        """Returns the logits that each of the last `count` tokens was drawn from."""
+        # The logits before the first of them come from the token before it.
+        return self.forward(tokens, mask, last=count + 1)[:, :-1]
 
     def prefill(self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]) -> KVCache:
         """Returns the cache of left-padded tokens."""
@@ -159,18 +232,52 @@ class Decoder(nnx.Module):
 
     def _trunk(self, tokens, positions, mask, past=None, index=None):
         config = self.config
-        frequencies = jnp.asarray(config.rope.frequencies(config.head_dim))
-        context = _Context(positions[..., None] * frequencies, mask, index)
-        x, present = self.embed(tokens), []
+        x = self.embed(tokens)
+        if config.embedding_scale != 1:
+            x *= jnp.asarray(config.embedding_scale, x.dtype)
+        if config.rope is None:
+            x += self.positions(positions)
+        seen: dict[tuple, Seen] = {}
+        present = []
         for layer, block in enumerate(self.blocks):
-            x, keys_and_values = block(x, context, past and past[layer])
+            kind = block.attention.rope, config.window(layer)
+            if kind not in seen:
+                seen[kind] = Seen(
+                    _angles(config, kind[0], positions), _in_window(mask, index, kind[1]), index
+                )
+            x, keys_and_values = block(x, seen[kind], past and past[layer])
             present.append(keys_and_values)
         return self.norm(x), present
 
     def _logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
-        kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
-        # Not rounded to the activations' type first: a mixture multiplies that rounding by |λ| + |1 − λ|.
-        return jnp.matmul(hidden, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
+        # Not rounded to the activations' type: a mixture multiplies that rounding by |λ| + |1 − λ|.
+        if self.head is None:
+            kernel = self.embed.embedding[...].T
+            logits = jnp.matmul(hidden, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
+        else:
+            logits = self.head(hidden, "float32")
+        return softcapped(logits, self.config.logit_softcap)
+
+
+def make_norm(config: DecoderConfig, width: int) -> nnx.Module:
+    """Returns a normalization of the configuration's kind."""
+    if config.norm == "layer":
+        return LayerNorm(width, config.norm_epsilon, config.dtype)
+    return RMSNorm(width, config.norm_epsilon, config.dtype, config.norm == "rms_unit_offset")
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+def _embedding(count: int, config: DecoderConfig, rngs: nnx.Rngs) -> nnx.Embed:
+    return nnx.Embed(count, config.width, param_dtype=config.dtype, dtype=config.dtype, rngs=rngs)
+
+
+def _angles(
+    config: DecoderConfig, rope: Rope | None, positions: Int[Array, "rows length"]
+) -> Float[Array, "rows length half"] | None:
+    return None if rope is None else positions[..., None] * jnp.asarray(rope.frequencies(config.head_dim))
 
 
 def _positions(mask: Bool[Array, "rows length"]) -> Int[Array, "rows length"]:
@@ -182,8 +289,12 @@ def _causal(mask: Bool[Array, "rows length"]) -> Bool[Array, "rows length length
     return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None]
 
 
-def _linear(inputs: int, outputs: int, config: DecoderConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    dtype = jnp.dtype(config.dtype)
-    return nnx.Linear(
-        inputs, outputs, use_bias=False, param_dtype=dtype, dtype=dtype, precision=PRECISION, rngs=rngs
-    )
+def _in_window(
+    mask: Bool[Array, "rows length slots"], index: Int[Array, " rows"] | None, window: int
+) -> Bool[Array, "rows length slots"]:
+    """Returns `mask` without what lies `window` or more slots back; in a row slots are positions apart."""
+    if not window:
+        return mask
+    _, length, slots = mask.shape
+    own = jnp.arange(length) if index is None else index[:, None]
+    return mask & (jnp.arange(slots) > own[..., None] - window)

@@ -1,0 +1,187 @@
+"""PEFT adapters: low-rank changes of a base model whose own parameters stay where they are."""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from dera_jax import models
+from dera_jax.loading import names, tensors
+from dera_jax.loading.files import read_object
+from dera_jax.loading.weights import full_shapes, is_quantized
+from dera_jax.models.linear import PRECISION, Adapter, quantize_kernel
+from dera_jax.trees import flatten, unflatten
+
+PREFIX = "base_model.model."
+"""Of every tensor's name in an adapter's file."""
+REFUSED = {
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "layer_replication": None,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "alora_invocation_tokens": None,
+    "kasa_config": None,
+}
+"""Settings that change what an adapter computes; supported is only their default."""
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter on disk."""
+
+    folder: Path
+    settings: dict
+    tensors: dict[str, tensors.Tensor]
+    """By their names without what every name begins with."""
+
+
+def read_adapter(folder: Path) -> AdapterFiles:
+    """Returns what `adapter_config.json` and the header of `adapter_model.safetensors` say.
+
+    Raises:
+      ValueError: files that are missing or broken, or a kind of adapter that is not supported.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: expected a PEFT adapter, found no adapter_config.json")
+    settings = read_object(path)
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type: expected LORA, found {settings.get('peft_type')}")
+    for name, expected in REFUSED.items():
+        if (settings.get(name) or None) != (expected or None):
+            raise ValueError(
+                f"{path}: {name}: expected {expected}, found {settings[name]}; merge it with PEFT first"
+            )
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file() and (folder / "adapter_model.bin").exists():
+        raise ValueError(
+            f"{folder}: expected adapter_model.safetensors, found adapter_model.bin; pickles are not read: "
+            "load it with PEFT and save_pretrained(..., safe_serialization=True)"
+        )
+    listed = tensors.list_file(file)
+    return AdapterFiles(folder, settings, {name.removeprefix(PREFIX): t for name, t in listed.items()})
+
+
+def fingerprint(adapter: AdapterFiles, base: str) -> str:
+    """Returns a hash of the adapter and of its base's hash."""
+    config = adapter.folder / "adapter_config.json"
+    own = tensors.fingerprint(config, [adapter.folder / "adapter_model.safetensors"])
+    return hashlib.sha256(f"{base}+{own}".encode()).hexdigest()[:16]
+
+
+def apply_adapter(
+    adapter: AdapterFiles, base: str, config: models.ModelConfig, params: dict, name_map: names.NameMap
+) -> tuple[models.ModelConfig, dict]:
+    """Returns configuration and parameters of the base with the adapter; arrays of the base are shared.
+
+    Args:
+      base: name of the base, for errors.
+
+    Raises:
+      ValueError: the adapter changes what the base does not have, or has in another shape.
+    """
+    flat, used = flatten(params), set()
+    if config.tie_embeddings and _unties(adapter, name_map):
+        config = replace(config, tie_embeddings=False)
+        flat["head.kernel"] = flat["embed.embedding"].T
+    low_rank = []
+    # What quantization put beside a kernel is in no file.
+    paths = [path for path in flat if not path.endswith(".kernel_scale")]
+    for path, source in names.sources(name_map, paths, config.num_heads).items():
+        module, _, kind = source.name.rpartition(".")
+        saved = {source.name, f"{module}.base_layer.{kind}"} & adapter.tensors.keys()
+        for name in saved:
+            flat |= _saved(adapter.tensors[name], path, source, base, config)
+        pair = [f"{module}.lora_{letter}.weight" for letter in "AB"]
+        if path.endswith(".kernel") and pair[0] in adapter.tensors:
+            ours = path.removesuffix(".kernel")
+            rank = adapter.tensors[pair[0]].shape[0]
+            flat |= _low_rank(adapter, pair, ours, source, base, flat[path].shape, config.dtype)
+            low_rank.append(Adapter(ours, rank, _scale(adapter.settings, module, rank)))
+            saved |= set(pair)
+        used |= saved
+    for name in adapter.tensors:
+        if name not in used:
+            raise ValueError(
+                f"{adapter.folder}: adapts {name}, which {base} does not have (or not so that it can be)"
+            )
+    return replace(config, adapters=tuple(low_rank)), unflatten(flat)
+
+
+def merge_adapters(config: models.ModelConfig, params: dict) -> tuple[models.ModelConfig, dict]:
+    """Returns the same model with its adapters added to its kernels: W + scale · A B, summed in float32."""
+    flat = flatten(params)
+    for adapter in config.adapters:
+        kernel, a, b = (flat.pop(f"{adapter.path}.{name}") for name in ("kernel", "lora_a", "lora_b"))
+        exact = kernel.astype(jnp.float32) + adapter.scale * jnp.matmul(
+            a.astype(jnp.float32), b.astype(jnp.float32), precision=PRECISION
+        )
+        flat[f"{adapter.path}.kernel"] = exact.astype(kernel.dtype)
+    return replace(config, adapters=()), unflatten(flat)
+
+
+def _unties(adapter: AdapterFiles, name_map: names.NameMap) -> bool:
+    """Returns whether the head, tied to the embedding in the base, is another matrix with the adapter."""
+    head, embedding = (str(name_map.names[path]) for path in ("head.kernel", "embed.embedding"))
+    module = head.removesuffix("weight")
+    return embedding in adapter.tensors or any(name.startswith(module) for name in adapter.tensors)
+
+
+def _saved(
+    tensor: tensors.Tensor, path: str, source: names.Source, base: str, config: models.ModelConfig
+) -> dict:
+    """Returns a parameter that the adapter has in place of the base's (`modules_to_save`)."""
+    value = jnp.asarray(source.take(tensor.read()), config.dtype)
+    _check_shape(tensor, source.shape(full_shapes(config)[path]), base)
+    if config.quantization and is_quantized(path):
+        parts = quantize_kernel(value, config.quantization)
+        return {path.removesuffix("kernel") + name: part for name, part in parts.items()}
+    return {path: value}
+
+
+def _low_rank(
+    adapter: AdapterFiles,
+    pair: list[str],
+    path: str,
+    source: names.Source,
+    base: str,
+    shape: tuple,
+    dtype: str,
+) -> dict[str, jax.Array]:
+    """Returns A and B of our linear map `path`; where a file keeps several as one, they share A."""
+    a, b = map(adapter.tensors.get, pair)
+    if b is None:
+        raise ValueError(f"{adapter.folder}: {pair[1]} is missing beside {pair[0]}")
+    rank, source = a.shape[0], replace(source, transposed=True)
+    _check_shape(a, (rank, shape[0]), base)
+    _check_shape(b, source.shape((rank, shape[1])), base)
+    return {
+        f"{path}.lora_a": jnp.asarray(a.read().T, dtype),
+        f"{path}.lora_b": jnp.asarray(source.take(b.read()), dtype),
+    }
+
+
+def _check_shape(tensor: tensors.Tensor, expected: tuple[int, ...], base: str) -> None:
+    if tensor.shape != expected:
+        raise ValueError(
+            f"{tensor.file}: tensor {tensor.name}: expected shape {expected} for {base}, found {tensor.shape}: "
+            "an adapter for another base"
+        )
+
+
+def _scale(settings: dict, module: str, rank: int) -> float:
+    """Returns α/rank, or α/√rank with rank stabilization (arXiv:2312.03732)."""
+    alpha = settings["lora_alpha"]
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

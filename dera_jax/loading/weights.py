@@ -1,0 +1,166 @@
+"""A model's parameters from its files, straight into arrays where they will live, and back.
+
+What is read at a time is a few megabytes: beyond the arrays themselves, the host's memory holds the
+pages of one file.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from dera_jax import models
+from dera_jax.loading import names, tensors
+from dera_jax.loading.families import FAMILIES
+from dera_jax.models.linear import quantize_kernel
+from dera_jax.trees import flatten, unflatten
+
+CHUNK = 2**24
+"""Bytes of a file's tensor that are read at a time."""
+
+Found = dict[str, tuple[tensors.Tensor, names.Source]]
+"""Our parameter paths to where they are."""
+Place = Callable[[str, tuple[int, ...]], Sharding]
+"""A parameter's path and shape to the devices that hold it."""
+Seen = Callable[[int], object]
+"""Told the number of bytes that were just read."""
+
+
+def find_params(folder: Path, model_type: str, config: models.ModelConfig) -> Found:
+    """Returns where each parameter of a full-precision model is, its kind and shape checked.
+
+    Raises:
+      ValueError: a tensor is missing, or of the wrong shape or kind; with its name.
+    """
+    return find(folder, FAMILIES[model_type].names, full_shapes(config), config.num_heads)
+
+
+def full_shapes(config: models.ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each parameter of the model in full precision, without adapters."""
+    shapes = flatten(models.param_shapes(replace(config, quantization=None, adapters=())))
+    return {path: shape.shape for path, shape in shapes.items()}
+
+
+def find(folder: Path, name_map: names.NameMap, shapes: dict[str, tuple[int, ...]], num_heads: int) -> Found:
+    """Returns where in `folder` the parameters of these paths and shapes are.
+
+    Raises:
+      ValueError: a tensor is missing, or of the wrong shape or kind; with its name.
+    """
+    listed, found = tensors.list_tensors(folder), {}
+    for path, source in names.sources(name_map, shapes, num_heads).items():
+        name = names.find(source.name, name_map, listed)
+        if name is None:
+            raise ValueError(
+                f"{folder}: tensor {source.name} is missing from the safetensors files "
+                f"(expected shape {source.shape(shapes[path])})"
+            )
+        tensor, expected = listed[name], source.shape(shapes[path])
+        if tensor.shape != expected:
+            raise ValueError(f"{tensor.file}: tensor {name}: expected shape {expected}, found {tensor.shape}")
+        if tensor.dtype not in tensors.DTYPES:
+            known = ", ".join(tensors.DTYPES)
+            raise ValueError(f"{tensor.file}: tensor {name}: expected one of {known}, found {tensor.dtype}")
+        found[path] = tensor, source
+    return found
+
+
+def count_bytes(config: models.ModelConfig, dtype: str) -> int:
+    """Returns the size of a model's parameters in full precision."""
+    return sum(math.prod(shape) for shape in full_shapes(config).values()) * jnp.dtype(dtype).itemsize
+
+
+def common_dtype(found: Found, otherwise: str | None) -> str:
+    """Returns the type of all tensors; where they differ, `otherwise`, or float32."""
+    dtypes = {tensors.DTYPES[tensor.dtype] for tensor, _ in found.values()}
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    return otherwise if otherwise in tensors.DTYPES.values() else "float32"
+
+
+def read_params(
+    found: Found,
+    dtype: str,
+    place: Place | None = None,
+    quantization: str | None = None,
+    seen: Seen = lambda _: None,
+) -> dict:
+    """Returns the parameters as nested arrays of `dtype`, the linear maps within layers quantized.
+
+    Raises:
+      ValueError: values that are not finite; with the tensor's name.
+    """
+    here = SingleDeviceSharding(jax.devices()[0])
+    quantize = jax.jit(quantize_kernel, static_argnames="kind")
+    params = {}
+    # File by file, so that the pages of one at a time are in memory.
+    for path, (tensor, source) in sorted(found.items(), key=lambda item: (item[1][0].file, item[1][0].name)):
+        shape = source.ours(tensor.shape)
+        sharding = place(path, shape) if place else here
+        value = jax.make_array_from_callback(
+            shape, sharding, lambda index, t=tensor, s=source: _read(t, s, index, dtype, seen)
+        )
+        if quantization and is_quantized(path):
+            parts = quantize(value, quantization)
+            params |= {path.removesuffix("kernel") + name: part for name, part in parts.items()}
+        else:
+            params[path] = value
+    return unflatten(params)
+
+
+def is_quantized(path: str) -> bool:
+    """Returns whether quantization changes a parameter: kernels within layers, not the head."""
+    return path.endswith(".kernel") and any(part.isdigit() for part in path.split("."))
+
+
+def named_tensors(params: dict, model_type: str, num_heads: int) -> dict[str, np.ndarray]:
+    """Returns full-precision parameters under the names and in the shape of Hugging Face files."""
+    flat = {path: np.asarray(value) for path, value in flatten(params).items()}
+    return names.join(flat, names.sources(FAMILIES[model_type].names, flat, num_heads))
+
+
+def _read(
+    tensor: tensors.Tensor, source: names.Source, index: tuple[slice, ...], dtype: str, seen: Seen
+) -> np.ndarray:
+    """Returns the values of our parameter at `index`, in memory that the CPU device takes over as it is."""
+    if source.part:
+        values = source.take(tensor.read())[index].astype(dtype)
+        _check_finite(values, tensor, dtype)
+        seen(values.nbytes)
+        return np.ascontiguousarray(values)
+    spans = [range(*one.indices(size)) for one, size in zip(index, source.ours(tensor.shape), strict=True)]
+    out = _empty([len(span) for span in spans], dtype)
+    # Both in the file's order from here on.
+    into, spans = (out.T, spans[::-1]) if source.transposed else (out, spans)
+    rest = tuple(slice(span.start, span.stop) for span in spans[1:])
+    for rows in _chunks(spans[0], math.prod(map(len, spans[1:])) * 4):
+        part = into[rows.start - spans[0].start : rows.stop - spans[0].start]
+        with np.errstate(over="ignore"):
+            part[...] = tensor.read((slice(rows.start, rows.stop), *rest))
+        _check_finite(part, tensor, dtype)
+        seen(part.nbytes)
+    return out
+
+
+def _chunks(rows: range, row_bytes: int) -> Iterator[range]:
+    step = max(1, CHUNK // max(row_bytes, 1))
+    for start in range(rows.start, rows.stop, step):
+        yield range(start, min(start + step, rows.stop))
+
+
+def _check_finite(values: np.ndarray, tensor: tensors.Tensor, dtype: str) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{tensor.file}: tensor {tensor.name} holds NaN or infinite values as {dtype}")
+
+
+def _empty(shape: list[int], dtype: str) -> np.ndarray:
+    """Returns an empty array whose memory begins where JAX takes it over without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,338 @@
+"""The encoder-decoder family: T5 (arXiv:1910.10683), its version 1.1 and mT5.
+
+The prompt is what the encoder reads, once; the decoder begins with a start token.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from dera_jax.configs import check_choice, check_count, check_number
+from dera_jax.models.layers import ACTIVATIONS, RMSNorm, attend, join_heads, split_heads, write_slots
+from dera_jax.models.linear import PRECISION, Linear, WeightsConfig
+
+KeysAndValues = tuple[Float[Array, "rows heads slots head_dim"], Float[Array, "rows heads slots head_dim"]]
+
+
+@dataclass(frozen=True)
+class T5Config(WeightsConfig):
+    """Shape and kind of a T5."""
+
+    vocab_size: int
+    """Rows of the embedding; at least the tokenizer's size."""
+    width: int
+    """Size of the residual stream."""
+    mlp_width: int
+    """Hidden size of the feed-forward block."""
+    num_layers: int
+    """Of the decoder."""
+    num_encoder_layers: int
+    num_heads: int
+    head_dim: int
+    buckets: int = 32
+    """Of distances between tokens, each with a bias of its own in every head."""
+    max_distance: int = 128
+    """In tokens; what is as far apart or farther shares a bucket."""
+    norm_epsilon: float = 1e-6
+    activation: str = "relu"
+    gated: bool = False
+    """Whether the feed-forward block is down(activation(gate) · linear), not down(activation(up))."""
+    tie_embeddings: bool = True
+    """Whether the head is the embedding, transposed."""
+    scale_outputs: bool = True
+    """Whether logits are divided by √width."""
+    start_token: int = 0
+    """What the decoder is fed first."""
+
+    max_positions = 2**31 - 1
+    """Tokens are told apart by their distances: there is no longest context."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("vocab_size", "width", "mlp_width", "num_layers", "num_encoder_layers", "num_heads"):
+            check_count(name, getattr(self, name))
+        check_count("head_dim", self.head_dim)
+        check_count("buckets", self.buckets, least=4)
+        check_count("max_distance", self.max_distance, least=self.buckets // 2 + 1)
+        check_number("norm_epsilon", self.norm_epsilon, 0.0, 1.0)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_count("start_token", self.start_token, least=0)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Every head has its own keys and values."""
+        return self.num_heads
+
+
+class T5Cache(NamedTuple):
+    """What the decoder remembers of a row: its own tokens, as in `KVCache`, and the encoder's.
+
+    The prompt takes no slot of `keys` and `values`: the start token goes to slot 0.
+    """
+
+    keys: tuple[Float[Array, "rows heads slots head_dim"], ...]
+    values: tuple[Float[Array, "rows heads slots head_dim"], ...]
+    mask: Bool[Array, "rows slots"]
+    index: Int[Array, " rows"]
+    cross_keys: tuple[Float[Array, "rows heads prompt head_dim"], ...]
+    cross_values: tuple[Float[Array, "rows heads prompt head_dim"], ...]
+    cross_mask: Bool[Array, "rows prompt"]
+
+
+class Seen(NamedTuple):
+    """What every layer of a stack needs to know of the tokens at hand."""
+
+    mask: Bool[Array, "rows length slots"]
+    bias: Float[Array, "*rows heads length slots"]
+    index: Int[Array, " rows"] | None = None
+    """Slots that the tokens go to, where there is a cache."""
+    cross_mask: Bool[Array, "rows 1 prompt"] | None = None
+
+
+class DistanceBias(nnx.Module):
+    """A bias of attention scores, by head and by how far a key is from its query."""
+
+    def __init__(self, config: T5Config, causal: bool, rngs: nnx.Rngs):
+        start = nnx.initializers.normal(config.width**-0.5)
+        shape = config.buckets, config.num_heads
+        self.embedding = nnx.Param(start(rngs.params(), shape, config.dtype))
+        self.max_distance, self.causal = config.max_distance, causal
+
+    def __call__(
+        self, distance: Int[Array, "*rows length slots"]
+    ) -> Float[Array, "*rows heads length slots"]:
+        """Returns the bias of keys that are `distance` slots behind (negative: before) their queries."""
+        far = self.max_distance
+        buckets = distance_buckets(self.embedding.shape[0], far, self.causal)
+        by_distance = self.embedding[...].astype(jnp.float32)[buckets]
+        return jnp.moveaxis(by_distance[jnp.clip(distance, -far, far) + far], -1, -3)
+
+
+class Attention(nnx.Module):
+    """Attention without a scale, to the tokens themselves or to the encoder's."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        width, inner, dtype = config.width, config.num_heads * config.head_dim, config.dtype
+        self.query = Linear(width, inner, dtype, rngs)
+        self.query.kernel[...] *= config.head_dim**-0.5  # at the start, in place of the scale
+        self.key = Linear(width, inner, dtype, rngs)
+        self.value = Linear(width, inner, dtype, rngs)
+        self.out = Linear(inner, width, dtype, rngs)
+        self.head_dim = config.head_dim
+
+    def keys_and_values(self, x: Float[Array, "rows slots width"]) -> KeysAndValues:
+        """Returns what `x` can be attended to by."""
+        return split_heads(self.key(x), self.head_dim), split_heads(self.value(x), self.head_dim)
+
+    def __call__(
+        self,
+        x: Float[Array, "rows length width"],
+        keys_and_values: KeysAndValues,
+        mask: Bool[Array, "rows #length slots"],
+        bias: Float[Array, "*rows heads length slots"] | None = None,
+    ) -> Float[Array, "rows length width"]:
+        query = split_heads(self.query(x), self.head_dim)
+        mask = jnp.broadcast_to(mask, (*x.shape[:2], mask.shape[-1]))
+        return self.out(join_heads(attend(query, *keys_and_values, mask, 1.0, bias=bias)), "float32")
+
+
+class FeedForward(nnx.Module):
+    """down(activation(gate(x)) · linear(x)), or down(activation(up(x))) in the first version."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        for name in ("gate", "linear") if config.gated else ("up",):
+            setattr(self, name, Linear(config.width, config.mlp_width, config.dtype, rngs))
+        self.down = Linear(config.mlp_width, config.width, config.dtype, rngs)
+        self.activation, self.gated = config.activation, config.gated
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        activation = ACTIVATIONS[self.activation]
+        hidden = activation(self.gate(x)) * self.linear(x) if self.gated else activation(self.up(x))
+        return self.down(hidden, "float32")
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), in the decoder + cross_attention(norm(x)), then + feed_forward(norm(x)).
+
+    The residual stream is float32, whatever the parameters are: it outgrows float16.
+    """
+
+    def __init__(self, config: T5Config, decoder: bool, rngs: nnx.Rngs):
+        self.attention_norm = _norm(config)
+        self.attention = Attention(config, rngs)
+        if decoder:
+            self.cross_attention_norm = _norm(config)
+            self.cross_attention = Attention(config, rngs)
+        self.feed_forward_norm = _norm(config)
+        self.feed_forward = FeedForward(config, rngs)
+        self.dtype = config.dtype
+
+    def __call__(self, x, seen: Seen, past: tuple[Array, Array] | None, cross: tuple[Array, Array] | None):
+        read = self.attention_norm(x).astype(self.dtype)
+        present = self.attention.keys_and_values(read)
+        if past is not None:
+            present = tuple(write_slots(*both, seen.index) for both in zip(past, present, strict=True))
+        x += self.attention(read, present, seen.mask, seen.bias)
+        if cross is not None:
+            x += self.cross_attention(self.cross_attention_norm(x).astype(self.dtype), cross, seen.cross_mask)
+        return x + self.feed_forward(self.feed_forward_norm(x).astype(self.dtype)), present
+
+
+class Stack(nnx.Module):
+    """The encoder, or the decoder."""
+
+    def __init__(self, config: T5Config, decoder: bool, rngs: nnx.Rngs):
+        count = config.num_layers if decoder else config.num_encoder_layers
+        self.bias = DistanceBias(config, decoder, rngs)
+        self.blocks = nnx.List([Block(config, decoder, rngs) for _ in range(count)])
+        self.norm = _norm(config)
+        self.dtype = config.dtype
+
+    def __call__(self, x, seen: Seen, past=None, cross=None):
+        x, present = x.astype(jnp.float32), []
+        for layer, block in enumerate(self.blocks):
+            x, keys_and_values = block(x, seen, past and past[layer], cross and cross[layer])
+            present.append(keys_and_values)
+        return self.norm(x).astype(self.dtype), present
+
+
+class T5(nnx.Module):
+    """An encoder-decoder language model with the faces that decoding, scoring and rewards need."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        dtype = config.dtype
+        self.embed = nnx.Embed(config.vocab_size, config.width, param_dtype=dtype, dtype=dtype, rngs=rngs)
+        self.encoder = Stack(config, False, rngs)
+        self.decoder = Stack(config, True, rngs)
+        tied = config.tie_embeddings
+        self.head = None if tied else Linear(config.width, config.vocab_size, dtype, rngs)
+        self.config = config
+
+    def encode(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
+    ) -> Float[Array, "rows length width"]:
+        """Returns what the decoder attends to; padding may stand on either side."""
+        seen = Seen(mask[:, None], self.encoder.bias(_distances(tokens.shape[1])))
+        return self.encoder(self.embed(tokens), seen)[0]
+
+    def decode(
+        self,
+        tokens: Int[Array, "rows length"],
+        mask: Bool[Array, "rows length"],
+        encoded: Float[Array, "rows prompt width"],
+        encoded_mask: Bool[Array, "rows prompt"],
+    ) -> Float[Array, "rows length width"]:
+        """Returns what the head reads at each of `tokens`, the start token among them."""
+        length = tokens.shape[1]
+        seen = Seen(
+            jnp.tril(jnp.ones((length, length), bool)) & mask[:, None],
+            self.decoder.bias(_distances(length)),
+            cross_mask=encoded_mask[:, None],
+        )
+        return self.decoder(self.embed(tokens), seen, cross=self._cross(encoded))[0]
+
+    def hidden(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
+    ) -> Float[Array, "rows length width"]:
+        """Returns what a reward head reads: the decoder's output where both read `tokens`.
+
+        The decoder is one token behind, so its output at the last token has seen all of them only
+        through the encoder. Padding may stand on either side.
+        """
+        before = jnp.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+        shifted = jnp.where(before, jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1], self.config.start_token)
+        return self.decode(shifted, mask, self.encode(tokens, mask), mask)
+
+    def completion_logits(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], count: int
+    ) -> Float[Array, "rows count vocab"]:
+        """Returns the logits that each of the last `count` tokens was drawn from; the rest is the prompt."""
+        prompt, completion = jnp.split(tokens, [tokens.shape[1] - count], axis=1)
+        prompt_mask = mask[:, :-count]
+        start = jnp.full_like(completion[:, :1], self.config.start_token)
+        shifted = jnp.concatenate([start, completion[:, :-1]], axis=1)
+        # No token sees the padding, which is behind them all.
+        everywhere = jnp.ones(shifted.shape, bool)
+        return self._logits(self.decode(shifted, everywhere, self.encode(prompt, prompt_mask), prompt_mask))
+
+    def prefill(self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]) -> T5Cache:
+        """Returns the cache of padded prompts, with the decoder's first token still to come."""
+        cross_keys, cross_values = zip(*self._cross(self.encode(tokens, mask)), strict=True)
+        rows, heads, _, head_dim = cross_keys[0].shape
+        empty = (jnp.zeros((rows, heads, 0, head_dim), self.config.dtype),) * self.config.num_layers
+        return T5Cache(
+            keys=empty,
+            values=empty,
+            mask=jnp.zeros((rows, 0), bool),
+            index=jnp.zeros(rows, jnp.int32),
+            cross_keys=cross_keys,
+            cross_values=cross_values,
+            cross_mask=mask,
+        )
+
+    def step(
+        self, token: Int[Array, " rows"], position: Int[Array, " rows"], cache: T5Cache
+    ) -> tuple[Float[Array, "rows vocab"], T5Cache]:
+        """Returns the logits after one more token, and the cache with it.
+
+        Args:
+          position: of the token; told by its slot already.
+        """
+        distance = jnp.arange(cache.mask.shape[1]) - cache.index[:, None]
+        mask = cache.mask | (distance == 0)
+        seen = Seen(
+            mask[:, None], self.decoder.bias(distance[:, None]), cache.index, cache.cross_mask[:, None]
+        )
+        past = tuple(zip(cache.keys, cache.values, strict=True))
+        cross = tuple(zip(cache.cross_keys, cache.cross_values, strict=True))
+        hidden, present = self.decoder(self.embed(token[:, None]), seen, past, cross)
+        keys, values = zip(*present, strict=True)
+        cache = cache._replace(keys=keys, values=values, mask=mask, index=cache.index + 1)
+        return self._logits(hidden)[:, 0], cache
+
+    def _cross(self, encoded: Float[Array, "rows prompt width"]) -> list[KeysAndValues]:
+        return [block.cross_attention.keys_and_values(encoded) for block in self.decoder.blocks]
+
+    def _logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
+        # Not rounded to the parameters' type: a mixture multiplies that rounding by |λ| + |1 − λ|.
+        if self.head is None:
+            kernel = self.embed.embedding[...].T
+            logits = jnp.matmul(hidden, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
+        else:
+            logits = self.head(hidden, "float32")
+        return logits * self.config.width**-0.5 if self.config.scale_outputs else logits
+
+
+def distance_buckets(count: int, max_distance: int, causal: bool) -> np.ndarray:
+    """Returns the bucket of every distance from −max_distance to max_distance, of `count` in all.
+
+    Half of the buckets hold one distance each, the others wider and wider ranges. The encoder has
+    half of either for keys before their queries and half for keys behind them.
+    """
+    distance = np.arange(-max_distance, max_distance + 1)
+    if causal:
+        behind, apart = 0, np.maximum(-distance, 0)
+    else:
+        count //= 2
+        behind, apart = count * (distance > 0), abs(distance)
+    single = count // 2
+    # In float32, as where the models were trained: the borders between ranges depend on it.
+    share = np.log(np.maximum(apart, single).astype(np.float32) / single) / np.float32(
+        math.log(max_distance / single)
+    )
+    ranges = single + (share * (count - single)).astype(int)
+    return behind + np.where(apart < single, apart, np.minimum(ranges, count - 1))
+
+
+def _distances(length: int) -> Int[Array, "length length"]:
+    slots = jnp.arange(length)
+    return slots - slots[:, None]
+
+
+def _norm(config: T5Config) -> RMSNorm:
+    return RMSNorm(config.width, config.norm_epsilon, config.dtype)
