@@ -18,7 +18,8 @@ from pathlib import Path
 class Completions:
     """What rewards see: one entry per completion in each field."""
 
-    prompts: Sequence[str]
+    prompts: Sequence[str | Sequence[Mapping]]
+    """Texts, or chats as lists of messages."""
     completions: Sequence[str]
     tokens: Sequence[Sequence[int]]
     """Ids of each completion, EOS left out."""
@@ -305,10 +306,17 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+def reward_model(argument: str, spec: str) -> Callable[[Completions], Sequence[float]]:
+    """Returns `model:DIR`: what a reward model says of prompt and completion together."""
+    # Named, not imported: rewards are read where there is no JAX.
+    return importlib.import_module("dera_jax.reward_models").make(argument, spec)
+
+
 KNOWN = {
     "length": (length, "length:MIN:MAX[:STOP]"),
     "lexicon": (lexicon, "lexicon:FILE"),
     "keywords": (keywords, "keywords:a|b"),
+    "model": (reward_model, "model:DIR"),
     "python": (user_function, "python:module:function"),
 }
 """First word of a specification -> what makes its function from (the rest, the whole); how it is written."""

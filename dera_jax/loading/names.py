@@ -30,7 +30,7 @@ class NameMap:
     trunk: str
     """What the names of a model without its head begin with; files may leave it out."""
     inputs_first: bool = False
-    """Whether files keep linear maps as [inputs, outputs]."""
+    """Whether files keep the linear maps of layers as [inputs, outputs]."""
     others: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Of a tensor, the names that a file may keep it under instead."""
 
@@ -205,7 +205,7 @@ def sources(names: NameMap, paths: Iterable[str], num_heads: int) -> dict[str, S
         pattern = part.name if part else name
         found[path] = Source(
             pattern.format(*numbers),
-            transposed=path.endswith(".kernel") and (path == "head.kernel" or not names.inputs_first),
+            transposed=path.endswith(".kernel") and not (names.inputs_first and numbers),
             part=part,
             groups=num_heads if part and part.per_head else 1,
         )

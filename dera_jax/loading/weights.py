@@ -17,7 +17,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from dera_jax import models
 from dera_jax.loading import names, tensors
 from dera_jax.loading.families import FAMILIES
-from dera_jax.models.linear import quantize_kernel
+from dera_jax.models.linear import WeightsConfig, quantize_kernel
 from dera_jax.trees import flatten, unflatten
 
 CHUNK = 2**24
@@ -40,7 +40,7 @@ def find_params(folder: Path, model_type: str, config: models.ModelConfig) -> Fo
     return find(folder, FAMILIES[model_type].names, full_shapes(config), config.num_heads)
 
 
-def full_shapes(config: models.ModelConfig) -> dict[str, tuple[int, ...]]:
+def full_shapes(config: WeightsConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each parameter of the model in full precision, without adapters."""
     shapes = flatten(models.param_shapes(replace(config, quantization=None, adapters=())))
     return {path: shape.shape for path, shape in shapes.items()}

@@ -18,11 +18,12 @@ from flax import nnx
 
 from dera_jax.models.decoder import Decoder, DecoderConfig
 from dera_jax.models.layers import KVCache, grow_cache
-from dera_jax.models.linear import Linear
+from dera_jax.models.linear import Linear, WeightsConfig
+from dera_jax.models.reward import RewardConfig, RewardModel
 from dera_jax.models.t5 import T5, T5Config
 
 ModelConfig = DecoderConfig | T5Config
-MODULES = {DecoderConfig: Decoder, T5Config: T5}
+MODULES = {DecoderConfig: Decoder, T5Config: T5, RewardConfig: RewardModel}
 
 __all__ = [
     "KVCache",
@@ -36,17 +37,17 @@ __all__ = [
 ]
 
 
-def bind(config: ModelConfig, params: dict) -> nnx.Module:
+def bind(config: WeightsConfig, params: dict) -> nnx.Module:
     """Returns the model that `config` describes with the arrays of `params`. For use under jit."""
     return nnx.merge(_abstract(config)[0], params)
 
 
-def param_shapes(config: ModelConfig) -> dict:
+def param_shapes(config: WeightsConfig) -> dict:
     """Returns the nested dict of `jax.ShapeDtypeStruct` that `params` has to match."""
     return _abstract(config)[1]
 
 
-def init_params(config: ModelConfig, seed: int) -> dict:
+def init_params(config: WeightsConfig, seed: int) -> dict:
     """Returns random parameters, for training from scratch."""
     return nnx.to_pure_dict(nnx.state(_build(config, seed), nnx.Param))
 
@@ -64,7 +65,7 @@ def linear_maps(model: nnx.Module) -> dict[str, Linear]:
     return {".".join(map(str, path)): module for path, module in found if isinstance(module, Linear)}
 
 
-def _build(config: ModelConfig, seed: int) -> nnx.Module:
+def _build(config: WeightsConfig, seed: int) -> nnx.Module:
     rngs = nnx.Rngs(seed)
     model = MODULES[type(config)](config, rngs)
     maps = linear_maps(model)
@@ -78,6 +79,6 @@ def _build(config: ModelConfig, seed: int) -> nnx.Module:
 
 
 @cache
-def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
+def _abstract(config: WeightsConfig) -> tuple[nnx.GraphDef, dict]:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: _build(config, 0)))
     return graphdef, nnx.to_pure_dict(state)

@@ -66,7 +66,9 @@ class Linear(nnx.Module):
         exact = out_dtype if self.bias is None and not self.adapter_scale else "float32"
         y = _product(x, self._weights(), exact)
         if self.adapter_scale:
-            y += self.adapter_scale * _product(_product(x, self.lora_a[...], self.dtype), self.lora_b[...], exact)
+            y += self.adapter_scale * _product(
+                _product(x, self.lora_a[...], self.dtype), self.lora_b[...], exact
+            )
         if self.bias is not None:
             y += self.bias[...].astype(exact)
         return y.astype(out_dtype)

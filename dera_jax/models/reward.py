@@ -1,0 +1,72 @@
+"""Reward models: a trunk and a head that gives one number for a whole text."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from dera_jax.configs import check_choice
+from dera_jax.models.decoder import Decoder, DecoderConfig
+from dera_jax.models.linear import Linear, WeightsConfig
+from dera_jax.models.t5 import T5, Stack, T5Config
+
+HEADS = ("last", "encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class RewardConfig(WeightsConfig):
+    """Shape and kind of a reward model."""
+
+    trunk: DecoderConfig | T5Config
+    """Its own head is not there."""
+    head: str = "last"
+    """What is read: a decoder-only model's last token; the mean of T5's encoder; or T5's decoder at the
+    last token, with a hidden layer of its own (`T5ForSequenceClassification`)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("head", self.head, HEADS)
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of the trunk."""
+        return self.trunk.num_heads
+
+
+class Encoder(nnx.Module):
+    """T5's encoder by itself."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs):
+        dtype = config.dtype
+        self.embed = nnx.Embed(config.vocab_size, config.width, param_dtype=dtype, dtype=dtype, rngs=rngs)
+        self.encoder = Stack(config, False, rngs)
+
+    encode = T5.encode
+
+
+class RewardModel(nnx.Module):
+    """One number for a text: `…ForSequenceClassification` with one label."""
+
+    def __init__(self, config: RewardConfig, rngs: nnx.Rngs):
+        trunk = {"last": Decoder, "encoder": Encoder, "decoder": T5}[config.head]
+        self.trunk = trunk(config.trunk, rngs)
+        width, dtype = config.trunk.width, config.dtype
+        with_layer = config.head == "decoder"
+        self.dense = Linear(width, width, dtype, rngs, bias=True) if with_layer else None
+        self.score = Linear(width, 1, dtype, rngs, bias=with_layer)
+        self.head = config.head
+
+    def __call__(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
+    ) -> Float[Array, " rows"]:
+        """Returns the reward of left-padded texts."""
+        if self.head == "encoder":
+            encoded = jnp.where(mask[..., None], self.trunk.encode(tokens, mask), 0)
+            read = encoded.sum(axis=1, dtype="float32") / jnp.maximum(mask.sum(axis=1), 1)[:, None]
+            read = read.astype(encoded.dtype)
+        else:
+            read = self.trunk.hidden(tokens, mask)[:, -1]
+        if self.dense is not None:
+            read = jnp.tanh(self.dense(read))
+        return self.score(read, "float32")[:, 0]

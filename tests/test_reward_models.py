@@ -1,0 +1,138 @@
+"""Reward models against transformers' on torch, and through the commands."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dera_jax.reward_models import _forward, load_reward_model, reward_texts
+from dera_jax.rewards import Completions, parse_rewards
+from dera_jax.tokenizer import load_tokenizer
+from tests.test_models import FAMILIES, SHAPES, VOCAB, random_model, save
+
+torch = pytest.importorskip("torch")
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    T5Config,
+    T5EncoderModel,
+    T5ForSequenceClassification,
+)
+
+TEXTS = [np.random.default_rng(n).integers(3, VOCAB, size=n).tolist() for n in (1, 5, 16, 17, 40, 3, 9)]
+T5 = {
+    "vocab_size": VOCAB, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 3, "num_decoder_layers": 2,
+    "num_heads": 4, "feed_forward_proj": "gated-gelu", "pad_token_id": 0, "eos_token_id": 1,
+    "decoder_start_token_id": 0, "num_labels": 1, "classifier_dropout": 0.0,
+}  # fmt: skip
+
+
+def randomize(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            value.copy_(1 + 0.3 * noise if "norm" in name else noise / value.shape[-1] ** 0.5)
+    return model.eval()
+
+
+def classifier(name):
+    settings = dict(SHAPES[name])
+    kind = settings.get("model_type", "llama")
+    config = random_model(settings).config
+    assert config.model_type == kind
+    config.num_labels, config.pad_token_id = 1, 0
+    attention = {"attn_implementation": "eager"} if kind == "gemma2" else {}
+    return randomize(AutoModelForSequenceClassification.from_config(config, **attention))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "," not in name])
+def test_rewards_equal_those_of_torch(name, tmp_path, stories):
+    model = classifier(name)
+    policy = load_reward_model(str(save(model, tmp_path, stories)))
+    with torch.no_grad():
+        theirs = [model(torch.tensor([ids])).logits.item() for ids in TEXTS]
+    ours = reward_texts(policy, TEXTS)
+    assert np.std(theirs) > 0.02
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_t5_reads_at_eos(tmp_path, stories):
+    model = randomize(T5ForSequenceClassification(T5Config(**T5)))
+    policy = load_reward_model(str(save(model, tmp_path, stories)))
+    texts = [[*ids, 1] for ids in TEXTS]
+    with torch.no_grad():
+        theirs = [model(torch.tensor([ids])).logits.item() for ids in texts]
+    assert np.std(theirs) > 0.1
+    np.testing.assert_allclose(reward_texts(policy, texts), theirs, atol=1e-5)
+
+
+def test_t5_pools_its_encoder(tmp_path, stories):
+    model = randomize(T5EncoderModel(T5Config(**T5)))
+    head = torch.randn(1, T5["d_model"], generator=torch.Generator().manual_seed(5))
+    folder = save(model, tmp_path, stories)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"score.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    with torch.no_grad():
+        theirs = [(model(torch.tensor([ids])).last_hidden_state.mean(dim=1) @ head.T).item() for ids in TEXTS]
+    assert np.std(theirs) > 0.1
+    np.testing.assert_allclose(reward_texts(load_reward_model(str(folder)), TEXTS), theirs, atol=1e-5)
+
+
+@pytest.fixture
+def folder(tmp_path, stories):
+    return save(classifier("llama"), tmp_path / "rm", stories)
+
+
+def test_as_a_reward(folder, stories):
+    (reward,) = parse_rewards(f"model:{folder}")
+    tokenizer = load_tokenizer(stories)
+    prompts, completions = ["Once upon a time", "Lily"], [" there was a cat.", " ran"]
+    found = reward(Completions(prompts, completions, [[5], [6]], ["eos", "length"], tokenizer.decode))
+    ids = [tokenizer(p + c).input_ids for p, c in zip(prompts, completions, strict=True)]
+    expected = reward_texts(load_reward_model(str(folder)), [[*ids[0], tokenizer.eos_token_id], ids[1]])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert abs(found[0] - reward_texts(load_reward_model(str(folder)), ids)[0]) > 1e-4
+
+
+def test_few_shapes_are_compiled(folder):
+    policy = load_reward_model(str(folder))
+    _forward.clear_cache()
+    reward_texts(policy, [[5] * n for n in range(1, 60)])
+    assert _forward._cache_size() == 3  # 16, 32 and 64 tokens
+
+
+def test_chats_go_through_its_template(folder):
+    path = folder / "tokenizer_config.json"
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    (reward,) = parse_rewards(f"model:{folder}")
+    chat = [{"role": "user", "content": "Hi"}]
+    policy = load_reward_model(str(folder))
+    ids = policy.tokenizer("[user] Hi [assistant] Hello ", add_special_tokens=False).input_ids
+    found = reward(Completions([chat], ["Hello"], [[5]], ["eos"], policy.tokenizer.decode))
+    np.testing.assert_allclose(found, reward_texts(policy, [ids]), atol=1e-6)
+
+
+def refusal(spec):
+    with pytest.raises(ValueError) as caught:
+        (reward,) = parse_rewards(spec)
+        reward(Completions([[{"role": "user", "content": "Hi"}]], ["x"], [[5]], ["eos"], str))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_refusals(folder, stories, tmp_path):
+    assert "expected a reward model (…ForSequenceClassification), found no tensor score.weight" in refusal(
+        f"model:{stories}"
+    )
+    assert "no such folder" in refusal(f"model:{tmp_path / 'missing'}")
+    assert "its tokenizer has no chat template" in refusal(f"model:{folder}")
+    config = AutoConfig.from_pretrained(folder, num_labels=3)
+    three = save(AutoModelForSequenceClassification.from_config(config), tmp_path / "three", stories)
+    assert "expected a reward model with one label, found 3" in refusal(f"model:{three}")
+    policy = load_reward_model(str(folder))
+    with pytest.raises(ValueError, match="a text of 300 tokens does not fit its context of 256"):
+        reward_texts(policy, [[5] * 300])
