@@ -17,8 +17,8 @@ from safetensors.flax import load_file, save_file
 from dera_jax import load_policies, load_policy, save_policy
 from dera_jax.loading import hub
 from dera_jax.policies import fresh_policy, with_params
-from dera_jax.trees import flatten
 from dera_jax.tokenizer import load_tokenizer
+from dera_jax.trees import flatten
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies, load_policy, save_policy
+from dera_jax.data import Prompt
 from dera_jax.models.linear import quantize_kernel
 from dera_jax.policies import with_params
+from dera_jax.precision import precision_cost
+from dera_jax.tokenizer import encode_prompt
 from dera_jax.trees import flatten, unflatten
 from tests.test_models import FAMILIES, PROMPTS, SHAPES, our_logits, padded, random_model, save
 
@@ -115,3 +118,47 @@ def test_refusals(tmp_path, stories):
     with pytest.raises(ValueError, match="expected weights in full precision, found int8"):
         save_policy(load_policy(stories, quantize="int8"), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.fixture(scope="module")
+def quantized_pair(tmp_path_factory, pair):
+    folders = [tmp_path_factory.mktemp(name) for name in ("reference", "aligned")]
+    for policy, folder in zip(pair, folders, strict=True):
+        save_policy(policy, folder)
+    return pair, {kind: load_policies(*folders, quantize=kind) for kind in ("int8", "nf4")}
+
+
+TEXTS = [
+    Prompt(n, text=text)
+    for n, text in enumerate(["Lily went to the park with her mom.", "Tom had a red ball."])
+]
+STRENGTHS = [(0.0,), (0.5,), (1.0,), (2.0,), (4.0,)]
+
+
+def test_costs_are_the_divergences(quantized_pair):
+    """At λ = 0 and 1 each model's own, in NumPy; in between and beyond of the mixtures."""
+    full, lower = quantized_pair[0], quantized_pair[1]["nf4"]
+    found = precision_cost(full, lower, TEXTS, STRENGTHS, rows=2)
+    by_hand = []
+    for text in TEXTS:
+        ids = np.array([encode_prompt(full[0].tokenizer, text.text)])
+        logits = [np.float64(our_logits(p, ids, ids >= 0))[0, :-1] for p in (*full, *lower)]
+        for (strength,) in STRENGTHS:
+            mixed = [(1 - strength) * h[0] + strength * h[1] for h in (logits[:2], logits[2:])]
+            exact, rounded = (h - np.log(np.exp(h).sum(-1, keepdims=True)) for h in mixed)
+            by_hand.append((strength, (np.exp(rounded) * (rounded - exact)).sum(-1)))
+    for cost in found:
+        kl = np.concatenate([kl for strength, kl in by_hand if strength == cost.lambda_[0]])
+        np.testing.assert_allclose(cost.kl.mean, kl.mean(), rtol=1e-3)
+    assert [cost.amplification for cost in found] == [1, 1, 1, 3, 7]
+
+
+def test_costs_grow_with_the_strength_and_fall_with_the_bits(quantized_pair):
+    full, lower = quantized_pair
+    int8, nf4 = (precision_cost(full, lower[kind], TEXTS, STRENGTHS, 2) for kind in ("int8", "nf4"))
+    for coarse, fine in zip(nf4, int8, strict=True):
+        assert coarse.kl.mean > 5 * fine.kl.mean > 0
+        assert coarse.same_choice.mean <= fine.same_choice.mean
+    assert int8[-1].kl.mean > int8[-2].kl.mean > int8[2].kl.mean
+    nothing = precision_cost(full, full, TEXTS, STRENGTHS, 2)
+    assert all(cost.kl.mean == 0 and cost.same_choice.mean == 1 for cost in nothing)

@@ -1,0 +1,88 @@
+"""Weight-combined models: one model whose parameters lie between, or beyond, those of a pair (Fig. 8)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from dera_jax.configs import check_choice
+from dera_jax.loading.adapters import merge_adapters
+from dera_jax.policies import Policy
+from dera_jax.realign import strength_weights
+from dera_jax.strengths import Strength
+from dera_jax.trees import flatten, unflatten
+
+METHODS = ("linear", "slerp")
+PARALLEL = 1e-4
+"""Tensors whose angle (in radians) is less are combined linearly: a slerp's limit there."""
+
+
+def combine(policies: Sequence[Policy], lambda_: Strength, method: str = "linear") -> Policy:
+    """Returns the policy with parameters θ = (1 − Σλ) θ_ref + Σ λₘ θₘ, in the aligned model's type.
+
+    This is one model, not a mixture of two: it decodes at half the price, and it is not decoding-time
+    realignment (the paper's weight-combination baseline). Sums are in float32.
+
+    Args:
+      policies: of `load_policies`, the reference first, of one architecture; adapters are merged.
+      lambda_: strength, a number for each aligned model; 0 gives the reference and 1 the aligned model.
+      method: linear; or slerp, which turns each tensor along the great circle between the two.
+
+    Raises:
+      ValueError: architectures that differ, quantized weights, or a slerp of more than two models.
+    """
+    check_choice("method", method, METHODS)
+    if len(lambda_) != len(policies) - 1:
+        raise ValueError(
+            f"lambda: expected a number for each of {len(policies) - 1} aligned, found {lambda_}"
+        )
+    if method == "slerp" and len(policies) != 2:
+        raise ValueError(f"method slerp: expected one aligned model, found {len(policies) - 1}")
+    *_, last = merged = [_merged(policy) for policy in policies]
+    for other in merged[:-1]:
+        if replace(other.config, dtype=last.config.dtype) != last.config:
+            raise ValueError(f"expected one architecture, found {other.name} and {last.name} to differ")
+    weights = strength_weights([lambda_])[0]
+    flats = [flatten(policy.params) for policy in merged]
+    params = {}
+    for path, value in flats[-1].items():
+        tensors = [flat[path].astype(jnp.float32) for flat in flats]
+        found = _slerp(*tensors, lambda_[0]) if method == "slerp" else _linear(tensors, weights)
+        params[path] = found.astype(value.dtype)
+    return replace(last, params=unflatten(params), beta=None)
+
+
+def _merged(policy: Policy) -> Policy:
+    if policy.config.quantization:
+        raise ValueError(
+            f"{policy.name}: expected weights in full precision, found {policy.config.quantization}"
+        )
+    config, params = merge_adapters(policy.config, policy.params)
+    return replace(policy, config=config, params=params)
+
+
+@jax.jit
+def _linear(
+    tensors: Sequence[Float[Array, "*shape"]], weights: Float[Array, " models"]
+) -> Float[Array, "*shape"]:
+    """Returns Σₘ wₘ θₘ; a weight of 0 leaves its tensor out, bit for bit."""
+    return sum(jnp.where(w == 0, 0.0, w * tensor) for w, tensor in zip(weights, tensors, strict=True))
+
+
+@jax.jit
+def _slerp(
+    reference: Float[Array, "*shape"], aligned: Float[Array, "*shape"], strength: Float[ArrayLike, ""]
+) -> Float[Array, "*shape"]:
+    """Returns (sin((1 − λ)Ω) θ_ref + sin(λΩ) θ_aligned) / sin Ω, Ω the angle between the two tensors."""
+    norms = jnp.linalg.norm(reference), jnp.linalg.norm(aligned)
+    one, other = (x / jnp.maximum(n, 1e-30) for x, n in zip((reference, aligned), norms, strict=True))
+    # Of chord and its complement, not by the arc cosine, which has no digits left where they are nearly parallel.
+    angle = 2 * jnp.arctan2(jnp.linalg.norm(one - other), jnp.linalg.norm(one + other))
+    straight = (angle < PARALLEL) | (jnp.minimum(*norms) == 0)
+    turn = jnp.where(straight, 1.0, angle)
+    first = jnp.where(straight, 1 - strength, jnp.sin((1 - strength) * turn) / jnp.sin(turn))
+    second = jnp.where(straight, strength, jnp.sin(strength * turn) / jnp.sin(turn))
+    return first * reference + second * aligned

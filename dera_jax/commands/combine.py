@@ -1,0 +1,52 @@
+"""Writes the weight-combined model of a pair, θ = (1 − λ) θ_reference + λ θ_aligned.
+
+  python -m eval.combine --reference=DIR --aligned=DIR --lambda=0.5 --out=DIR
+
+One model of ordinary size, to compare with realignment at the same λ. `transformers` loads it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dera_jax.commands import cli
+from dera_jax.commands.train_options import check_new_folder
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.combine`."""
+    parser = cli.Parser(__doc__, prog="python -m eval.combine")
+    parser.add_argument(
+        "--lambda", dest="lambda_", required=True, metavar="STRENGTH", help="one strength, as in eval.sweep"
+    )
+    parser.add_argument(
+        "--method", default="linear", choices=("linear", "slerp"),
+        help="slerp turns each tensor along the great circle between the two (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new model")
+    cli.add_model_options(parser)
+    args = parser.parse_args(argv)
+
+    from dera_jax.combine import combine
+    from dera_jax.policies import save_policy
+    from dera_jax.provenance import provenance
+    from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
+
+    _, aligned = cli.model_names(args)
+    strengths = parse_strengths(args.lambda_, len(aligned or [1]))
+    if len(strengths) != 1:
+        raise ValueError(f"--lambda: expected one strength, found {len(strengths)} in {args.lambda_!r}")
+    check_new_folder(args.out)
+    cli.announce_devices()
+    policies = cli.load_models(args)
+    made = combine(policies, strengths[0], args.method)
+    facts = {
+        "method": args.method,
+        "lambda": strength_to_json(strengths[0]),
+        "models": [{"name": p.name, "fingerprint": p.fingerprint} for p in policies],
+        "provenance": provenance(cli.command_line("eval.combine", argv)),
+    }
+    save_policy(made, args.out, facts)
+    print(
+        f"{args.out}: {args.method} combination of {len(policies)} models at λ = {format_strength(strengths[0])}"
+    )

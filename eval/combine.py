@@ -1,0 +1,6 @@
+"""`python -m eval.combine`; the body is in dera_jax/commands/combine.py."""
+
+from dera_jax.commands.combine import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

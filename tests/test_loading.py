@@ -1,0 +1,166 @@
+"""Loading at scale: shards, memory, devices, progress."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dera_jax import load_policy
+from dera_jax.loading import weights
+from dera_jax.trees import flatten
+from tests.test_models import SHAPES, random_model, save
+
+ROOT = Path(__file__).parents[1]
+
+
+def shard(folder, out, count):
+    """Copies a model's folder, its weights dealt out to `count` files with an index."""
+    out.mkdir()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (out / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+    index = {name: names[number % count] for number, name in enumerate(sorted(tensors))}
+    for file in names:
+        save_file({n: t for n, t in tensors.items() if index[n] == file}, out / file, {"format": "pt"})
+    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return out
+
+
+def test_three_shards_give_the_same_rows(stories, tmp_path):
+    from dera_jax import sweep
+
+    sharded = shard(stories, tmp_path / "sharded", 3)
+    assert len(list(sharded.glob("*.safetensors"))) == 3
+    rows = []
+    for folder in (stories, sharded):
+        policy = load_policy(folder)
+        found = sweep(
+            (policy, policy), ["Once upon a time", "Lily"], [0, 0.5], max_new_tokens=24, num_samples=2
+        )
+        rows.append(sorted(found, key=lambda row: (row["prompt_id"], row["sample"], row["lambda"])))
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_chunks_make_the_whole(name, tmp_path, stories, monkeypatch):
+    folder = save(random_model(SHAPES[name]), tmp_path, stories)
+    whole = flatten(load_policy(folder).params)
+    monkeypatch.setattr(weights, "CHUNK", 1000)
+    for path, value in flatten(load_policy(folder).params).items():
+        np.testing.assert_array_equal(value, whole[path])
+
+
+def test_progress_counts_every_byte(stories):
+    started, seen = [], []
+
+    def start(name, size):
+        started.append((name, size))
+        return seen.append
+
+    policy = load_policy(stories, started=start)
+    size = sum(a.nbytes for a in jax.tree.leaves(policy.params))
+    assert started == [(str(stories), size)] and sum(seen) == size
+
+
+SHARDED = """
+import sys, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from pathlib import Path
+from dera_jax.loading import families, weights, tensors
+from dera_jax.trees import flatten
+
+mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+folder = Path(sys.argv[1])
+raw = families.read_config(folder)
+found = weights.find_params(folder, raw["model_type"], families.model_config(folder, raw))
+
+def place(path, shape):
+    split = [None] * len(shape)
+    if shape[-1] % 8 == 0:
+        split[-1] = "model"
+    return NamedSharding(mesh, P(*split))
+
+read = []
+original = tensors.Tensor.read
+def counted(self, index=()):
+    value = original(self, index)
+    read.append(value.nbytes)
+    return value
+tensors.Tensor.read = counted
+params = flatten(weights.read_params(found, "float32", place))
+whole = flatten(weights.read_params(found, "float32"))
+for path, value in params.items():
+    assert value.sharding == place(path, value.shape), path
+    np.testing.assert_array_equal(value, whole[path])
+assert len(params["blocks.0.feed_forward.up.kernel"].addressable_shards) == 8
+print(sum(read) / 2 / sum(a.nbytes for a in whole.values()))
+"""
+
+
+def test_straight_onto_a_mesh(tmp_path, stories):
+    """Each device's part is read by itself, and nothing twice."""
+    folder = save(random_model(SHAPES["llama"]), tmp_path, stories)
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", SHARDED, folder], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) == pytest.approx(1, abs=0.01)
+
+
+MEMORY = """
+import sys, resource, threading, time
+import jax, numpy as np
+from dera_jax import load_policy
+from dera_jax.policies import held_bytes
+from safetensors.numpy import load_file
+
+load_policy(sys.argv[2])  # what is imported and compiled once
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+before, peak, done = resident(), [0], threading.Event()
+def watch():
+    while not done.is_set():
+        peak[0] = max(peak[0], resident())
+        time.sleep(0.001)
+watcher = threading.Thread(target=watch)
+watcher.start()
+policy = load_policy(sys.argv[1], sys.argv[3])
+done.set()
+watcher.join()
+print(peak[0] - before, held_bytes([policy]))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_memory_beyond_the_arrays_is_less_than_a_shard(dtype, tmp_path, stories):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, num_attention_heads=8
+    )
+    whole = save(LlamaForCausalLM(config), tmp_path / "whole", stories)
+    folder = shard(whole, tmp_path / "sharded", 4)
+    largest = max(file.stat().st_size for file in folder.glob("*.safetensors"))
+    ended = subprocess.run(
+        [sys.executable, "-c", MEMORY, folder, stories, dtype], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == 0, ended.stderr
+    peak, arrays = map(int, ended.stdout.split())
+    print(f"{dtype}: arrays {arrays / 2**20:.0f} MiB, beyond them {(peak - arrays) / 2**20:.0f} MiB")
+    print(f"largest shard {largest / 2**20:.0f} MiB")
+    assert peak - arrays <= 1.2 * largest
