@@ -152,13 +152,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reference",
         metavar="MODEL",
-        help="the reference (SFT) model, λ = 0: a folder or org/name[@revision]",
+        help="the reference (SFT) model, λ = 0: a folder or org/name[@revision], then +ADAPTER if it has one",
     )
     group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
     group.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
         help="of parameters and activations; auto is the files' own",
     )  # fmt: skip
+    group.add_argument(
+        "--quantize",
+        metavar="int8|nf4",
+        help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",
+    )
 
 
 def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dera_jax.commands import cli
+from dera_jax.commands.models import load_models
 from dera_jax.commands.train_options import check_new_folder
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--lambda: expected one strength, found {len(strengths)} in {args.lambda_!r}")
     check_new_folder(args.out)
     cli.announce_devices()
-    policies = cli.load_models(args)
+    policies = load_models(args)
     made = combine(policies, strengths[0], args.method)
     facts = {
         "method": args.method,

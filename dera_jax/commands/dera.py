@@ -4,6 +4,7 @@
   dera generate    one prompt, strengths side by side
   dera score       rewards of stored rows, preference pairs, divergences
   dera plot        figures and tables of sweeps
+  dera combine     the weight-combined model of a pair
   dera bench       speed, as ratios in one run
   dera sft         train on text
   dera rlhf        train with a reward
@@ -15,7 +16,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("sweep", "generate", "score", "plot", "bench", "sft", "rlhf")
+COMMANDS = ("sweep", "generate", "score", "plot", "combine", "bench", "sft", "rlhf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

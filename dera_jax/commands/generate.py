@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 
 from dera_jax.commands import cli
+from dera_jax.commands.models import load_models
 from dera_jax.configs import check_count
 
 NARROWEST = 28
@@ -45,11 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_count("--num-samples", args.num_samples)
 
     from dera_jax.data import Prompt, load_prompts
-    from dera_jax.policies import load_policies
     from dera_jax.strengths import format_strength, parse_strengths, strength_from_json
     from dera_jax.sweep import sweep
 
-    reference, aligned = cli.model_names(args)
+    _, aligned = cli.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     if args.prompt is None:
         prompt = load_prompts("toy", 1)[0]
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rule, _ = cli.load_rule(args.rule)
     rows = cli.parse_rows(args.rows, len(lambdas) * args.num_samples)
     cli.announce_devices()
-    policies = load_policies(reference, aligned, args.dtype)
+    policies = load_models(args)
     found = list(
         sweep(policies, [prompt], lambdas, rows=rows, rule=rule, num_samples=args.num_samples, **vars(decode))
     )

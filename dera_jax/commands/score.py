@@ -3,6 +3,8 @@
   python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
   python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
   python -m eval.score --models=A,B --prompts=FILE.txt   KL of A against B per token, on given text
+  python -m eval.score --models=REFERENCE,ALIGNED --quantize=nf4 --prompts=FILE.txt
+                                                         KL of quantized against full, per strength
 
 Pairs are JSONL with `prompt`, `chosen` and `rejected`. Accuracy is the share of pairs whose chosen
 completion has the larger log π(y|x)/|y|; the implicit reward compares log π(y|x)/π_ref(y|x).
@@ -12,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dera_jax.commands import cli
+from dera_jax.commands.models import load_models
 
 OPTIONS = {
     "run": {"reward", "prompts"},
-    "pairs": {"lambda_", "num_prompts", "rows", "out", "reference", "aligned", "dtype"},
-    "models": {"prompts", "num_prompts", "rows", "out", "dtype"},
+    "pairs": {"lambda_", "num_prompts", "rows", "out", "reference", "aligned", "dtype", "quantize"},
+    "models": {"prompts", "num_prompts", "rows", "out", "dtype", "quantize", "lambda_"},
 }
 """What can be done, each with the options that have a meaning there."""
 
@@ -57,7 +60,9 @@ def make_parser() -> cli.Parser:
         "--pairs", metavar="FILE", help="preference pairs: JSONL or parquet with prompt, chosen, rejected"
     )
     parser.add_argument(
-        "--models", metavar="A,B", help="two models whose next-token distributions are compared"
+        "--models",
+        metavar="A,B",
+        help="two models whose next-token distributions are compared; with --quantize, each with itself",
     )
     parser.add_argument(
         "--prompts",
@@ -69,7 +74,7 @@ def make_parser() -> cli.Parser:
         dest="lambda_",
         default="0:2:0.5",
         metavar="STRENGTHS",
-        help="with --pairs, as in eval.sweep (default %(default)s)",
+        help="with --pairs and --quantize, as in eval.sweep (default %(default)s)",
     )
     parser.add_argument(
         "--num-prompts", type=int, metavar="N", help="the first N pairs or prompts (default: all)"
@@ -106,15 +111,14 @@ def _score_run(args) -> None:
 
 def _score_pairs(args) -> None:
     from dera_jax import pairs
-    from dera_jax.policies import load_policies
     from dera_jax.strengths import format_strength, parse_strengths
 
-    reference, aligned = cli.model_names(args)
+    _, aligned = cli.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     loaded = pairs.load_pairs(args.pairs, args.num_prompts)
     rows = cli.parse_rows(args.rows, len(loaded))
     cli.announce_devices()
-    policies = load_policies(reference, aligned, args.dtype)
+    policies = load_models(args)
     table = pairs.pairwise_accuracy(policies, loaded, lambdas, rows)
     print(f"{len(loaded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
     print(f"{'λ':>8}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
@@ -125,23 +129,59 @@ def _score_pairs(args) -> None:
 
 def _score_models(args) -> None:
     from dera_jax.data import load_prompts
-    from dera_jax.divergence import kl_per_token
-    from dera_jax.pairs import estimate_to_json
-    from dera_jax.policies import load_policies
 
     names = args.models.split(",")
-    if len(names) != 2 or not all(names):
-        raise ValueError(f"--models: expected two models A,B, found {args.models!r}")
+    if len(names) < 2 or not all(names) or (len(names) > 2 and not args.quantize):
+        expected = "two or more models" if args.quantize else "two models A,B"
+        raise ValueError(f"--models: expected {expected}, found {args.models!r}")
     if not args.prompts:
         raise ValueError("--models: expected --prompts, the text on which to compare them")
     prompts = load_prompts(args.prompts, args.num_prompts)
     rows = cli.parse_rows(args.rows, len(prompts))
+    (_compare_precisions if args.quantize else _compare_models)(args, names, prompts, rows)
+
+
+def _compare_models(args, names: list[str], prompts: list, rows: int) -> None:
+    from dera_jax.divergence import kl_per_token
+    from dera_jax.pairs import estimate_to_json
+
     cli.announce_devices()
     # The reference is what the divergence is measured against.
-    policies = load_policies(names[1], names[0], args.dtype)
-    found = kl_per_token(policies, prompts, rows)
+    found = kl_per_token(load_models(args, names[::-1]), prompts, rows)
     print(f"KL({names[0]} ‖ {names[1]}) = {_shown(found)} nats per token, on {len(prompts)} texts")
     _write(args.out, {"kl_per_token": estimate_to_json(found), "models": names, "prompts": len(prompts)})
+
+
+def _compare_precisions(args, names: list[str], prompts: list, rows: int) -> None:
+    """Prints what quantization costs each model and the mixture at each strength."""
+    from dera_jax.pairs import estimate_to_json
+    from dera_jax.precision import precision_cost
+    from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
+
+    lambdas = parse_strengths(args.lambda_, len(names) - 1)
+    cli.announce_devices()
+    full, lower = load_models(args, names, "none"), load_models(args, names)
+    found = precision_cost(full, lower, prompts, lambdas, rows)
+    print(f"KL({args.quantize} ‖ full) in nats per token, on {len(prompts)} texts; Σ|w| is what errors of")
+    print("logits are multiplied by at most; ± is half a 95 % interval over texts\n")
+    print(f"{'λ':>8}  {'Σ|w|':>5}  {'KL per token':>22}  {'same first choice':>20}")
+    for cost in found:
+        strength = format_strength(cost.lambda_)
+        print(
+            f"{strength:>8}  {cost.amplification:>5.3g}  {_shown(cost.kl):>22}  {_shown(cost.same_choice):>20}"
+        )
+    table = [
+        {
+            "lambda": strength_to_json(cost.lambda_),
+            "amplification": cost.amplification,
+            "kl_per_token": estimate_to_json(cost.kl),
+            "same_choice": estimate_to_json(cost.same_choice),
+        }
+        for cost in found
+    ]
+    _write(
+        args.out, {"quantize": args.quantize, "models": names, "prompts": len(prompts), "strengths": table}
+    )
 
 
 def _shown(found) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dera_jax.commands import cli
+from dera_jax.commands.models import load_models
 from dera_jax.configs import check_count, check_number
 
 
@@ -111,7 +112,6 @@ def _plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
     from dera_jax.data import load_prompts
     from dera_jax.generate import encode_prompts
-    from dera_jax.policies import load_policies
     from dera_jax.rewards import parse_rewards
     from dera_jax.strengths import PER_PROMPT, parse_strengths
     from dera_jax.sweep import Sweep, known_beta
@@ -124,7 +124,7 @@ def _plan(args, decode):
     prompts = load_prompts(_prompts(args), args.num_prompts)
     rule, rule_name = cli.load_rule(args.rule)
     cli.announce_devices()
-    policies = load_policies(reference, aligned, args.dtype)
+    policies = load_models(args)
     encoded = tuple(encode_prompts(policies, prompts, decode.max_new_tokens))
     return Sweep(
         policies=policies,

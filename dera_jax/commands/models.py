@@ -1,0 +1,83 @@
+"""Loading the models that a command names: with progress, in the precision asked for."""
+
+import argparse
+import sys
+import time
+from contextlib import closing
+
+from tqdm import tqdm
+
+from dera_jax.commands import cli
+
+
+def parse_quantize(text: str | None, count: int) -> list[str | None]:
+    """Returns the quantization of each of `count` models from `int8`, or from one for each, `none,int8`.
+
+    Raises:
+      ValueError: an unknown name, or another number of them.
+    """
+    if text is None:
+        return [None] * count
+    kinds = text.split(",")
+    for kind in kinds:
+        if kind not in ("none", "int8", "nf4"):
+            raise ValueError(f"--quantize: expected int8, nf4 or none, found {kind!r} in {text!r}")
+    if len(kinds) not in (1, count):
+        raise ValueError(f"--quantize: expected one, or one for each of {count} models, found {len(kinds)}")
+    kinds = kinds * count if len(kinds) == 1 else kinds
+    return [None if kind == "none" else kind for kind in kinds]
+
+
+def load_models(args: argparse.Namespace, names: list[str] | None = None, quantize: str | None = None):
+    """Returns the policies that the model options name, the reference first.
+
+    Args:
+      names: other models than those of --reference and --aligned.
+      quantize: other than --quantize.
+    """
+    from dera_jax.policies import held_bytes, load_policies
+
+    reference, aligned = cli.model_names(args) if names is None else (names[0], names[1:])
+    kinds = parse_quantize(quantize or args.quantize, 1 + len(aligned or [1]))
+    start = time.perf_counter()
+    with closing(_Bars()) as bars:
+        policies = load_policies(reference, aligned, args.dtype, quantize=kinds, started=bars.start)
+    described = " and ".join(dict.fromkeys(map(_described, policies)))
+    print(
+        f"loaded {len(policies)} models ({described}): {_size(held_bytes(policies))} "
+        f"in {time.perf_counter() - start:.1f} s",
+        file=sys.stderr,
+    )
+    return policies
+
+
+class _Bars:
+    """One progress bar after the other."""
+
+    def __init__(self):
+        self.bar = None
+
+    def start(self, name: str, size: int):
+        """Returns what is told of bytes that were read."""
+        self.close()
+        self.bar = tqdm(
+            total=size, desc=f"loading {name}", unit="B", unit_scale=True, dynamic_ncols=True, leave=False
+        )
+        return self.bar.update
+
+    def close(self) -> None:
+        """Takes the last bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _described(policy) -> str:
+    dtype, kind = policy.config.dtype, policy.config.quantization
+    return f"{kind} weights, {dtype}" if kind else dtype
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"
