@@ -5,9 +5,10 @@ for completion in generate(policies, ["Once upon a time"], lambda_=0.5):
     print(completion.text)
 """
 
-from dera_jax.data import Prompt, load_prompts
-from dera_jax.generate import Completion, generate
+from dera_jax.conversation import generate
+from dera_jax.generate import Completion
 from dera_jax.policies import Policy, load_policies, load_policy, save_policy
+from dera_jax.prompts import Prompt, load_prompts
 from dera_jax.realign import effective_beta, log_normalizer, mix_logits, strength_weights
 from dera_jax.results import read_rows
 from dera_jax.rewards import parse_rewards

@@ -25,9 +25,10 @@ from transformers import PreTrainedTokenizerFast
 
 from dera_jax import decode, models, tokenizer
 from dera_jax.configs import DecodeConfig, check_count
-from dera_jax.data import Prompt
-from dera_jax.generate import CHUNK, Cell, EncodedPrompt, complete
+from dera_jax.encoding import EncodedPrompt
+from dera_jax.generate import CHUNK, Cell, complete
 from dera_jax.policies import Policy, fresh_policy
+from dera_jax.prompts import Prompt
 from dera_jax.realign import linear_rule, strength_weights
 from dera_jax.sampling import Sampling
 

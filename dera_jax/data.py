@@ -1,16 +1,14 @@
-"""Prompts: a file, a data set's name or a shipped name, to `Prompt`s with a stable id each."""
+"""Records: the rows of a file, of a data set or of what is shipped, as they are."""
 
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-
-from dera_jax.strengths import turn_strengths
 
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"toy": "toy/prompts.jsonl", "chat": "chat.jsonl"}
@@ -31,148 +29,8 @@ class Record:
     """The line's number, counted from 0."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """What is asked of the policies: exactly one of `text` and `messages`."""
-
-    prompt_id: int | str
-    """Names the prompt in rows and seeds its draws."""
-    text: str | None = None
-    """Raw text, given to the tokenizer as it is."""
-    messages: tuple[dict, ...] | None = None
-    """Turns with `role` and `content`, for the chat template."""
-    lambda_: float | tuple[float, ...] | None = None
-    """The prompt's own strength, or one per turn."""
-    prefix: str = ""
-    """Start of the answer, which the policies continue."""
-    columns: dict = field(default_factory=dict)
-    """Every other field, handed to rewards."""
-
-    @classmethod
-    def of(cls, value: object, number: int = 0, where: str | None = None) -> "Prompt":
-        """Returns the prompt that a text, a record's fields or a prompt stand for.
-
-        Args:
-          value: a string is raw text.
-          number: the id of a prompt without `id`.
-          where: file and line, for errors.
-
-        Raises:
-          ValueError: a field is missing, empty or of the wrong kind.
-
-        >>> Prompt.of({"prompt": "Once", "topic": "tales"}, number=3)
-        Prompt(prompt_id=3, text='Once', messages=None, lambda_=None, prefix='', columns={'topic': 'tales'})
-        """
-        where = where or f"prompt {number}"
-        if isinstance(value, Prompt):
-            return value
-        if isinstance(value, str):
-            value = {"prompt": value}
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where}: expected a string or an object with fields, found {_kind(value)}")
-        # Tables fill the fields a row does not have with null.
-        columns = dict(value)
-        known = {name: columns.pop(name, None) for name in ("id", "prompt", "messages", "lambda", "prefix")}
-        if (known["prompt"] is None) == (known["messages"] is None):
-            found = ", ".join(map(str, value)) or "none"
-            raise ValueError(f"{where}: expected one of the fields 'prompt' and 'messages', found {found}")
-        return cls(
-            prompt_id=number if known["id"] is None else _id(known["id"], where),
-            text=None if known["prompt"] is None else _text(known["prompt"], "prompt", where),
-            messages=None if known["messages"] is None else _messages(known["messages"], where),
-            lambda_=None if known["lambda"] is None else _lambda(known["lambda"], where),
-            prefix="" if known["prefix"] in (None, "") else _text(known["prefix"], "prefix", where),
-            columns=columns,
-        )
-
-
-def load_prompts(spec: str, limit: int | None = None) -> list[Prompt]:
-    """Returns the first `limit` prompts of `spec`, or all; there may be fewer.
-
-    Args:
-      spec: `FILE.jsonl` (or `.jsonl.gz`, `.parquet`, `.txt`), `hf:org/set[:split]`,
-        `tfds:name[:split]`, or a shipped name, `toy` or `chat`.
-      limit: ≥ 1; None is all.
-
-    Raises:
-      ValueError: no such data, a broken line, or two prompts with one id.
-    """
-    records = load_records(spec, limit)
-    prompts = [Prompt.of(r.fields, r.number, r.where) for r in records]
-    _refuse_duplicates(prompts, [r.where for r in records])
-    return prompts
-
-
-def as_prompts(prompts: object) -> list[Prompt]:
-    """Returns prompts from a list of texts, objects with fields, or prompts; without `id`, the id is the position.
-
-    Raises:
-      ValueError: `prompts` is one string, or a prompt is broken, or two have one id.
-    """
-    if isinstance(prompts, (str, Mapping, Prompt)):
-        raise ValueError(f"prompts: expected a list of prompts, found {_kind(prompts)}")
-    prompts = [Prompt.of(value, number) for number, value in enumerate(prompts)]
-    _refuse_duplicates(prompts, [f"prompt {number}" for number in range(len(prompts))])
-    return prompts
-
-
-def _refuse_duplicates(prompts: list[Prompt], where: list[str]) -> None:
-    first: dict[int | str, str] = {}
-    for prompt, place in zip(prompts, where, strict=True):
-        if prompt.prompt_id in first:
-            raise ValueError(
-                f"{place}: id {prompt.prompt_id!r} is already taken by {first[prompt.prompt_id]}"
-            )
-        first[prompt.prompt_id] = place
-
-
-def _id(value: object, where: str) -> int | str:
-    if isinstance(value, (int, str)) and not isinstance(value, bool) and value != "":
-        return value
-    raise ValueError(f"{where}: id: expected a whole number or a string, found {_kind(value)}")
-
-
-def _text(value: object, name: str, where: str) -> str:
-    if not isinstance(value, str):
-        hint = "; a chat goes in the field 'messages'" if name == "prompt" and isinstance(value, list) else ""
-        raise ValueError(f"{where}: {name}: expected a string, found {_kind(value)}{hint}")
-    if not value:
-        raise ValueError(f"{where}: {name} is empty")
-    return value
-
-
-def _messages(value: object, where: str) -> tuple[dict, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{where}: messages: expected a list, found {_kind(value)}")
-    if not value:
-        raise ValueError(f"{where}: messages is empty")
-    for i, message in enumerate(value):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"{where}: messages[{i}]: expected an object with 'role' and 'content'")
-        for name in ("role", "content"):
-            if not isinstance(message[name], str):
-                found = _kind(message[name])
-                raise ValueError(f"{where}: messages[{i}]: {name}: expected a string, found {found}")
-    return tuple(dict(message) for message in value)
-
-
-def _lambda(value: object, where: str) -> float | tuple[float, ...]:
-    turns = tuple(strength[0] for strength in turn_strengths(value, where))
-    return turns if isinstance(value, (list, tuple)) else turns[0]
-
-
-def _kind(value: object) -> str:
-    """Returns a value's kind in JSON's words."""
-    if isinstance(value, str):
-        return "an empty string" if not value else "a string"
-    if isinstance(value, bool):
-        return "true or false"
-    names = {int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
-
-
 def load_records(spec: str, limit: int | None = None) -> list[Record]:
-    """Returns the first `limit` rows of `spec` (see `load_prompts`), or all, whatever their fields.
+    """Returns the first `limit` rows of `spec` (see `prompts.load_prompts`), or all, whatever their fields.
 
     Rows after the first `limit` are not read.
 
@@ -235,7 +93,7 @@ def _jsonl_rows(spec: str, path: Path) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not valid JSON ({error})") from error
         if not isinstance(fields, dict):
-            raise ValueError(f"{where}: expected a JSON object, found {_kind(fields)}")
+            raise ValueError(f"{where}: expected a JSON object, found {json_kind(fields)}")
         yield Record(fields, where, number)
 
 
@@ -304,3 +162,13 @@ def _plain(value):
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def json_kind(value: object) -> str:
+    """Returns a value's kind in JSON's words."""
+    if isinstance(value, str):
+        return "an empty string" if not value else "a string"
+    if isinstance(value, bool):
+        return "true or false"
+    names = {int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")

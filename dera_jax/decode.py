@@ -26,6 +26,12 @@ from dera_jax.sampling import Sampling, sample
 Rule = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
 
 
+def rule_name(rule: Rule) -> str:
+    """Returns the name that rows carry: linear, or module:function."""
+    name = getattr(rule, "__qualname__", type(rule).__qualname__)
+    return "linear" if is_mixture(rule) else f"{rule.__module__}:{name}"
+
+
 class Prefilled(NamedTuple):
     """A prompt, ready to be continued: all but its last token are in the caches, one row each."""
 

@@ -18,35 +18,16 @@ import numpy as np
 
 from dera_jax import decode, tokenizer
 from dera_jax.configs import DecodeConfig
-from dera_jax.data import Prompt, as_prompts
+from dera_jax.encoding import EncodedPrompt, before
 from dera_jax.policies import Policy
 from dera_jax.realign import linear_rule, strength_weights
 from dera_jax.sampling import Sampling
-from dera_jax.strengths import Strength
+from dera_jax.strengths import Strength, format_strength
 
 CHUNK = 16
 """Steps between two looks at which rows have ended: a row idles half as many on average."""
 POOL = 8
 """Prefilled prompts kept at a time."""
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as each model reads it."""
-
-    prompt: Prompt
-    tokens: tuple[tuple[int, ...], ...]
-    """Ids, for each model."""
-
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        """Slots that the prompt, without its last token, takes in each model's cache."""
-        return tuple(tokenizer.bucket_length(len(ids) - 1) for ids in self.tokens)
-
-    @property
-    def id(self) -> int | str:
-        """The prompt's id."""
-        return self.prompt.prompt_id
 
 
 @dataclass(frozen=True)
@@ -56,6 +37,8 @@ class Cell:
     prompt: EncodedPrompt
     sample: int
     lambda_: Strength
+    turn: int = 0
+    """Of the conversation, from 0."""
 
 
 @dataclass(frozen=True)
@@ -79,70 +62,6 @@ class Completion:
     def length(self) -> int:
         """Tokens without EOS."""
         return len(self.tokens) - (self.finish_reason == "eos")
-
-
-def encode_prompts(
-    policies: Sequence[Policy], prompts: Sequence[Prompt], max_new_tokens: int
-) -> list[EncodedPrompt]:
-    """Returns prompts as ids. Without a chat template of its own a model reads the other's text.
-
-    Raises:
-      ValueError: an empty prompt, or one too long for a model's context; with its id.
-    """
-    encoded = []
-    for prompt in prompts:
-        try:
-            # All models read the same text: the aligned model's chat template, else the reference's.
-            templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
-            ids = tuple(
-                tokenizer.encode_prompt(templated.tokenizer, prompt.text, prompt.messages, prompt.prefix)
-            )
-        except ValueError as error:
-            raise ValueError(f"prompt {prompt.prompt_id!r}: {error}") from error
-        for policy in policies:
-            _check_fits(policy, prompt, ids, max_new_tokens)
-        encoded.append(EncodedPrompt(prompt, (ids,) * len(policies)))
-    return encoded
-
-
-def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
-    context, vocab = policy.config.max_positions, policy.config.vocab_size
-    if len(ids) + max_new_tokens > context:
-        raise ValueError(
-            f"prompt {prompt.prompt_id!r}: {len(ids)} tokens and {max_new_tokens} new ones do not fit "
-            f"the context of {policy.name} ({context} tokens)"
-        )
-    if max(ids) >= vocab:
-        raise ValueError(
-            f"prompt {prompt.prompt_id!r}: token {max(ids)} is beyond the {vocab} words of {policy.name}"
-        )
-
-
-def generate(
-    policies: Sequence[Policy],
-    prompts: Sequence[str | Prompt],
-    lambda_: float | Strength = 0.7,
-    *,
-    num_samples: int = 1,
-    rows: int = 32,
-    rule: decode.Rule = linear_rule,
-    **settings,
-) -> list[Completion]:
-    """Returns completions of `prompts` by the policy realigned at `lambda_`, prompt by prompt.
-
-    Args:
-      policies: of `load_policies`, the reference first.
-      lambda_: strength; a tuple for several aligned models.
-      num_samples: completions of each prompt.
-      rows: of a batch.
-      settings: fields of `DecodeConfig`, such as max_new_tokens and temperature.
-    """
-    config = DecodeConfig(**settings)
-    strength = lambda_ if isinstance(lambda_, tuple) else (float(lambda_),)
-    encoded = encode_prompts(policies, as_prompts(prompts), config.max_new_tokens)
-    cells = [Cell(prompt, sample, strength) for prompt in encoded for sample in range(num_samples)]
-    finished = {(c.cell.prompt.id, c.cell.sample): c for c in complete(policies, cells, config, rows, rule)}
-    return [finished[cell.prompt.id, cell.sample] for cell in cells]
 
 
 def complete(
@@ -180,6 +99,12 @@ def warm_up(
     return seconds[0] - seconds[1], seconds[1] / CHUNK
 
 
+def _prompt_hash(cell: Cell) -> np.uint32:
+    """Returns what the cell's draws are seeded by, beside the run's seed and the sample."""
+    turn = f"\0{cell.turn}" if cell.turn else ""
+    return np.uint32(zlib.crc32(f"{cell.prompt.id}{turn}".encode()))
+
+
 def _buckets(cell: Cell) -> tuple[int, ...]:
     return cell.prompt.buckets
 
@@ -203,7 +128,7 @@ class _Batch:
         self.params = tuple(policy.params for policy in policies)
         self.queue: deque[Cell] = deque(cells)
         self.slots: list[_Slot | None] = [None] * rows
-        self.pool: OrderedDict[int | str, decode.Prefilled] = OrderedDict()
+        self.pool: OrderedDict[tuple, decode.Prefilled] = OrderedDict()
         self.key = jax.random.key(config.seed)
         self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p)
         self.eos_ids = {i for policy in policies for i in policy.eos_ids}
@@ -227,7 +152,7 @@ class _Batch:
         """Gives free slots to waiting cells, those of one prompt together."""
         free = [number for number, slot in enumerate(self.slots) if slot is None]
         cells = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
-        for _, group in groupby(zip(free, cells, strict=False), key=lambda pair: pair[1].prompt.id):
+        for _, group in groupby(zip(free, cells, strict=False), key=lambda pair: pair[1].prompt.tokens):
             self._fill_prompt(list(group))
 
     def _fill_prompt(self, filled: list[tuple[int, Cell]]) -> None:
@@ -238,31 +163,31 @@ class _Batch:
             slots[entry], samples[entry] = slot, cell.sample
             weights[entry] = strength_weights(cell.lambda_)
             self.slots[slot] = _Slot(cell)
-        prompt = filled[0][1].prompt
+        first = filled[0][1]
         self.state = decode.fill_slots(
             self.state,
-            self._prefilled(prompt),
+            self._prefilled(first.prompt),
             slots,
             weights,
             self.key,
-            np.uint32(zlib.crc32(str(prompt.id).encode())),
+            _prompt_hash(first),
             samples,
             new_tokens=self.config.max_new_tokens,
             rule=self.rule,
         )
 
     def _prefilled(self, prompt: EncodedPrompt) -> decode.Prefilled:
-        if prompt.id not in self.pool:
-            padded = [
-                tokenizer.pad_left(ids[:-1], bucket)
-                for ids, bucket in zip(prompt.tokens, prompt.buckets, strict=True)
-            ]
-            last = np.array([ids[-1] for ids in prompt.tokens], np.int32)
+        # By what is read: later turns of a prompt differ from sample to sample.
+        if prompt.tokens not in self.pool:
+            contexts, first = zip(*prompt.parts, strict=True)
+            padded = map(tokenizer.pad_left, contexts, prompt.buckets)
             tokens, mask = zip(*padded, strict=True)
-            self.pool[prompt.id] = decode.prefill_prompt(self.configs, self.params, tokens, mask, last)
+            self.pool[prompt.tokens] = decode.prefill_prompt(
+                self.configs, self.params, tokens, mask, np.array(first, np.int32)
+            )
             if len(self.pool) > POOL:
                 self.pool.popitem(last=False)
-        return self.pool[prompt.id]
+        return self.pool[prompt.tokens]
 
     def _take_finished(self, drawn: decode.Drawn) -> Iterator[Completion]:
         for number, slot in enumerate(self.slots):
@@ -319,14 +244,22 @@ class _Batch:
         return count, text[:cut]
 
     def _text(self, slot: _Slot, tokens: list[int]) -> str:
-        return tokenizer.decode_completion(self.policies[-1].tokenizer, slot.cell.prompt.tokens[-1], tokens)
+        policy = self.policies[-1]
+        return tokenizer.decode_completion(
+            policy.tokenizer, before(policy, slot.cell.prompt.tokens[-1]), tokens
+        )
 
     def _check_finite(self, slot: _Slot, end: int) -> None:
-        logprobs = np.concatenate([column.record.model_logprobs for column in slot.drawn])[:end]
-        if np.isfinite(logprobs).all():
+        """Raises ValueError where a model's logits, or those that the rule made of them, are not finite."""
+        drawn = jax.tree.map(lambda *chunks: np.concatenate(chunks)[:end], *slot.drawn)
+        mixed = np.isfinite(drawn.record.logprob) & np.isfinite(drawn.sampling_logprob)
+        finite = np.column_stack([np.isfinite(drawn.record.model_logprobs), mixed])
+        if finite.all():
             return
-        step, model = np.argwhere(~np.isfinite(logprobs))[0]
+        step, column = np.argwhere(~finite)[0]
+        name = (*(p.name for p in self.policies), f"rule {decode.rule_name(self.rule)}")[column]
+        at = f" at λ = {format_strength(slot.cell.lambda_)}" if column == len(self.policies) else ""
         raise ValueError(
-            f"{self.policies[model].name}: logits are not finite at token {step + 1} of the completion of "
-            f"prompt {slot.cell.prompt.id!r}"
+            f"{name}: logits are not finite at token {step + 1} of the completion of "
+            f"prompt {slot.cell.prompt.id!r}{at}"
         )

@@ -25,6 +25,9 @@ LEVEL = 0.95
 ENDED = ("eos", "stop")
 """Finish reasons of completions that were not cut off."""
 
+FEW_GROUPS = 10
+"""Fewer groups that all agree say nothing about how far others may be from them."""
+
 FEW_ENDED = 0.5
 SMALL_ESS = 0.1
 """Shares below which a summary comes with a warning."""
@@ -36,7 +39,7 @@ class Estimate:
 
     mean: float
     low: float
-    """NaN if there is one prompt only: its completions say nothing about others."""
+    """NaN where there is no interval: of one prompt only, or of fewer than 10 that all agree."""
     high: float
     """NaN likewise."""
 
@@ -59,6 +62,8 @@ class Summary:
     n: int
     """Completions."""
     prompts: int
+    coverage: float
+    """Share of all prompts and turns that were decoded at this strength, in (0, 1]; two above ½ overlap."""
     rewards: dict[str, Estimate]
     """Of each reward, over the completions that it gave a number for."""
     scored: dict[str, int]
@@ -92,7 +97,8 @@ def bootstrap_interval(
     """Returns the 95 % interval of the mean when whole groups are drawn with replacement.
 
     A resample's mean is  Σ_g c_g S_g / Σ_g c_g n_g,  group g drawn c_g times, with sum S_g and n_g
-    values. (NaN, NaN) if there is one group only.
+    values. (NaN, NaN) if there is one group only, and if there are fewer than 10 whose means are all
+    equal: their resamples are equal too, an interval of no length, which two prompts do not earn.
 
     Args:
       values: at least one, finite.
@@ -109,6 +115,8 @@ def bootstrap_interval(
     # Deviations: equal values then give an interval of no length, whatever the rounding.
     sums = np.bincount(index, values - center)
     sizes = np.bincount(index).astype(np.float64)
+    if len(numbers) < FEW_GROUPS and np.ptp(sums / sizes) <= 1e-12 * np.abs(values).max():
+        return math.nan, math.nan
     counts = _resample_counts(len(numbers), resamples, seed)
     means = center + (counts @ sums) / (counts @ sizes)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -179,11 +187,22 @@ def summarize(rows: Sequence[dict]) -> list[Summary]:
         by_strength[strength_from_json(row["lambda"])].append(row)
     names = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
     aligned = {name: _rewards(by_strength.get((1.0,), []), name) for name in names}
-    return [_summarize_strength(lambda_, by_strength[lambda_], aligned) for lambda_ in sorted(by_strength)]
+    places = len(_places(rows))
+    return [
+        _summarize_strength(lambda_, by_strength[lambda_], aligned, places)
+        for lambda_ in sorted(by_strength)
+    ]
 
 
-def _summarize_strength(lambda_: tuple[float, ...], rows: list[dict], aligned: dict[str, dict]) -> Summary:
-    """Returns the summary of one strength; `aligned` holds the values of each reward at λ = 1."""
+def _summarize_strength(
+    lambda_: tuple[float, ...], rows: list[dict], aligned: dict[str, dict], places: int
+) -> Summary:
+    """Returns the summary of one strength.
+
+    Args:
+      aligned: the values of each reward at λ = 1.
+      places: prompts and turns of all strengths.
+    """
     prompts = [row["prompt_id"] for row in rows]
     beta = _beta(rows)
     values = {name: found for name in aligned if (found := _rewards(rows, name))}
@@ -197,18 +216,24 @@ def _summarize_strength(lambda_: tuple[float, ...], rows: list[dict], aligned: d
         beta_effective=_beta_effective(beta, lambda_),
         n=len(rows),
         prompts=len(set(prompts)),
+        coverage=len(_places(rows)) / places,
         rewards={
             name: estimate(list(found.values()), [key[0] for key in found]) for name, found in values.items()
         },
         scored={name: len(found) for name, found in values.items()},
         reward_differences={name: difference for name, difference in differences.items() if difference},
-        kl_to_reference=estimate([row["kl_to_reference"] for row in rows], prompts),
+        kl_to_reference=_kl([row["kl_to_reference"] for row in rows], prompts),
         length=estimate([row["length"] for row in rows], prompts),
         log_ratio=None if None in log_ratios else estimate(log_ratios, prompts),
         ended=float(np.mean([row["finish_reason"] in ENDED for row in rows])),
         ess=effective_sample_share(rows),
         tokens=sum(len(row["tokens"]) for row in rows),
     )
+
+
+def _places(rows: Sequence[dict]) -> set[tuple[Hashable, ...]]:
+    """Returns the (prompt_id, turn) that were decoded."""
+    return {(row["prompt_id"], row.get("turn")) for row in rows}
 
 
 def _rewards(rows: list[dict], name: str) -> dict[tuple[Hashable, ...], float]:
@@ -218,6 +243,11 @@ def _rewards(rows: list[dict], name: str) -> dict[tuple[Hashable, ...], float]:
         for row in rows
         if row["rewards"].get(name) is not None
     }
+
+
+def _kl(values: list[float], prompts: list[Hashable]) -> Estimate:
+    # What cannot be negative and is 0 in all is the reference itself: known, whatever the prompts.
+    return estimate(values, prompts) if any(values) else Estimate(0.0, 0.0, 0.0)
 
 
 def _log_ratio(row: dict) -> float | None:

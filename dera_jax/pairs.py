@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dera_jax.data import Prompt, load_records
-from dera_jax.generate import encode_prompts
+from dera_jax.data import load_records
+from dera_jax.encoding import before, encode_prompts
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
+from dera_jax.prompts import Prompt, check_one_turn
 from dera_jax.score import Scored, score_tokens
 from dera_jax.strengths import Strength, strength_to_json
 from dera_jax.tokenizer import encode_completion
@@ -60,11 +61,13 @@ def pairwise_accuracy(
     tokenizer = policies[-1].tokenizer
     eos = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     context = min(policy.config.max_positions for policy in policies)
+    check_one_turn([pair.prompt for pair in pairs])
     prompts, completions = [], []
     for pair, encoded in zip(pairs, encode_prompts(policies, [p.prompt for p in pairs], 1), strict=True):
         for text in (pair.chosen, pair.rejected):
             prompts.append(encoded.tokens)
-            completions.append(encode_completion(tokenizer, encoded.tokens[-1], text) + eos)
+            prompt = before(policies[-1], encoded.tokens[-1])
+            completions.append(encode_completion(tokenizer, prompt, text) + eos)
             if (length := max(map(len, encoded.tokens)) + len(completions[-1])) > context:
                 raise ValueError(
                     f"prompt {encoded.id!r}: {length} tokens with a completion do not fit "

@@ -40,6 +40,9 @@ class Policy:
     """Hash of configuration and weights."""
     beta: float | None = None
     """KL strength it was aligned with, where its manifest tells."""
+    template: str | None = None
+    """Chat template that it reads `messages` through; empty: their contents as raw text. None: the aligned
+    model's, or else the reference's, as all models do."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def load_policies(
     dtype: str = "auto",
     *,
     quantize: str | Sequence[str | None] | None = None,
+    chat_template: str | None = None,
+    reference_chat_template: str | None = None,
     started: Started | None = None,
 ) -> tuple[Policy, ...]:
     """Returns the reference and the aligned policies, in that order.
@@ -71,6 +76,10 @@ def load_policies(
       aligned: one MODEL or several (Appendix B).
       dtype: of parameters and activations: auto (the files' own), float32, bfloat16 or float16.
       quantize: int8 or nf4 for all; or one for each model, the reference first, None for full precision.
+      chat_template: text of the template of all models (default: the aligned model's own, else the
+        reference's).
+      reference_chat_template: of the reference alone, which then reads another text; empty puts a blank
+        line between the messages and has no template.
       started: shows progress.
 
     Raises:
@@ -94,6 +103,10 @@ def load_policies(
     )
     for policy in policies[1:]:
         check_same_vocabulary(policies[0].tokenizer, policy.tokenizer, (policies[0].name, policy.name))
+    if chat_template is not None:
+        policies = tuple(replace(policy, template=chat_template) for policy in policies)
+    if reference_chat_template is not None:
+        policies = (replace(policies[0], template=reference_chat_template), *policies[1:])
     return policies
 
 

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from dera_jax import models
 from dera_jax.batches import Batch, make_batch
-from dera_jax.data import Prompt
-from dera_jax.generate import encode_prompts
+from dera_jax.divergence import encode_texts
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
+from dera_jax.prompts import Prompt
 from dera_jax.realign import mix_logits, strength_weights
 from dera_jax.score import completion_logits
 from dera_jax.strengths import Strength
@@ -51,12 +51,9 @@ def precision_cost(
       rows: of a batch; four models' logits are held at once.
 
     Raises:
-      ValueError: a text of one token, or one too long for a model's context.
+      ValueError: a text of one token, or one too long for a model's context; a model with an encoder.
     """
-    texts = encode_prompts(full, prompts, max_new_tokens=0)
-    for text in texts:
-        if len(text.tokens[0]) < 2:
-            raise ValueError(f"prompt {text.id!r}: expected at least 2 tokens, found {len(text.tokens[0])}")
+    texts = encode_texts(full, prompts)
     weights = strength_weights(lambdas)
     kls, same, groups = [], [], []
     for start in range(0, len(texts), rows):

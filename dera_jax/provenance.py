@@ -14,11 +14,14 @@ def provenance(command: list[str], **more) -> dict:
       command: the words of the command line.
       **more: JSON to add (device, dtype, hashes of models …).
     """
-    packages = ("dera_jax", "jax", "jaxlib", "flax", "numpy", "transformers")
+    import dera_jax  # at the call: the package imports this module before it has a version
+
+    packages = ("jax", "jaxlib", "flax", "numpy", "transformers")
+    versions = {"python": platform.python_version(), "dera_jax": dera_jax.__version__}
     return {
         "command": list(command),
         "git": _git(Path(__file__).resolve().parents[1]),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "versions": versions | {name: _version(name) for name in packages},
         "platform": platform.platform(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **more,

@@ -45,9 +45,13 @@ KEY_FIELDS = ("prompt_id", "sample", "lambda")
 """What a file of rows must have to be one."""
 
 
-def row_key(row: dict) -> tuple[int | str, int, str]:
-    """Returns what tells a row from the others of its run: (prompt_id, sample, text of λ)."""
-    return row["prompt_id"], row["sample"], format_strength(strength_from_json(row["lambda"]))
+RowKey = tuple[int | str, int, str, int]
+
+
+def row_key(row: dict) -> RowKey:
+    """Returns what tells a row from the others of its run: (prompt_id, sample, text of λ, turn)."""
+    strength = format_strength(strength_from_json(row["lambda"]))
+    return row["prompt_id"], row["sample"], strength, row.get("turn", 0)
 
 
 def sort_rows(rows: list[dict]) -> list[dict]:
@@ -152,7 +156,7 @@ class RunFolder:
         """
         self.path = Path(path)
         self.rows: list[dict] = []
-        self.keys: set[tuple[int | str, int, str]] = set()
+        self.keys: set[RowKey] = set()
         self.manifest: dict = {}
         # As it comes back from a file, so that (1, 2) equals [1, 2].
         self._identity = decode_json(encode_json(identity))

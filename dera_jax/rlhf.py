@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dera_jax.batches import Batch, shuffled
 from dera_jax.configs import DecodeConfig, TrainConfig
-from dera_jax.generate import EncodedPrompt
+from dera_jax.encoding import EncodedPrompt
 from dera_jax.losses import leave_one_out, policy_gradient_loss
 from dera_jax.policies import Policy, with_params
 from dera_jax.rewards import Reward

@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from dera_jax.batches import Batch, make_batch
 from dera_jax.configs import DecodeConfig
-from dera_jax.generate import Cell, Completion, EncodedPrompt, complete
+from dera_jax.encoding import EncodedPrompt
+from dera_jax.generate import Cell, Completion, complete
 from dera_jax.policies import Policy
 from dera_jax.rewards import Completions, Reward
 from dera_jax.score import completion_logprobs

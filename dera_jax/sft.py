@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 from dera_jax.batches import Batch, make_batch, shuffled
 from dera_jax.configs import TrainConfig
 from dera_jax.data import Record
+from dera_jax.encoding import before
 from dera_jax.losses import sft_loss
 from dera_jax.policies import Policy
 from dera_jax.score import completion_logprobs
@@ -48,15 +49,14 @@ def encode_examples(policy: Policy, records: Sequence[Record], max_length: int) 
 
 
 def _split(policy: Policy, record: Record) -> tuple[list[int], list[int]]:
-    fields = record.fields
+    fields, reader = record.fields, policy.config.start_token is not None
     if isinstance(fields.get("completion"), str) and isinstance(fields.get("prompt"), str):
-        prompt = encode_prompt(policy.tokenizer, fields["prompt"])
-        return prompt, encode_completion(policy.tokenizer, prompt, fields["completion"])
+        prompt = encode_prompt(policy.tokenizer, fields["prompt"], reader=reader)
+        return prompt, encode_completion(policy.tokenizer, before(policy, prompt), fields["completion"])
     text = fields.get("text", fields.get("prompt"))
-    if not isinstance(text, str):
-        raise ValueError(
-            f"{record.where}: expected text in `prompt` and `completion`, or in `text`; found {', '.join(fields)}"
-        )
+    if not isinstance(text, str) or reader:
+        expected = "text in `prompt` and `completion`" + (", or in `text`" if not reader else "")
+        raise ValueError(f"{record.where}: expected {expected}; found {', '.join(fields)}")
     ids = encode_prompt(policy.tokenizer, text)
     return ids[:1], ids[1:]
 

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,13 +11,16 @@ import jax
 import numpy as np
 
 from dera_jax.configs import DecodeConfig, check_count
-from dera_jax.data import Prompt, as_prompts
-from dera_jax.decode import Rule
-from dera_jax.generate import Cell, Completion, EncodedPrompt, complete, encode_prompts, warm_up
-from dera_jax.policies import Policy
+from dera_jax.conversation import Conversation, converse
+from dera_jax.decode import Rule, rule_name
+from dera_jax.encoding import EncodedPrompt, encode_prompts
+from dera_jax.generate import Completion, warm_up
+from dera_jax.models import cache_bytes
+from dera_jax.policies import Policy, held_bytes
+from dera_jax.prompts import Prompt, as_prompts
 from dera_jax.provenance import provenance
-from dera_jax.realign import is_mixture, linear_rule
-from dera_jax.results import RunFolder, row_key
+from dera_jax.realign import linear_rule
+from dera_jax.results import RowKey, RunFolder, row_key
 from dera_jax.rewards import Reward, parse_rewards
 from dera_jax.stored import add_beta, extent, judge
 from dera_jax.strengths import Strength, format_strength, strength_from_json, strength_to_json
@@ -31,7 +34,9 @@ class Sweep:
     """What is to be decoded and judged."""
 
     policies: tuple[Policy, ...]
-    prompts: tuple[EncodedPrompt, ...]
+    prompts: tuple[Prompt, ...]
+    encoded: tuple[EncodedPrompt, ...]
+    """First turns of the prompts."""
     lambdas: tuple[Strength, ...] | None
     """None: every prompt brings its own."""
     rewards: tuple[Reward, ...]
@@ -50,39 +55,51 @@ class Sweep:
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:
             raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
-        for strength in {strength for prompt in self.prompts for strength in self._strengths(prompt)}:
+        for strength in {s for prompt in self.prompts for each in self._strengths(prompt) for s in each}:
             if len(strength) != aligned:
                 raise ValueError(f"lambda: expected a number for each of {aligned} aligned, found {strength}")
             if max(map(abs, strength)) > float(np.finfo(np.float32).max):
                 raise ValueError(f"lambda: {format_strength(strength)} is too large for float32")
 
     @property
-    def cells(self) -> list[Cell]:
+    def conversations(self) -> list[Conversation]:
         """Everything there is to decode, prompt by prompt."""
         return [
-            Cell(prompt, sample, strength)
-            for prompt in self.prompts
+            Conversation(prompt, encoded, sample, strengths)
+            for prompt, encoded in zip(self.prompts, self.encoded, strict=True)
             for sample in range(self.num_samples)
-            for strength in self._strengths(prompt)
+            for strengths in self._strengths(prompt)
         ]
 
-    def _strengths(self, prompt: EncodedPrompt) -> tuple[Strength, ...]:
+    @property
+    def num_rows(self) -> int:
+        """Completions in all."""
+        return sum(len(conversation.strengths) for conversation in self.conversations)
+
+    def _strengths(self, prompt: Prompt) -> list[tuple[Strength, ...]]:
+        """Returns the strength of each turn, for each conversation that one sample of a prompt leads."""
         if self.lambdas is not None:
-            return self.lambdas
-        own = prompt.prompt.lambda_
+            return [(strength,) * prompt.num_turns for strength in self.lambdas]
+        own = prompt.lambda_
         if own is None:
-            raise ValueError(f"prompt {prompt.id!r} has no `lambda`, which --lambda=prompt needs")
-        # A prompt with one strength per turn: this decodes the first.
-        return ((own[0] if isinstance(own, tuple) else own,),)
+            raise ValueError(f"prompt {prompt.prompt_id!r} has no `lambda`, which --lambda=prompt needs")
+        return [tuple((x,) for x in (own if isinstance(own, tuple) else (own,) * prompt.num_turns))]
 
     @property
     def identity(self) -> dict:
         """What makes rows comparable: a folder holds rows of one identity."""
         reference, *aligned = (policy.fingerprint for policy in self.policies)
+        kinds = [policy.config.quantization for policy in self.policies]
+        templates = [policy.template for policy in self.policies]
+        changing = self.lambdas is None and any(isinstance(p.lambda_, tuple) for p in self.prompts)
         return {
             "models": {"reference": reference, "aligned": aligned},
             "rule": self.rule_name,
             "dtype": self.policies[0].config.dtype,
+            # What was not there at first is left out where it is not used: older folders go on.
+            **({"quantization": kinds} if any(kinds) else {}),
+            **({"templates": templates} if any(t is not None for t in templates) else {}),
+            **({"lambda": "one per turn"} if changing else {}),
             "decode": asdict(self.decode),
         }
 
@@ -116,10 +133,11 @@ def sweep(
     Raises:
       ValueError: bad input; `out` holds another run.
     """
-    decode = DecodeConfig(**settings)
+    decode, asked = DecodeConfig(**settings), as_prompts(prompts)
     plan = Sweep(
         policies=tuple(policies),
-        prompts=tuple(encode_prompts(policies, as_prompts(prompts), decode.max_new_tokens)),
+        prompts=tuple(asked),
+        encoded=tuple(encode_prompts(policies, asked, decode.max_new_tokens)),
         lambdas=None if lambdas is None else tuple(dict.fromkeys(map(_strength, lambdas))),
         rewards=parse_rewards(rewards) if isinstance(rewards, str) else tuple(rewards),
         decode=decode,
@@ -130,7 +148,7 @@ def sweep(
         beta=known_beta(policies) if beta is None else beta,
     )
     if out is None:
-        yield from run_cells(plan, plan.cells, keep=lambda rows: None)
+        yield from run_conversations(plan, {}, keep=lambda rows: None)
         return
     with RunFolder(out, plan.identity, sweep_provenance(plan, sys.argv)) as folder:
         yield from run_sweep(plan, folder)
@@ -170,15 +188,17 @@ def run_sweep(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
 
 
 def _rows(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
-    wanted = {cell_key(cell): cell for cell in plan.cells}
-    missing = [cell for key, cell in wanted.items() if key not in folder.keys]
-    yield from [row for row in folder.rows if row_key(row) in wanted]
-    yield from run_cells(plan, missing, folder.append)
+    wanted = plan_keys(plan)
+    there = {row_key(row): row for row in folder.rows}
+    yield from [row for key, row in there.items() if key in wanted]
+    yield from run_conversations(plan, there, folder.append)
     folder.finish(extent(folder.rows) | {"rows": plan.rows, "beta": plan.beta})
 
 
-def run_cells(plan: Sweep, cells: Sequence[Cell], keep: Callable[[list[dict]], None]) -> Iterator[dict]:
-    """Decodes and judges `cells`, yielding rows after `keep` has taken them."""
+def run_conversations(
+    plan: Sweep, there: Mapping[RowKey, dict], keep: Callable[[list[dict]], None]
+) -> Iterator[dict]:
+    """Decodes and judges what is not `there`, yielding rows after `keep` has taken them."""
     pending: list[dict] = []
     written = time.monotonic()
 
@@ -192,7 +212,11 @@ def run_cells(plan: Sweep, cells: Sequence[Cell], keep: Callable[[list[dict]], N
             keep(rows)
         return rows
 
-    completions = complete(plan.policies, cells, plan.decode, plan.rows, plan.rule)
+    def known(conversation: Conversation, turn: int) -> str | None:
+        row = there.get(turn_key(conversation, turn))
+        return None if row is None else row["completion"]
+
+    completions = converse(plan.policies, plan.conversations, plan.decode, plan.rows, plan.rule, known)
     try:
         for completion in completions:
             pending.append(make_row(plan, completion))
@@ -209,12 +233,11 @@ def make_row(plan: Sweep, completion: Completion) -> dict:
     """Returns the row of a completion, not yet judged."""
     prompt = completion.cell.prompt.prompt
     reference, *aligned = (float(x) for x in completion.model_logprobs.sum(axis=0, dtype="float64"))
-    check_finite(plan, completion)
     return {
         "prompt_id": prompt.prompt_id,
         "sample": completion.cell.sample,
         "seed": plan.decode.seed,
-        "turn": 0,
+        "turn": completion.cell.turn,
         "rule": plan.rule_name,
         "lambda": strength_to_json(completion.cell.lambda_),
         "beta": plan.beta,
@@ -251,20 +274,9 @@ def prompt_tokens(prompt: EncodedPrompt) -> list:
     return each[0] if all(ids == each[0] for ids in each) else each
 
 
-def check_finite(plan: Sweep, completion: Completion) -> None:
-    """Raises ValueError if the rule made NaN of finite logits, or a strength is too large for float32."""
-    finite = np.isfinite(completion.logprobs) & np.isfinite(completion.sampling_logprobs)
-    if not finite.all():
-        raise ValueError(
-            f"rule {plan.rule_name}: logits are not finite at token {np.argmin(finite) + 1} of the "
-            f"completion of prompt {completion.cell.prompt.id!r} at λ = "
-            f"{format_strength(completion.cell.lambda_)}"
-        )
-
-
 def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
     """Adds to `rows` of the plan's prompts each reward that they lack; returns whether there was any."""
-    prompts = {prompt.id: prompt.prompt for prompt in plan.prompts}
+    prompts = {prompt.prompt_id: prompt for prompt in plan.prompts}
     tokenizer = plan.policies[-1].tokenizer
     rows = [row for row in rows if row["prompt_id"] in prompts]
     columns = {row["prompt_id"]: prompts[row["prompt_id"]].columns for row in rows}
@@ -273,9 +285,10 @@ def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
 
 def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
     """Raises ValueError if a prompt of the plan has another text, or is read otherwise, in the rows there."""
-    prompts = {prompt.id: prompt for prompt in plan.prompts}
+    prompts = {prompt.id: prompt for prompt in plan.encoded}
     for row in rows:
-        if row["prompt_id"] not in prompts:
+        # What later turns ask follows from the answers before them.
+        if row["prompt_id"] not in prompts or row.get("turn", 0):
             continue
         prompt = prompts[row["prompt_id"]]
         for name, here in (("prompt", prompt_text(prompt.prompt)), ("prompt_tokens", prompt_tokens(prompt))):
@@ -286,15 +299,15 @@ def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
                 )
 
 
-def cell_key(cell: Cell) -> tuple[int | str, int, str]:
-    """Returns what `row_key` gives for the cell's row."""
-    return cell.prompt.id, cell.sample, format_strength(cell.lambda_)
+def turn_key(conversation: Conversation, turn: int) -> RowKey:
+    """Returns what `row_key` gives for the row of a conversation's turn."""
+    strength = format_strength(conversation.strengths[turn])
+    return conversation.prompt.prompt_id, conversation.sample, strength, turn
 
 
-def rule_name(rule: Rule) -> str:
-    """Returns the name that rows carry: linear, or module:function."""
-    name = getattr(rule, "__qualname__", type(rule).__qualname__)
-    return "linear" if is_mixture(rule) else f"{rule.__module__}:{name}"
+def plan_keys(plan: Sweep) -> set[RowKey]:
+    """Returns what `row_key` gives for each row that the plan leads to."""
+    return {turn_key(c, turn) for c in plan.conversations for turn in range(len(c.strengths))}
 
 
 def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
@@ -316,20 +329,18 @@ def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
         raise ValueError(f"rule {name}: expected a state like that of initial_state, found another")
 
 
-def estimate_seconds(plan: Sweep, cells: int) -> float:
-    """Returns the seconds that so many of the cells take if every completion is as long as it may be."""
-    _, step = warm_up(plan.policies, plan.cells[0], plan.decode, plan.rows, plan.rule)
-    return math.ceil(cells / plan.rows) * plan.decode.max_new_tokens * step
+def estimate_seconds(plan: Sweep, completions: int) -> float:
+    """Returns the seconds that so many completions take if each is as long as it may be."""
+    first = plan.conversations[0].cell(plan.policies, (), plan.decode.max_new_tokens)
+    _, step = warm_up(plan.policies, first, plan.decode, plan.rows, plan.rule)
+    return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
 
 
 def memory_bytes(plan: Sweep) -> dict[str, int]:
-    """Returns what a sweep takes on its device: weights, caches and logits, in bytes."""
-    weights = sum(a.nbytes for policy in plan.policies for a in jax.tree.leaves(policy.params))
+    """Returns what a sweep takes on its device: weights (shared ones once), caches and logits, in bytes."""
     caches = logits = 0
     for number, policy in enumerate(plan.policies):
-        config = policy.config
-        slots = max(p.buckets[number] for p in plan.prompts) + plan.decode.max_new_tokens
-        each = 2 * config.num_layers * config.num_kv_heads * config.head_dim * slots
-        caches += plan.rows * each * jax.numpy.dtype(config.dtype).itemsize
-        logits += plan.rows * config.vocab_size * 4
-    return {"weights": weights, "caches": caches, "logits": logits}
+        bucket = max(p.buckets[number] for p in plan.encoded)
+        caches += cache_bytes(policy.config, plan.rows, bucket, plan.decode.max_new_tokens)
+        logits += plan.rows * policy.config.vocab_size * 4
+    return {"weights": held_bytes(plan.policies), "caches": caches, "logits": logits}

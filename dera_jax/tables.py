@@ -15,6 +15,9 @@ NAME_WIDTH = 20
 
 LEGEND = "larger λ = smaller β = weaker regularization"
 
+LEGEND_OF_SEVERAL = "λ: weight of each aligned model, the reference has the rest"
+"""Of strengths that are vectors, which stand for no single β."""
+
 INTERVALS = "± is half a 95 % interval over prompts"
 
 _LATEX = {
@@ -43,7 +46,13 @@ def format_table(
         raise ValueError(f"--table: expected {', '.join(styles)}, found {style!r}")
     if not summaries:
         raise ValueError("there are no rows to show")
-    return styles[style](_columns(summaries, speed))
+    table = styles[style](_columns(summaries, speed))
+    return f"{table}\n\n{_legend(summaries, table)}" if style == "terminal" else table
+
+
+def _legend(summaries: Sequence[Summary], table: str) -> str:
+    legend = LEGEND_OF_SEVERAL if any(len(summary.lambda_) > 1 for summary in summaries) else LEGEND
+    return f"{legend}; {INTERVALS}" if "±" in table else legend
 
 
 def short_names(names: Sequence[str], width: int = NAME_WIDTH) -> dict[str, str]:
@@ -131,9 +140,7 @@ def _terminal(columns: list[_Column]) -> str:
         if sum(_width(c) + 2 for c in blocks[-1]) + _width(cells) > WIDTH:
             blocks.append([strengths])
         blocks[-1].append(cells)
-    uncertain = any("±" in cell for cells in others for cell in cells)
-    legend = f"{LEGEND}; {INTERVALS}" if uncertain else LEGEND
-    return "\n\n".join([*map(_align, blocks), legend])
+    return "\n\n".join(map(_align, blocks))
 
 
 def _width(cells: list[str]) -> int:

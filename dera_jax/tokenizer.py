@@ -1,11 +1,14 @@
 """Text to token ids and back."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dera_jax.files import read_json
 
 CONTEXT = 4
 """Prompt tokens decoded together with a completion."""
@@ -32,35 +35,96 @@ def encode_prompt(
     text: str | None,
     messages: Sequence[dict] | None = None,
     prefix: str = "",
+    *,
+    template: str | None = None,
+    reader: bool = False,
 ) -> list[int]:
     """Returns the ids of a prompt, with the special tokens that the tokenizer itself begins with.
 
     Args:
-      text: a raw prompt; or None where `messages` go through the chat template.
+      text: a raw prompt; or None where there are `messages`.
       prefix: start of the answer, put behind the prompt.
+      template: chat template for the messages; None is the tokenizer's own, and an empty one puts a
+        blank line between their contents and treats that as raw text.
+      reader: whether an encoder reads the prompt, which then ends as the tokenizer ends it.
 
     Raises:
       ValueError: the prompt has no tokens, or there is no chat template, or it refuses the messages.
     """
+    if reader and prefix:
+        raise ValueError("the prompt has a `prefix`, and a model with an encoder has no place for one")
+    if messages is not None and template == "":
+        text, messages = "\n\n".join(message["content"] for message in messages), None
+        text += "\n\n" if prefix else ""
     if messages is None:
         tokens = tokenizer(text + prefix).input_ids
         # Some tokenizers end every text with EOS, which would end the completion before it starts.
-        if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id:
+        if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id and not reader:
             tokens = tokens[:-1]
-    elif tokenizer.chat_template is None:
-        raise ValueError("the prompt has `messages`, but the tokenizer has no chat template")
     else:
-        try:
-            rendered = tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses the messages: {_one_line(error)}") from error
+        rendered = render_chat(tokenizer, messages, template)
         # The template writes the special tokens itself.
-        tokens = tokenizer(rendered + prefix, add_special_tokens=False).input_ids
+        tokens = tokenizer(rendered + prefix, add_special_tokens=reader).input_ids
+    # Text that says BOS already, to a tokenizer that says it too.
+    if len(tokens) > 1 and tokens[0] == tokens[1] == tokenizer.bos_token_id:
+        tokens = tokens[1:]
     if not tokens:
         raise ValueError("the prompt is empty: it has no tokens")
     return list(tokens)
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict],
+    template: str | None = None,
+    *,
+    answer: bool = True,
+) -> str:
+    """Returns the text of a chat, and with `answer` of where the assistant's next message begins.
+
+    Raises:
+      ValueError: there is no chat template, or it refuses the messages.
+    """
+    if template is None and tokenizer.chat_template is None:
+        raise ValueError(
+            "the prompt has `messages`, but the tokenizer has no chat template; --chat-template=FILE gives one"
+        )
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), chat_template=template, add_generation_prompt=answer, tokenize=False
+        )
+    # A template is a program, and may fail in any way.
+    except Exception as error:
+        raise ValueError(f"the chat template refuses the messages: {_one_line(error)}") from error
+
+
+def read_template(path: Path) -> str:
+    """Returns the chat template in a file: Jinja, or JSON with a `chat_template`, as tokenizers have it.
+
+    Raises:
+      ValueError: no such file, no template in it, or a template that is broken.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.suffix == ".json":
+        settings = read_json(path)
+        text = settings.get("chat_template") if isinstance(settings, dict) else None
+        if not isinstance(text, str):
+            raise ValueError(f"{path}: expected a string in 'chat_template', found {type(text).__name__}")
+    else:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read: {_one_line(error)}") from error
+    if not text.strip():
+        raise ValueError(f"{path}: the chat template is empty")
+    # What transformers adds to the language.
+    plain = re.sub(r"{%-? *(end)?generation *-?%}", "", text)
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    except TemplateError as error:
+        raise ValueError(f"{path}: the chat template is broken: {_one_line(error)}") from error
+    return text
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], text: str) -> list[int]:

@@ -10,9 +10,10 @@ import pytest
 
 from dera_jax import bench, models
 from dera_jax.commands.bench import main
-from dera_jax.data import Prompt
-from dera_jax.generate import Cell, EncodedPrompt
+from dera_jax.encoding import EncodedPrompt
+from dera_jax.generate import Cell
 from dera_jax.policies import save_policy
+from dera_jax.prompts import Prompt
 from dera_jax.realign import mix_logits
 
 TINY = {

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dera_jax import data
-from dera_jax.data import Prompt, as_prompts, load_prompts, load_records
+from dera_jax.data import load_records
+from dera_jax.prompts import Prompt, as_prompts, load_prompts
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -8,8 +8,9 @@ import pytest
 
 from dera_jax import decode, tokenizer
 from dera_jax.configs import DecodeConfig
-from dera_jax.data import Prompt
-from dera_jax.generate import Cell, EncodedPrompt, complete, encode_prompts
+from dera_jax.encoding import EncodedPrompt, encode_prompts
+from dera_jax.generate import Cell, complete
+from dera_jax.prompts import Prompt
 from dera_jax.score import score_tokens
 
 generate = importlib.import_module("dera_jax.generate")

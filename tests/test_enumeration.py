@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from dera_jax.configs import DecodeConfig
-from dera_jax.data import Prompt
-from dera_jax.generate import Cell, EncodedPrompt, complete
+from dera_jax.encoding import EncodedPrompt
+from dera_jax.generate import Cell, complete
+from dera_jax.prompts import Prompt
 from tests.toy import all_completions, exact_logprobs, tiny_policy
 
 PROMPT = (1, 2, 0, 2)

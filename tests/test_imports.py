@@ -12,10 +12,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = """
 0  configs strengths files provenance
 1  realign sampling measure losses rewards tokenizer results metrics
-2  models.linear models.rope models.layers models.decoder models.t5 models.reward models trees data batches tables plots
+2  models.linear models.rope models.layers models.decoder models.t5 models.reward models
+2  trees data prompts batches tables panels plots
 3  loading.files loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
-3  policies decode
-4  reward_models generate score stored rollout
+3  policies encoding decode
+4  reward_models generate conversation score stored rollout
 5  combine training sft rlhf sweep divergence precision pairs torch_baseline bench
 """
 """Modules of `dera_jax`; each imports only what stands above its line, or before it in its line."""

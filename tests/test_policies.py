@@ -187,7 +187,10 @@ def test_bytes_behind_the_last_tensor(folder):
 
 
 TENSORS = {
-    "missing": (None, "{folder}: tensor {name} is missing from the safetensors files (expected shape (32, 64))"),
+    "missing": (
+        None,
+        "{folder}: tensor {name} is missing from the safetensors files (expected shape (32, 64))",
+    ),
     "shape": (jnp.ones((33, 64)), "{file}: tensor {name}: expected shape (32, 64), found (33, 64)"),
     "transposed": (jnp.ones((64, 32)), "{file}: tensor {name}: expected shape (32, 64), found (64, 32)"),
     "whole numbers": (

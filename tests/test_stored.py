@@ -10,9 +10,9 @@ import pytest
 from tokenizers import processors
 
 from dera_jax import load_policies, save_policy, sweep
-from dera_jax.data import Prompt
 from dera_jax.divergence import kl_per_token
 from dera_jax.pairs import as_json, load_pairs, pairwise_accuracy
+from dera_jax.prompts import Prompt
 from dera_jax.results import read_manifest, read_rows
 from dera_jax.rewards import Reward, parse_rewards
 from dera_jax.stored import judge, judge_run

@@ -13,9 +13,10 @@ import pytest
 
 from dera_jax import parse_rewards, read_rows, sweep
 from dera_jax.configs import DecodeConfig
-from dera_jax.data import as_prompts
-from dera_jax.generate import Cell, complete, encode_prompts
+from dera_jax.encoding import encode_prompts
+from dera_jax.generate import Cell, complete
 from dera_jax.policies import with_params
+from dera_jax.prompts import as_prompts
 from dera_jax.realign import mix_logits
 from dera_jax.results import read_manifest, sort_rows
 from dera_jax.rewards import Reward

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,15 @@ PROMPTS, COMPLETIONS = (70, 41, 3), (40, 23, 33)
 """Lengths of the rows of a batch; most distances are beyond those that have buckets."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For models as small as these, threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def random_model(settings: dict, auto=AutoModelForSeq2SeqLM, seed: int = 0):
     """Returns a model on torch none of whose parameters has its initial value."""
     settings = BASE | settings
@@ -65,6 +75,9 @@ def random_model(settings: dict, auto=AutoModelForSeq2SeqLM, seed: int = 0):
             one = "relative" in name or "shared" in name or ("lm_head" in name and scaled)
             width = 1 if one else value.shape[-1] ** 0.5
             value.copy_(1 + 0.3 * noise if "norm" in name else noise / width)
+        # Where embedding and head are tied, a token would otherwise be followed by itself.
+        last = model.get_decoder().final_layer_norm.weight
+        last.copy_((last - 1) / 0.3)
     return model
 
 
@@ -108,19 +121,24 @@ def torch_logits(model, batch, start=BASE["decoder_start_token_id"]):
         ).logits
 
 
+@partial(jax.jit, static_argnames=("config", "count"))
+def jitted_logits(config, params, tokens, mask, count):
+    return models.bind(config, params).completion_logits(tokens, mask, count)
+
+
 def our_logits(policy, batch):
     count = batch.completion_mask.shape[1]
-    logits = jax.jit(lambda p, t, m: models.bind(policy.config, p).completion_logits(t, m, count))
-    return logits(policy.params, batch.tokens, batch.mask)
+    return jitted_logits(policy.config, policy.params, batch.tokens, batch.mask, count)
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=[name for name in SHAPES if name != "mt5"])
 def case(request, tmp_path_factory):
     """A model on torch and the policy read from its files."""
     model = random_model(SHAPES[request.param])
     return model, load_policy(str(save(model, tmp_path_factory.mktemp("model"))))
 
 
+@pytest.mark.parametrize("case", SHAPES, indirect=True, scope="module")
 def test_logits_equal_those_of_torch(case):
     model, policy = case
     batch = random_batch()
@@ -145,6 +163,7 @@ def test_logprobs_equal_those_of_torch(case):
     assert_close(ours, np.where(batch.completion_mask, theirs, 0.0))
 
 
+@pytest.mark.parametrize("case", ["v1.0"], indirect=True, scope="module")
 def test_a_row_is_the_same_alone(case):
     """Other padding of the prompt, none of the completion."""
     _, policy = case
@@ -163,22 +182,15 @@ def test_buckets_equal_those_of_torch(count, far, causal):
     assert len(set(theirs[:6].tolist())) == len(set(theirs[-6:].tolist())) == 1
 
 
-def prefilled(policy, prompt, room):
-    """Returns the cache of one left-padded prompt, with room."""
-
-    @jax.jit
-    def run(params, tokens, mask):
-        return models.grow_cache(models.bind(policy.config, params).prefill(tokens, mask), room)
-
-    padding = max(PROMPTS) - len(prompt)
-    return run(policy.params, np.pad(prompt, (padding, 0))[None], np.arange(max(PROMPTS))[None] >= padding)
+@partial(jax.jit, static_argnames="config")
+def prefilled(config, params, tokens, mask):
+    """Returns the cache of prompts, with room."""
+    return models.grow_cache(models.bind(config, params).prefill(tokens, mask), 45)
 
 
-def step_function(policy):
-    def step(params, token, cache):
-        return models.bind(policy.config, params).step(token, jnp.zeros_like(token), cache)
-
-    return jax.jit(step)
+@partial(jax.jit, static_argnames="config")
+def step(config, params, token, cache):
+    return models.bind(config, params).step(token, jnp.zeros_like(token), cache)
 
 
 def test_cached_steps_equal_teacher_forcing(case):
@@ -189,21 +201,15 @@ def test_cached_steps_equal_teacher_forcing(case):
     fed = np.concatenate([start, batch.completions], axis=1)
     expected = our_logits(policy, batch)
     before = batch.mask.shape[1] - batch.completion_mask.shape[1]
-    prompts = [row[:before][mask[:before]] for row, mask in zip(batch.tokens, batch.mask, strict=True)]
-    caches = [prefilled(policy, prompt, 45) for prompt in prompts]
-    step = step_function(policy)
-
-    def rows(*chosen):
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *chosen)
-
-    cache = rows(*caches)
+    config, params = policy.config, policy.params
+    cache = fresh = prefilled(config, params, batch.tokens[:, :before], batch.mask[:, :before])
     for position in range(20):
-        logits, cache = step(policy.params, fed[:, position], cache)
+        logits, cache = step(config, params, fed[:, position], cache)
         assert_close(logits, expected[:, position])
-    cache = jax.tree.map(lambda all_rows, row: all_rows.at[1].set(row[0]), cache, caches[2])
+    cache = jax.tree.map(lambda now, then: now.at[1].set(then[2]), cache, fresh)
     for position in range(13):
         token = np.array([fed[0, position + 20], fed[2, position], fed[2, position + 20]])
-        logits, cache = step(policy.params, token, cache)
+        logits, cache = step(config, params, token, cache)
         assert_close(logits[::2], expected[::2, position + 20])
         assert_close(logits[1], expected[2, position])
 
@@ -218,20 +224,13 @@ def test_greedy_tokens_equal_those_of_torch(case):
         max_new_tokens=32, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
 
-    @jax.jit
-    def greedy(params):
-        model = models.bind(policy.config, params)
-        token = jnp.full(len(tokens), policy.config.start_token)
-
-        def step(carry, _):
-            logits, cache = model.step(carry[0], carry[0], carry[1])
-            token = logits.argmax(-1).astype(jnp.int32)
-            return (token, cache), token
-
-        cache = models.grow_cache(model.prefill(tokens, mask), 32)
-        return jax.lax.scan(step, (token, cache), length=32)[1].T
-
-    np.testing.assert_array_equal(greedy(policy.params), theirs[:, 1:])
+    cache = prefilled(policy.config, policy.params, tokens, mask)
+    token, ours = np.full(3, policy.config.start_token, np.int32), []
+    for _ in range(32):
+        logits, cache = step(policy.config, policy.params, token, cache)
+        token = np.asarray(logits.argmax(-1))
+        ours.append(token)
+    np.testing.assert_array_equal(np.stack(ours, axis=1), theirs[:, 1:])
     assert theirs.unique().numel() > 10
 
 
@@ -306,8 +305,9 @@ def test_a_head_equal_to_the_embedding(tmp_path):
     assert_close(our_logits(load_policy(str(tmp_path / "new")), batch), expected)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("shape", ["v1.0", "v1.1"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [("v1.0", "bfloat16"), ("v1.1", "bfloat16"), ("v1.1", "float16")]
+)
 def test_half_precision_loses_no_more_than_on_torch(shape, dtype, tmp_path):
     """Torch keeps the last map of each feed-forward block in float32 where activations are float16."""
     folder = save(random_model(SHAPES[shape]).to(getattr(torch, dtype)), tmp_path)
@@ -363,8 +363,10 @@ def adapt(folder, out, **settings):
         ("v1.1", {"target_modules": ["k"], "modules_to_save": ["lm_head"]}),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+# PEFT's own, and that transformers calls every T5 tied.
+@pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing", "ignore:.*save_embedding_layers", "ignore:.*tie"
+)
 def test_an_adapter_changes_what_it_does_on_torch(shape, settings, tmp_path):
     folder = save(random_model(SHAPES[shape]), tmp_path / "base")
     merged = adapt(folder, tmp_path / "adapter", **settings)
@@ -379,6 +381,7 @@ def test_an_adapter_changes_what_it_does_on_torch(shape, settings, tmp_path):
     assert_close(again[real], theirs[real], 5e-5)
 
 
+@pytest.mark.parametrize("case", ["v1.1"], indirect=True, scope="module")
 @pytest.mark.parametrize(("kind", "dtype", "bound"), [("int8", "int8", 0.04), ("nf4", "uint4", 0.4)])
 def test_quantized(kind, dtype, bound, case):
     """Every linear map but the head; logits are off by about what the weights are (1 % and 12 %)."""

@@ -13,8 +13,10 @@ from dera_jax.batches import make_batch, shuffled
 from dera_jax.commands import rlhf as rlhf_command
 from dera_jax.commands import sft as sft_command
 from dera_jax.configs import DecodeConfig, TrainConfig
-from dera_jax.data import Prompt, Record
-from dera_jax.generate import Cell, EncodedPrompt, complete
+from dera_jax.data import Record
+from dera_jax.encoding import EncodedPrompt
+from dera_jax.generate import Cell, complete
+from dera_jax.prompts import Prompt
 from dera_jax.rewards import Reward
 from dera_jax.rlhf import train_policy_gradient
 from dera_jax.score import completion_logprobs

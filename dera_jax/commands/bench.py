@@ -21,7 +21,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from dera_jax.commands.cli import Parser, announce_devices, command
+from dera_jax.commands.cli import Parser, announce_devices, command, command_line, model_names
 from dera_jax.files import write_json
 from dera_jax.provenance import provenance
 
@@ -81,14 +81,13 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
-    sections, rows = _chosen(args.sections), _counts(args.rows)
+    sections, rows, names = _chosen(args.sections), _counts(args.rows), _pair_names(args)
     from dera_jax import bench  # here, because --help should not wait for JAX
 
     config = bench.BenchConfig(args.new_tokens, args.repeats)
     device = announce_devices()
     with_torch = _torch_wanted(args.no_torch)
-    words = ["python", "-m", "eval.bench", *(sys.argv[1:] if argv is None else argv)]
-    report = provenance(words, device=device, cpu_count=os.cpu_count())
+    report = provenance(command_line("eval.bench", argv), device=device, cpu_count=os.cpu_count())
     report["versions"]["torch"] = version("torch") if with_torch else None
     report["settings"] = {**asdict(config), "lambda": bench.LAMBDA, "prompt_tokens": bench.PROMPT_TOKENS}
     report |= {"models": [], **{section: [] for section in sections}}
@@ -96,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Before anything is measured: a name that cannot be written is told now, not in ten minutes.
     save()
     with tempfile.TemporaryDirectory() as folder:
-        for number, policies in enumerate(_pairs(args, Path(folder) / "random")):
+        for number, policies in enumerate(_pairs(names, args.shape, Path(folder) / "random")):
             report["models"].append(_describe(policies))
             print(f"\n{_title(report['models'][-1])}", flush=True)
             torch_pair = _torch_pair(policies, Path(folder) / str(number), device) if with_torch else None
@@ -125,14 +124,22 @@ def _measure(sections, policies, rows, config, torch_pair, prompts: str | None) 
                 yield section, bench.bench_overhead(policies, count, config, progress)
 
 
-def _pairs(args, folder: Path) -> Iterator[tuple]:
+def _pair_names(args) -> tuple[str | None, str | None]:
+    """Returns the reference and the aligned model; None and None stand for the toy pair."""
+    reference, aligned = model_names(args)
+    if aligned and len(aligned) > 1:
+        raise ValueError(f"--aligned: expected one model, found {len(aligned)} in {args.aligned!r}")
+    return reference, aligned and aligned[0]
+
+
+def _pairs(names: tuple[str | None, str | None], shape: str, folder: Path) -> Iterator[tuple]:
     """Yields the given pair, or the toy, and then the random one."""
     from dera_jax.bench import random_policies
     from dera_jax.policies import load_policies
 
-    yield load_policies(args.reference, args.aligned)
-    if args.shape != "none":
-        policies = random_policies(folder, SHAPES[args.shape])
+    yield load_policies(*names)
+    if shape != "none":
+        policies = random_policies(folder, SHAPES[shape])
         name = f"random Llama of {_num_parameters(policies[0]) / 1e6:.1f} M parameters"
         yield tuple(replace(policy, name=name) for policy in policies)
 
@@ -165,8 +172,9 @@ def _torch_wanted(no_torch: bool) -> bool:
 
 def _sweep_prompts(spec: str | None, policies, new_tokens: int):
     from dera_jax import bench
-    from dera_jax.data import ASSETS, SHIPPED, as_prompts, load_prompts
-    from dera_jax.generate import encode_prompts
+    from dera_jax.data import ASSETS, SHIPPED
+    from dera_jax.encoding import encode_prompts
+    from dera_jax.prompts import as_prompts, load_prompts
 
     if spec is None and (ASSETS / SHIPPED["toy"]).is_file():
         spec = "toy"

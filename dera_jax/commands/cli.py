@@ -160,6 +160,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="of parameters and activations; auto is the files' own",
     )  # fmt: skip
     group.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="Jinja file that `messages` go through (default: the aligned model's own, else the reference's)",
+    )
+    group.add_argument(
+        "--reference-chat-template", metavar="FILE|none",
+        help="of the reference alone; none: the messages' contents as raw text",
+    )  # fmt: skip
+    group.add_argument(
         "--quantize",
         metavar="int8|nf4",
         help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",

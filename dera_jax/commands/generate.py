@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = cli.decode_config(args)
     check_count("--num-samples", args.num_samples)
 
-    from dera_jax.data import Prompt, load_prompts
+    from dera_jax.prompts import Prompt, load_prompts
     from dera_jax.strengths import format_strength, parse_strengths, strength_from_json
     from dera_jax.sweep import sweep
 

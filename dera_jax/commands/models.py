@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -41,7 +42,9 @@ def load_models(args: argparse.Namespace, names: list[str] | None = None, quanti
     kinds = parse_quantize(quantize or args.quantize, 1 + len(aligned or [1]))
     start = time.perf_counter()
     with closing(_Bars()) as bars:
-        policies = load_policies(reference, aligned, args.dtype, quantize=kinds, started=bars.start)
+        policies = load_policies(
+            reference, aligned, args.dtype, quantize=kinds, started=bars.start, **_templates(args)
+        )
     described = " and ".join(dict.fromkeys(map(_described, policies)))
     print(
         f"loaded {len(policies)} models ({described}): {_size(held_bytes(policies))} "
@@ -49,6 +52,18 @@ def load_models(args: argparse.Namespace, names: list[str] | None = None, quanti
         file=sys.stderr,
     )
     return policies
+
+
+def _templates(args: argparse.Namespace) -> dict[str, str | None]:
+    """Returns the texts of --chat-template and --reference-chat-template."""
+    from dera_jax.tokenizer import read_template
+
+    texts: dict[str, str | None] = {}
+    for name in ("chat_template", "reference_chat_template"):
+        file = getattr(args, name)
+        none = file == "none" and name == "reference_chat_template"
+        texts[name] = "" if none else file and read_template(Path(file))
+    return texts
 
 
 class _Bars:

@@ -84,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from dera_jax.configs import DecodeConfig
-    from dera_jax.data import load_prompts
-    from dera_jax.generate import encode_prompts
+    from dera_jax.encoding import encode_prompts
     from dera_jax.policies import load_policy
+    from dera_jax.prompts import check_one_turn, load_prompts
     from dera_jax.rewards import parse_rewards
     from dera_jax.rlhf import train_policy_gradient
 
@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.announce_devices()
     policy = load_policy(args.model, args.dtype)
     reference = load_policy(args.reference, args.dtype) if args.reference else policy
+    check_one_turn(prompts)
     encoded = encode_prompts((policy,), prompts, decode.max_new_tokens)
     print(f"{len(encoded)} prompts, β = {args.beta:g}, reward {args.reward}", file=sys.stderr)
     manifest = {

@@ -16,10 +16,21 @@ from pathlib import Path
 from dera_jax.commands import cli
 from dera_jax.commands.models import load_models
 
+TEMPLATES = ("chat_template", "reference_chat_template")
 OPTIONS = {
     "run": {"reward", "prompts"},
-    "pairs": {"lambda_", "num_prompts", "rows", "out", "reference", "aligned", "dtype", "quantize"},
-    "models": {"prompts", "num_prompts", "rows", "out", "dtype", "quantize", "lambda_"},
+    "pairs": {
+        "lambda_",
+        "num_prompts",
+        "rows",
+        "out",
+        "reference",
+        "aligned",
+        "dtype",
+        "quantize",
+        *TEMPLATES,
+    },
+    "models": {"prompts", "num_prompts", "rows", "out", "dtype", "quantize", "lambda_", *TEMPLATES},
 }
 """What can be done, each with the options that have a meaning there."""
 
@@ -91,7 +102,7 @@ def make_parser() -> cli.Parser:
 
 def _score_run(args) -> None:
     from dera_jax import metrics, plots, results, tables
-    from dera_jax.data import load_prompts
+    from dera_jax.prompts import load_prompts
     from dera_jax.rewards import parse_rewards
     from dera_jax.stored import judge_run
 
@@ -128,7 +139,7 @@ def _score_pairs(args) -> None:
 
 
 def _score_models(args) -> None:
-    from dera_jax.data import load_prompts
+    from dera_jax.prompts import load_prompts
 
     names = args.models.split(",")
     if len(names) < 2 or not all(names) or (len(names) > 2 and not args.quantize):

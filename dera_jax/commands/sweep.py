@@ -110,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
-    from dera_jax.data import load_prompts
-    from dera_jax.generate import encode_prompts
+    from dera_jax.encoding import encode_prompts
+    from dera_jax.prompts import load_prompts
     from dera_jax.rewards import parse_rewards
     from dera_jax.strengths import PER_PROMPT, parse_strengths
     from dera_jax.sweep import Sweep, known_beta
@@ -125,10 +125,10 @@ def _plan(args, decode):
     rule, rule_name = cli.load_rule(args.rule)
     cli.announce_devices()
     policies = load_models(args)
-    encoded = tuple(encode_prompts(policies, prompts, decode.max_new_tokens))
     return Sweep(
         policies=policies,
-        prompts=encoded,
+        prompts=tuple(prompts),
+        encoded=tuple(encode_prompts(policies, prompts, decode.max_new_tokens)),
         lambdas=lambdas,
         rewards=rewards,
         decode=decode,
@@ -147,23 +147,38 @@ def _prompts(args) -> str:
 def _run_with_progress(plan, folder) -> float:
     """Adds what is missing; returns the seconds it took, compilation apart, or 0 if rows were there."""
     from dera_jax.generate import warm_up
-    from dera_jax.sweep import cell_key, run_sweep
+    from dera_jax.sweep import plan_keys, run_sweep
 
     before = len(folder.rows)
     found = run_sweep(plan, folder)
-    missing = [cell for cell in plan.cells if cell_key(cell) not in folder.keys]
-    shapes = {cell.prompt.buckets: cell for cell in missing}
-    compiling = sum(warm_up(plan.policies, c, plan.decode, plan.rows, plan.rule)[0] for c in shapes.values())
-    if missing:
+    wanted = plan_keys(plan)
+    if wanted - folder.keys:
+        # Later turns are longer, and compile when their turn comes.
+        compiling = sum(
+            warm_up(plan.policies, cell, plan.decode, plan.rows, plan.rule)[0]
+            for cell in _first_cells(plan, folder.keys).values()
+        )
         print(f"compiled in {compiling:.1f} s", file=sys.stderr)
     start = time.perf_counter()
     with (
-        tqdm(total=len(plan.cells), unit="completion", dynamic_ncols=True) as bar,
+        tqdm(total=plan.num_rows, unit="completion", dynamic_ncols=True) as bar,
         closing(found),
     ):
         for _ in found:
             bar.update()
+    if left := len(wanted - folder.keys):
+        print(
+            f"warning: {left} later turns did not fit the models' context and are not there", file=sys.stderr
+        )
     return 0.0 if before else time.perf_counter() - start
+
+
+def _first_cells(plan, there) -> dict:
+    """Returns a first turn that is not there yet for each shape that they have."""
+    from dera_jax.sweep import turn_key
+
+    missing = [c for c in plan.conversations if turn_key(c, 0) not in there]
+    return {c.first.buckets: c.cell(plan.policies, (), plan.decode.max_new_tokens) for c in missing}
 
 
 def _report(out: Path, rows: list[dict], seconds: float) -> None:
@@ -188,25 +203,28 @@ def _folder_name(plan) -> str:
 
     reference, *aligned = (Path(policy.name).resolve().name for policy in plan.policies)
     # The first prompt stands for all, whose number may grow.
-    first = plan.prompts[0]
-    told = json.dumps([plan.identity, first.id, prompt_text(first.prompt)])
+    first = plan.encoded[0].prompt
+    told = json.dumps([plan.identity, first.prompt_id, prompt_text(first)])
     return f"{reference}-{'+'.join(aligned)}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def _dry_run(plan, out: Path) -> str:
     from dera_jax.results import read_rows, row_key
-    from dera_jax.sweep import cell_key, estimate_seconds, memory_bytes
+    from dera_jax.sweep import estimate_seconds, memory_bytes, plan_keys
 
     memory = memory_bytes(plan)
     parts = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in memory.items())
     there = set(map(row_key, read_rows(out))) if (out / "rows.jsonl").exists() else set()
-    missing = [cell for cell in plan.cells if cell_key(cell) not in there]
-    found = f", {len(plan.cells) - len(missing)} of them there already" if there else ""
+    wanted = plan_keys(plan)
+    missing = len(wanted - there)
+    found = f", {len(wanted) - missing} of them there already" if there else ""
+    turns = plan.num_rows / len(plan.conversations)
     return (
-        f"{len(plan.cells)} completions: {len(plan.prompts)} prompts × {plan.num_samples} samples × "
-        f"{len(plan.lambdas or [1])} strengths, {plan.rows} rows at a time{found}\n"
+        f"{plan.num_rows} completions: {len(plan.prompts)} prompts × {plan.num_samples} samples × "
+        f"{len(plan.lambdas or [1])} strengths{f' × {turns:g} turns' if turns > 1 else ''}, "
+        f"{plan.rows} rows at a time{found}\n"
         f"memory: {sum(memory.values()) / 2**20:.1f} MiB ({parts})\n"
-        f"time: at most {estimate_seconds(plan, len(missing)):.0f} s, "
-        f"if all {len(missing) * plan.decode.max_new_tokens} tokens are drawn\n"
+        f"time: at most {estimate_seconds(plan, missing):.0f} s, "
+        f"if all {missing * plan.decode.max_new_tokens} tokens are drawn\n"
         f"folder: {out}"
     )

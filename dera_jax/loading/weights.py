@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Sharding
 
 from dera_jax import models
 from dera_jax.loading import names, tensors
@@ -95,16 +95,17 @@ def read_params(
     Raises:
       ValueError: values that are not finite; with the tensor's name.
     """
-    here = SingleDeviceSharding(jax.devices()[0])
     quantize = jax.jit(quantize_kernel, static_argnames="kind")
     params = {}
     # File by file, so that the pages of one at a time are in memory.
     for path, (tensor, source) in sorted(found.items(), key=lambda item: (item[1][0].file, item[1][0].name)):
         shape = source.ours(tensor.shape)
-        sharding = place(path, shape) if place else here
-        value = jax.make_array_from_callback(
-            shape, sharding, lambda index, t=tensor, s=source: _read(t, s, index, dtype, seen)
-        )
+        if place:
+            value = jax.make_array_from_callback(
+                shape, place(path, shape), lambda index, t=tensor, s=source: _read(t, s, index, dtype, seen)
+            )
+        else:
+            value = jax.device_put(_read(tensor, source, (slice(None),) * len(shape), dtype, seen))
         if quantization and is_quantized(path):
             parts = quantize(value, quantization)
             params |= {path.removesuffix("kernel") + name: part for name, part in parts.items()}

@@ -11,9 +11,12 @@ A cache is a named tuple of arrays with rows as the first axis, `mask` and `inde
 a prompt is context and what is the first token to feed, `split_prompt` tells.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dera_jax.models.decoder import Decoder, DecoderConfig
@@ -29,6 +32,7 @@ __all__ = [
     "KVCache",
     "ModelConfig",
     "bind",
+    "cache_bytes",
     "grow_cache",
     "init_params",
     "linear_maps",
@@ -52,11 +56,24 @@ def init_params(config: WeightsConfig, seed: int) -> dict:
     return nnx.to_pure_dict(nnx.state(_build(config, seed), nnx.Param))
 
 
-def split_prompt(config: ModelConfig, tokens: Sequence[int]) -> tuple[Sequence[int], int]:
-    """Returns what is prefilled of a prompt, and the token that the first step is fed."""
-    if config.start_token is None:
-        return tokens[:-1], tokens[-1]
-    return tokens, config.start_token
+def split_prompt(start_token: int | None, tokens: Sequence[int]) -> tuple[Sequence[int], int]:
+    """Returns what is prefilled of a prompt, and the token that the first step is fed.
+
+    Args:
+      start_token: of the model's configuration; None where the model continues the prompt itself.
+    """
+    return (tokens[:-1], tokens[-1]) if start_token is None else (tokens, start_token)
+
+
+def cache_bytes(config: ModelConfig, rows: int, bucket: int, new_tokens: int) -> int:
+    """Returns the bytes of a cache of `rows` prompts of `bucket` tokens, with room for `new_tokens` more."""
+
+    def prefilled(params):
+        tokens = jnp.zeros((rows, bucket), jnp.int32)
+        return grow_cache(bind(config, params).prefill(tokens, tokens == 0), new_tokens)
+
+    shapes = jax.eval_shape(prefilled, param_shapes(config))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(shapes))
 
 
 def linear_maps(model: nnx.Module) -> dict[str, Linear]:

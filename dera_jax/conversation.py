@@ -1,0 +1,127 @@
+"""Prompts to completions, turn by turn: a later turn continues from the answers before it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+from dera_jax.configs import DecodeConfig
+from dera_jax.decode import Rule
+from dera_jax.encoding import DoesNotFit, EncodedPrompt, encode_prompts, encode_turn
+from dera_jax.generate import Cell, Completion, complete
+from dera_jax.policies import Policy
+from dera_jax.prompts import Prompt, as_prompts
+from dera_jax.realign import linear_rule
+from dera_jax.strengths import Strength
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt, answered at one strength (or one for each turn) with one sample's noise."""
+
+    prompt: Prompt
+    first: EncodedPrompt
+    """Its first turn."""
+    sample: int
+    strengths: tuple[Strength, ...]
+    """Of each turn."""
+
+    def cell(self, policies: Sequence[Policy], answers: Sequence[str], max_new_tokens: int) -> Cell:
+        """Returns the turn after the `answers`.
+
+        Raises:
+          DoesNotFit: it is too long for a model's context.
+        """
+        turn = len(answers)
+        asked = encode_turn(policies, self.prompt, answers, max_new_tokens) if turn else self.first
+        return Cell(asked, self.sample, self.strengths[turn], turn)
+
+
+def generate(
+    policies: Sequence[Policy],
+    prompts: Sequence[str | dict | Prompt],
+    lambda_: object = 0.7,
+    *,
+    num_samples: int = 1,
+    rows: int = 32,
+    rule: Rule = linear_rule,
+    **settings,
+) -> list[Completion]:
+    """Returns completions of `prompts` by the policy realigned at `lambda_`, prompt by prompt.
+
+    Of a prompt with several turns every answer is there, those of one sample after each other.
+
+    Args:
+      policies: of `load_policies`, the reference first.
+      lambda_: strength, a number; a tuple of them for several aligned models.
+      num_samples: completions of each prompt.
+      rows: of a batch.
+      settings: fields of `DecodeConfig`, such as max_new_tokens and temperature.
+
+    Raises:
+      ValueError: bad input; or a rule whose logits are not finite.
+    """
+    config, strength = DecodeConfig(**settings), _strength(lambda_, len(policies) - 1)
+    prompts = as_prompts(prompts)
+    conversations = [
+        Conversation(prompt, encoded, sample, (strength,) * prompt.num_turns)
+        for prompt, encoded in zip(
+            prompts, encode_prompts(policies, prompts, config.max_new_tokens), strict=True
+        )
+        for sample in range(num_samples)
+    ]
+    order = {(c.prompt.prompt_id, c.sample): number for number, c in enumerate(conversations)}
+    made = converse(policies, conversations, config, rows, rule)
+    return sorted(made, key=lambda c: (order[c.cell.prompt.id, c.cell.sample], c.cell.turn))
+
+
+def converse(
+    policies: Sequence[Policy],
+    conversations: Sequence[Conversation],
+    config: DecodeConfig,
+    rows: int,
+    rule: Rule = linear_rule,
+    known: Callable[[Conversation, int], str | None] = lambda conversation, turn: None,
+) -> Iterator[Completion]:
+    """Yields every answer as it ends, first turns first.
+
+    A conversation whose next turn would not fit a model's context ends there.
+
+    Args:
+      known: the answer of a turn that was given before, which is not given again.
+    """
+    answers: list[list[str]] = [[] for _ in conversations]
+    for turn in range(max((len(c.strengths) for c in conversations), default=0)):
+        waiting: dict[tuple, list[str]] = {}
+        cells = []
+        for conversation, given in zip(conversations, answers, strict=True):
+            if len(given) != turn or turn == len(conversation.strengths):
+                continue
+            if (answer := known(conversation, turn)) is not None:
+                given.append(answer)
+                continue
+            try:
+                cells.append(conversation.cell(policies, given, config.max_new_tokens))
+            except DoesNotFit:
+                if turn == 0:
+                    raise
+                continue
+            waiting[_key(cells[-1])] = given
+        for completion in complete(policies, cells, config, rows, rule):
+            waiting[_key(completion.cell)].append(completion.text)
+            yield completion
+
+
+def _key(cell: Cell) -> tuple:
+    return cell.prompt.id, cell.sample, cell.lambda_
+
+
+def _strength(value: object, num_aligned: int) -> Strength:
+    """Returns the weights of the aligned models; one model alone (none aligned) takes ()."""
+    values = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(v, Real) and not isinstance(v, bool) for v in values):
+        raise ValueError(
+            f"lambda_: expected a number, or a tuple of one for each aligned model, got {value!r}"
+        )
+    if len(values) != num_aligned:
+        raise ValueError(f"lambda_: expected a number for each of {num_aligned} aligned, got {value!r}")
+    return tuple(map(float, values))

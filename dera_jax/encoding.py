@@ -1,0 +1,101 @@
+"""Prompts as token ids: what each model reads of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dera_jax import models, tokenizer
+from dera_jax.policies import Policy
+from dera_jax.prompts import Prompt
+
+
+class DoesNotFit(ValueError):
+    """A prompt is too long for a model's context."""
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as each model reads it."""
+
+    prompt: Prompt
+    tokens: tuple[tuple[int, ...], ...]
+    """Ids, for each model."""
+    start_tokens: tuple[int | None, ...] = ()
+    """What each model's decoder begins with, None where it continues the prompt. Empty: all of them do."""
+
+    @property
+    def parts(self) -> tuple[tuple[Sequence[int], int], ...]:
+        """What each model prefills, and the token it is fed first."""
+        start_tokens = self.start_tokens or (None,) * len(self.tokens)
+        return tuple(map(models.split_prompt, start_tokens, self.tokens))
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Slots that each model prefills."""
+        return tuple(tokenizer.bucket_length(len(context)) for context, _ in self.parts)
+
+    @property
+    def id(self) -> int | str:
+        """The prompt's id."""
+        return self.prompt.prompt_id
+
+
+def encode_prompts(
+    policies: Sequence[Policy], prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[EncodedPrompt]:
+    """Returns the first turn of prompts as ids.
+
+    All models read the same text, through the aligned model's chat template or else the reference's,
+    unless a policy has a `template` of its own.
+
+    Raises:
+      ValueError: an empty prompt, or one too long for a model's context; with its id.
+    """
+    return [encode_turn(policies, prompt, (), max_new_tokens) for prompt in prompts]
+
+
+def encode_turn(
+    policies: Sequence[Policy], prompt: Prompt, answers: Sequence[str], max_new_tokens: int
+) -> EncodedPrompt:
+    """Returns what a prompt asks after the `answers` to its turns before.
+
+    Raises:
+      DoesNotFit: it is too long for a model's context.
+      ValueError: it is empty, or a chat template refuses it.
+    """
+    asked = prompt.at_turn(answers)
+    templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
+    tokens = []
+    for policy in policies:
+        reader = policy if policy.template is not None else templated
+        try:
+            ids = tokenizer.encode_prompt(
+                reader.tokenizer,
+                asked.text,
+                asked.messages,
+                asked.prefix,
+                template=policy.template,
+                reader=policy.config.start_token is not None,
+            )
+        except ValueError as error:
+            raise ValueError(f"prompt {prompt.prompt_id!r}: {error}") from error
+        _check_fits(policy, prompt, ids, max_new_tokens)
+        tokens.append(tuple(ids))
+    return EncodedPrompt(asked, tuple(tokens), tuple(policy.config.start_token for policy in policies))
+
+
+def before(policy: Policy, tokens: Sequence[int]) -> Sequence[int]:
+    """Returns the tokens of a prompt that its completion continues: none where an encoder has read them."""
+    return tokens if policy.config.start_token is None else ()
+
+
+def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
+    context, vocab = policy.config.max_positions, policy.config.vocab_size
+    if len(ids) + max_new_tokens > context:
+        raise DoesNotFit(
+            f"prompt {prompt.prompt_id!r}: {len(ids)} tokens and {max_new_tokens} new ones do not fit "
+            f"the context of {policy.name} ({context} tokens)"
+        )
+    if max(ids) >= vocab:
+        raise ValueError(
+            f"prompt {prompt.prompt_id!r}: token {max(ids)} is beyond the {vocab} words of {policy.name}"
+        )

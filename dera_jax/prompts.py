@@ -1,0 +1,214 @@
+"""Prompts: what is asked of the policies, from records, each with a stable id."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from dera_jax.data import json_kind, load_records
+from dera_jax.strengths import turn_strengths
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked of the policies: exactly one of `text` and `messages`."""
+
+    prompt_id: int | str
+    """Names the prompt in rows and seeds its draws."""
+    text: str | None = None
+    """Raw text, given to the tokenizer as it is."""
+    messages: tuple[dict, ...] | None = None
+    """With `role` and `content`, for the chat template. Where a user's message is followed by another of
+    the user, or ends the list, the policies answer: that many turns it has."""
+    lambda_: float | tuple[float, ...] | None = None
+    """The prompt's own strength, or one per turn."""
+    prefix: str | tuple[str, ...] = ""
+    """Start of every answer, which the policies continue, or one per turn."""
+    columns: dict = field(default_factory=dict)
+    """Every other field, handed to rewards."""
+
+    @classmethod
+    def of(cls, value: object, number: int = 0, where: str | None = None) -> "Prompt":
+        """Returns the prompt that a text, a record's fields or a prompt stand for.
+
+        Args:
+          value: a string is raw text.
+          number: the id of a prompt without `id`.
+          where: file and line, for errors.
+
+        Raises:
+          ValueError: a field is missing, empty or of the wrong kind.
+
+        >>> Prompt.of({"prompt": "Once", "topic": "tales"}, number=3)
+        Prompt(prompt_id=3, text='Once', messages=None, lambda_=None, prefix='', columns={'topic': 'tales'})
+        """
+        where = where or f"prompt {number}"
+        if isinstance(value, Prompt):
+            return value
+        if isinstance(value, str):
+            value = {"prompt": value}
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: expected a string or an object with fields, found {json_kind(value)}")
+        # Tables fill the fields a row does not have with null.
+        columns = dict(value)
+        known = {name: columns.pop(name, None) for name in FIELDS}
+        if known["id"] is None and "turns" in value:  # MT-Bench
+            known["id"] = columns.pop("question_id", None)
+        asked = [name for name in ("prompt", "messages", "turns") if known[name] is not None]
+        if len(asked) != 1:
+            found = ", ".join(map(str, value)) or "none"
+            raise ValueError(
+                f"{where}: expected one of the fields 'prompt' and 'messages' (or 'turns'), found {found}"
+            )
+        prompt = cls(
+            prompt_id=number if known["id"] is None else _id(known["id"], where),
+            text=None if known["prompt"] is None else _text(known["prompt"], "prompt", where),
+            messages=_asked_messages(known, where),
+            lambda_=None if known["lambda"] is None else _lambda(known["lambda"], where),
+            prefix=_prefix(known["prefix"], where),
+            columns=columns,
+        )
+        for name, given in (("lambda", prompt.lambda_), ("prefix", prompt.prefix)):
+            if isinstance(given, tuple) and len(given) != prompt.num_turns:
+                raise ValueError(
+                    f"{where}: {name}: expected one for each of {prompt.num_turns} turns, found {len(given)}"
+                )
+        return prompt
+
+    @property
+    def num_turns(self) -> int:
+        """How often the policies answer."""
+        return 1 if self.messages is None else len(_answered(self.messages))
+
+    def at_turn(self, answers: Sequence[str]) -> "Prompt":
+        """Returns what is asked after the `answers` to the turns before.
+
+        >>> chat = Prompt.of({"turns": ["Hi", "Why?"]})
+        >>> [message["content"] for message in chat.at_turn(["Hello."]).messages]
+        ['Hi', 'Hello.', 'Why?']
+        """
+        turn = len(answers)
+        prefixes = self.prefix if isinstance(self.prefix, tuple) else (self.prefix,) * self.num_turns
+        if self.messages is None:
+            return replace(self, prefix=prefixes[0])
+        messages, ends = list(self.messages), _answered(self.messages)
+        said = messages[: ends[turn] + 1]
+        # From the last on, so that the places before stay where they are.
+        for end, prefix, answer in reversed(list(zip(ends, prefixes, answers, strict=False))):
+            said.insert(end + 1, {"role": "assistant", "content": prefix + answer})
+        return replace(self, messages=tuple(said), prefix=prefixes[turn])
+
+
+FIELDS = ("id", "prompt", "messages", "turns", "lambda", "prefix")
+
+
+def _answered(messages: Sequence[Mapping]) -> list[int]:
+    """Returns the positions of the messages that the policies answer."""
+    last = len(messages) - 1
+    return [
+        n for n, message in enumerate(messages)
+        if n == last or message["role"] == messages[n + 1]["role"] == "user"
+    ]  # fmt: skip
+
+
+def load_prompts(spec: str, limit: int | None = None) -> list[Prompt]:
+    """Returns the first `limit` prompts of `spec`, or all; there may be fewer.
+
+    Args:
+      spec: `FILE.jsonl` (or `.jsonl.gz`, `.parquet`, `.txt`), `hf:org/set[:split]`,
+        `tfds:name[:split]`, or a shipped name, `toy` or `chat`.
+      limit: ≥ 1; None is all.
+
+    Raises:
+      ValueError: no such data, a broken line, or two prompts with one id.
+    """
+    records = load_records(spec, limit)
+    prompts = [Prompt.of(r.fields, r.number, r.where) for r in records]
+    _refuse_duplicates(prompts, [r.where for r in records])
+    return prompts
+
+
+def as_prompts(prompts: object) -> list[Prompt]:
+    """Returns prompts from a list of texts, objects with fields, or prompts; without `id`, the id is the position.
+
+    Raises:
+      ValueError: `prompts` is one string, or a prompt is broken, or two have one id.
+    """
+    if isinstance(prompts, (str, Mapping, Prompt)):
+        raise ValueError(f"prompts: expected a list of prompts, found {json_kind(prompts)}")
+    prompts = [Prompt.of(value, number) for number, value in enumerate(prompts)]
+    _refuse_duplicates(prompts, [f"prompt {number}" for number in range(len(prompts))])
+    return prompts
+
+
+def check_one_turn(prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError where a prompt asks for more than one answer."""
+    for prompt in prompts:
+        if prompt.num_turns > 1:
+            raise ValueError(f"prompt {prompt.prompt_id!r}: expected one turn, found {prompt.num_turns}")
+
+
+def _refuse_duplicates(prompts: list[Prompt], where: list[str]) -> None:
+    first: dict[int | str, str] = {}
+    for prompt, place in zip(prompts, where, strict=True):
+        if prompt.prompt_id in first:
+            raise ValueError(
+                f"{place}: id {prompt.prompt_id!r} is already taken by {first[prompt.prompt_id]}"
+            )
+        first[prompt.prompt_id] = place
+
+
+def _id(value: object, where: str) -> int | str:
+    if isinstance(value, (int, str)) and not isinstance(value, bool) and value != "":
+        return value
+    raise ValueError(f"{where}: id: expected a whole number or a string, found {json_kind(value)}")
+
+
+def _text(value: object, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        hint = "; a chat goes in the field 'messages'" if name == "prompt" and isinstance(value, list) else ""
+        raise ValueError(f"{where}: {name}: expected a string, found {json_kind(value)}{hint}")
+    if not value:
+        raise ValueError(f"{where}: {name} is empty")
+    return value
+
+
+def _messages(value: object, where: str) -> tuple[dict, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{where}: messages: expected a list, found {json_kind(value)}")
+    if not value:
+        raise ValueError(f"{where}: messages is empty")
+    for i, message in enumerate(value):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"{where}: messages[{i}]: expected an object with 'role' and 'content'")
+        for name in ("role", "content"):
+            if not isinstance(message[name], str):
+                found = json_kind(message[name])
+                raise ValueError(f"{where}: messages[{i}]: {name}: expected a string, found {found}")
+    if value[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{where}: messages: expected the last one to be the user's, found the assistant's; "
+            "the start of an answer goes in the field 'prefix'"
+        )
+    return tuple(dict(message) for message in value)
+
+
+def _asked_messages(known: Mapping, where: str) -> tuple[dict, ...] | None:
+    """Returns the messages of a record, those of `turns` being the user's."""
+    if known["turns"] is None:
+        return None if known["messages"] is None else _messages(known["messages"], where)
+    turns = known["turns"]
+    if not isinstance(turns, (list, tuple)) or not turns:
+        raise ValueError(f"{where}: turns: expected a list of strings, found {json_kind(turns)}")
+    return tuple(
+        {"role": "user", "content": _text(turn, f"turns[{n}]", where)} for n, turn in enumerate(turns)
+    )
+
+
+def _prefix(value: object, where: str) -> str | tuple[str, ...]:
+    if isinstance(value, (list, tuple)):
+        return tuple("" if v in (None, "") else _text(v, f"prefix[{n}]", where) for n, v in enumerate(value))
+    return "" if value in (None, "") else _text(value, "prefix", where)
+
+
+def _lambda(value: object, where: str) -> float | tuple[float, ...]:
+    turns = tuple(strength[0] for strength in turn_strengths(value, where))
+    return turns if isinstance(value, (list, tuple)) else turns[0]
