@@ -189,8 +189,7 @@ def summarize(rows: Sequence[dict]) -> list[Summary]:
     aligned = {name: _rewards(by_strength.get((1.0,), []), name) for name in names}
     places = len(_places(rows))
     return [
-        _summarize_strength(lambda_, by_strength[lambda_], aligned, places)
-        for lambda_ in sorted(by_strength)
+        _summarize_strength(lambda_, by_strength[lambda_], aligned, places) for lambda_ in sorted(by_strength)
     ]
 
 

@@ -1,11 +1,14 @@
 """Fixtures shared by all tests; shapes in signatures are checked while tests run."""
 
+import os
 from pathlib import Path
 
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (the hook looks it up by name)
 
+# Torch with several threads on models this small waits for them most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before the first import of dera_jax: every annotated function then checks its arguments' shapes.
 install_import_hook("dera_jax", "tests.typecheck.check")
 

@@ -86,7 +86,34 @@ def test_intervals_are_repeatable_and_blind_to_names_of_prompts():
 
 def test_one_prompt_tells_nothing_about_others_and_equal_values_have_no_spread():
     assert np.isnan(bootstrap_interval([1.0, 2.0], [0, 0])).all()
-    assert bootstrap_interval([0.1] * 7, range(7)) == (0.1, 0.1)
+    assert bootstrap_interval([0.1] * 10, range(10)) == (0.1, 0.1)
+
+
+def test_a_few_prompts_that_agree_earn_no_interval():
+    """Two pairs of two right are not an accuracy of 1 ± 0."""
+    assert np.isnan(bootstrap_interval([1.0, 1.0], [0, 1])).all()
+    assert np.isnan(bootstrap_interval([0.1] * 9, range(9))).all()
+    # Prompts agree by their means; and by rounding, 0.1 + 0.2 + 0.3 being another number than 0.3 + 0.2 + 0.1.
+    assert np.isnan(bootstrap_interval([0.0, 1.0, 0.5], [0, 0, 1])).all()
+    assert np.isnan(bootstrap_interval([0.1, 0.2, 0.3, 0.3, 0.2, 0.1], [0] * 3 + [1] * 3)).all()
+    assert bootstrap_interval([1.0, 1.0, 0.0], range(3)) == (0.0, 1.0)
+    assert bootstrap_interval([5.0, 5.0 + 1e-6], range(2)) == pytest.approx((5.0, 5.0 + 1e-6))
+
+
+def test_no_distance_from_the_reference_is_known_of_any_prompts():
+    rows = [row(p, 0, v, kl_to_reference=1.5 * v) for p in range(3) for v in (0, 1)]
+    reference, aligned = (s.kl_to_reference for s in summarize(rows))
+    assert (reference.mean, reference.low, reference.high) == (0, 0, 0)
+    assert aligned.mean == 1.5 and math.isnan(aligned.low) and math.isnan(aligned.high)
+
+
+def test_coverage_is_the_share_of_prompts_and_turns():
+    own = [row(p, s, [0.25, 0.5, 0.5, 2][p]) for p in range(4) for s in range(2)]
+    assert [s.coverage for s in summarize(own)] == [0.25, 0.5, 0.25]
+    shared = [row(p, 0, v) for p in range(4) for v in (0, 1)]
+    assert [(s.lambda_, s.coverage) for s in summarize(own + shared)][::4] == [((0.0,), 1.0), ((2.0,), 0.25)]
+    turns = [row(p, 0, turn / 2, turn=turn) for p in range(3) for turn in range(2)]
+    assert [s.coverage for s in summarize(turns)] == [0.5, 0.5]
 
 
 def test_paired_differences_are_tighter_than_the_means():
@@ -153,16 +180,16 @@ def test_rewards_differ_from_the_aligned_model_pair_by_pair():
     def rewards(p, lambda_):
         return {"a": p + lambda_, "b": None if p == 0 or lambda_ == 0 else 2.0 * lambda_}
 
-    rows = [row(p, 0, lambda_, rewards=rewards(p, lambda_)) for p in range(4) for lambda_ in (0, 1, 2)]
+    rows = [row(p, 0, lambda_, rewards=rewards(p, lambda_)) for p in range(12) for lambda_ in (0, 1, 2)]
     reference, aligned, beyond = summarize(rows)
     assert aligned.reward_differences == {}
     for summary, difference in ((reference, -1.0), (beyond, 1.0)):
         found = summary.reward_differences["a"]
         assert (found.mean, found.low, found.high) == (difference,) * 3
-    assert set(reference.rewards) == {"a"} and reference.scored == {"a": 4}
-    assert beyond.rewards["b"].mean == 4.0 and beyond.scored == {"a": 4, "b": 3}
+    assert set(reference.rewards) == {"a"} and reference.scored == {"a": 12}
+    assert beyond.rewards["b"].mean == 4.0 and beyond.scored == {"a": 12, "b": 11}
     assert beyond.reward_differences["b"].mean == 2.0
-    assert warnings_of([beyond]) == ["λ = 2: reward b gave no number for 1 of 4 completions"]
+    assert warnings_of([beyond]) == ["λ = 2: reward b gave no number for 1 of 12 completions"]
 
 
 def test_warnings_name_what_misleads():

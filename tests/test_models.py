@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import generate, load_policy, models, save_policy
+from dera_jax import generate, load_policy, models, save_policy, score
 from dera_jax.models.decoder import DecoderConfig
 from dera_jax.models.rope import Rope
 from dera_jax.policies import with_params
@@ -271,6 +271,20 @@ def test_greedy_tokens_equal_those_of_torch(case):
     endless = replace(policy, eos_ids=())
     ours = generate((endless,), PROMPTS, (), temperature=0.0, max_new_tokens=32, rows=4)
     assert [completion.tokens for completion in ours] == theirs
+
+
+@SOME
+def test_scores_equal_those_of_torch(case):
+    """Given completions of several lengths, through prompts as texts."""
+    model, policy = case
+    completions = [ids.tolist() for ids in np.split(np.arange(3, 63), [5, 22])]
+    found = score((policy,), PROMPTS, completions, [()])
+    for text, ids, scored in zip(PROMPTS, completions, found, strict=True):
+        prompt = encode_prompt(policy.tokenizer, text)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits, -1)[torch.arange(len(ids)), ids]
+        np.testing.assert_allclose(scored.model_logprobs[:, 0], expected.numpy(), atol=3e-5)
 
 
 def test_a_model_mixed_with_itself_is_itself(tmp_path, stories):

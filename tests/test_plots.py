@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from dera_jax import tables
+from dera_jax import panels, tables
 from dera_jax.metrics import Estimate, Summary
 from dera_jax.plots import plot_sweep
 from dera_jax.tables import format_table
@@ -30,6 +31,7 @@ def summary(*lambda_, beta=0.1, **more):
         "beta_effective": (beta / total if total else math.inf) if known else None,
         "n": 128,
         "prompts": 64,
+        "coverage": 1.0,
         "rewards": {"length:40:60": estimate(-math.exp(-2 * total), 0.05)},
         "scored": {"length:40:60": 128},
         "reward_differences": {},
@@ -79,6 +81,14 @@ def test_the_terminal_table_is_aligned():
     assert cells[5] == ["-1", "—", "-7.389 ± 0.050", "3.00 ± 0.20", "7.0", "75 %", "—"]
     legend = "larger λ = smaller β = weaker regularization; ± is half a 95 % interval over prompts"
     assert lines[6:] == ["", legend]
+
+
+def test_strengths_of_several_models_are_said_to_be_weights_and_no_beta():
+    legend = format_table([summary(0.5, 0.5), summary(0, 1)]).split("\n\n")[-1]
+    several = "λ: weight of each aligned model, the reference has the rest"
+    assert legend == f"{several}; ± is half a 95 % interval over prompts"
+    alone = dict.fromkeys(("kl_to_reference", "length"), Estimate(1.0, math.nan, math.nan))
+    assert format_table([summary(0.5, 0.5, rewards={}, **alone)]).endswith(f"\n\n{several}")
 
 
 def test_markdown_and_latex_are_exact():
@@ -140,6 +150,7 @@ SWEEPS = {
     "unknown beta": ([summary(v, beta=None) for v in (0, 1)], (1400, 1140)),
     "one prompt": ([summary(v, length=Estimate(9.0, math.nan, math.nan)) for v in (0, 1)], (1400, 1140)),
     "reward in part": ([summary(0, rewards={}), summary(1)], (1400, 1140)),
+    "own strengths": ([summary(v, coverage=0.2) for v in (0.1, 0.5, 1.5)], (1400, 1140)),
     "odd names": ([summary(v, rewards={"f$x_{$ 汉 |": estimate(v)}) for v in (0, 1)], (1400, 1140)),
     "two aligned models": ([summary(*v) for v in GRID], (2100, 600)),
     "no grid": ([summary(0.5, 0.5), summary(1, 0)], (2100, 600)),
@@ -156,6 +167,58 @@ def test_every_sweep_has_a_figure(tmp_path, name):
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.png"]
     # Ink, and paper.
     assert 0.01 < np.mean(pixels(path)[..., :3].min(axis=-1) < 0.9) < 0.7
+
+
+MANY = {f"keywords:{word}": estimate(0.5) for word in ("the", "a", "of")}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_runs_of_different_rewards_share_a_figure(tmp_path, number):
+    """Panels that some runs have nothing for; that a layout collapses is a warning, here an error."""
+    runs = {
+        f"first {count}": [summary(v, rewards=dict(list(MANY.items())[:count])) for v in (0, 1, 2)]
+        for count in (number, *range(number + 1))
+    }
+    # In both orders: the first panel, and the one over the KL, may lack the first run.
+    for order in (list(runs), list(runs)[::-1]):
+        path = tmp_path / "x.png"
+        plot_sweep({name: runs[name] for name in order}, path)
+        dark = pixels(path)[..., :3].min(axis=-1) < 0.95
+        height, width = dark.shape
+        # Axes take their room: the first panel's frame runs along most of its height.
+        rows, columns = (2, 2) if number == 1 else (2, 3)
+        frame = dark[: height // rows, : width // columns].sum(axis=0).max()
+        assert frame > 0.5 * height / rows
+
+
+def test_strengths_of_different_prompts_are_points_without_a_line():
+    """Each strength of `--lambda=prompt` has some of the prompts: its means differ by them."""
+    quantity = panels.Quantity("length", lambda s: s.length)
+
+    def lines(summaries, draw):
+        ax = Figure().subplots()
+        draw(ax, [panels.Curve("a", summaries, "red", "o")], quantity)
+        data = [line for line in ax.lines if line.get_marker() == "o"]
+        return [(len(line.get_xdata()), line.get_linestyle()) for line in data]
+
+    shared = [summary(v) for v in (0, 1, 2)]
+    own = [summary(v, coverage=0.5) for v in (0.3, 0.6)]
+    for draw in (panels.plot_over_strength, panels.plot_frontier):
+        assert lines(shared, draw) == [(3, "-")]
+        assert lines(own, draw) == [(2, "None")]
+        assert sorted(lines(own + shared, draw)) == [(2, "None"), (3, "-")]
+        assert lines([summary(0.5)], draw) == [(1, "None")]
+
+
+def test_known_intervals_are_drawn_beside_unknown_ones():
+    """A band would lack the intervals next to one that is not known: bars are drawn instead."""
+    quantity = panels.Quantity("length", lambda s: s.length)
+    summaries = [summary(0), summary(1, length=Estimate(9.0, math.nan, math.nan)), summary(2)]
+    ax = Figure().subplots()
+    panels.plot_over_strength(ax, [panels.Curve("a", summaries, "red", "o")], quantity)
+    (bars,) = ax.collections
+    ends = [path.vertices[:, 1] for path in bars.get_paths() if np.isfinite(path.vertices).all()]
+    np.testing.assert_array_equal(ends, [[s.length.low, s.length.high] for s in (summaries[0], summaries[2])])
 
 
 def test_figures_show_their_runs_and_nothing_else(tmp_path):

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import qwix
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -90,6 +89,8 @@ class Linear(nnx.Module):
     def _weights(self) -> Float[Array, "inputs outputs"]:
         if self.quantization is None:
             return self.kernel[...]
+        import qwix  # here, because it takes a second to import
+
         # XLA fuses this into the product: what is read from memory is the quantized weights.
         quantized = qwix.QArray(self.kernel[...], self.kernel_scale[...], qtype=self.quantization)
         return qwix.dequantize(quantized).astype(self.dtype)
@@ -100,6 +101,8 @@ def quantize_kernel(kernel: Float[Array, "inputs outputs"], kind: str) -> dict[s
 
     Where 64 does not divide the inputs, all of them share a scale.
     """
+    import qwix
+
     kernel = kernel.astype(jnp.float32)
     if kind == "int8":
         found = qwix.quantize(kernel, "int8", channelwise_axes=(1,))
