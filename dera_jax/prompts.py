@@ -56,7 +56,7 @@ class Prompt:
         if len(asked) != 1:
             found = ", ".join(map(str, value)) or "none"
             raise ValueError(
-                f"{where}: expected one of the fields 'prompt' and 'messages' (or 'turns'), found {found}"
+                f"{where}: expected one of the fields 'prompt', 'messages' and 'turns', found {found}"
             )
         prompt = cls(
             prompt_id=number if known["id"] is None else _id(known["id"], where),

@@ -251,7 +251,7 @@ def test_the_shipped_chat_prompts_go_through(chat_pair):
         ({"turns": []}, "turns: expected a list of strings, found a list"),
         ({"turns": "Hi"}, "turns: expected a list of strings, found a string"),
         ({"turns": ["Hi", 3]}, r"turns\[1\]: expected a string, found a number"),
-        ({"turns": ["Hi"], "prompt": "Hi"}, "expected one of the fields 'prompt' and 'messages'"),
+        ({"turns": ["Hi"], "prompt": "Hi"}, "expected one of the fields 'prompt', 'messages' and 'turns'"),
         ({"messages": [user("a"), assistant("b")]}, "expected the last one to be the user's"),
         ({"turns": ["a", "b"], "prefix": ["x"]}, "prefix: expected one for each of 2 turns, found 1"),
     ],

@@ -91,7 +91,7 @@ def refused(call):
 
     def called(main, *words):
         code, out, err = call(main, *words)
-        lines = [line for line in err.splitlines() if not line.startswith("devices: ")]
+        lines = [line for line in err.splitlines() if not line.startswith(("devices: ", "loaded "))]
         assert (code, out, len(lines)) == (2, "", 1), err
         assert lines[0].startswith("error: ")
         return lines[0]
@@ -267,7 +267,7 @@ def test_a_wrong_argument_of_other_commands_is_one_line(
     [
         ('{"prompt": "a"}\n{"prompt": \n', ":2: not valid JSON"),
         ('{"prompt": "a"}\n\n{"prompt": ""}\n', ":3: prompt is empty"),
-        ('{"prompt": "a"}\n{"text": "b"}\n', ":2: expected one of the fields 'prompt' and 'messages'"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', ":2: expected one of the fields 'prompt', 'messages' and 'turns'"),
         ('{"prompt": "a"}\n[1]\n', ":2: expected a JSON object, found a list"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b"}\n', "id 1 is already taken"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "prompt 0: the prompt has `messages`"),
@@ -420,7 +420,8 @@ def test_a_sweep_writes_what_it_promises(finished, base, stories, aligned):
         for name in ("kl_to_reference", "length"):
             mean = np.mean([row[name] for row in mine])
             assert float(line[name]) == pytest.approx(mean, rel=1e-5, abs=1e-6)
-            assert float(line[f"{name}_low"]) <= mean + 1e-5 and mean <= float(line[f"{name}_high"]) + 1e-5
+            if line[f"{name}_low"]:  # empty where three prompts agree, which tells too little
+                assert float(line[f"{name}_low"]) <= mean + 1e-5 <= float(line[f"{name}_high"]) + 2e-5
         rewards = [row["rewards"]["length:24:30"] for row in mine]
         assert float(line["reward_length:24:30"]) == np.mean(rewards)
 

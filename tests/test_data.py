@@ -1,6 +1,5 @@
 """Prompts from every form of file, with stable ids, and mistakes that name file and line."""
 
-import doctest
 import gzip
 import json
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from dera_jax import data
 from dera_jax.data import load_records
 from dera_jax.prompts import Prompt, as_prompts, load_prompts
 
@@ -30,19 +28,15 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-def test_doctests():
-    assert doctest.testmod(data).failed == 0
-
-
 def test_fields_of_jsonl(write):
     rows = [
         {"prompt": "Once", "id": "a", "lambda": 0.5, "prefix": " upon", "topic": ["x", 1]},
-        {"messages": [{"role": "user", "content": "Hi"}], "lambda": [0, 1]},
+        {"turns": ["Hi", "Bye"], "lambda": [0, 1]},
         {"prompt": " ", "id": None, "messages": None},
     ]
     assert load_prompts(write("p.jsonl", "\n".join(map(json.dumps, rows)))) == [
         Prompt("a", "Once", None, 0.5, " upon", {"topic": ["x", 1]}),
-        Prompt(1, None, ({"role": "user", "content": "Hi"},), (0.0, 1.0)),
+        Prompt(1, None, tuple({"role": "user", "content": text} for text in ("Hi", "Bye")), (0.0, 1.0)),
         Prompt(2, " "),
     ]
 
@@ -89,7 +83,10 @@ def test_shipped_name_beats_a_file_of_that_name(write):
     [
         ('{"prompt": "a"}\n{"prompt": "b"', r"^p\.jsonl:2: not valid JSON \("),
         ("\n[1]", r"^p\.jsonl:2: expected a JSON object, found a list$"),
-        ('{"text": "a", "n": 1}', r"^p\.jsonl:1: expected one of .*'prompt' and 'messages', found text, n$"),
+        (
+            '{"text": "a", "n": 1}',
+            r"^p\.jsonl:1: expected one of .*'prompt', 'messages' and 'turns', found text, n$",
+        ),
         ('{"prompt": "a", "messages": []}', r"^p\.jsonl:1: expected one of"),
         ('{"prompt": "a"}\n{"prompt": ""}', r"^p\.jsonl:2: prompt is empty$"),
         ('{"prompt": 3}', r"^p\.jsonl:1: prompt: expected a string, found a number$"),

@@ -45,7 +45,7 @@ def test_rows_come_back_as_they_were(tmp_path):
         assert run.rows == [] and run.keys == set()
         run.append(rows)
         assert run.rows == rows
-        assert run.keys == {(0, 0, "0.5"), ("zwölf", 3, "0.5+-1")}
+        assert run.keys == {(0, 0, "0.5", 0), ("zwölf", 3, "0.5+-1", 0)}
     assert read_rows(tmp_path / "a" / "run") == read_rows(tmp_path / "a" / "run" / "rows.jsonl") == rows
     with folder(tmp_path / "a" / "run") as run:
         assert run.rows == rows and run.keys == set(map(row_key, rows))
@@ -126,7 +126,7 @@ def test_a_killed_run_leaves_whole_rows(tmp_path):
         done += process.communicate()[0].splitlines()
         rows = read_rows(tmp_path)
         assert len({row_key(r) for r in rows}) == len(rows)
-        reported = {(int(i), sample, "1") for i in done if i.strip() for sample in range(3)}
+        reported = {(int(i), sample, "1", 0) for i in done if i.strip() for sample in range(3)}
         assert reported <= {row_key(r) for r in rows}
 
 
@@ -222,7 +222,7 @@ def test_a_full_disk_keeps_the_rows_so_far(tmp_path, monkeypatch):
             "rows so far are kept; rerun the command to complete them"
         )
         assert (tmp_path / "rows.jsonl").read_bytes() == before
-        assert run.rows == [row(0)] and run.keys == {(0, 0, "0.5")}
+        assert run.rows == [row(0)] and run.keys == {(0, 0, "0.5", 0)}
         monkeypatch.undo()
         run.append([row(1)])
     assert read_rows(tmp_path) == [row(0), row(1)]
@@ -257,7 +257,7 @@ def test_a_limit_on_file_size_keeps_the_rows_so_far(tmp_path):
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     with folder(tmp_path) as run:
-        with pytest.raises(ValueError, match=r"row \(4, 0, '0\.5'\) holds a number that is not finite"):
+        with pytest.raises(ValueError, match=r"row \(4, 0, '0\.5', 0\) holds a number that is not finite"):
             run.append([row(3), row(4, logprob=float("nan"))])
         assert run.rows == []
     assert (tmp_path / "rows.jsonl").read_bytes() == b""

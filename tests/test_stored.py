@@ -194,7 +194,10 @@ def test_pairs_of_one_prompt_have_no_interval_and_are_valid_json(policies, tmp_p
         ('{"prompt": "a", "chosen": "b"}', r"pairs\.jsonl:2: expected text in `rejected`, found None"),
         ('{"prompt": "a", "chosen": "", "rejected": "c"}', r":2: expected text in `chosen`, found ''"),
         ('{"prompt": "a", "chosen": "b", "rejected": "b"}', r":2: `chosen` and `rejected` are the same"),
-        ('{"chosen": "b", "rejected": "c"}', r":2: expected one of the fields 'prompt' and 'messages'"),
+        (
+            '{"chosen": "b", "rejected": "c"}',
+            r":2: expected one of the fields 'prompt', 'messages' and 'turns'",
+        ),
         ('{"prompt": "a", "chosen"', r":2: not valid JSON"),
     ],
 )

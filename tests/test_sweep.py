@@ -20,7 +20,7 @@ from dera_jax.prompts import as_prompts
 from dera_jax.realign import mix_logits
 from dera_jax.results import read_manifest, sort_rows
 from dera_jax.rewards import Reward
-from dera_jax.sweep import Sweep, run_cells
+from dera_jax.sweep import Sweep, run_conversations
 
 MODULES = {name: importlib.import_module(f"dera_jax.{name}") for name in ("sweep", "generate")}
 """Whose names in the package are functions."""
@@ -197,11 +197,11 @@ def test_stop_texts_end_completions_and_are_left_out(pair):
 
 def test_each_prompt_may_bring_its_own_strength(policies, rows):
     prompts = [
-        {"prompt": text, "lambda": value} for text, value in zip(TEXTS, (0.5, 1.0, [1.5, 0.0]), strict=True)
+        {"prompt": text, "lambda": value} for text, value in zip(TEXTS, (0.5, 1.0, [1.5]), strict=True)
     ]
     found = list(sweep(policies, prompts, None, num_samples=2, **SETTINGS))
     assert len(found) == 6
-    # The last has a strength for each turn, of which this is the first.
+    # The last has a strength for each of its turns, which are one.
     assert {(row["prompt_id"], row["lambda"]) for row in found} == {(0, 0.5), (1, 1.0), (2, 1.5)}
     assert_contains(rows, found)
 
@@ -527,13 +527,14 @@ def test_rows_are_kept_before_they_are_given(policies, monkeypatch):
     monkeypatch.setattr(MODULES["sweep"], "FLUSH_ROWS", 3)
     plan = Sweep(
         policies=policies,
-        prompts=tuple(encode_prompts(policies, as_prompts(TEXTS), 24)),
+        prompts=tuple(as_prompts(TEXTS)),
+        encoded=tuple(encode_prompts(policies, as_prompts(TEXTS), 24)),
         lambdas=((0.0,), (1.0,)),
         rewards=parse_rewards("length:1:9"),
         decode=DecodeConfig(max_new_tokens=24),
         rows=4,
     )
     kept = []
-    for row in run_cells(plan, plan.cells, kept.extend):
+    for row in run_conversations(plan, {}, kept.extend):
         assert row in kept and row["rewards"].keys() == {"length:1:9"}
     assert len(kept) == 6

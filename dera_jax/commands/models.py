@@ -76,7 +76,13 @@ class _Bars:
         """Returns what is told of bytes that were read."""
         self.close()
         self.bar = tqdm(
-            total=size, desc=f"loading {name}", unit="B", unit_scale=True, dynamic_ncols=True, leave=False
+            total=size,
+            desc=f"loading {name}",
+            unit="B",
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=False,
+            disable=None,
         )
         return self.bar.update
 
