@@ -21,7 +21,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from dera_jax.commands.cli import Parser, announce_devices, command, command_line, model_names
+from dera_jax.commands.cli import Parser, announce_devices, command, command_line
+from dera_jax.commands.models import model_names
 from dera_jax.files import write_json
 from dera_jax.provenance import provenance
 

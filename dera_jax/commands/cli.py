@@ -1,4 +1,4 @@
-"""What all commands share: one-line errors, option names, the model and decoding options, the device line."""
+"""What all commands share: one-line errors, option names, the decoding options, the device line."""
 
 import argparse
 import difflib
@@ -146,35 +146,6 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds which models there are and in which precision they run."""
-    group = parser.add_argument_group("models (without any: the shipped toy pair)")
-    group.add_argument(
-        "--reference",
-        metavar="MODEL",
-        help="the reference (SFT) model, λ = 0: a folder or org/name[@revision], then +ADAPTER if it has one",
-    )
-    group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
-    group.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
-        help="of parameters and activations; auto is the files' own",
-    )  # fmt: skip
-    group.add_argument(
-        "--chat-template",
-        metavar="FILE",
-        help="Jinja file that `messages` go through (default: the aligned model's own, else the reference's)",
-    )
-    group.add_argument(
-        "--reference-chat-template", metavar="FILE|none",
-        help="of the reference alone; none: the messages' contents as raw text",
-    )  # fmt: skip
-    group.add_argument(
-        "--quantize",
-        metavar="int8|nf4",
-        help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",
-    )
-
-
 def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
     """Adds how completions are drawn."""
     defaults = DecodeConfig(max_new_tokens=max_new_tokens)
@@ -244,18 +215,6 @@ def unescape(text: str) -> str:
         return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
     except UnicodeDecodeError as error:
         raise ValueError(f"--stop: broken escape in {text!r} ({error.reason})") from error
-
-
-def model_names(args: argparse.Namespace) -> tuple[str | None, list[str] | None]:
-    """Returns the reference and the aligned models; None and None stand for the toy pair."""
-    if args.reference is None and args.aligned is None:
-        return None, None
-    if not args.reference or not args.aligned:
-        raise ValueError("expected both --reference and --aligned, or neither, for the shipped toy pair")
-    aligned = args.aligned.split(",")
-    if not all(aligned):
-        raise ValueError(f"--aligned: a model is missing in {args.aligned!r}")
-    return args.reference, aligned
 
 
 def apply_config_file(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -8,8 +8,7 @@ One model of ordinary size, to compare with realignment at the same λ. `transfo
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli
-from dera_jax.commands.models import load_models
+from dera_jax.commands import cli, models
 from dera_jax.commands.train_options import check_new_folder
 
 
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="slerp turns each tensor along the great circle between the two (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new model")
-    cli.add_model_options(parser)
+    models.add_model_options(parser)
     args = parser.parse_args(argv)
 
     from dera_jax.combine import combine
@@ -33,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.provenance import provenance
     from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
 
-    _, aligned = cli.model_names(args)
+    _, aligned = models.model_names(args)
     strengths = parse_strengths(args.lambda_, len(aligned or [1]))
     if len(strengths) != 1:
         raise ValueError(f"--lambda: expected one strength, found {len(strengths)} in {args.lambda_!r}")
     check_new_folder(args.out)
     cli.announce_devices()
-    policies = load_models(args)
+    policies = models.load_models(args)
     made = combine(policies, strengths[0], args.method)
     facts = {
         "method": args.method,

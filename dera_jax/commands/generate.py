@@ -9,8 +9,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from dera_jax.commands import cli
-from dera_jax.commands.models import load_models
+from dera_jax.commands import cli, models
 from dera_jax.configs import check_count
 
 NARROWEST = 28
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="completions at each strength (default %(default)s)",
     )
-    cli.add_model_options(parser)
+    models.add_model_options(parser)
     cli.add_decode_options(parser)
     args = parser.parse_args(argv)
     decode = cli.decode_config(args)
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.strengths import format_strength, parse_strengths, strength_from_json
     from dera_jax.sweep import sweep
 
-    _, aligned = cli.model_names(args)
+    _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     if args.prompt is None:
         prompt = load_prompts("toy", 1)[0]
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rule, _ = cli.load_rule(args.rule)
     rows = cli.parse_rows(args.rows, len(lambdas) * args.num_samples)
     cli.announce_devices()
-    policies = load_models(args)
+    policies = models.load_models(args)
     found = list(
         sweep(policies, [prompt], lambdas, rows=rows, rule=rule, num_samples=args.num_samples, **vars(decode))
     )

@@ -1,4 +1,4 @@
-"""Loading the models that a command names: with progress, in the precision asked for."""
+"""The models that a command names: its options, and loading them with progress."""
 
 import argparse
 import sys
@@ -8,7 +8,46 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds which models there are and in which precision they run."""
+    group = parser.add_argument_group("models (without any: the shipped toy pair)")
+    group.add_argument(
+        "--reference",
+        metavar="MODEL",
+        help="the reference (SFT) model, λ = 0: a folder or org/name[@revision], then +ADAPTER if it has one",
+    )
+    group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
+    group.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
+        help="of parameters and activations; auto is the files' own",
+    )  # fmt: skip
+    group.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="Jinja file that `messages` go through (default: the aligned model's own, else the reference's)",
+    )
+    group.add_argument(
+        "--reference-chat-template", metavar="FILE|none",
+        help="of the reference alone; none: the messages' contents as raw text",
+    )  # fmt: skip
+    group.add_argument(
+        "--quantize",
+        metavar="int8|nf4",
+        help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",
+    )
+
+
+def model_names(args: argparse.Namespace) -> tuple[str | None, list[str] | None]:
+    """Returns the reference and the aligned models; None and None stand for the toy pair."""
+    if args.reference is None and args.aligned is None:
+        return None, None
+    if not args.reference or not args.aligned:
+        raise ValueError("expected both --reference and --aligned, or neither, for the shipped toy pair")
+    aligned = args.aligned.split(",")
+    if not all(aligned):
+        raise ValueError(f"--aligned: a model is missing in {args.aligned!r}")
+    return args.reference, aligned
 
 
 def parse_quantize(text: str | None, count: int) -> list[str | None]:
@@ -38,7 +77,7 @@ def load_models(args: argparse.Namespace, names: list[str] | None = None, quanti
     """
     from dera_jax.policies import held_bytes, load_policies
 
-    reference, aligned = cli.model_names(args) if names is None else (names[0], names[1:])
+    reference, aligned = model_names(args) if names is None else (names[0], names[1:])
     kinds = parse_quantize(quantize or args.quantize, 1 + len(aligned or [1]))
     start = time.perf_counter()
     with closing(_Bars()) as bars:
@@ -46,6 +85,8 @@ def load_models(args: argparse.Namespace, names: list[str] | None = None, quanti
             reference, aligned, args.dtype, quantize=kinds, started=bars.start, **_templates(args)
         )
     described = " and ".join(dict.fromkeys(map(_described, policies)))
+    if held_bytes(policies) < sum(held_bytes([policy]) for policy in policies):
+        described += ", what they share held once"
     print(
         f"loaded {len(policies)} models ({described}): {_size(held_bytes(policies))} "
         f"in {time.perf_counter() - start:.1f} s",

@@ -13,8 +13,7 @@ completion has the larger log π(y|x)/|y|; the implicit reward compares log π(y
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli
-from dera_jax.commands.models import load_models
+from dera_jax.commands import cli, models
 
 TEMPLATES = ("chat_template", "reference_chat_template")
 OPTIONS = {
@@ -96,7 +95,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="the figures as JSON (--pairs and --models)"
     )
-    cli.add_model_options(parser)
+    models.add_model_options(parser)
     return parser
 
 
@@ -124,12 +123,12 @@ def _score_pairs(args) -> None:
     from dera_jax import pairs
     from dera_jax.strengths import format_strength, parse_strengths
 
-    _, aligned = cli.model_names(args)
+    _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     loaded = pairs.load_pairs(args.pairs, args.num_prompts)
     rows = cli.parse_rows(args.rows, len(loaded))
     cli.announce_devices()
-    policies = load_models(args)
+    policies = models.load_models(args)
     table = pairs.pairwise_accuracy(policies, loaded, lambdas, rows)
     print(f"{len(loaded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
     print(f"{'λ':>8}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
@@ -158,7 +157,7 @@ def _compare_models(args, names: list[str], prompts: list, rows: int) -> None:
 
     cli.announce_devices()
     # The reference is what the divergence is measured against.
-    found = kl_per_token(load_models(args, names[::-1]), prompts, rows)
+    found = kl_per_token(models.load_models(args, names[::-1]), prompts, rows)
     print(f"KL({names[0]} ‖ {names[1]}) = {_shown(found)} nats per token, on {len(prompts)} texts")
     _write(args.out, {"kl_per_token": estimate_to_json(found), "models": names, "prompts": len(prompts)})
 
@@ -171,7 +170,7 @@ def _compare_precisions(args, names: list[str], prompts: list, rows: int) -> Non
 
     lambdas = parse_strengths(args.lambda_, len(names) - 1)
     cli.announce_devices()
-    full, lower = load_models(args, names, "none"), load_models(args, names)
+    full, lower = models.load_models(args, names, "none"), models.load_models(args, names)
     found = precision_cost(full, lower, prompts, lambdas, rows)
     print(f"KL({args.quantize} ‖ full) in nats per token, on {len(prompts)} texts; Σ|w| is what errors of")
     print("logits are multiplied by at most; ± is half a 95 % interval over texts\n")

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli
-from dera_jax.commands.models import load_models
+from dera_jax.commands import cli, models
 from dera_jax.configs import check_count, check_number
 
 
@@ -70,7 +69,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be decoded, its memory and time, and stop"
     )
-    cli.add_model_options(parser)
+    models.add_model_options(parser)
     cli.add_decode_options(parser)
     return parser
 
@@ -116,7 +115,7 @@ def _plan(args, decode):
     from dera_jax.strengths import PER_PROMPT, parse_strengths
     from dera_jax.sweep import Sweep, known_beta
 
-    reference, aligned = cli.model_names(args)
+    reference, aligned = models.model_names(args)
     # Everything that can be wrong without a model is checked before one is loaded.
     lambdas = None if args.lambda_ == PER_PROMPT else parse_strengths(args.lambda_, len(aligned or [1]))
     reward = args.reward or (cli.toy_reward() if reference is None else None)
@@ -124,7 +123,7 @@ def _plan(args, decode):
     prompts = load_prompts(_prompts(args), args.num_prompts)
     rule, rule_name = cli.load_rule(args.rule)
     cli.announce_devices()
-    policies = load_models(args)
+    policies = models.load_models(args)
     return Sweep(
         policies=policies,
         prompts=tuple(prompts),

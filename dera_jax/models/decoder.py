@@ -20,9 +20,10 @@ from dera_jax.models.layers import (
     join_heads,
     softcapped,
     split_heads,
+    vocabulary_logits,
     write_slots,
 )
-from dera_jax.models.linear import PRECISION, Linear, WeightsConfig
+from dera_jax.models.linear import Linear, WeightsConfig
 from dera_jax.models.rope import Rope, rotate
 
 
@@ -250,13 +251,7 @@ class Decoder(nnx.Module):
         return self.norm(x), present
 
     def _logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
-        # Not rounded to the activations' type: a mixture multiplies that rounding by |λ| + |1 − λ|.
-        if self.head is None:
-            kernel = self.embed.embedding[...].T
-            logits = jnp.matmul(hidden, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
-        else:
-            logits = self.head(hidden, "float32")
-        return softcapped(logits, self.config.logit_softcap)
+        return softcapped(vocabulary_logits(hidden, self.embed, self.head), self.config.logit_softcap)
 
 
 def make_norm(config: DecoderConfig, width: int) -> nnx.Module:

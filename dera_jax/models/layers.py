@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dera_jax.models.linear import PRECISION
+from dera_jax.models.linear import PRECISION, Linear
 
 MASKED = -1e30
 """Score of a position that may not be attended to. Finite: a row with no real position stays free of NaN."""
@@ -106,6 +106,19 @@ def join_heads(x: Float[Array, "rows heads length head_dim"]) -> Float[Array, "r
     """Undoes `split_heads`."""
     rows, heads, length, head_dim = x.shape
     return x.swapaxes(1, 2).reshape(rows, length, heads * head_dim)
+
+
+def vocabulary_logits(
+    hidden: Float[Array, "*rows width"], embed: nnx.Embed, head: Linear | None
+) -> Float[Array, "*rows vocab"]:
+    """Returns the logits of every word in float32, by the head or, where there is none, the embedding.
+
+    They are not rounded to the activations' type: a mixture multiplies that rounding by |λ| + |1 − λ|.
+    """
+    if head is not None:
+        return head(hidden, "float32")
+    kernel = embed.embedding[...].T
+    return jnp.matmul(hidden, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
 
 
 class RMSNorm(nnx.Module):

@@ -13,8 +13,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dera_jax.configs import check_choice, check_count, check_number
-from dera_jax.models.layers import ACTIVATIONS, RMSNorm, attend, join_heads, split_heads, write_slots
-from dera_jax.models.linear import PRECISION, Linear, WeightsConfig
+from dera_jax.models.layers import (
+    ACTIVATIONS,
+    RMSNorm,
+    attend,
+    join_heads,
+    split_heads,
+    vocabulary_logits,
+    write_slots,
+)
+from dera_jax.models.linear import Linear, WeightsConfig
 
 KeysAndValues = tuple[Float[Array, "rows heads slots head_dim"], Float[Array, "rows heads slots head_dim"]]
 
@@ -299,12 +307,7 @@ class T5(nnx.Module):
         return [block.cross_attention.keys_and_values(encoded) for block in self.decoder.blocks]
 
     def _logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
-        # Not rounded to the parameters' type: a mixture multiplies that rounding by |λ| + |1 − λ|.
-        if self.head is None:
-            kernel = self.embed.embedding[...].T
-            logits = jnp.matmul(hidden, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
-        else:
-            logits = self.head(hidden, "float32")
+        logits = vocabulary_logits(hidden, self.embed, self.head)
         return logits * self.config.width**-0.5 if self.config.scale_outputs else logits
 
 
