@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dera_jax import load_policy
-from dera_jax.loading import weights
+from dera_jax import load_policy, save_policy
+from dera_jax.loading import tensors, weights
 from dera_jax.trees import flatten
 from tests.test_models import SHAPES, random_model, save
 
@@ -164,3 +165,34 @@ def test_memory_beyond_the_arrays_is_less_than_a_shard(dtype, tmp_path, stories)
     print(f"{dtype}: arrays {arrays / 2**20:.0f} MiB, beyond them {(peak - arrays) / 2**20:.0f} MiB")
     print(f"largest shard {largest / 2**20:.0f} MiB")
     assert peak - arrays <= 1.2 * largest
+
+
+def test_what_we_save_in_shards_transformers_loads(tmp_path, stories, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    policy = load_policy(stories)
+    monkeypatch.setattr(tensors, "SHARD_SIZE", 300_000)
+    save_policy(policy, tmp_path / "saved")
+    files = sorted(file.name for file in (tmp_path / "saved").glob("*.safetensors"))
+    assert len(files) >= 3 and files[0].startswith("model-00001-of-")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
+    expected = AutoModelForCausalLM.from_pretrained(stories).state_dict()
+    assert all((theirs[name] == value).all() for name, value in expected.items())
+    # Saved once more in one file, the shards and their index are gone.
+    monkeypatch.setattr(tensors, "SHARD_SIZE", 10**9)
+    save_policy(policy, tmp_path / "saved")
+    assert sorted(file.name for file in (tmp_path / "saved").glob("model*")) == ["model.safetensors"]
+
+
+def test_loading_is_told_and_what_is_shared_counts_once(stories, capsys):
+    from dera_jax.commands.sweep import main
+
+    assert (
+        main([f"--reference={stories}", f"--aligned={stories}", "--prompts=toy", "--dry-run", "--rows=2"])
+        == 0
+    )
+    told = capsys.readouterr()
+    assert re.search(
+        r"^loaded 2 models \(float32, what they share held once\): 1016 KiB in [\d.]+ s$", told.err, re.M
+    )
+    assert "weights 1.0 MiB" in told.out

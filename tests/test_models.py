@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policy, models, save_policy, score
+from dera_jax.loading.families import read_rope
 from dera_jax.models.decoder import DecoderConfig
-from dera_jax.models.rope import Rope
 from dera_jax.policies import with_params
 from dera_jax.tokenizer import encode_prompt
 from dera_jax.trees import flatten
@@ -294,13 +294,21 @@ def test_a_model_mixed_with_itself_is_itself(tmp_path, stories):
     assert [completion.tokens for completion in ours] == greedy_on_torch(model, policy, 32)
 
 
+LONG = {"original_max_position_embeddings": 8192}
+
+
 @pytest.mark.parametrize(
     "rope",
     [
         {"rope_type": "default", "rope_theta": 10_000.0},
         {"rope_type": "default", "rope_theta": 1_000_000.0},
-        LLAMA3 | {"rope_theta": 500_000.0, "original_max_position_embeddings": 8192},
-        LLAMA3 | {"rope_theta": 500_000.0, "factor": 32.0, "original_max_position_embeddings": 8192},
+        LLAMA3 | LONG | {"rope_theta": 500_000.0},
+        LLAMA3 | LONG | {"rope_theta": 500_000.0, "factor": 32.0},
+        LINEAR | {"factor": 3.0},
+        # As Qwen2.5's page has it for long contexts, and with everything said.
+        {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
+        YARN | LONG | {"factor": 16.0, "beta_fast": 20.0, "beta_slow": 2.0, "attention_factor": 1.3},
+        YARN | LONG | {"mscale": 0.7, "mscale_all_dim": 1.4, "truncate": False},
     ],
 )
 def test_rotary_frequencies_of_long_contexts(rope):
@@ -308,16 +316,13 @@ def test_rotary_frequencies_of_long_contexts(rope):
     settings = LlamaConfig(
         hidden_size=512, num_attention_heads=4, max_position_embeddings=131_072, rope_parameters=rope
     )
-    theirs = LlamaRotaryEmbedding(settings).inv_freq.numpy()
-    names = {
-        "rope_theta": "theta",
-        "rope_type": "kind",
-        "original_max_position_embeddings": "original_max_positions",
-    }
-    ours = Rope(**{names.get(name, name): value for name, value in rope.items()}).frequencies(128)
-    print(f"largest relative difference of frequencies: {abs(ours / theirs - 1).max():.1e}")
-    np.testing.assert_allclose(ours, theirs, rtol=1.2e-7)
-    assert np.mean(ours == theirs) > 0.9
+    theirs = LlamaRotaryEmbedding(settings)
+    ours = read_rope(settings.rope_parameters)
+    frequencies, expected = ours.frequencies(128), theirs.inv_freq.numpy()
+    print(f"largest relative difference of frequencies: {abs(frequencies / expected - 1).max():.1e}")
+    np.testing.assert_allclose(frequencies, expected, rtol=2.4e-7)
+    assert np.mean(frequencies == expected) > 0.6
+    assert ours.attention_factor == pytest.approx(theirs.attention_scaling, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", ["llama", "llama, llama3 rope"])

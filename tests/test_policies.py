@@ -6,16 +6,13 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from huggingface_hub.utils import filter_repo_objects
 from safetensors.flax import load_file, save_file
 
 from dera_jax import load_policies, load_policy, save_policy
-from dera_jax.loading import hub
 from dera_jax.policies import fresh_policy, with_params
 from dera_jax.tokenizer import load_tokenizer
 from dera_jax.trees import flatten
@@ -390,73 +387,3 @@ def test_fingerprints_tell_weights_and_settings_apart(stories, folder, tmp_path)
     shutil.copyfile(stories / WEIGHTS, folder / WEIGHTS)
     change_json(folder / "config.json", rms_norm_eps=2e-5)
     assert len({whole, changed, load_policy(str(folder)).fingerprint}) == 3
-
-
-# The hub
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch, folder):
-    """A hub cache with two revisions of org/name, and no way to the hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
-    repo = tmp_path / "hub" / "models--org--name"
-    (repo / "refs").mkdir(parents=True)
-    for name, commit, epsilon in (("main", "a" * 40, 1e-5), ("v2", "b" * 40, 2e-5)):
-        (repo / "refs" / name).write_text(commit)
-        shutil.copytree(folder, repo / "snapshots" / commit)
-        change_json(repo / "snapshots" / commit / "config.json", rms_norm_eps=epsilon)
-    return repo
-
-
-def test_models_of_the_hub_come_from_its_cache(cache):
-    policy = load_policy("org/name")
-    assert (policy.name, policy.folder) == ("org/name", cache / "snapshots" / ("a" * 40))
-    assert policy.config.norm_epsilon == 1e-5
-    assert load_policy("org/name@v2").config.norm_epsilon == 2e-5
-    assert load_policy(f"org/name@{'b' * 40}").config.norm_epsilon == 2e-5
-
-
-def test_a_folder_of_the_name_wins(cache, folder, tmp_path):
-    change_json(folder / "config.json", rms_norm_eps=3e-5)
-    shutil.copytree(folder, tmp_path / "org" / "name")
-    assert load_policy("org/name").config.norm_epsilon == 3e-5
-    shutil.copytree(cache / "snapshots" / ("b" * 40), tmp_path / "org" / "name@v3")
-    assert load_policy("org/name@v3").config.norm_epsilon == 2e-5
-
-
-@pytest.mark.parametrize("model", ["org/other", "org/name@v3"])
-def test_what_is_not_in_the_cache(cache, model):
-    assert refusal(load_policy, model) == (
-        f"{model}: no such folder here, not in the hub's cache, and HF_HUB_OFFLINE is set"
-    )
-
-
-@pytest.mark.parametrize("model", ["name", "a/b/c", "org/na me", "org/-name", "~/model", "./org"])
-def test_what_is_no_id(cache, model):
-    assert refusal(load_policy, model) == f"{model}: no such folder (and not a hub id of the form org/name)"
-
-
-def test_only_weights_settings_and_tokenizers_are_downloaded():
-    wanted = [
-        "config.json",
-        "generation_config.json",
-        "model-00001-of-00002.safetensors",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    ]
-    others = [
-        "README.md",
-        "consolidated.safetensors",
-        "model.gguf",
-        "modeling_mine.py",
-        "onnx/config.json",
-        "original/consolidated.00.pth",
-        "pytorch_model.bin",
-    ]
-    kept = filter_repo_objects(wanted + others, allow_patterns=hub.FILES, ignore_patterns=hub.DOUBLES)
-    assert list(kept) == wanted

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies, load_policy, read_rows, score
+from dera_jax.commands.rlhf import main as rlhf_command
 from dera_jax.commands.sft import main as sft_command
 from dera_jax.commands.sweep import main as sweep_command
 from tests.test_t5 import TOKENIZER
@@ -128,3 +129,16 @@ def test_sft_learns_and_transformers_loads_what_it_saves(t5_pair, tmp_path):
     (ours,) = score((policy,), ["say cat"], [labels[0].tolist()], [()])
     expected = theirs.gather(1, labels[0][:, None])[:, 0].numpy()
     np.testing.assert_allclose(ours.model_logprobs[:, 0], expected, atol=1e-4)
+
+
+def test_policy_gradient_learns(t5_pair, tmp_path):
+    data = tmp_path / "prompts.txt"
+    data.write_text("\n".join(f"say {word}" for word in ("cat", "dog", "sun", "sea")))
+    out = tmp_path / "rlhf"
+    command = [f"--model={t5_pair[0]}", f"--data={data}", f"--out={out}", "--reward=length:0:3", "--beta=0.0"]
+    command += ["--max-steps=3", "--batch-size=8", "--num-samples=4", "--max-new-tokens=6"]
+    assert rlhf_command(command) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    # Before the first update the policy is the reference.
+    assert len(lines) == 3 and abs(lines[0]["kl"]) < 1e-3 and all(np.isfinite(line["loss"]) for line in lines)
+    assert AutoModelForSeq2SeqLM.from_pretrained(out).num_parameters() > 0

@@ -56,7 +56,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type: expected LORA, found {settings.get('peft_type')}")
     for name, expected in REFUSED.items():
-        if (settings.get(name) or None) != (expected or None):
+        if settings.get(name) not in (expected, None, False):
             raise ValueError(
                 f"{path}: {name}: expected {expected}, found {settings[name]}; merge it with PEFT first"
             )

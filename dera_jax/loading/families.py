@@ -50,7 +50,7 @@ def _llama(hf: Any, **more) -> DecoderConfig:
             "windows": _windows(hf),
             "tie_embeddings": hf.tie_word_embeddings,
         }
-        | ({} if "rope" in more else {"rope": _rope(hf.rope_parameters)})
+        | ({} if "rope" in more else {"rope": read_rope(hf.rope_parameters)})
         | more
     )
 
@@ -97,7 +97,10 @@ def _gemma2(hf: Any, **more) -> DecoderConfig:
 def _gemma3(hf: Any) -> DecoderConfig:
     ropes = hf.rope_parameters
     return _gemma2(
-        hf, qk_norm="head", rope=_rope(ropes["full_attention"]), local_rope=_rope(ropes["sliding_attention"])
+        hf,
+        qk_norm="head",
+        rope=read_rope(ropes["full_attention"]),
+        local_rope=read_rope(ropes["sliding_attention"]),
     )
 
 
@@ -145,7 +148,7 @@ def _gpt_neox(hf: Any) -> DecoderConfig:
         qkv_bias=hf.attention_bias,
         out_bias=hf.attention_bias,
         mlp_bias=True,
-        rope=_rope(hf.rope_parameters),
+        rope=read_rope(hf.rope_parameters),
         tie_embeddings=hf.tie_word_embeddings,
     )
 
@@ -195,7 +198,7 @@ def _windows(hf: Any) -> tuple[int, ...]:
     return tuple(hf.sliding_window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def _rope(parameters: dict) -> Rope:
+def read_rope(parameters: dict) -> Rope:
     """Returns what transformers calls `rope_parameters`."""
     kind = parameters.get("rope_type", "default")
     check_choice("rope_type", kind, KINDS)
