@@ -16,7 +16,10 @@ from tests.test_policies import change_json, refusal
 
 @pytest.fixture
 def folder(stories, tmp_path):
-    return shutil.copytree(stories, tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    for file in stories.iterdir():
+        shutil.copyfile(file, tmp_path / "model" / file.name)
+    return tmp_path / "model"
 
 
 @pytest.fixture
