@@ -140,6 +140,7 @@ def _load(
     if adapter:
         names = families.FAMILIES[base.raw["model_type"]].names
         config, params = adapters.apply_adapter(adapter, name, config, params, names)
+        adapters.check_base(adapter, name, fingerprint)
         fingerprint = adapters.fingerprint(adapter, fingerprint)
         own = adapter.folder if (adapter.folder / "tokenizer_config.json").exists() else folder
     tokenizer = load_tokenizer(own)

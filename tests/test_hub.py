@@ -116,4 +116,8 @@ def test_adapters_of_the_hub(lora):
     reference, aligned = load_policies("org/name", "org/name+org/lora")
     assert reference.params["norm"]["scale"] is aligned.params["norm"]["scale"]
     assert reference.fingerprint != aligned.fingerprint
+    shutil.copytree(lora.parent / "models--org--name", lora.parent / "models--org--another")
+    assert "was trained on org/name, here it stands on org/another" in refusal(
+        load_policy, "org/another+org/lora"
+    )
     assert refusal(load_policy, "org/name+org/gone").startswith("org/gone: no such folder here, not in")

@@ -77,6 +77,30 @@ def fingerprint(adapter: AdapterFiles, base: str) -> str:
     return hashlib.sha256(f"{base}+{own}".encode()).hexdigest()[:16]
 
 
+def check_base(adapter: AdapterFiles, name: str, fingerprint_of_base: str) -> None:
+    """Raises ValueError where the adapter says that it was trained on another model than `name`.
+
+    A model that it names by a folder is compared by its files, one of the hub by its name.
+    """
+    trained_on = adapter.settings.get("base_model_name_or_path")
+    if not trained_on:
+        return
+    if (folder := Path(trained_on)).is_dir():
+        if not (folder / "config.json").is_file():
+            return
+        same = fingerprint_of_base == tensors.fingerprint(
+            folder / "config.json", tensors.weight_files(folder)
+        )
+    else:
+        # A folder may hold any model of the hub.
+        same = Path(name).is_dir() or trained_on.lower() == name.partition("@")[0].lower()
+    if not same:
+        raise ValueError(
+            f"{adapter.folder / 'adapter_config.json'}: the adapter was trained on {trained_on}, here it stands on "
+            f"{name}; if they are the same, change base_model_name_or_path"
+        )
+
+
 def apply_adapter(
     adapter: AdapterFiles, base: str, config: models.ModelConfig, params: dict, name_map: names.NameMap
 ) -> tuple[models.ModelConfig, dict]:
@@ -179,7 +203,7 @@ def _check_shape(tensor: tensors.Tensor, expected: tuple[int, ...], base: str) -
 
 def _scale(settings: dict, module: str, rank: int) -> float:
     """Returns α/rank, or α/√rank with rank stabilization (arXiv:2312.03732)."""
-    alpha = settings["lora_alpha"]
+    alpha = settings.get("lora_alpha", 8)
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             alpha = value
