@@ -9,7 +9,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from dera_jax.configs import check_choice
+from dera_jax.loading import families, hub
 from dera_jax.loading.adapters import merge_adapters
+from dera_jax.models import ModelConfig
 from dera_jax.policies import Policy
 from dera_jax.realign import strength_weights
 from dera_jax.strengths import Strength
@@ -42,9 +44,7 @@ def combine(policies: Sequence[Policy], lambda_: Strength, method: str = "linear
     if method == "slerp" and len(policies) != 2:
         raise ValueError(f"method slerp: expected one aligned model, found {len(policies) - 1}")
     *_, last = merged = [_merged(policy) for policy in policies]
-    for other in merged[:-1]:
-        if replace(other.config, dtype=last.config.dtype) != last.config:
-            raise ValueError(f"expected one architecture, found {other.name} and {last.name} to differ")
+    _check_same({policy.name: policy.config for policy in merged})
     weights = strength_weights([lambda_])[0]
     flats = [flatten(policy.params) for policy in merged]
     params = {}
@@ -53,6 +53,24 @@ def combine(policies: Sequence[Policy], lambda_: Strength, method: str = "linear
         found = _slerp(*tensors, lambda_[0]) if method == "slerp" else _linear(tensors, weights)
         params[path] = found.astype(value.dtype)
     return replace(last, params=unflatten(params), beta=None)
+
+
+def check_architectures(names: Sequence[str]) -> None:
+    """Raises ValueError where models cannot be combined, as their configurations say; reads no weights."""
+    configs = {}
+    for name in names:
+        folder = hub.resolve(hub.split_adapter(name)[0])
+        config = families.model_config(folder, families.read_config(folder))
+        # An adapter may untie the head.
+        configs[name] = replace(config, tie_embeddings=True)
+    _check_same(configs)
+
+
+def _check_same(configs: dict[str, ModelConfig]) -> None:
+    *others, last = configs
+    for other in others:
+        if replace(configs[other], dtype=configs[last].dtype) != configs[last]:
+            raise ValueError(f"expected one architecture, found {other} and {last} to differ")
 
 
 def _merged(policy: Policy) -> Policy:

@@ -38,22 +38,26 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What every training command shares."""
+    """What every training command shares and the trained parameters depend on."""
 
     learning_rate: float = 1e-3
-    """Peak; > 0."""
+    """Peak; ≥ 0."""
     max_steps: int = 100
-    """Optimizer steps; ≥ 1."""
+    """Steps; ≥ 1. A step of PPO is a rollout with all its updates, of other methods one update."""
     batch_size: int = 32
-    """Sequences in a step; ≥ 1."""
+    """Sequences or pairs in an update, over all devices and accumulation steps; ≥ 1."""
+    gradient_accumulation_steps: int = 1
+    """Parts of a batch whose gradients are added up one after the other; divides batch_size."""
     warmup_ratio: float = 0.05
-    """Share of the steps in which the learning rate rises from 0, in [0, 1)."""
+    """Share of the steps in which the learning rate rises from 0, in [0, 1]."""
     lr_scheduler_type: str = "cosine"
     """constant, linear or cosine: how it falls after the warm-up (cosine and linear to 0)."""
     weight_decay: float = 0.0
     """Of AdamW; ≥ 0."""
     max_grad_norm: float = 1.0
-    """Gradients of a larger global norm are scaled down to it; > 0."""
+    """Gradients of a larger global norm are scaled down to it; ≥ 0."""
+    gradient_checkpointing: bool = False
+    """Whether a block's activations are computed again for its gradients: less memory, a third more time."""
     seed: int = 0
     """Of the data's order and of sampling; ≥ 0."""
 
@@ -61,14 +65,37 @@ class TrainConfig:
         check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         check_count("max_steps", self.max_steps)
         check_count("batch_size", self.batch_size)
-        check_number("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
-        if self.lr_scheduler_type not in ("constant", "linear", "cosine"):
+        check_count("gradient_accumulation_steps", self.gradient_accumulation_steps)
+        if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"lr_scheduler_type: expected constant, linear or cosine, got {self.lr_scheduler_type!r}"
+                f"gradient_accumulation_steps: expected a divisor of the batch size ({self.batch_size}), "
+                f"got {self.gradient_accumulation_steps}"
             )
+        check_number("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        check_choice("lr_scheduler_type", self.lr_scheduler_type, ("constant", "linear", "cosine"))
         check_number("weight_decay", self.weight_decay, 0.0, math.inf)
         check_number("max_grad_norm", self.max_grad_norm, 0.0, math.inf)
         check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a training run writes on its way; its parameters do not depend on it."""
+
+    eval_steps: int = 0
+    """Steps between two evaluations; 0: only after the last."""
+    save_steps: int = 100
+    """Steps between two checkpoints; ≥ 1."""
+    save_total_limit: int = 2
+    """Checkpoints kept; ≥ 1."""
+    report_to: str = "none"
+    """none, or tensorboard."""
+
+    def __post_init__(self):
+        check_count("eval_steps", self.eval_steps, least=0)
+        check_count("save_steps", self.save_steps)
+        check_count("save_total_limit", self.save_total_limit)
+        check_choice("report_to", self.report_to, ("none", "tensorboard"))
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from dera_jax import models
 from dera_jax.measure import TokenRecord, measure
+from dera_jax.policies import Policy
 from dera_jax.realign import is_mixture
 from dera_jax.sampling import Sampling, sample
 
@@ -30,6 +32,25 @@ def rule_name(rule: Rule) -> str:
     """Returns the name that rows carry: linear, or module:function."""
     name = getattr(rule, "__qualname__", type(rule).__qualname__)
     return "linear" if is_mixture(rule) else f"{rule.__module__}:{name}"
+
+
+def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
+    """Raises ValueError unless `rule` turns logits of all models into logits of a row, without running it."""
+    vocab, rows, dtype = min(policy.config.vocab_size for policy in policies), 2, np.float32
+    logits = jax.ShapeDtypeStruct((len(policies), rows, vocab), dtype)
+    weights = jax.ShapeDtypeStruct((rows, len(policies)), dtype)
+    initial = getattr(rule, "initial_state", None)
+    try:
+        state = jax.eval_shape(lambda: initial(rows) if initial else None)
+        mixed, after = jax.eval_shape(rule, logits, weights, state)
+    except Exception as error:  # the function is the user's and may fail in any way
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise ValueError(f"rule {name} fails on logits[models, rows, vocab]: {reason}") from error
+    if getattr(mixed, "shape", None) != (rows, vocab):
+        found = getattr(mixed, "shape", type(mixed).__name__)
+        raise ValueError(f"rule {name}: expected logits of shape {(rows, vocab)}, found {found}")
+    if after != state:
+        raise ValueError(f"rule {name}: expected a state like that of initial_state, found another")
 
 
 class Prefilled(NamedTuple):

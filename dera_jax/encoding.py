@@ -91,9 +91,11 @@ def before(policy: Policy, tokens: Sequence[int]) -> Sequence[int]:
 def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
     context, vocab = policy.config.max_positions, policy.config.vocab_size
     if len(ids) + max_new_tokens > context:
+        left = context - len(ids)
         raise DoesNotFit(
             f"prompt {prompt.prompt_id!r}: {len(ids)} tokens and {max_new_tokens} new ones do not fit "
             f"the context of {policy.name} ({context} tokens)"
+            + (f"; it has room for --max-new-tokens={left}" if left > 0 else "")
         )
     if max(ids) >= vocab:
         raise ValueError(

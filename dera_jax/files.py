@@ -27,6 +27,18 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: str | Path) -> None:
+    """Makes a folder and those above it, if they are not there.
+
+    Raises:
+      ValueError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make {path}: {error.strerror}") from None
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text whole or not at all, as `write_bytes` does."""
     write_bytes(path, text.encode())

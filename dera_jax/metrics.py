@@ -5,19 +5,15 @@ completions, with replacement. All strengths share prompts and noise, so a diffe
 strengths is far better known than either mean: it is taken pair by pair.
 """
 
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from dera_jax.files import write_text
-from dera_jax.strengths import format_strength, strength_from_json
+from dera_jax.strengths import strength_from_json
 
 LEVEL = 0.95
 """Coverage of all intervals."""
@@ -27,10 +23,6 @@ ENDED = ("eos", "stop")
 
 FEW_GROUPS = 10
 """Fewer groups that all agree say nothing about how far others may be from them."""
-
-FEW_ENDED = 0.5
-SMALL_ESS = 0.1
-"""Shares below which a summary comes with a warning."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +78,8 @@ class Summary:
     """
     tokens: int
     """Drawn in all."""
+    turn_rewards: dict[str, dict[int, Estimate]] = field(default_factory=dict)
+    """Of each reward, by the turn, from 0; empty where no prompt has several."""
 
 
 def bootstrap_interval(
@@ -130,7 +124,7 @@ def _resample_counts(groups: int, resamples: int, seed: int) -> np.ndarray:
     return draws.astype(np.float64)
 
 
-def estimate(values: Sequence[float], groups: Sequence[Hashable] | np.ndarray) -> Estimate:
+def estimate(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | np.ndarray) -> Estimate:
     """Returns the mean of at least one value, with its interval over groups."""
     return Estimate(float(np.mean(values)), *bootstrap_interval(values, groups))
 
@@ -187,14 +181,14 @@ def summarize(rows: Sequence[dict]) -> list[Summary]:
         by_strength[strength_from_json(row["lambda"])].append(row)
     names = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
     aligned = {name: _rewards(by_strength.get((1.0,), []), name) for name in names}
-    places = len(_places(rows))
+    places = _places(rows)
     return [
         _summarize_strength(lambda_, by_strength[lambda_], aligned, places) for lambda_ in sorted(by_strength)
     ]
 
 
 def _summarize_strength(
-    lambda_: tuple[float, ...], rows: list[dict], aligned: dict[str, dict], places: int
+    lambda_: tuple[float, ...], rows: list[dict], aligned: dict[str, dict], places: set[tuple]
 ) -> Summary:
     """Returns the summary of one strength.
 
@@ -209,16 +203,15 @@ def _summarize_strength(
     if lambda_ != (1.0,):
         differences = {name: paired_difference(found, aligned[name]) for name, found in values.items()}
     log_ratios = [_log_ratio(row) for row in rows]
+    several = len({turn for _, turn in places}) > 1
     return Summary(
         lambda_=lambda_,
         beta=beta,
         beta_effective=_beta_effective(beta, lambda_),
         n=len(rows),
         prompts=len(set(prompts)),
-        coverage=len(_places(rows)) / places,
-        rewards={
-            name: estimate(list(found.values()), [key[0] for key in found]) for name, found in values.items()
-        },
+        coverage=len(_places(rows)) / len(places),
+        rewards={name: _over_prompts(found) for name, found in values.items()},
         scored={name: len(found) for name, found in values.items()},
         reward_differences={name: difference for name, difference in differences.items() if difference},
         kl_to_reference=_kl([row["kl_to_reference"] for row in rows], prompts),
@@ -227,21 +220,32 @@ def _summarize_strength(
         ended=float(np.mean([row["finish_reason"] in ENDED for row in rows])),
         ess=effective_sample_share(rows),
         tokens=sum(len(row["tokens"]) for row in rows),
+        turn_rewards={name: _by_turn(found) for name, found in values.items()} if several else {},
     )
 
 
 def _places(rows: Sequence[dict]) -> set[tuple[Hashable, ...]]:
     """Returns the (prompt_id, turn) that were decoded."""
-    return {(row["prompt_id"], row.get("turn")) for row in rows}
+    return {(row["prompt_id"], row.get("turn", 0)) for row in rows}
 
 
 def _rewards(rows: list[dict], name: str) -> dict[tuple[Hashable, ...], float]:
     """Returns the numbers one reward gave, by (prompt_id, sample, turn)."""
     return {
-        (row["prompt_id"], row["sample"], row.get("turn")): row["rewards"][name]
+        (row["prompt_id"], row["sample"], row.get("turn", 0)): row["rewards"][name]
         for row in rows
         if row["rewards"].get(name) is not None
     }
+
+
+def _over_prompts(found: dict[tuple[Hashable, ...], float]) -> Estimate:
+    return estimate(list(found.values()), [key[0] for key in found])
+
+
+def _by_turn(found: dict[tuple[Hashable, ...], float]) -> dict[int, Estimate]:
+    """Returns the mean of each turn's numbers, of keys (prompt_id, sample, turn)."""
+    turns = sorted({key[2] for key in found})
+    return {turn: _over_prompts({key: x for key, x in found.items() if key[2] == turn}) for turn in turns}
 
 
 def _kl(values: list[float], prompts: list[Hashable]) -> Estimate:
@@ -269,80 +273,6 @@ def _beta_effective(beta: float | None, lambda_: tuple[float, ...]) -> float | N
     return beta / lambda_[0] if lambda_[0] else math.inf
 
 
-def warnings_of(summaries: Sequence[Summary]) -> list[str]:
-    """Returns one line for each thing about the summaries that a reader could be misled by."""
-    return [
-        f"λ = {format_strength(summary.lambda_)}: {line}"
-        for summary in summaries
-        for line in _warnings(summary)
-    ]
-
-
-def _warnings(summary: Summary) -> list[str]:
-    lines = []
-    if summary.ended < FEW_ENDED:
-        lines.append(
-            f"only {summary.ended:.0%} of completions ended, the others were cut off (--max-new-tokens)"
-        )
-    if summary.ess is not None and summary.ess < SMALL_ESS:
-        lines.append(
-            f"effective sample size is {summary.ess:.0%} of the completions: "
-            "estimates weighted to the sequence-level mixture are unreliable"
-        )
-    for name, scored in summary.scored.items():
-        if scored < summary.n:
-            lines.append(f"reward {name} gave no number for {summary.n - scored} of {summary.n} completions")
-    return lines
-
-
-def reduce_to_csv_rows(summaries: Sequence[Summary]) -> list[dict]:
-    """Returns one flat dict per strength, all with the same columns; what is unknown is ""."""
-    names = dict.fromkeys(name for summary in summaries for name in summary.rewards)
-    rows = []
-    for summary in summaries:
-        row = {
-            "lambda": format_strength(summary.lambda_),
-            "beta": summary.beta,
-            "beta_over_lambda": summary.beta_effective,
-            "n": summary.n,
-            "prompts": summary.prompts,
-        }
-        for name in names:
-            row |= _columns(f"reward_{name}", summary.rewards.get(name))
-            row |= _columns(f"reward_{name}_minus_aligned", summary.reward_differences.get(name))
-            row[f"reward_{name}_n"] = summary.scored.get(name, 0)
-        row |= _columns("kl_to_reference", summary.kl_to_reference)
-        row |= _columns("length", summary.length)
-        row |= _columns("log_ratio", summary.log_ratio)
-        row |= {"ended": summary.ended, "effective_sample_share": summary.ess, "tokens": summary.tokens}
-        row["warning"] = "; ".join(_warnings(summary))
-        rows.append({column: _cell(value) for column, value in row.items()})
-    return rows
-
-
-def _columns(name: str, value: Estimate | None) -> dict:
-    value = value or Estimate(math.nan, math.nan, math.nan)
-    return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
-
-
-def _cell(value):
-    """Returns numbers in 6 digits, as text; what is unknown as ""."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def write_summary_csv(path: str | Path, summaries: Sequence[Summary]) -> None:
-    """Writes `reduce_to_csv_rows` as CSV, whole or not at all.
-
-    Raises:
-      ValueError: there are no summaries, or the file cannot be written.
-    """
-    if not summaries:
-        raise ValueError(f"cannot write {path}: there are no rows to summarize")
-    rows = reduce_to_csv_rows(summaries)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+def turns_of(summaries: Sequence[Summary], name: str) -> list[int]:
+    """Returns the turns that a reward is known of, from 0; none where no prompt has several."""
+    return sorted({turn for summary in summaries for turn in summary.turn_rewards.get(name, {})})

@@ -1,6 +1,5 @@
 """Preference pairs: how often a policy at each strength prefers the chosen completion."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from dera_jax.encoding import before, encode_prompts
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt, check_one_turn
+from dera_jax.reports import estimate_to_json
 from dera_jax.score import Scored, score_tokens
 from dera_jax.strengths import Strength, strength_to_json
 from dera_jax.tokenizer import encode_completion
@@ -99,8 +99,3 @@ def as_json(table: Sequence[Accuracy]) -> list[dict]:
         }
         for strength, accuracy, implicit in table
     ]
-
-
-def estimate_to_json(found: Estimate) -> dict[str, float | None]:
-    """Returns mean and interval, null where there is no interval."""
-    return {name: None if math.isnan(value) else value for name, value in vars(found).items()}

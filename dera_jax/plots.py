@@ -63,17 +63,19 @@ PANEL = (3.5, 2.7)
 """Width and height in inches."""
 
 
-def plot_sweep(runs: dict[str, list[Summary]], path: str | Path) -> None:
+def plot_sweep(runs: dict[str, list[Summary]], path: str | Path, about: str = "") -> None:
     """Writes a figure of one or several runs as PNG, whole or not at all.
 
     Panels: each reward (without rewards, log π_aligned/π_reference), KL to the reference and length
-    against λ, with 95 % intervals, and the first of them against the KL. With two aligned models, a
-    heat map over (λ₁, λ₂) of each instead. A line joins strengths that were decoded on more than half
-    of a run's prompts; the others are points: their means are over prompts that may be different ones.
+    against λ, with 95 % intervals, and as many of the first against the KL as fill the grid, at least
+    one. With two aligned models, a heat map over (λ₁, λ₂) of each instead. A line joins strengths that
+    were decoded on more than half of a run's prompts; the others are points: their means are over
+    prompts that may be different ones.
 
     Args:
       runs: summaries by the name shown in the legend; see `metrics.summarize`.
       path: of the PNG.
+      about: begins the caption: what the models are, say.
 
     Raises:
       ValueError: there is nothing to plot, runs of different numbers of aligned models are
@@ -90,7 +92,7 @@ def plot_sweep(runs: dict[str, list[Summary]], path: str | Path) -> None:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Names may hold letters that the font lacks: boxes are drawn for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        write_bytes(path, _png(_heat_maps(curves) if models == {2} else _panels(curves)))
+        write_bytes(path, _png((_heat_maps if models == {2} else _panels)(curves, about)))
 
 
 def _png(figure: Figure) -> bytes:
@@ -117,13 +119,16 @@ def _quantities(curves: Sequence[Curve]) -> list[Quantity]:
     ]
 
 
-def _figure(curves: Sequence[Curve], rows: int, columns: int, count: int) -> tuple[Figure, list[Axes]]:
+def _figure(
+    curves: Sequence[Curve], about: str, rows: int, columns: int, count: int
+) -> tuple[Figure, list[Axes]]:
     """Returns a captioned figure with a grid of panels, of which the first `count` are kept."""
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.3))
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes[count:]:
         ax.remove()
-    figure.supxlabel(_caption(curves), fontsize=7, color=GREY)
+    caption = "\n".join(filter(None, [about, _caption(curves)]))
+    figure.supxlabel(caption, fontsize=7, color=GREY)
     return figure, axes[:count]
 
 
@@ -150,20 +155,28 @@ def _span(numbers: Sequence[int], noun: str) -> str:
     return f"{low:,}–{high:,} {noun}s" if low < high else f"{low:,} {noun}{'s' if low > 1 else ''}"
 
 
-def _panels(curves: Sequence[Curve]) -> Figure:
-    """Returns each quantity over the strength, and the first of three or more over the KL."""
+def _panels(curves: Sequence[Curve], about: str) -> Figure:
+    """Returns each quantity over the strength; those that are neither KL nor length over the KL, too.
+
+    Of the latter at least one, and more where the grid has room.
+    """
     quantities = _quantities(curves)
-    count = len(quantities) + (len(quantities) > 2)
-    figure, axes = _figure(curves, *_grid(count), count)
+    *of_interest, _, _ = quantities
+    count = len(quantities) + (len(of_interest) > 0)
+    rows, columns = _grid(count)
+    frontiers = of_interest[: rows * columns - len(quantities)]
+    figure, axes = _figure(curves, about, rows, columns, len(quantities) + len(frontiers))
     for ax, quantity in zip(axes, quantities, strict=False):
         plot_over_strength(ax, curves, quantity)
     if len(curves) > 1:
         _add_legend(figure, curves)
-    if count > len(quantities):
-        plot_frontier(axes[-1], curves, quantities[0])
-        # Where points and labels meet is known when the layout is.
-        figure.draw_without_rendering()
-        label_points(axes[-1], curves, quantities[0])
+    over_kl = list(zip(axes[len(quantities) :], frontiers, strict=True))
+    for ax, quantity in over_kl:
+        plot_frontier(ax, curves, quantity)
+    # Where points and labels meet is known when the layout is.
+    figure.draw_without_rendering()
+    for ax, quantity in over_kl:
+        label_points(ax, curves, quantity)
     return figure
 
 
@@ -175,12 +188,12 @@ def _add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=min(fitting, len(curves)))
 
 
-def _heat_maps(curves: Sequence[Curve]) -> Figure:
+def _heat_maps(curves: Sequence[Curve], about: str) -> Figure:
     """Returns a heat map of each quantity, in a row for each run if there are several."""
     quantities = _quantities(curves)
     panels = [(curve, quantity) for curve in curves for quantity in quantities]
     grid = _grid(len(quantities)) if len(curves) == 1 else (len(curves), len(quantities))
-    figure, axes = _figure(curves, *grid, len(panels))
+    figure, axes = _figure(curves, about, *grid, len(panels))
     for ax, (curve, quantity) in zip(axes, panels, strict=True):
         # One scale of colours for all runs.
         values = [value.mean for c in curves for _, value in known(c, quantity)]

@@ -1,5 +1,6 @@
 """Policies: language models ready to decode, from Hugging Face folders and back."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,10 @@ import jax
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models
-from dera_jax.configs import check_choice
+from dera_jax.configs import check_choice, check_count, check_number, check_seed
 from dera_jax.files import write_json
-from dera_jax.loading import adapters, families, files, hub, tensors, weights
+from dera_jax.loading import adapters, families, files, hub, lora, tensors, weights
+from dera_jax.loading.names import NameMap
 from dera_jax.models.linear import QUANTIZATIONS
 from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer
 
@@ -43,6 +45,8 @@ class Policy:
     template: str | None = None
     """Chat template that it reads `messages` through; empty: their contents as raw text. None: the aligned
     model's, or else the reference's, as all models do."""
+    adapter: Path | None = None
+    """Folder of the adapter that it was loaded with."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,9 @@ def _load(
     config, params, fingerprint = base.config, base.params, base.fingerprint
     own = folder
     if adapter:
-        names = families.FAMILIES[base.raw["model_type"]].names
-        config, params = adapters.apply_adapter(adapter, name, config, params, names)
+        name_map = families.FAMILIES[base.raw["model_type"]].names
         adapters.check_base(adapter, name, fingerprint)
+        config, params = adapters.apply_adapter(adapter, name, config, params, name_map)
         fingerprint = adapters.fingerprint(adapter, fingerprint)
         own = adapter.folder if (adapter.folder / "tokenizer_config.json").exists() else folder
     tokenizer = load_tokenizer(own)
@@ -153,11 +157,13 @@ def _load(
         eos_ids=_eos_ids(folder, base.raw, tokenizer),
         fingerprint=fingerprint,
         beta=files.read_object((adapter.folder if adapter else folder) / "manifest.json").get("beta"),
+        adapter=adapter.folder if adapter else None,
     )
 
 
 def _load_base(name: str, folder: Path, dtype: str, quantize: str | None, started: Started | None) -> _Base:
     raw = families.read_config(folder)
+    families.check_language_model(folder, raw)
     config = families.model_config(folder, raw)
     found = weights.find_params(folder, raw["model_type"], config)
     if dtype == "auto":
@@ -204,11 +210,7 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
     config, params = adapters.merge_adapters(policy.config, policy.params)
     raw = families.read_config(policy.folder)
     generation = files.read_object(policy.folder / "generation_config.json")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        policy.tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
+    _start_folder(policy, folder)
     # `torch_dtype` is what older versions of transformers called it.
     settings = {name: value for name, value in raw.items() if name != "torch_dtype"}
     # An adapter may have untied the head.
@@ -220,6 +222,80 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
         write_json(folder / "manifest.json", manifest)
     named = weights.named_tensors(params, raw["model_type"], config.num_heads)
     tensors.save_tensors(folder, named)
+
+
+def with_lora(
+    policy: Policy,
+    rank: int,
+    alpha: float,
+    targets: lora.Targets = "all-linear",
+    seed: int = 0,
+    *,
+    rslora: bool = False,
+) -> Policy:
+    """Returns `policy` with low-rank adapters that change nothing yet; arrays of the base are shared.
+
+    A policy that has these very adapters already is returned as it is, to be trained further.
+
+    Args:
+      rank: of every adapter, ≥ 1.
+      alpha: > 0; an adapter is multiplied by alpha/rank, or by alpha/√rank with `rslora`.
+      targets: names of linear maps in the family's files, such as `q_proj`; `all-linear`: all but the
+        head; None: those of queries and values.
+
+    Raises:
+      ValueError: a setting out of its range, names that the model does not have, other adapters on it.
+    """
+    check_count("rank", rank)
+    check_number("alpha", alpha, 0.0, math.inf)
+    if alpha == 0:
+        raise ValueError("alpha: expected a number above 0, got 0")
+    check_seed(seed)
+    scale = alpha / (math.sqrt(rank) if rslora else rank)
+    paths = lora.adapted_maps(policy.config, _name_map(policy), targets)
+    there = policy.config.adapters
+    if not there:
+        config, params = lora.add_adapters(policy.config, policy.params, paths, rank, scale, seed)
+        return replace(policy, config=config, params=params)
+    asked = {(path, rank, round(scale, 9)) for path in paths}
+    if {(one.path, one.rank, round(one.scale, 9)) for one in there} != asked:
+        raise ValueError(
+            f"{policy.name}: has adapters of rank {there[0].rank} and scale {there[0].scale:g} on {len(there)} "
+            f"linear maps, asked: rank {rank} and scale {scale:g} on {len(paths)}; "
+            "train those further, or start from a model that they are merged into"
+        )
+    return policy
+
+
+def save_adapter(policy: Policy, folder: Path, base_name: str, manifest: dict | None = None) -> None:
+    """Writes a policy's adapters as a PEFT folder, with its tokenizer; the weights last.
+
+    Args:
+      base_name: MODEL that they stand on: whoever loads them elsewhere looks for it by this name.
+      manifest: how the policy was made; written as manifest.json.
+
+    Raises:
+      ValueError: no adapters, or the folder cannot be written.
+    """
+    if not policy.config.adapters:
+        raise ValueError(f"{policy.name}: expected a policy with adapters, found none; save the whole model")
+    start = adapters.read_adapter(policy.adapter) if policy.adapter else None
+    _start_folder(policy, folder)
+    if manifest is not None:
+        write_json(folder / "manifest.json", manifest)
+    lora.write_adapter(folder, policy.config, policy.params, _name_map(policy), base_name, start)
+
+
+def _name_map(policy: Policy) -> NameMap:
+    return families.FAMILIES[families.read_config(policy.folder)["model_type"]].names
+
+
+def _start_folder(policy: Policy, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        policy.tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def with_params(policy: Policy, params: dict) -> Policy:

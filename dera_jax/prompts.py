@@ -183,10 +183,10 @@ def _messages(value: object, where: str) -> tuple[dict, ...]:
             if not isinstance(message[name], str):
                 found = json_kind(message[name])
                 raise ValueError(f"{where}: messages[{i}]: {name}: expected a string, found {found}")
-    if value[-1]["role"] == "assistant":
+    if (role := value[-1]["role"]) in ("assistant", "system"):
+        hint = "; the start of an answer goes in the field 'prefix'" if role == "assistant" else ""
         raise ValueError(
-            f"{where}: messages: expected the last one to be the user's, found the assistant's; "
-            "the start of an answer goes in the field 'prefix'"
+            f"{where}: messages: expected the last one to be the user's, found the {role}'s{hint}"
         )
     return tuple(dict(message) for message in value)
 

@@ -1,21 +1,25 @@
 """Reward models as rewards: `model:DIR`, a Hugging Face folder of a `…ForSequenceClassification`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models
+from dera_jax.files import write_json
 from dera_jax.loading import families, hub, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.reward import RewardConfig
 from dera_jax.models.t5 import T5Config
+from dera_jax.policies import Policy
 from dera_jax.rewards import Completions
-from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left
+from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, save_tokenizer
 
 ROWS = 16
 """Texts read at a time."""
@@ -40,6 +44,8 @@ class RewardPolicy:
     config: RewardConfig
     params: dict
     tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    """Whose configuration it has."""
 
 
 def load_reward_model(model: str, dtype: str = "auto") -> RewardPolicy:
@@ -57,31 +63,126 @@ def load_reward_model(model: str, dtype: str = "auto") -> RewardPolicy:
         head = "decoder" if named == "T5ForSequenceClassification" else "encoder"
     # With a tied head there is no other.
     config = RewardConfig(trunk=replace(trunk, tie_embeddings=True), head=head)
-    family = families.FAMILIES[raw["model_type"]].names
-    prefix = family.trunk or "transformer."
-    own = {f"trunk.{path}": _prefixed(name, family.trunk, prefix) for path, name in family.names.items()}
-    names = replace(family, names=own | HEADS[head], trunk=prefix)
-    _check_head(folder, names, config)
+    names = _names(raw["model_type"], head)
+    _check_head(folder, config)
     found = weights.find(folder, names, weights.full_shapes(config), config.num_heads)
     if dtype == "auto":
         dtype = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
     config = replace(config, dtype=dtype, trunk=replace(config.trunk, dtype=dtype))
-    return RewardPolicy(model, config, weights.read_params(found, dtype), load_tokenizer(folder))
+    return RewardPolicy(model, config, weights.read_params(found, dtype), load_tokenizer(folder), folder)
 
 
-def make(argument: str, spec: str) -> Callable[[Completions], list[float]]:
-    """Returns `model:DIR`: what a reward model says of prompt and completion together.
+def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
+    """Returns a reward model with the trunk of `policy` and a random head, to be trained.
+
+    Raises:
+      ValueError: weights that are quantized or have adapters.
+    """
+    if policy.config.quantization or policy.config.adapters:
+        raise ValueError(
+            f"{policy.name}: a reward model starts from weights in full precision and without adapters; "
+            "eval.combine --lambda=1 merges adapters"
+        )
+    config = RewardConfig(
+        trunk=replace(policy.config, tie_embeddings=True),
+        head="decoder" if isinstance(policy.config, T5Config) else "last",
+        dtype=policy.config.dtype,
+    )
+    trunk = {name: value for name, value in policy.params.items() if name != "head"}
+    width = config.trunk.width
+    key, last = jax.random.split(jax.random.key(seed))
+    params = {"trunk": trunk, "score": {"kernel": _small(last, (width, 1), config.dtype)}}
+    if config.head == "decoder":
+        params["score"]["bias"] = jnp.zeros(1, config.dtype)
+        kernel = _small(key, (width, width), config.dtype)
+        params["dense"] = {"kernel": kernel, "bias": jnp.zeros(width, config.dtype)}
+    return RewardPolicy(policy.name, config, params, policy.tokenizer, policy.folder)
+
+
+def with_reward_params(reward: RewardPolicy, params: dict) -> RewardPolicy:
+    """Returns `reward` with other parameters."""
+    return replace(reward, params=params)
+
+
+def save_reward_model(reward: RewardPolicy, folder: Path, manifest: dict) -> None:
+    """Writes a reward model as a folder that `AutoModelForSequenceClassification` loads; the weights last.
+
+    Raises:
+      ValueError: the folder cannot be written.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as names,
+    )
+
+    raw = families.read_config(reward.folder)
+    kind = raw["model_type"]
+    settings = {name: value for name, value in raw.items() if name != "torch_dtype"} | {
+        "architectures": [names[kind]],
+        "num_labels": 1,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "dtype": reward.config.dtype,
+    }
+    if settings.get("pad_token_id") is None:
+        # transformers needs one to find the last token of padded texts.
+        settings["pad_token_id"] = reward.tokenizer.pad_token_id
+    save_tokenizer(reward.tokenizer, folder)
+    write_json(folder / "config.json", settings)
+    write_json(folder / "manifest.json", manifest)
+    named = weights.named_tensors(reward.params, _names(kind, reward.config.head), reward.config.num_heads)
+    tensors.save_tensors(folder, named)
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """`model:DIR`: what a reward model says of prompt and completion together.
 
     Chats go through its own chat template. Where the completion ended with EOS, the text does too.
     """
-    policy = load_reward_model(argument)
 
-    def reward(completions: Completions) -> list[float]:
+    policy: RewardPolicy
+    spec: str
+
+    def check(self, prompts: Sequence[str | Sequence[Mapping]]) -> None:
+        """Raises ValueError where a prompt is a chat that its template does not take."""
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                self._encode(prompt, "…", "length")
+
+    def __call__(self, completions: Completions) -> list[float]:
         rows = zip(completions.prompts, completions.completions, completions.finish_reasons, strict=True)
-        texts = [_encode(policy.tokenizer, *row, spec) for row in rows]
-        return reward_texts(policy, texts).tolist()
+        return reward_texts(self.policy, [self._encode(*row) for row in rows]).tolist()
 
-    return reward
+    def _encode(self, prompt: str | Sequence[Mapping], completion: str, reason: str) -> list[int]:
+        tokenizer = self.policy.tokenizer
+        if isinstance(prompt, str):
+            ids = list(tokenizer(prompt + completion).input_ids)
+            eos = tokenizer.eos_token_id
+            return ids + [eos] if reason == "eos" and eos is not None and ids[-1:] != [eos] else ids
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                f"reward {self.spec}: the prompts are chats, but its tokenizer has no chat template; "
+                f"put one into {self.policy.folder / 'chat_template.jinja'}"
+            )
+        # A last message of the assistant is the start of the answer.
+        *before, last = prompt
+        answer = {"role": "assistant", "content": completion}
+        if last["role"] == "assistant":
+            answer["content"] = last["content"] + completion
+        else:
+            before.append(last)
+        try:
+            text = tokenizer.apply_chat_template([*before, answer], tokenize=False)
+        except Exception as error:  # templates are programs, and fail in many ways
+            raise ValueError(
+                f"reward {self.spec}: the chat template refuses the chat: {' '.join(str(error).split())}"
+            ) from error
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def make(argument: str, spec: str) -> ModelReward:
+    """Returns the reward `model:DIR`."""
+    return ModelReward(load_reward_model(argument), spec)
 
 
 def reward_texts(policy: RewardPolicy, texts: Sequence[Sequence[int]]) -> Float[np.ndarray, " texts"]:
@@ -114,30 +215,21 @@ def _forward(
     return models.bind(config, params)(tokens, mask)
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[dict], completion: str, reason: str, spec: str
-) -> list[int]:
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt + completion).input_ids)
-        eos = tokenizer.eos_token_id
-        return ids + [eos] if reason == "eos" and eos is not None and ids[-1:] != [eos] else ids
-    if tokenizer.chat_template is None:
-        raise ValueError(f"reward {spec}: the prompts are chats, but its tokenizer has no chat template")
-    try:
-        answered = [*prompt, {"role": "assistant", "content": completion}]
-        text = tokenizer.apply_chat_template(answered, tokenize=False)
-    except Exception as error:  # templates are programs, and fail in many ways
-        raise ValueError(
-            f"reward {spec}: the chat template refuses the chat: {' '.join(str(error).split())}"
-        ) from error
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+def _names(kind: str, head: str) -> NameMap:
+    """Returns what the parameters of a reward model of an architecture are called in files."""
+    family = families.FAMILIES[kind].names
+    prefix = family.trunk or "transformer."
+    own = {
+        f"trunk.{path}": name if family.trunk else f"{prefix}{name}" for path, name in family.names.items()
+    }
+    return replace(family, names=own | HEADS[head], trunk=prefix)
 
 
-def _prefixed(name, trunk: str, prefix: str):
-    return name if trunk else f"{prefix}{name}"
+def _small(key: Array, shape: tuple[int, int], dtype: str) -> Float[Array, "inputs outputs"]:
+    return (jax.random.normal(key, shape) * 0.02).astype(dtype)
 
 
-def _check_head(folder, names: NameMap, config: RewardConfig) -> None:
+def _check_head(folder: Path, config: RewardConfig) -> None:
     """Raises ValueError where a folder's model has no head, or one of several labels."""
     name = HEADS[config.head]["score.kernel"]
     listed = tensors.list_tensors(folder)

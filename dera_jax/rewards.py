@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dera_jax.slots import slot_coverage
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -44,6 +46,11 @@ class Reward:
     name: str
     """The specification as written."""
     function: Callable[[Completions], Sequence[float | None]]
+
+    def check(self, prompts: Sequence[str | Sequence[Mapping]]) -> None:
+        """Raises ValueError where the function has a `check` of its own that refuses the prompts."""
+        if hasattr(self.function, "check"):
+            self.function.check(prompts)
 
     def __call__(self, completions: Completions) -> list[float | None]:
         """Returns the reward of each completion; None where the reward does not apply.
@@ -254,6 +261,22 @@ def keywords(argument: str, spec: str) -> Callable[[Completions], list[float]]:
     return lambda completions: [share(completion) for completion in completions.completions]
 
 
+def slots(argument: str, spec: str) -> Callable[[Completions], list[float]]:
+    """Returns `slots`: the share of slots of a meaning representation that the completion says, see slots.py."""
+    if spec != "slots":
+        raise ValueError(f"--reward: expected slots, found {spec!r}")
+
+    def coverage(prompt: str | Sequence[Mapping], given: object, completion: str) -> float:
+        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        return slot_coverage(asked if given is None else given, completion)
+
+    def reward(completions: Completions) -> list[float]:
+        given = completions.columns.get("meaning_representation", [None] * len(completions.prompts))
+        return list(map(coverage, completions.prompts, given, completions.completions))
+
+    return reward
+
+
 def user_function(argument: str, spec: str) -> Callable[[Completions], Sequence[float | None]]:
     """Returns `python:module:function`, called as `f(prompts=…, completions=…, **columns)` like TRL's.
 
@@ -316,6 +339,7 @@ KNOWN = {
     "length": (length, "length:MIN:MAX[:STOP]"),
     "lexicon": (lexicon, "lexicon:FILE"),
     "keywords": (keywords, "keywords:a|b"),
+    "slots": (slots, "slots"),
     "model": (reward_model, "model:DIR"),
     "python": (user_function, "python:module:function"),
 }

@@ -1,5 +1,6 @@
 """Rollouts: completions drawn from a policy in training, judged, with the reference's log-probabilities."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,13 +21,21 @@ _logprobs = jax.jit(completion_logprobs, static_argnames="config")
 
 @dataclass(frozen=True)
 class Rollout:
-    """Samples of some prompts, those of one prompt in one row."""
+    """Samples of some prompts, those of one prompt behind one another."""
 
     completions: list[Completion]
     batch: Batch
-    rewards: Float[np.ndarray, "prompts samples"]
-    log_ratio: Float[np.ndarray, "prompts samples"]
-    """log π(y|x) − log π_ref(y|x), in nats."""
+    rewards: Float[np.ndarray, " rows"]
+    logprobs: Float[np.ndarray, "rows completion"]
+    """log π of each token, in nats; 0 where there is none."""
+    reference_logprobs: Float[np.ndarray, "rows completion"]
+    seconds: dict[str, float]
+    """What drawing, the reference and the rewards took."""
+
+    @property
+    def log_ratio(self) -> Float[np.ndarray, " rows"]:
+        """log π(y|x) − log π_ref(y|x), in nats."""
+        return (self.logprobs - self.reference_logprobs).sum(axis=1)
 
 
 def draw_rollout(
@@ -46,20 +55,45 @@ def draw_rollout(
       step: folded into the seed, so that every step draws anew.
 
     Raises:
-      ValueError: a reward that is None.
+      ValueError: a reward that is None or not finite; or, before anything is drawn, one that cannot judge
+        such prompts.
     """
+    for reward in rewards:
+        reward.check([_asked(prompt) for prompt in prompts])
     config = replace(config, seed=(config.seed * 1_000_003 + step) % 2**63)
     cells = [Cell(prompt, sample, ()) for prompt in prompts for sample in range(num_samples)]
+    start = time.perf_counter()
     ended = {(c.cell.prompt.id, c.cell.sample): c for c in complete((policy,), cells, config, len(cells))}
     completions = [ended[cell.prompt.id, cell.sample] for cell in cells]
-    judged = sum(np.array(reward_values(reward, completions, policy), float) for reward in rewards)
-    if np.isnan(judged).any():
-        raise ValueError("a reward gave None for a completion; training needs a number for each")
+    drawn = time.perf_counter()
     batch = make_batch([c.cell.prompt.tokens[0] for c in completions], [c.tokens for c in completions])
-    of_policy = np.array([c.logprobs.sum() for c in completions])
-    of_reference = np.asarray(_logprobs(reference.config, reference.params, batch)).sum(axis=1)
-    shape = (len(prompts), num_samples)
-    return Rollout(completions, batch, judged.reshape(shape), (of_policy - of_reference).reshape(shape))
+    of_reference = np.asarray(_logprobs(reference.config, reference.params, batch))
+    logprobs = np.zeros_like(of_reference)
+    for row, completion in enumerate(completions):
+        logprobs[row, : len(completion.tokens)] = completion.logprobs
+    read = time.perf_counter()
+    judged = sum((judge(reward, completions, policy, step) for reward in rewards), np.zeros(len(cells)))
+    seconds = {
+        "rollout_seconds": drawn - start,
+        "reference_seconds": read - drawn,
+        "reward_seconds": time.perf_counter() - read,
+    }
+    rounded = {name: round(value, 4) for name, value in seconds.items()}
+    return Rollout(completions, batch, judged, logprobs, of_reference, rounded)
+
+
+def judge(
+    reward: Reward, completions: Sequence[Completion], policy: Policy, step: int
+) -> Float[np.ndarray, " rows"]:
+    """Returns what `reward` gives each completion; raises ValueError where that is no finite number."""
+    found = np.array(reward_values(reward, completions, policy), float)
+    bad = np.flatnonzero(~np.isfinite(found))
+    if bad.size:
+        raise ValueError(
+            f"reward {reward.name} at step {step}: expected a finite number for each completion, found "
+            f"{found[bad[0]]} for prompt {completions[bad[0]].cell.prompt.id!r} ({bad.size} of {found.size})"
+        )
+    return found
 
 
 def reward_values(reward: Reward, completions: Sequence[Completion], policy: Policy) -> list[float | None]:
@@ -68,7 +102,7 @@ def reward_values(reward: Reward, completions: Sequence[Completion], policy: Pol
     names = {name for prompt in prompts for name in prompt.columns}
     return reward(
         Completions(
-            prompts=[prompt.text if prompt.messages is None else list(prompt.messages) for prompt in prompts],
+            prompts=[_asked(c.cell.prompt) for c in completions],
             completions=[c.text for c in completions],
             tokens=[c.tokens[: c.length] for c in completions],
             finish_reasons=[c.finish_reason for c in completions],
@@ -76,3 +110,9 @@ def reward_values(reward: Reward, completions: Sequence[Completion], policy: Pol
             decode=lambda tokens: policy.tokenizer.decode(tokens, skip_special_tokens=True),
         )
     )
+
+
+def _asked(encoded: EncodedPrompt) -> str | list[dict]:
+    """Returns what rewards see of a prompt."""
+    prompt = encoded.prompt
+    return prompt.text if prompt.messages is None else list(prompt.messages)

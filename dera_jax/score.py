@@ -126,13 +126,20 @@ def completion_logits(
     """Returns the logits that each completion token was drawn from."""
     length = batch.completion_mask.shape[1]
     tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.mask)
-    return models.bind(config, params).completion_logits(tokens, mask, length)
+    starts = () if batch.starts is None else (jnp.asarray(batch.starts),)
+    return models.bind(config, params).completion_logits(tokens, mask, length, *starts)
 
 
 def completion_logprobs(
     config: models.ModelConfig, params: PyTree, batch: Batch
 ) -> Float[Array, "rows completion"]:
     """Returns log π(token) of each completion token, 0 where there is none. Differentiable."""
-    logits = completion_logits(config, params, batch)
+    return token_logprobs(completion_logits(config, params, batch), batch)
+
+
+def token_logprobs(
+    logits: Float[Array, "rows completion vocab"], batch: Batch
+) -> Float[Array, "rows completion"]:
+    """Returns log π(token) of each completion token from the logits it was drawn from."""
     chosen = jnp.take_along_axis(logits, jnp.asarray(batch.completions)[..., None], axis=-1)[..., 0]
     return jnp.where(batch.completion_mask, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)

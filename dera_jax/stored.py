@@ -81,6 +81,8 @@ def judge_run(run: Path, rewards: Sequence[Reward], columns: dict, command: Sequ
         raise ValueError(f"{run}: no such folder")
     manifest = read_manifest(run)
     with RunFolder(run, manifest["identity"], provenance(list(command))) as folder:
+        for reward in rewards:
+            reward.check([row["prompt"] for row in folder.rows if reward.name not in row["rewards"]])
         added = judge(folder.rows, rewards, columns, _decoder(manifest))
         if added:
             folder.replace_rows(folder.rows)

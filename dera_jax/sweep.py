@@ -12,7 +12,7 @@ import numpy as np
 
 from dera_jax.configs import DecodeConfig, check_count
 from dera_jax.conversation import Conversation, converse
-from dera_jax.decode import Rule, rule_name
+from dera_jax.decode import Rule, check_rule, rule_name
 from dera_jax.encoding import EncodedPrompt, encode_prompts
 from dera_jax.generate import Completion, warm_up
 from dera_jax.models import cache_bytes
@@ -22,6 +22,7 @@ from dera_jax.provenance import provenance
 from dera_jax.realign import linear_rule
 from dera_jax.results import RowKey, RunFolder, row_key
 from dera_jax.rewards import Reward, parse_rewards
+from dera_jax.stopwatch import Stopwatch
 from dera_jax.stored import add_beta, extent, judge
 from dera_jax.strengths import Strength, format_strength, strength_from_json, strength_to_json
 
@@ -55,6 +56,7 @@ class Sweep:
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:
             raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
+        check_rewards(self.rewards, self.prompts)
         for strength in {s for prompt in self.prompts for each in self._strengths(prompt) for s in each}:
             if len(strength) != aligned:
                 raise ValueError(f"lambda: expected a number for each of {aligned} aligned, found {strength}")
@@ -174,8 +176,11 @@ def sweep_provenance(plan: Sweep, command: Sequence[str]) -> dict:
     )
 
 
-def run_sweep(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
+def run_sweep(plan: Sweep, folder: RunFolder, watch: Stopwatch | None = None) -> Iterator[dict]:
     """Returns an iterator of the rows of `plan` that `folder` has, then those it lacks, as they are written.
+
+    Args:
+      watch: told the seconds of decoding.
 
     Raises:
       ValueError: at once, where the rows there are of other prompts or another β.
@@ -184,19 +189,22 @@ def run_sweep(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
     # Both, whatever the first returns.
     if any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)]):
         folder.replace_rows(folder.rows)
-    return _rows(plan, folder)
+    return _rows(plan, folder, watch)
 
 
-def _rows(plan: Sweep, folder: RunFolder) -> Iterator[dict]:
+def _rows(plan: Sweep, folder: RunFolder, watch: Stopwatch | None) -> Iterator[dict]:
     wanted = plan_keys(plan)
     there = {row_key(row): row for row in folder.rows}
     yield from [row for key, row in there.items() if key in wanted]
-    yield from run_conversations(plan, there, folder.append)
+    yield from run_conversations(plan, there, folder.append, watch)
     folder.finish(extent(folder.rows) | {"rows": plan.rows, "beta": plan.beta})
 
 
 def run_conversations(
-    plan: Sweep, there: Mapping[RowKey, dict], keep: Callable[[list[dict]], None]
+    plan: Sweep,
+    there: Mapping[RowKey, dict],
+    keep: Callable[[list[dict]], None],
+    watch: Stopwatch | None = None,
 ) -> Iterator[dict]:
     """Decodes and judges what is not `there`, yielding rows after `keep` has taken them."""
     pending: list[dict] = []
@@ -218,7 +226,7 @@ def run_conversations(
 
     completions = converse(plan.policies, plan.conversations, plan.decode, plan.rows, plan.rule, known)
     try:
-        for completion in completions:
+        for completion in (watch or Stopwatch()).timed(completions):
             pending.append(make_row(plan, completion))
             if len(pending) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_SECONDS:
                 yield from flush()
@@ -283,6 +291,13 @@ def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
     return judge(rows, plan.rewards, columns, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
 
 
+def check_rewards(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError where a reward cannot judge answers to the prompts."""
+    asked = [prompt_text(prompt.at_turn(())) for prompt in prompts]
+    for reward in rewards:
+        reward.check(asked)
+
+
 def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
     """Raises ValueError if a prompt of the plan has another text, or is read otherwise, in the rows there."""
     prompts = {prompt.id: prompt for prompt in plan.encoded}
@@ -308,25 +323,6 @@ def turn_key(conversation: Conversation, turn: int) -> RowKey:
 def plan_keys(plan: Sweep) -> set[RowKey]:
     """Returns what `row_key` gives for each row that the plan leads to."""
     return {turn_key(c, turn) for c in plan.conversations for turn in range(len(c.strengths))}
-
-
-def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
-    """Raises ValueError unless `rule` turns logits of all models into logits of a row, without running it."""
-    vocab, rows, dtype = min(policy.config.vocab_size for policy in policies), 2, np.float32
-    logits = jax.ShapeDtypeStruct((len(policies), rows, vocab), dtype)
-    weights = jax.ShapeDtypeStruct((rows, len(policies)), dtype)
-    initial = getattr(rule, "initial_state", None)
-    try:
-        state = jax.eval_shape(lambda: initial(rows) if initial else None)
-        mixed, after = jax.eval_shape(rule, logits, weights, state)
-    except Exception as error:  # the function is the user's and may fail in any way
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ValueError(f"rule {name} fails on logits[models, rows, vocab]: {reason}") from error
-    if getattr(mixed, "shape", None) != (rows, vocab):
-        found = getattr(mixed, "shape", type(mixed).__name__)
-        raise ValueError(f"rule {name}: expected logits of shape {(rows, vocab)}, found {found}")
-    if after != state:
-        raise ValueError(f"rule {name}: expected a state like that of initial_state, found another")
 
 
 def estimate_seconds(plan: Sweep, completions: int) -> float:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dera_jax.metrics import Estimate, Summary
+from dera_jax.metrics import Estimate, Summary, turns_of
 from dera_jax.strengths import format_strength
 
 WIDTH = 100
@@ -36,7 +36,7 @@ def format_table(
     Args:
       summaries: at least one; see `metrics.summarize`.
       style: terminal (aligned, at most 100 columns wide), markdown or latex (booktabs).
-      speed: tokens per second at each strength; others show —.
+      speed: tokens per second of decoding at each strength; others show —.
 
     Raises:
       ValueError: there are no summaries, or the style is none of these.
@@ -75,10 +75,13 @@ class _Column:
 def _columns(summaries: Sequence[Summary], speed: dict | None) -> list[_Column]:
     """Returns the columns, the strengths first."""
     names = dict.fromkeys(name for summary in summaries for name in summary.rewards)
-    rewards = [
-        _Column(name, _estimates([summary.rewards.get(name) for summary in summaries]), is_reward=True)
-        for name in names
-    ]
+    rewards = []
+    for name in names:
+        found = {name: [summary.rewards.get(name) for summary in summaries]}
+        for turn in turns_of(summaries, name):
+            by_turn = [summary.turn_rewards.get(name, {}).get(turn) for summary in summaries]
+            found[f"{name}, turn {turn + 1}"] = by_turn
+        rewards += [_Column(heading, _estimates(each), is_reward=True) for heading, each in found.items()]
     speeds = (
         [_Column("tokens/s", [_number(speed.get(summary.lambda_)) for summary in summaries])] if speed else []
     )

@@ -25,9 +25,25 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ValueError(f"{folder}: expected tokenizer files (tokenizer.json), found none")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds for one cause: unreadable files
         raise ValueError(f"{folder}: the tokenizer cannot be read: {_one_line(error)}") from error
+    # As if it had warned already: what is too long for a model is refused where the model is known.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the files of a tokenizer into a folder, made if need be.
+
+    Raises:
+      ValueError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def encode_prompt(
@@ -105,7 +121,8 @@ def read_template(path: Path) -> str:
       ValueError: no such file, no template in it, or a template that is broken.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        found = "expected a file, found a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{path}: {found}")
     if path.suffix == ".json":
         settings = read_json(path)
         text = settings.get("chat_template") if isinstance(settings, dict) else None

@@ -104,19 +104,24 @@ class TorchPair:
         return made
 
     def choose_threads(self, measured: Callable[[], float]) -> dict:
-        """Sets torch's number of threads to the fastest for a run, and returns it with each one's seconds.
+        """Sets torch's number of threads to the fastest for a run; see `choose_threads`."""
+        return choose_threads(measured)
 
-        Args:
-          measured: runs and returns the seconds taken.
-        """
-        seconds = {}
-        for threads in sorted({1, 2, *_usual_threads()}):
-            torch.set_num_threads(threads)
-            measured()
-            seconds[threads] = min(measured() for _ in range(2))
-        best = min(seconds, key=seconds.__getitem__)
-        torch.set_num_threads(best)
-        return {"chosen": best, "seconds": {str(threads): value for threads, value in seconds.items()}}
+
+def choose_threads(measured: Callable[[], float]) -> dict:
+    """Sets torch's number of threads to the fastest for a run, and returns it with each one's seconds.
+
+    Args:
+      measured: runs and returns the seconds taken.
+    """
+    seconds = {}
+    for threads in sorted({1, 2, *_usual_threads()}):
+        torch.set_num_threads(threads)
+        measured()
+        seconds[threads] = min(measured() for _ in range(2))
+    best = min(seconds, key=seconds.__getitem__)
+    torch.set_num_threads(best)
+    return {"chosen": best, "seconds": {str(threads): value for threads, value in seconds.items()}}
 
 
 def _load(folder: Path, device: str) -> torch.nn.Module:

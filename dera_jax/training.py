@@ -1,106 +1,183 @@
-"""The training loop: an optimizer, a jitted update, metrics on disk, a stop at NaN."""
+"""The training loop: batches in, steps, metrics and checkpoints out; a stop that loses nothing.
 
-import json
+A way of training is a `Method`: what is trained, the loss, where batches come from. Batches and draws
+depend on the seed and the step alone, so a run that goes on from a checkpoint ends as if it had never
+stopped, to the bit.
+"""
+
 import math
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import jax
-import optax
-from jaxtyping import Array, Float, PyTree
-from tqdm import tqdm
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from dera_jax.configs import TrainConfig
-
-Loss = Callable[[PyTree, Any], tuple[Float[Array, ""], dict]]
-"""(params, batch) -> (loss, metrics)."""
-
-
-class TrainState(NamedTuple):
-    """What an update changes."""
-
-    params: PyTree
-    opt_state: PyTree
+from dera_jax import sharding
+from dera_jax.checkpoints import Checkpoints
+from dera_jax.configs import RunConfig, TrainConfig
+from dera_jax.optimization import Loss, Renew, TrainState, init_state, make_optimizer, make_update
+from dera_jax.run_log import RunLog
+from dera_jax.trees import flatten
 
 
-def make_optimizer(config: TrainConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns AdamW with clipped gradients, and its learning rate at each step."""
-    warmup = math.ceil(config.warmup_ratio * config.max_steps)
-    rest = max(config.max_steps - warmup, 1)
-    after = {
-        "constant": optax.constant_schedule(config.learning_rate),
-        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
-    }[config.lr_scheduler_type]
-    # Step 0 already learns: the warm-up rises from 1/(warmup + 1), not from 0.
-    before = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, warmup)
-    schedule = optax.join_schedules([before, after], [warmup])
-    adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule
+@dataclass(frozen=True)
+class Method:
+    """A way of training."""
+
+    trained: PyTree
+    """What is trained, as it starts; float32."""
+    loss: Loss
+    batches: Callable[[TrainState, int], tuple[Any, dict]]
+    """(state, step) to the step's batch and what to log with it. A batch may be drawn from the policy as
+    it is at that step."""
+    constants: dict = field(default_factory=dict)
+    """Arrays that the loss is given and nothing changes, by name: what is frozen, β."""
+    kept: dict = field(default_factory=dict)
+    """The same, but renewed after every step."""
+    renew: Renew | None = None
+    updates: int = 1
+    """Of the parameters in a step; if more, the batch has one entry in front for each."""
+    evaluate: Callable[[TrainState, dict], tuple[dict, list[dict]]] | None = None
+    """(state, constants) to figures to log, and samples to keep."""
 
 
-def make_update(loss: Loss, optimizer: optax.GradientTransformation):
-    """Returns the jitted update (state, batch) -> (state, metrics); the old state's memory is reused."""
-
-    @partial(jax.jit, donate_argnums=0)
-    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norm = optax.tree.norm(gradients)
-        return TrainState(params, opt_state), {"loss": value, "grad_norm": norm, **metrics}
-
-    return update
+class Preempted(Exception):
+    """The run was asked to end (SIGTERM); its state is saved."""
 
 
 def fit(
-    params: PyTree,
-    config: TrainConfig,
-    loss: Loss,
-    batches: Callable[[PyTree, int], tuple[Any, dict]],
-    metrics_file: Path,
-) -> Iterator[tuple[int, PyTree]]:
-    """Trains, yielding (steps done, parameters) after every step.
+    method: Method, config: TrainConfig, run: RunConfig, out: Path, mesh: Mesh | None = None
+) -> Iterator[tuple[int, TrainState, dict]]:
+    """Trains, yielding (steps done, state, metrics of an evaluation if there was one) after every step.
+
+    Goes on from the newest checkpoint in OUT/checkpoints, if there is one. The state's memory is used
+    again by the next step: what is to be kept of it is copied.
 
     Args:
-      params: to start from; they are copied.
-      loss: of a batch.
-      batches: (parameters, step) to the step's batch and what to log with it. A batch may be drawn
-        from the policy as it is at that step.
-      metrics_file: gets one JSON line a step.
+      mesh: splits parameters, the optimizer's state and batches over its devices; None is one device.
 
     Raises:
-      ValueError: the loss or the gradient is not finite; names the step.
+      ValueError: loss or gradients are not finite; names the step and the parameter.
+      Preempted: after SIGTERM, the state saved.
+      KeyboardInterrupt: after Ctrl-C, the state saved.
     """
-    optimizer, schedule = make_optimizer(config)
-    update = make_update(loss, optimizer)
-    params = jax.tree.map(lambda a: a.copy(), params)
-    state = TrainState(params, optimizer.init(params))
-    metrics_file.parent.mkdir(parents=True, exist_ok=True)
-    with metrics_file.open("w") as log, tqdm(total=config.max_steps, unit="step", dynamic_ncols=True) as bar:
-        for step in range(config.max_steps):
-            start = time.perf_counter()
-            batch, logged = batches(state.params, step)
-            state, metrics = update(state, batch)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            _check_finite(metrics, step)
-            line = {"step": step, **metrics, "learning_rate": float(schedule(step)), **logged}
-            line["seconds"] = round(time.perf_counter() - start, 4)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            bar.set_postfix(
-                {k: f"{v:.3g}" for k, v in line.items() if k in ("loss", "reward", "kl", "length")}
-            )
-            bar.update()
-            yield step + 1, state.params
+    optimizer, schedule = make_optimizer(config, method.updates)
+    if mesh:
+        method = on_mesh(method, mesh)
+    state = init_state(method.trained, optimizer, method.kept, mesh)
+    parts = config.gradient_accumulation_steps
+    update = make_update(
+        method.loss, optimizer, parts, method.updates, method.renew, lies=state if mesh else None
+    )
+    names = list(flatten(state.params))
+    # Devices of a CPU share its threads: two programs that both wait for all devices may wait for ever.
+    one_at_a_time = mesh is not None and mesh.devices.flat[0].platform == "cpu"
+    with Checkpoints(out / "checkpoints", run.save_total_limit) as checkpoints, _asked_to_stop() as asked:
+        found = checkpoints.restore(state)
+        first, state, sizes = found or (0, state, None)
+        if found:
+            print(f"{out}: going on from step {first}", file=sys.stderr)
+        with RunLog(out, config.max_steps, run.report_to, sizes, jax.process_index() == 0) as log:
+            waiting = None
+            for step in range(first, config.max_steps):
+                started = time.perf_counter()
+                batch, logged = method.batches(state, step)
+                state, figures = update(state, method.constants, batch)
+                if one_at_a_time:
+                    jax.block_until_ready(state)
+                logged = {"learning_rate": float(schedule(step * method.updates)), **logged}
+                # The device works on this step while the last one is written.
+                if waiting:
+                    log.write(*waiting[:3], _checked(waiting[0], waiting[3], names))
+                waiting = step, logged, time.perf_counter() - started, figures
+                evaluated = {}
+                evaluate = method.evaluate and _due(step, run.eval_steps, config.max_steps)
+                how = asked.how
+                save = how or _due(step, run.save_steps, config.max_steps)
+                if evaluate or save:
+                    metrics, waiting = _checked(step, figures, names), None
+                    seconds = time.perf_counter() - started
+                    if evaluate:
+                        evaluated, samples = method.evaluate(state, method.constants)
+                        log.sample(step, samples)
+                    log.write(step, logged | evaluated, seconds, metrics)
+                if save:
+                    checkpoints.save(step + 1, state, log.sizes())
+                yield step + 1, state, evaluated
+                if how:
+                    checkpoints.wait()
+                    raise how(f"{out}: saved after step {step + 1}; the same command goes on from there")
 
 
-def _check_finite(metrics: dict[str, float], step: int) -> None:
+def on_mesh(method: Method, mesh: Mesh) -> Method:
+    """Returns `method` with its arrays split over a mesh, and batches too."""
+    rows_axis = int(method.updates > 1)
+
+    def batches(state: TrainState, step: int) -> tuple[Any, dict]:
+        batch, logged = method.batches(state, step)
+        return sharding.shard_rows(batch, mesh, rows_axis), logged
+
+    arrays = {
+        name: sharding.shard_flat(getattr(method, name), mesh) for name in ("trained", "constants", "kept")
+    }
+    return replace(method, batches=batches, **arrays)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step + 1 == last or (every > 0 and (step + 1) % every == 0)
+
+
+def _checked(step: int, figures: dict, names: list[str]) -> dict[str, float]:
+    """Returns the metrics of a step as numbers; raises ValueError where they are not finite."""
+    figures = jax.device_get(figures)
+    norms = figures.pop("norms")
+    metrics = {name: float(value) for name, value in figures.items()}
     for name in ("loss", "grad_norm"):
         if not math.isfinite(metrics[name]):
-            raise ValueError(
-                f"training stopped at step {step}: {name} is {metrics[name]}; try a lower learning rate"
+            broken = [n for n, norm in zip(names, norms, strict=True) if not np.isfinite(norm)]
+            where = (
+                f", first in the gradient of {broken[0]} ({len(broken)} of {len(names)})" if broken else ""
             )
+            raise ValueError(
+                f"training stopped at step {step}: {name} is {metrics[name]}{where}; the last checkpoint is "
+                "from before; try a lower --learning-rate"
+            )
+    return metrics
+
+
+@contextmanager
+def _asked_to_stop():
+    """Gives what to raise after the step at hand: Preempted after SIGTERM, KeyboardInterrupt after Ctrl-C.
+
+    A second Ctrl-C ends at once. Signals reach the main thread only; elsewhere they are not caught.
+    """
+    asked = SimpleNamespace(how=None)
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def terminate(*_):
+        asked.how = Preempted
+
+    def interrupt(*_):
+        if asked.how is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        asked.how = KeyboardInterrupt
+        print("\nending after this step; once more ends at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGTERM, terminate), signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])

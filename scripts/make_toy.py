@@ -165,13 +165,13 @@ def train(command: str, **options) -> None:
 
 
 def ship(work: Path, out: Path) -> None:
-    """Puts prompts and models, without their training metrics, in place of what `out` had."""
+    """Puts prompts and models, without what training told, in place of what `out` had."""
     out.mkdir(parents=True, exist_ok=True)
     for name in ("reference", "aligned"):
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir()
         for path in sorted((work / name).iterdir()):
-            if path.name != "metrics.jsonl":
+            if path.is_file() and path.suffix != ".jsonl":
                 shutil.copyfile(path, out / name / path.name)
     shutil.copyfile(work / "prompts.jsonl", out / "prompts.jsonl")
 

@@ -151,12 +151,28 @@ def refusal(model):
     return text
 
 
+def name_base(adapter, name):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
+
+
 def test_an_adapter_for_another_base(base, tmp_path, stories):
     other = make_base("gpt2", tmp_path / "other", stories)
     make_adapter(other, tmp_path / "adapter", {"target_modules": ["c_attn"], "fan_in_fan_out": True})
-    assert "transformer.h.0.attn.c_attn.lora_A.weight, which" in refusal(f"{base}+{tmp_path / 'adapter'}")
+    found = refusal(f"{base}+{tmp_path / 'adapter'}")
+    assert f"was trained on {other}, here it stands on {base}" in found
+    path = tmp_path / "adapter" / "adapter_config.json"
+    assert found.endswith(f"change base_model_name_or_path in {path}")
+    # Where the adapter names what is not here, its tensors tell.
+    name_base(tmp_path / "adapter", "org/gpt")
+    found = refusal(f"{base}+{tmp_path / 'adapter'}")
+    assert found == (
+        f"{tmp_path / 'adapter'}: the adapter was trained on org/gpt (adapter_config.json), not on {base}, "
+        "which has no transformer.h.0.attn.c_attn"
+    )
     wide = make_base("llama, wide heads", tmp_path / "wide", stories)
     make_adapter(wide, tmp_path / "adapter2", QV)
+    name_base(tmp_path / "adapter2", "org/wide")
     found = refusal(f"{base}+{tmp_path / 'adapter2'}")
     assert "q_proj.lora_B.weight: expected shape (64, 4)" in found and "found (192, 4)" in found
 
@@ -198,7 +214,7 @@ def test_broken_adapters(base, tmp_path):
     (adapter / "adapter_model.bin").unlink()
     assert refusal(f"{base}+{adapter}") == f"{weights}: no such file"
     assert refusal(f"{base}+{base}") == f"{base}: expected a PEFT adapter, found no adapter_config.json"
-    assert refusal(f"{adapter}").startswith(f"{adapter}: expected a Hugging Face model folder")
+    assert refusal(f"{adapter}").endswith(f"model folder, found a PEFT adapter; write BASE+{adapter}")
     assert refusal(f"{base}+") == f"{base}+: expected BASE+ADAPTER"
 
 

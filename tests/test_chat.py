@@ -1,5 +1,6 @@
 """Chats: templates, turns that continue from the answers before, prefixes, stops, BOS."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -165,6 +166,30 @@ def test_mt_bench_killed_and_taken_up_again(pair, tmp_path, monkeypatch, capsys)
     assert "templates" in capsys.readouterr().err
 
 
+def test_rewards_of_each_turn(chat_pair, tmp_path, capsys):
+    """In the table and in summary.csv: means over the rows of one turn."""
+    reference, aligned = save_pair(chat_pair, tmp_path)
+    short_questions(tmp_path / "mt.jsonl")
+    (tmp_path / "t.jinja").write_text(CHATML)
+    command = [
+        f"--reference={reference}", f"--aligned={aligned}", f"--prompts={tmp_path / 'mt.jsonl'}",
+        "--lambda=0,1.5", "--max-new-tokens=8", f"--chat-template={tmp_path / 't.jinja'}",
+        r"--reward=keywords:the|a|\x2e", f"--out={tmp_path / 'run'}",
+    ]  # fmt: skip
+    assert sweep_command(command) == 0
+    rows, shown = read_rows(tmp_path / "run"), capsys.readouterr().out
+    (name,) = rows[0]["rewards"]
+    assert ", turn 1" in shown and ", turn 2" in shown and ", turn 3" not in shown
+    with open(tmp_path / "run" / "summary.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        for turn in (0, 1):
+            mine = [
+                r["rewards"][name] for r in rows if (r["lambda"], r["turn"]) == (float(line["lambda"]), turn)
+            ]
+            assert float(line[f"reward_{name}_turn_{turn + 1}"]) == pytest.approx(np.mean(mine), rel=1e-5)
+
+
 def test_turns_that_do_not_fit_are_left_out_and_told(chat_pair, pair, tmp_path, capsys):
     long = "word " * 400
     prompt = {"turns": ["Hi", long]}
@@ -253,6 +278,7 @@ def test_the_shipped_chat_prompts_go_through(chat_pair):
         ({"turns": ["Hi", 3]}, r"turns\[1\]: expected a string, found a number"),
         ({"turns": ["Hi"], "prompt": "Hi"}, "expected one of the fields 'prompt', 'messages' and 'turns'"),
         ({"messages": [user("a"), assistant("b")]}, "expected the last one to be the user's"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "to be the user's, found the system's$"),
         ({"turns": ["a", "b"], "prefix": ["x"]}, "prefix: expected one for each of 2 turns, found 1"),
     ],
 )
@@ -288,6 +314,8 @@ def test_broken_templates(pair, tmp_path, capsys):
     reference, aligned = save_pair(pair, tmp_path)
     assert sweep_command([f"--reference={reference}", f"--aligned={aligned}", "--chat-template=nowhere"]) == 2
     assert "error: nowhere: no such file" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected a file, found a folder"):
+        read_template(tmp_path)
 
 
 @pytest.mark.parametrize("value", [[0, 1], "0.5", None, (0.5, 0.5), True])

@@ -1,6 +1,7 @@
 """Weight-combined models, from Python and by the command."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -101,11 +102,29 @@ def test_refusals(tmp_path, stories, capsys):
         return error
 
     toy = TOY / "aligned"
+    for option in ("--quantize=int8", "--chat-template=x"):
+        with pytest.raises(SystemExit) as stopped:
+            main([option, "--lambda=0.5", "--out=x"])
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: unknown option {option.partition('=')[0]} ")
     assert "one strength, found 2" in refused("--lambda=0,1")
-    assert "vocabular" in refused("--lambda=0.5", f"--reference={stories}", f"--aligned={toy}")
+    assert "one architecture" in refused("--lambda=0.5", f"--reference={stories}", f"--aligned={toy}")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").write_text("")
     assert main(["--lambda=0.5", f"--out={tmp_path / 'out'}"]) == 2
     assert "already holds a model" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["--lambda=0.5", f"--out={tmp_path / 'file'}"]) == 2
+    assert "expected a folder, found a file" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected weights in full precision, found int8"):
         combine(load_policies(stories, stories, quantize="int8"), (0.5,))
+
+
+def test_architectures_are_compared_before_weights_are_read(tmp_path, stories, capsys, monkeypatch):
+    other = shutil.copytree(stories, tmp_path / "other")
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 2}))
+    monkeypatch.setattr("dera_jax.loading.weights.read_params", None)
+    words = [f"--reference={stories}", f"--aligned={other}", "--lambda=0.5", f"--out={tmp_path / 'out'}"]
+    assert main(words) == 2
+    assert f"expected one architecture, found {stories} and {other} to differ" in capsys.readouterr().err

@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
 0  configs strengths files provenance
-1  realign sampling measure losses rewards tokenizer results metrics
+1  realign sampling measure losses slots rewards tokenizer results metrics reports
 2  models.linear models.rope models.layers models.decoder models.t5 models.reward models
-2  trees data prompts batches tables panels plots
+2  trees trained data prompts batches tables panels plots calibration sharding
 3  loading.files loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
-3  policies encoding decode
-4  reward_models generate conversation score stored rollout
-5  combine training sft rlhf sweep divergence precision pairs torch_baseline bench
+3  loading.lora policies encoding decode shapes examples
+4  stopwatch reward_models generate samples conversation score stored rollout reference_logprobs
+5  combine checkpoints run_log optimization training supervised packing sft dpo reward_training rlhf ppo runs
+5  sweep divergence precision pairs torch_baseline bench torch_training plain_script train_bench
 """
 """Modules of `dera_jax`; each imports only what stands above its line, or before it in its line."""
 
@@ -85,7 +86,7 @@ def test_doors_open_on_their_command(door):
     assert imports(door) == {f"dera_jax.commands.{door.stem}"}
 
 
-PLAIN = ["configs", "strengths", "rewards", "results", "metrics", "tables", "plots", "data"]
+PLAIN = ["configs", "strengths", "rewards", "results", "metrics", "reports", "tables", "plots", "data"]
 HEAVY = ["jax", "flax", "optax", "transformers", "torch"]
 
 

@@ -11,9 +11,8 @@ from dera_jax.metrics import (
     effective_sample_size,
     paired_difference,
     summarize,
-    warnings_of,
-    write_summary_csv,
 )
+from dera_jax.reports import warnings_of, write_summary_csv
 
 
 def row(prompt_id=0, sample=0, lambda_=1, **more):
@@ -198,8 +197,28 @@ def test_warnings_name_what_misleads():
     fine = [row(p, s, 1) for p in range(2) for s in range(2)]
     lines = warnings_of(summarize(cut + heavy + fine))
     assert len(lines) == 2
-    assert lines[0].startswith("λ = 0.5: effective sample size is 5% of the completions")
-    assert lines[1].startswith("λ = 5: only 0% of completions ended")
+    assert lines[0] == "λ = 5: 100% of the completions were cut off (--max-new-tokens)"
+    assert lines[1].startswith("λ = 0.5: effective sample size is 5% of the completions")
+
+
+def test_strengths_share_a_warning():
+    def rows(lambda_, ended):
+        reasons = ["eos"] * ended + ["length"] * (4 - ended)
+        return [row(p, 0, lambda_, finish_reason=reasons[p], rewards={"a": None}) for p in range(4)]
+
+    one, other = warnings_of(summarize(rows(0, 0) + rows(0.5, 1) + rows(1, 4) + [row(9, rewards={"a": 1.0})]))
+    assert one == "λ = 0, 0.5: 75% to 100% of the completions were cut off (--max-new-tokens)"
+    assert other == "λ = 1: reward a gave no number for 4 of 5 completions"
+
+
+def test_turns_have_means_of_their_own():
+    rows = [
+        row(p, 0, x, turn=t, rewards={"a": 10.0 * t + p}) for p in range(3) for x in (0, 1) for t in (0, 1)
+    ]
+    for summary in summarize(rows):
+        assert summary.rewards["a"].mean == 6.0
+        assert {turn: e.mean for turn, e in summary.turn_rewards["a"].items()} == {0: 1.0, 1: 11.0}
+    assert summarize([r for r in rows if r["turn"] == 0])[0].turn_rewards == {}
 
 
 def test_the_csv_has_equal_columns_and_blanks_for_the_unknown(tmp_path):

@@ -211,7 +211,8 @@ def test_padding_changes_nothing_on_either_side(case):
     alone = tokens[row : row + 1, -length:]
     expected = our_logits(policy, alone, np.ones_like(alone, bool))[0]
     left = our_logits(policy, tokens, mask)[row, -length:]
-    np.testing.assert_allclose(left, expected, atol=1e-5)
+    # Queries are read in blocks, whose borders padding moves: both round, each by up to 1e-5.
+    np.testing.assert_allclose(left, expected, atol=2e-5)
     behind = np.pad(alone, ((0, 0), (0, 5)), constant_values=7)
     right = our_logits(policy, behind, np.arange(length + 5)[None] < length)[0, :length]
     np.testing.assert_allclose(right, expected, atol=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dera_jax import panels, tables
+from dera_jax import panels, plots, tables
 from dera_jax.metrics import Estimate, Summary
 from dera_jax.plots import plot_sweep
 from dera_jax.tables import format_table
@@ -225,13 +225,14 @@ def test_figures_show_their_runs_and_nothing_else(tmp_path):
     first = [summary(v) for v in (0, 0.5, 1)]
     moved = [dataclasses.replace(s, length=estimate(s.length.mean / 2)) for s in first]
 
-    def figure(runs):
-        plot_sweep(runs, tmp_path / "x.png")
+    def figure(runs, about=""):
+        plot_sweep(runs, tmp_path / "x.png", about)
         return (tmp_path / "x.png").read_bytes()
 
     assert figure({"a": first}) == figure({"a": first})
     assert figure({"a": first}) == figure({"a": first, "empty": []})
     assert figure({"a": first}) != figure({"a": moved})
+    assert figure({"a": first}) != figure({"a": first}, "reference → aligned")
     blue = np.array([0x00, 0x72, 0xB2]) / 255
     orange = np.array([0xD5, 0x5E, 0x00]) / 255
     for runs, colors in (({"a": first}, [blue]), ({"a": first, "b": moved}, [blue, orange])):
@@ -240,6 +241,15 @@ def test_figures_show_their_runs_and_nothing_else(tmp_path):
         for color in (blue, orange):
             seen = np.sum(np.abs(image - color).max(axis=-1) < 0.01) > 500
             assert seen == any(color is c for c in colors)
+
+
+def test_no_place_of_a_grid_is_blank():
+    """Rewards over the KL fill what is left."""
+    for number in range(1, 8):
+        rewards = {f"keywords:{word}": estimate(0.5) for word in "abcdefg"[:number]}
+        curves = [panels.Curve("a", [summary(v, rewards=rewards) for v in (0, 1)], "red", "o")]
+        axes = plots._panels(curves, "").axes
+        assert len(axes) == math.prod(plots._grid(len(axes))) >= number + 3
 
 
 def test_figures_refuse_what_they_cannot_show(tmp_path):

@@ -1,12 +1,20 @@
 """Reward models against transformers' on torch, and through the commands."""
 
 import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dera_jax import load_policy, sweep
+from dera_jax.configs import DecodeConfig
+from dera_jax.encoding import encode_prompts
+from dera_jax.prompts import Prompt
 from dera_jax.reward_models import _forward, load_reward_model, reward_texts
-from dera_jax.rewards import Completions, parse_rewards
+from dera_jax.rewards import Completions, Reward, parse_rewards
+from dera_jax.rollout import draw_rollout
+from dera_jax.stored import judge_run
 from dera_jax.tokenizer import load_tokenizer
 from tests.test_models import FAMILIES, SHAPES, VOCAB, random_model, save
 
@@ -114,6 +122,45 @@ def test_chats_go_through_its_template(folder):
     ids = policy.tokenizer("[user] Hi [assistant] Hello ", add_special_tokens=False).input_ids
     found = reward(Completions([chat], ["Hello"], [[5]], ["eos"], policy.tokenizer.decode))
     np.testing.assert_allclose(found, reward_texts(policy, [ids]), atol=1e-6)
+
+
+def test_the_start_of_an_answer_belongs_to_it(folder):
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    (reward,) = parse_rewards(f"model:{folder}")
+    chat, start = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}
+    given = [[[chat], ["Hello"]], [[chat, start], ["lo"]]]
+    one, other = (reward(Completions([p], c, [[5]], ["eos"], str)) for p, c in given)
+    assert one == other
+
+
+def test_chats_are_refused_before_anything_is_decoded(folder, pair, tmp_path, monkeypatch):
+    """In a sweep, in training and for stored rows; by a template that refuses them, too."""
+    chatty = tuple(replace(p, template="{% for m in messages %}{{ m.content }}{% endfor %}") for p in pair)
+    chat = {"turns": ["Hi"]}
+    list(sweep(chatty, [chat], [0.0], out=tmp_path / "run", max_new_tokens=4, rows=2))
+    for text, message in {
+        None: rf"model:.*no chat template; put one into {folder / 'chat_template.jinja'}",
+        "{{ raise_exception('no') }}": "the chat template refuses the chat: no",
+    }.items():
+        if text:
+            (folder / "chat_template.jinja").write_text(text)
+        rewards = parse_rewards(f"model:{folder}")
+        with monkeypatch.context() as patched:
+            patched.setattr(sys.modules["dera_jax.generate"], "_Batch", None)
+            with pytest.raises(ValueError, match=message):
+                list(sweep(chatty, [chat], [0.0], rewards, max_new_tokens=4))
+            encoded = encode_prompts(chatty[:1], [Prompt.of(chat)], 4)
+            with pytest.raises(ValueError, match=message):
+                draw_rollout(*chatty, encoded, 1, rewards, DecodeConfig(max_new_tokens=4), 0)
+        with pytest.raises(ValueError, match=message):
+            judge_run(tmp_path / "run", [Reward("other", lambda completions: 1 / 0), *rewards], {}, [])
+
+
+def test_a_reward_model_is_no_language_model(folder):
+    with pytest.raises(ValueError, match=r"language model, found a reward model \(LlamaForSequenceClass"):
+        load_policy(folder)
 
 
 def refusal(spec):

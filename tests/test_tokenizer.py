@@ -140,6 +140,13 @@ def test_a_tokenizer_that_ends_texts_with_eos(stories):
     assert encode_completion(ends, plain, " dog") == ends("Lily had a dog").input_ids[len(plain) : -1]
 
 
+def test_long_texts_are_no_warning_of_the_library(stories, caplog):
+    tokenizer = load_tokenizer(stories)
+    tokenizer.model_max_length = 8
+    assert len(encode_prompt(tokenizer, "Once upon a time " * 9)) > 8
+    assert not caplog.records
+
+
 def test_special_tokens_leave_no_text(tokenizer):
     prompt = encode_prompt(tokenizer, "Lily had a")
     dog = encode_completion(tokenizer, prompt, " dog")

@@ -1,30 +1,54 @@
-"""Training: losses against their equations, the policy gradient against the exact one, real runs."""
+"""The training loop and its methods: laws, and what the loop promises of a stop."""
 
-import json
-from pathlib import Path
+import os
+import signal
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import load_policy, losses
-from dera_jax.batches import make_batch, shuffled
-from dera_jax.commands import rlhf as rlhf_command
-from dera_jax.commands import sft as sft_command
-from dera_jax.configs import DecodeConfig, TrainConfig
-from dera_jax.data import Record
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import Cell, complete
-from dera_jax.prompts import Prompt
-from dera_jax.rewards import Reward
-from dera_jax.rlhf import train_policy_gradient
+from dera_jax import losses, trained
+from dera_jax.batches import make_batch
+from dera_jax.configs import RunConfig, TrainConfig
+from dera_jax.dpo import PreferenceConfig, preference_method
+from dera_jax.examples import Example, Pair
+from dera_jax.optimization import Terms, init_state, make_optimizer, make_update
+from dera_jax.policies import with_lora, with_params
+from dera_jax.reward_models import fresh_reward_model, reward_texts, with_reward_params
+from dera_jax.reward_training import reward_method
+from dera_jax.run_log import read_metrics
 from dera_jax.score import completion_logprobs
-from dera_jax.sft import encode_examples
-from dera_jax.training import fit
-from tests.toy import all_completions, tiny_policy
+from dera_jax.sft import sft_method
+from dera_jax.training import Method, Preempted, fit
+from tests.toy import tiny_policy
 
-PROMPT = (1, 2, 0, 2)
+EXAMPLES = [
+    Example((1, 2), tuple(np.random.default_rng(n).integers(0, 3, size=n + 1).tolist()) + (3,))
+    for n in range(12)
+]
+PAIRS = [Pair((1, 2, n % 3), (2,) * (1 + n % 3) + (3,), (0, n % 2, 3)) for n in range(12)]
+CONFIG = TrainConfig(learning_rate=0.01, max_steps=4, batch_size=4, warmup_ratio=0.0)
+RUN = RunConfig()
+
+
+def train(method, tmp_path, config=CONFIG, run=RUN, **more):
+    """Returns the trained parameters and the metrics of a run."""
+    for _, state, _ in fit(method, config, run, tmp_path, **more):
+        params = state.params
+    return params, read_metrics(tmp_path)
+
+
+def assert_same(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], err_msg=name, **tolerance)
+
+
+@pytest.fixture
+def tiny(stories):
+    return tiny_policy(stories, 0)
 
 
 def test_sft_loss_is_torch_cross_entropy(pair):
@@ -34,14 +58,16 @@ def test_sft_loss_is_torch_cross_entropy(pair):
     policy = pair[0]
     prompts, completions = [[1, 403, 407], [1, 403]], [[261, 378, 267], [268, 1]]
     batch = make_batch(prompts, completions)
-    ours = losses.sft_loss(
-        completion_logprobs(policy.config, policy.params, batch), jnp.asarray(batch.completion_mask)
+    method = sft_method(
+        policy, [Example(tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True)], CONFIG
     )
+    terms = method.loss(method.trained, method.constants, batch)
     model = AutoModelForCausalLM.from_pretrained(policy.folder)
     nll = []
     for prompt, completion in zip(prompts, completions, strict=True):
         logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         nll.append(torch.nn.functional.cross_entropy(logits, torch.tensor(completion), reduction="sum"))
+    ours = losses.mean_over(terms.values, terms.weights)
     assert float(ours) == pytest.approx(float(sum(nll).detach()) / 5, abs=1e-5)
 
 
@@ -51,158 +77,225 @@ def test_leave_one_out_leaves_one_out():
     np.testing.assert_allclose(losses.leave_one_out(rewards), expected)
 
 
-def test_policy_gradient_is_unbiased(stories):
-    """The mean over rollouts is the exact gradient of E[R] − β KL (Eq. 1), by enumeration."""
-    policy, reference = tiny_policy(stories, 0), tiny_policy(stories, 1)
-    beta, longest, samples = 0.3, 2, 4
-    completions = all_completions(4, longest)
-    batch = make_batch([PROMPT] * len(completions), completions)
-    gains = {c: float(len(c) == 2) - 0.5 * c.count(2) for c in completions}
-    of_reference = completion_logprobs(reference.config, reference.params, batch).sum(1)
-
-    def objective(kernel):
-        params = policy.params | {"head": {"kernel": kernel}}
-        logprobs = completion_logprobs(policy.config, params, batch).sum(1)
-        gain = jnp.array([gains[c] for c in completions]) - beta * (logprobs - of_reference)
-        return jnp.sum(jnp.exp(logprobs) * gain)
-
-    exact = jax.grad(objective)(policy.params["head"]["kernel"])
-
-    @jax.jit
-    def estimate(kernel, batch, advantages):
-        def loss(kernel):
-            logprobs = completion_logprobs(policy.config, policy.params | {"head": {"kernel": kernel}}, batch)
-            return losses.policy_gradient_loss(logprobs.sum(1), advantages)
-
-        return -jax.grad(loss)(kernel)
-
-    prompt = EncodedPrompt(Prompt(0, "x"), (PROMPT,))
-    cells = [Cell(prompt, sample, ()) for sample in range(4000)]
-    drawn = list(complete((policy,), cells, DecodeConfig(max_new_tokens=longest), 500))
-    found = []
-    for start in range(0, len(drawn), 200):
-        part = drawn[start : start + 200]
-        tokens = make_batch([PROMPT] * 200, [c.tokens for c in part])
-        log_ratio = np.array([c.logprobs.sum() for c in part]) - np.asarray(
-            completion_logprobs(reference.config, reference.params, tokens).sum(1)
-        )
-        penalized = np.array([gains[tuple(c.tokens)] for c in part]) - beta * log_ratio
-        advantages = losses.leave_one_out(penalized.reshape(-1, samples)).ravel()
-        advantages = jnp.asarray(advantages, jnp.float32)
-        found.append(np.asarray(estimate(policy.params["head"]["kernel"], tokens, advantages)))
-    mean, error = np.mean(found, 0), np.std(found, 0) / np.sqrt(len(found))
-    distance = np.abs(mean - exact) / np.maximum(error, 1e-6)
-    print(f"largest distance {distance.max():.2f} standard errors over {distance.size} parameters")
-    assert distance.max() < 5 and np.sqrt(np.mean(distance**2)) < 1.6
-    assert np.abs(exact).max() > 5 * error.max()
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(parts, tiny, tmp_path):
+    """Also where the parts have different numbers of tokens, which a mean of means would get wrong."""
+    config = replace(CONFIG, gradient_accumulation_steps=parts)
+    whole, metrics = train(sft_method(tiny, EXAMPLES, CONFIG), tmp_path / "whole")
+    split, of_parts = train(sft_method(tiny, EXAMPLES, config), tmp_path / "parts", config)
+    assert_same(whole, split, atol=2e-5)
+    assert [m["loss"] for m in metrics] == pytest.approx([m["loss"] for m in of_parts], rel=1e-5)
 
 
-def test_policy_gradient_approaches_the_closed_form(stories, tmp_path):
-    """Eq. 2 on a pair that can be listed: KL to π* ∝ π_ref exp(R/β) falls by far."""
-    reference = tiny_policy(stories, 2, scale=1.5)
-    completions = all_completions(4, 2)
-    batch = make_batch([PROMPT] * len(completions), completions)
-    gains = np.array([1.0 if 2 in c else 0.0 for c in completions])
-    beta = 0.5
-    of_reference = np.asarray(completion_logprobs(reference.config, reference.params, batch).sum(1), float)
-    optimum = of_reference + gains / beta
-    optimum -= np.log(np.exp(optimum).sum())
-    reward = Reward("has-2", lambda c: [1.0 if 2 in tokens else 0.0 for tokens in c.tokens])
-    prompt = EncodedPrompt(Prompt(0, "x"), (PROMPT,))
-    config = TrainConfig(learning_rate=0.01, max_steps=60, batch_size=256)
-    decode = DecodeConfig(max_new_tokens=2)
-    steps = train_policy_gradient(
-        reference, reference, [prompt], [reward], beta, 256, decode, config, tmp_path
+def test_recomputed_activations_change_nothing_but_memory(pair):
+    policy = pair[0]
+    again = replace(policy, config=replace(policy.config, remat=True))
+    examples = [Example((1, 403, 407), tuple(range(64, 96)))] * 4
+    gradients, kept = [], []
+    for one in (policy, again):
+        method = sft_method(one, examples, CONFIG)
+        batch, _ = method.batches(None, 0)
+
+        def loss(params, method=method, batch=batch):
+            terms = method.loss(params, method.constants, batch)
+            return losses.mean_over(terms.values, terms.weights)
+
+        _, backward = jax.vjp(jax.jit(loss), method.trained)
+        gradients.append(backward(jnp.float32(1.0))[0])
+        kept.append(sum(a.nbytes for a in jax.tree.leaves(backward)))
+    assert_same(*gradients, atol=1e-5)
+    print(f"kept for the gradients: {kept[0] / 2**20:.1f} MiB, computing again {kept[1] / 2**20:.1f} MiB")
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_masters_stay_float32_where_bfloat16_computes(tiny, tmp_path):
+    half = replace(tiny, config=replace(tiny.config, dtype="bfloat16"))
+    method = sft_method(half, EXAMPLES, CONFIG)
+    # Steps so small that bfloat16 parameters would not move.
+    config = replace(CONFIG, learning_rate=1e-5)
+    params, metrics = train(method, tmp_path, config)
+    assert {str(a.dtype) for a in params.values()} == {"float32"}
+    assert {str(a.dtype) for a in jax.tree.leaves(trained.whole(half.config, params, {}))} == {"bfloat16"}
+    assert all(np.any(np.asarray(params[n]) != np.asarray(method.trained[n])) for n in params)
+    exact = train(sft_method(tiny, EXAMPLES, config), tmp_path / "exact", config)[1]
+    assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
+
+
+def test_a_step_is_compiled_once(tiny):
+    method = sft_method(tiny, EXAMPLES, CONFIG)
+    optimizer, _ = make_optimizer(CONFIG)
+    update = make_update(method.loss, optimizer)
+    state = init_state(method.trained, optimizer, {})
+    for step in range(6):
+        state, _ = update(state, method.constants, method.batches(state, step % 3)[0])
+    assert update._cache_size() <= 2  # buckets of 16 at most, and the first state's weak types
+
+
+def test_training_stops_at_nan_and_names_step_and_tensor(tmp_path):
+    def loss(params, given, batch):
+        values = params["calm"].sum() + params["wild"] * batch
+        return Terms(values, jnp.ones_like(values))
+
+    data = np.float32([1, 1, np.nan, 1, 1])
+    method = Method(
+        {"calm": jnp.ones(2), "wild": jnp.ones(2)}, loss, lambda _, step: (np.full(2, data[step]), {})
     )
-    divergences = []
-    for _, params in steps:
-        logprobs = np.asarray(completion_logprobs(reference.config, params, batch).sum(1), float)
-        divergences.append(float(np.sum(np.exp(logprobs) * (logprobs - optimum))))
-    before = float(np.sum(np.exp(of_reference) * (of_reference - optimum)))
-    print(f"KL(π ‖ π*): {before:.4f} before, {divergences[-1]:.5f} after")
-    assert divergences[-1] < 0.03 * before
+    with pytest.raises(
+        ValueError, match=r"stopped at step 2: loss is nan, first in the gradient of wild \(1 of 2"
+    ):
+        train(method, tmp_path, replace(CONFIG, max_steps=5), RunConfig(save_steps=1))
+    assert len(read_metrics(tmp_path)) == 2
+    # What was saved is from before.
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
-def test_training_stops_at_nan_and_says_where(tmp_path):
-    def loss(params, batch):
-        return params["w"].sum() * batch, {}
-
-    config = TrainConfig(max_steps=5, batch_size=1)
-    values = jnp.float32([1, 1, np.nan, 1, 1])
-    steps = fit({"w": jnp.ones(2)}, config, loss, lambda _, step: (values[step], {}), tmp_path / "m.jsonl")
-    with pytest.raises(ValueError, match="stopped at step 2: loss is nan"):
-        list(steps)
-    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 2
-
-
-def test_every_example_is_seen_once_an_epoch():
-    order = shuffled(10, 4, seed=3)
-    seen = np.concatenate([order(step) for step in range(10)])
-    for epoch in range(4):
-        assert sorted(seen[epoch * 10 : epoch * 10 + 10]) == list(range(10))
-    assert list(seen[:10]) != list(seen[10:20])
+@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "ipo", "kto"])
+def test_preferences_are_learned(loss, tiny, tmp_path):
+    data = PAIRS
+    if loss == "kto":
+        data = [
+            Example(p.prompt, c, good) for p in PAIRS for c, good in ((p.chosen, True), (p.rejected, False))
+        ]
+    config = replace(CONFIG, max_steps=20, batch_size=12)
+    method = preference_method(
+        tiny, tiny, data, 0.5, PreferenceConfig(loss=loss), config, tmp_path / "cache", held_out=data
+    )
+    _, metrics = train(method, tmp_path, config)
+    assert metrics[-1]["loss"] < 0.9 * metrics[0]["loss"]
+    if loss == "sigmoid":
+        assert metrics[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+        assert metrics[-1]["eval_accuracy"] == 1
 
 
-def test_examples_end_with_eos_and_learn_only_the_completion(pair):
-    records = [
-        Record({"prompt": "Once upon a time", "completion": ", there was a cat."}, "f:1", 0),
-        Record({"text": "One day"}, "f:2", 1),
-    ]
-    (first, second), cut = encode_examples(pair[0], records, 64)
-    tokenizer = pair[0].tokenizer
-    assert first.prompt + first.completion == [*tokenizer("Once upon a time, there was a cat.").input_ids, 1]
-    assert second.prompt == [1] and second.completion[-1] == 1 and cut == 0
-    assert encode_examples(pair[0], records, 8)[1] == 1
-    with pytest.raises(ValueError, match="f:9: expected text"):
-        encode_examples(pair[0], [Record({"question": "?"}, "f:9", 0)], 64)
+def following(policy, tmp_path, alpha, every):
+    preference = PreferenceConfig(
+        sync_ref_model=True, ref_model_mixup_alpha=alpha, ref_model_sync_steps=every
+    )
+    return preference_method(policy, policy, PAIRS, 0.5, preference, CONFIG, tmp_path / "cache")
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    from tests.conftest import SHARED
-
-    lines = (SHARED / "data/tinystories/tiny_stories_head.txt").read_text().split("\n")
-    path = tmp_path_factory.mktemp("data") / "stories.txt"
-    path.write_text("\n".join(line for line in lines if 80 < len(line) < 200)[:20_000])
-    return path
-
-
-def test_sft_command_learns_real_text_from_scratch(stories, texts, tmp_path, capsys):
-    out = tmp_path / "sft"
-    arguments = [f"--model={stories}", "--from-scratch", f"--data={texts}", f"--out={out}", "--max-length=64"]
-    assert sft_command.main([*arguments, "--max-steps=40", "--batch-size=16", "--learning-rate=0.005"]) == 0
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(40))
-    assert lines[0]["loss"] == pytest.approx(np.log(512), abs=0.5) and lines[-1]["loss"] < 4.5
-    assert json.loads((out / "manifest.json").read_text())["method"] == "sft"
-    from transformers import AutoModelForCausalLM
-
-    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == 260_032
-    assert sft_command.main([*arguments, "--max-steps=1"]) == 2
-    assert "already holds a model" in capsys.readouterr().err
-
-
-def test_rlhf_command_raises_the_reward_and_keeps_beta(stories, tmp_path):
-    data, out = tmp_path / "prompts.jsonl", tmp_path / "aligned"
-    openings = [
-        "Once upon a time",
-        "One day",
-        "Lily and Ben",
-        "Tom was",
-        "The dog",
-        "A bird",
-        "Mia had",
-        "It was",
-    ]
-    data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in openings))
-    code = rlhf_command.main(
-        [f"--model={stories}", f"--data={data}", "--reward=keywords:happy", "--beta=0.02", f"--out={out}",
-         "--max-steps=12", "--batch-size=64", "--num-samples=8", "--max-new-tokens=24", "--learning-rate=0.002"]
+def test_a_reference_that_follows_by_nothing_stays(tiny, tmp_path):
+    """TR-DPO with α = 0 is DPO."""
+    plain = preference_method(tiny, tiny, PAIRS, 0.5, PreferenceConfig(), CONFIG, tmp_path / "cache")
+    (one, told), (other, of_other) = (
+        train(plain, tmp_path / "a"), train(following(tiny, tmp_path, 0.0, 1), tmp_path / "b")
     )  # fmt: skip
-    assert code == 0
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    first, last = (np.mean([line["reward"] for line in part]) for part in (lines[:4], lines[-4:]))
-    print(f"reward {first:.3f} -> {last:.3f}")
-    assert last > first + 0.05
-    assert abs(lines[0]["kl"]) < 1e-3
-    assert load_policy(str(out)).beta == 0.02
+    # Adam divides by gradients that may be near 0.
+    assert_same(one, other, atol=1e-3)
+    assert [m["loss"] for m in told] == pytest.approx([m["loss"] for m in of_other], abs=1e-5)
+
+
+def test_a_hard_update_makes_the_policy_the_reference(tiny, tmp_path):
+    method = following(tiny, tmp_path, 1.0, 2)
+    states = [jax.device_get(state) for _, state, _ in fit(method, CONFIG, RunConfig(), tmp_path)]
+    assert_same(states[0].kept["reference"], trained.split(tiny.params)[0])
+    assert_same(states[1].kept["reference"], states[1].params)
+    assert_same(states[2].kept["reference"], states[1].params)
+    # A reference that is the policy: the loss is log 2 again.
+    assert read_metrics(tmp_path)[2]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_log_probabilities_of_the_reference_are_computed_once(tiny, tmp_path, monkeypatch):
+    from dera_jax import reference_logprobs as module
+
+    arguments = (tiny, tiny, PAIRS, 0.5, PreferenceConfig(), CONFIG, tmp_path)
+    first = preference_method(*arguments).batches(None, 0)[0].reference
+    expected = [
+        [
+            float(completion_logprobs(tiny.config, tiny.params, make_batch([p.prompt], [c])).sum())
+            for c in (p.chosen, p.rejected)
+        ]
+        for p in PAIRS
+    ]
+    assert all(np.abs(np.array(expected) - row).sum(axis=1).min() < 1e-4 for row in first)
+    monkeypatch.setattr(module, "_compute", None)
+    assert np.array_equal(preference_method(*arguments).batches(None, 0)[0].reference, first)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(TypeError):  # not whole: asked for again
+        preference_method(*arguments)
+
+
+def test_only_adapters_are_trained(tiny, tmp_path, stories):
+    from dera_jax import load_policy
+
+    policy = with_lora(load_policy(str(stories)), 2, 4.0, ["q_proj", "v_proj"])
+    examples = [Example((1, 403), (261, 378, 267)), Example((1, 403, 407), (268, 1))]
+    config = replace(CONFIG, batch_size=2)
+    method = sft_method(policy, examples, config)
+    params, metrics = train(method, tmp_path, config)
+    assert set(params) == {n for n in params if n.endswith(("lora_a", "lora_b"))} and len(params) == 20
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert sum(a.size for a in params.values()) < 0.05 * 260_032
+
+
+def test_a_reward_model_learns_preferences(tiny, tmp_path):
+    reward = fresh_reward_model(tiny, seed=0)
+    config = replace(CONFIG, max_steps=30, batch_size=12)
+    params, metrics = train(reward_method(reward, PAIRS, config, held_out=PAIRS), tmp_path, config)
+    assert metrics[0]["loss"] == pytest.approx(np.log(2), abs=0.2) and metrics[-1]["eval_accuracy"] == 1
+    learned = with_reward_params(reward, trained.whole(reward.config, params, {}))
+    chosen, rejected = (
+        reward_texts(learned, [p.prompt + side for p, side in zip(PAIRS, sides, strict=True)])
+        for sides in ([p.chosen for p in PAIRS], [p.rejected for p in PAIRS])
+    )
+    assert np.all(chosen > rejected)
+
+
+def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(tiny, tmp_path):
+    config, run = replace(CONFIG, max_steps=9), RunConfig(save_steps=2, eval_steps=3)
+
+    def method():
+        return sft_method(tiny, EXAMPLES, config, held_out=EXAMPLES[:5], sample=lambda _: [{"text": "a"}])
+
+    straight, _ = train(method(), tmp_path / "straight", config, run)
+    out = tmp_path / "stopped"
+    for stop in (1, 3, 5, 6, 8):
+        for step, _, _ in fit(method(), config, run, out):
+            if step == stop:
+                break
+    params, _ = train(method(), out, config, run)
+    assert all(np.array_equal(straight[name], params[name]) for name in params)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    assert len((out / "speed.jsonl").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("sent", "raised"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_ends_the_run_after_the_step_with_everything_saved(sent, raised, tiny, tmp_path):
+    before = signal.getsignal(sent)
+    with pytest.raises(raised, match="saved after step 2"):
+        for step, _, _ in fit(sft_method(tiny, EXAMPLES, CONFIG), CONFIG, RunConfig(), tmp_path):
+            if step == 1:
+                os.kill(os.getpid(), sent)
+    assert signal.getsignal(sent) is before
+    assert (tmp_path / "checkpoints" / "2").is_dir() and len(read_metrics(tmp_path)) == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, capsys):
+    config, run = replace(CONFIG, max_steps=6), RunConfig(save_steps=2)
+    straight, _ = train(sft_method(tiny, EXAMPLES, config), tmp_path / "straight", config, run)
+    out = tmp_path / "damaged"
+    for step, _, _ in fit(sft_method(tiny, EXAMPLES, config), config, run, out):
+        if step == 5:
+            break
+    largest = max(
+        (out / "checkpoints" / "4").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
+    )
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(bytes(data))
+    params, metrics = train(sft_method(tiny, EXAMPLES, config), out, config, run)
+    assert "damaged" in (said := capsys.readouterr().err) and "going on from step 2" in said
+    assert all(np.array_equal(straight[name], params[name]) for name in params)
+    assert [m["step"] for m in metrics] == list(range(6))
+
+
+def test_policies_share_what_is_not_trained(tiny):
+    start, frozen = trained.split(tiny.params)
+    assert (
+        not frozen
+        and with_params(tiny, trained.whole(tiny.config, start, frozen)).params.keys() == tiny.params.keys()
+    )

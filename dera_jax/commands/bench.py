@@ -7,6 +7,11 @@ overhead  whole steps against the same scan with both models' forward passes alo
 sweep     11 strengths × 8 prompts × 4 samples in batches of 32 rows, against a torch loop over
           prompts and strengths with 4 samples per call (of the given pair)
 
+With --train, of each pair's aligned model:
+sft, dpo  tokens per second of training, against TRL on torch; the share of the matrix product's peak
+rlhf      seconds of a policy-gradient step of 128 rows and of its parts, against a plain script's
+          (of the given pair)
+
 Times are of whole calls that end with tokens on the host; EOS is disabled. Each figure is a median
 with its range over the repeats. Without torch its columns are left out.
 """
@@ -21,6 +26,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from dera_jax.commands import bench_train
 from dera_jax.commands.cli import Parser, announce_devices, command, command_line
 from dera_jax.commands.models import model_names
 from dera_jax.files import write_json
@@ -70,7 +76,10 @@ def parser() -> Parser:
     result.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of every row (default 128)")
     result.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
     result.add_argument(
-        "--sections", default=",".join(SECTIONS), metavar="A,B…", help="(default: %(default)s)"
+        "--train", action="store_true", help="measure training: sections " + ",".join(bench_train.SECTIONS)
+    )
+    result.add_argument(
+        "--sections", metavar="A,B…", help=f"(default: {','.join(SECTIONS)}; all of --train's)"
     )
     result.add_argument("--prompts", metavar="PROMPTS", help="of the sweep: its first 8 (default: the toy's)")
     result.add_argument("--no-torch", action="store_true", help="leave out the comparison with torch")
@@ -82,14 +91,17 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
-    sections, rows, names = _chosen(args.sections), _counts(args.rows), _pair_names(args)
+    known = bench_train.SECTIONS if args.train else SECTIONS
+    sections, rows, names = _chosen(args.sections, known), _counts(args.rows), _pair_names(args)
     from dera_jax import bench  # here, because --help should not wait for JAX
 
     config = bench.BenchConfig(args.new_tokens, args.repeats)
     device = announce_devices()
-    with_torch = _torch_wanted(args.no_torch)
+    with_torch = _torch_wanted(args.no_torch, ("torch", "trl", "datasets") if args.train else ("torch",))
     report = provenance(command_line("eval.bench", argv), device=device, cpu_count=os.cpu_count())
     report["versions"]["torch"] = version("torch") if with_torch else None
+    if args.train:
+        report["versions"]["trl"] = version("trl") if with_torch else None
     report["settings"] = {**asdict(config), "lambda": bench.LAMBDA, "prompt_tokens": bench.PROMPT_TOKENS}
     report |= {"models": [], **{section: [] for section in sections}}
     save = partial(write_json, args.out, report) if args.out else lambda: None
@@ -99,10 +111,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, policies in enumerate(_pairs(names, args.shape, Path(folder) / "random")):
             report["models"].append(_describe(policies))
             print(f"\n{_title(report['models'][-1])}", flush=True)
-            torch_pair = _torch_pair(policies, Path(folder) / str(number), device) if with_torch else None
-            # Random models have no language to sweep prompts in.
-            chosen = [section for section in sections if number == 0 or section != "sweep"]
-            for section, result in _measure(chosen, policies, rows, config, torch_pair, args.prompts):
+            place = Path(folder) / str(number)
+            # Random models have no language to sweep prompts in; one model's policy gradient is enough.
+            chosen = [section for section in sections if number == 0 or section not in ("sweep", "rlhf")]
+            if args.train:
+                model, counts = policies[-1], (config.new_tokens, config.repeats)
+                found = bench_train.measure(chosen, model, *counts, with_torch, place, _progress)
+            else:
+                torch_pair = _torch_pair(policies, place, device) if with_torch else None
+                found = _measure(chosen, policies, rows, config, torch_pair, args.prompts)
+            for section, result in found:
                 report[section].append(result)
                 print(LINES[section](result), flush=True)
                 save()
@@ -164,9 +182,10 @@ def _torch_pair(policies, folder: Path, device: str):
     return TorchPair(*folders, device="cuda" if on_gpu else "cpu")
 
 
-def _torch_wanted(no_torch: bool) -> bool:
-    if not no_torch and find_spec("torch") is None:
-        print("torch is not installed: the comparison with it is left out", file=sys.stderr)
+def _torch_wanted(no_torch: bool, needed: Sequence[str]) -> bool:
+    missing = [name for name in needed if find_spec(name) is None]
+    if not no_torch and missing:
+        print(f"{missing[0]} is not installed: the comparison with it is left out", file=sys.stderr)
         return False
     return not no_torch
 
@@ -183,11 +202,11 @@ def _sweep_prompts(spec: str | None, policies, new_tokens: int):
     return encode_prompts(policies, prompts, new_tokens)
 
 
-def _chosen(text: str) -> list[str]:
-    sections = text.split(",")
+def _chosen(text: str | None, known: Sequence[str]) -> list[str]:
+    sections = list(known) if text is None else text.split(",")
     for section in sections:
-        if section not in SECTIONS:
-            raise ValueError(f"--sections: expected some of {', '.join(SECTIONS)}, got {section!r}")
+        if section not in known:
+            raise ValueError(f"--sections: expected some of {', '.join(known)}, got {section!r}")
     return sections
 
 
@@ -281,4 +300,4 @@ def _spread(figures: dict) -> str:
     return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"
 
 
-LINES = {"decode": _decode_line, "overhead": _overhead_line, "sweep": _sweep_line}
+LINES = {"decode": _decode_line, "overhead": _overhead_line, "sweep": _sweep_line, **bench_train.LINES}

@@ -197,6 +197,17 @@ def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
     return ["python", "-m", name, *(sys.argv[1:] if argv is None else argv)]
 
 
+def check_folder(out: Path) -> None:
+    """Raises ValueError where a folder is to be written and there is a file."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: expected a folder, found a file: {out}")
+
+
+def option(name: str) -> str:
+    """Returns a setting's name as an option's."""
+    return "--" + name.replace("_", "-")
+
+
 def decode_config(args: argparse.Namespace) -> DecodeConfig:
     """Returns the validated decoding options."""
     return DecodeConfig(

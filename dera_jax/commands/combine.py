@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dera_jax.commands import cli, models
-from dera_jax.commands.train_options import check_new_folder
 
 
 @cli.command
@@ -24,19 +23,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="slerp turns each tensor along the great circle between the two (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new model")
-    models.add_model_options(parser)
+    models.add_pair_options(parser)
     args = parser.parse_args(argv)
 
-    from dera_jax.combine import combine
+    from dera_jax.combine import check_architectures, combine
     from dera_jax.policies import save_policy
     from dera_jax.provenance import provenance
     from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
 
-    _, aligned = models.model_names(args)
+    reference, aligned = models.model_names(args)
     strengths = parse_strengths(args.lambda_, len(aligned or [1]))
     if len(strengths) != 1:
         raise ValueError(f"--lambda: expected one strength, found {len(strengths)} in {args.lambda_!r}")
-    check_new_folder(args.out)
+    cli.check_folder(args.out)
+    if any(args.out.glob("model*.safetensors")):
+        raise ValueError(f"{args.out}: already holds a model; choose another --out or remove it")
+    if reference:
+        check_architectures([reference, *aligned])
     cli.announce_devices()
     policies = models.load_models(args)
     made = combine(policies, strengths[0], args.method)

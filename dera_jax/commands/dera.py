@@ -7,7 +7,9 @@
   dera combine     the weight-combined model of a pair
   dera bench       speed, as ratios in one run
   dera sft         train on text
-  dera rlhf        train with a reward
+  dera reward      train a reward model on preferences
+  dera dpo         align by preferences
+  dera rlhf        align by a reward
 
 Each has its own --help.
 """
@@ -16,7 +18,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("sweep", "generate", "score", "plot", "combine", "bench", "sft", "rlhf")
+COMMANDS = ("sweep", "generate", "score", "plot", "combine", "bench", "sft", "reward", "dpo", "rlhf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

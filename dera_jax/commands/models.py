@@ -10,18 +10,8 @@ from tqdm import tqdm
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds which models there are and in which precision they run."""
-    group = parser.add_argument_group("models (without any: the shipped toy pair)")
-    group.add_argument(
-        "--reference",
-        metavar="MODEL",
-        help="the reference (SFT) model, λ = 0: a folder or org/name[@revision], then +ADAPTER if it has one",
-    )
-    group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
-    group.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
-        help="of parameters and activations; auto is the files' own",
-    )  # fmt: skip
+    """Adds which models there are, what they read, and in which precision they run."""
+    group = add_pair_options(parser)
     group.add_argument(
         "--chat-template",
         metavar="FILE",
@@ -36,6 +26,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="int8|nf4",
         help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",
     )
+
+
+def add_pair_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds which models there are and their type; returns the group."""
+    group = parser.add_argument_group("models (without any: the shipped toy pair)")
+    group.add_argument(
+        "--reference",
+        metavar="MODEL",
+        help="the reference (SFT) model, λ = 0: a folder or org/name[@revision], then +ADAPTER if it has one",
+    )
+    group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
+    group.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
+        help="of parameters and activations; auto is the files' own",
+    )  # fmt: skip
+    return group
 
 
 def model_names(args: argparse.Namespace) -> tuple[str | None, list[str] | None]:
@@ -78,7 +84,7 @@ def load_models(args: argparse.Namespace, names: list[str] | None = None, quanti
     from dera_jax.policies import held_bytes, load_policies
 
     reference, aligned = model_names(args) if names is None else (names[0], names[1:])
-    kinds = parse_quantize(quantize or args.quantize, 1 + len(aligned or [1]))
+    kinds = parse_quantize(quantize or getattr(args, "quantize", None), 1 + len(aligned or [1]))
     start = time.perf_counter()
     with closing(_Bars()) as bars:
         policies = load_policies(
@@ -101,7 +107,7 @@ def _templates(args: argparse.Namespace) -> dict[str, str | None]:
 
     texts: dict[str, str | None] = {}
     for name in ("chat_template", "reference_chat_template"):
-        file = getattr(args, name)
+        file = getattr(args, name, None)
         none = file == "none" and name == "reference_chat_template"
         texts[name] = "" if none else file and read_template(Path(file))
     return texts

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", choices=("terminal", "markdown", "latex"), help="print a table instead")
     args = parser.parse_args(argv)
 
-    from dera_jax import metrics, results, tables
+    from dera_jax import metrics, reports, results, tables
 
     summaries = {}
     for run in args.runs:
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax import plots
 
     out = args.out or _folder(args.runs[0]) / "sweep.png"
-    plots.plot_sweep(summaries, out)
+    pairs = dict.fromkeys(filter(None, map(reports.describe_models, args.runs)))
+    plots.plot_sweep(summaries, out, "; ".join(pairs))
     print(out)
 
 

@@ -1,126 +1,183 @@
-"""Alignment of a model with a reward by policy gradient (Eq. 13), held near its reference by β · KL.
+"""Alignment of a model with a reward by PPO or policy gradient, held near its reference by β · KL.
 
-Each step draws --num-samples completions of each of its prompts from the policy, judges them, and
-follows REINFORCE with a leave-one-out baseline. The model's β is kept in its manifest, so that
-sweeps over it can show β/λ.
+Each step draws --num-samples completions of each of its prompts from the policy and judges
+them. `rloo` and `pg` follow REINFORCE (Eq. 13) with the mean of a prompt's, or of all, other
+samples as a baseline; `ppo` goes through the completions several times. The model's β is kept
+in its manifest, so that sweeps over it can show β/λ. Several values of --beta and --seed train
+a grid, each run in its own folder.
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict, fields
 
 from dera_jax.commands import cli, train_options
-from dera_jax.configs import check_number
+from dera_jax.configs import DecodeConfig
+
+CONSTANTS = {
+    "num_ppo_epochs": "times that a rollout is gone through",
+    "num_mini_batches": "parts of a rollout, one update each",
+    "cliprange": "of the ratio",
+    "cliprange_value": "of the values, in the reward's unit; inf for none",
+    "vf_coef": "weight of the value loss",
+    "gamma": "discount",
+    "lam": "λ of generalized advantages",
+}
 
 
-@cli.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m train.rlhf`."""
-    parser = cli.Parser(__doc__, prog="python -m train.rlhf")
-    parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="where to start: a folder or org/name[@revision]"
-    )
-    parser.add_argument(
-        "--reference", metavar="MODEL", help="what the policy is held near (default: --model)"
-    )
+def _add_options(parser: cli.Parser) -> None:
+    train_options.add_model_options(parser)
     parser.add_argument(
         "--data",
         required=True,
         metavar="PROMPTS",
-        help="prompts: FILE.jsonl|.parquet|.txt, hf:org/set, tfds:name",
+        help="prompts: FILE.jsonl|.parquet|.txt, hf:org/set[:split] or tfds:name[:split]",
     )
     parser.add_argument("--num-prompts", type=int, metavar="N", help="the first N of the data (default: all)")
+    parser.add_argument(
+        "--eval-data", metavar="PROMPTS", help="prompts to evaluate on, one completion of each"
+    )
     parser.add_argument(
         "--reward",
         required=True,
         metavar="REWARD[,REWARD…]",
-        help="length:MIN:MAX[:STOP], lexicon:FILE, keywords:a|b, python:module:function; several are added up",
+        help=f"{cli.REWARDS}; several are added up",
     )
-    parser.add_argument(
-        "--beta", type=float, default=0.1, help="KL strength β, in reward per nat (default %(default)s)"
+    train_options.add_reference_options(parser)
+    group = parser.add_argument_group("algorithm")
+    group.add_argument(
+        "--algorithm", default="rloo", choices=("pg", "rloo", "ppo"), help="(default %(default)s)"
     )
-    parser.add_argument(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder for the model, its manifest and metrics.jsonl",
+    group.add_argument(
+        "--target-kl",
+        type=float,
+        metavar="NATS",
+        help="adapt β so that a completion's KL divergence from the reference is this (default: β stays)",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--kl-horizon",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="completions in which β adapts by about a fifth (default %(default)s)",
+    )
+    from dera_jax.ppo import PPOConfig
+
+    ppo = PPOConfig()
+    group = parser.add_argument_group("PPO")
+    for name, text in CONSTANTS.items():
+        value = getattr(ppo, name)
+        group.add_argument(
+            cli.option(name),
+            type=type(value),
+            default=value,
+            metavar="X",
+            help=f"{text} (default %(default)g)",
+        )
+    group.add_argument(
+        "--value-head",
+        default=ppo.value_head,
+        choices=("own", "shared"),
+        help="a trunk of its own, or the policy's (default %(default)s)",
+    )
+    decode = DecodeConfig()
+    group = parser.add_argument_group("completions")
+    group.add_argument(
         "--num-samples",
         type=int,
         default=4,
         metavar="N",
-        help="completions of each prompt in a step (default %(default)s)",
+        help="of each prompt in a step (default %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-new-tokens",
         type=int,
-        default=128,
+        default=decode.max_new_tokens,
         metavar="N",
         help="longest completion, in tokens (default %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
         help=r"end a completion at TEXT, escapes such as \n allowed; may be repeated",
     )
-    parser.add_argument(
+    group.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="T",
         help="of sampling (default %(default)s, which is on-policy)",
     )
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("auto", "float32", "bfloat16"),
-        help="of parameters and activations (default %(default)s)",
-    )
-    train_options.add_train_options(parser, learning_rate=1e-4, max_steps=100, batch_size=128)
-    args = parser.parse_args(argv)
+    train_options.add_train_options(parser, epochs=False, learning_rate=1e-4, max_steps=100, batch_size=128)
 
-    from dera_jax.configs import DecodeConfig
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m train.rlhf`."""
+    parser = cli.Parser(__doc__, prog="python -m train.rlhf")
+    _add_options(parser)
+    args = parser.parse_args(argv)
+    train_options.check(args)
+    if args.mesh:
+        raise ValueError("--mesh: completions are drawn on one device; expected none with train.rlhf")
+
     from dera_jax.encoding import encode_prompts
-    from dera_jax.policies import load_policy
+    from dera_jax.ppo import PPOConfig, ppo_method
     from dera_jax.prompts import check_one_turn, load_prompts
     from dera_jax.rewards import parse_rewards
-    from dera_jax.rlhf import train_policy_gradient
+    from dera_jax.rlhf import RolloutConfig, policy_gradient_method
+    from dera_jax.runs import Best
 
-    config = train_options.train_config(args)
-    decode = DecodeConfig(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        stop=tuple(map(cli.unescape, args.stop)),
-        seed=args.seed,
-    )
-    check_number("beta", args.beta, 0.0, float("inf"))
-    train_options.check_new_folder(args.out)
+    ppo = PPOConfig(**{field.name: getattr(args, field.name) for field in fields(PPOConfig)})
+
+    def rollout_config(seed, beta):
+        decode = DecodeConfig(
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            stop=tuple(map(cli.unescape, args.stop)),
+            seed=seed,
+        )
+        return RolloutConfig(decode, args.num_samples, beta, args.target_kl, args.kl_horizon)
+
+    for _, seed, beta in train_options.grid(args):
+        rollout_config(seed, beta)
     rewards = parse_rewards(args.reward)
     prompts = load_prompts(args.data, args.num_prompts)
+    held_out = load_prompts(args.eval_data) if args.eval_data else []
+    check_one_turn([*prompts, *held_out])
     cli.announce_devices()
-    policy = load_policy(args.model, args.dtype)
-    reference = load_policy(args.reference, args.dtype) if args.reference else policy
-    check_one_turn(prompts)
-    encoded = encode_prompts((policy,), prompts, decode.max_new_tokens)
-    print(f"{len(encoded)} prompts, β = {args.beta:g}, reward {args.reward}", file=sys.stderr)
-    manifest = {
-        "method": "policy_gradient",
-        "beta": args.beta,
-        "reward": args.reward,
-        "start": {"model": policy.name, "fingerprint": policy.fingerprint},
-        "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
-        "data": args.data,
-        "prompts": len(encoded),
-        "num_samples": args.num_samples,
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "stop": list(decode.stop),
-    }
-    steps = train_policy_gradient(
-        policy, reference, encoded, rewards, args.beta, args.num_samples, decode, config, args.out
-    )
-    train_options.finish(policy, steps, config, args.out, manifest, cli.command_line("train.rlhf", argv))
+    loaded: dict = {}
+
+    def prepare(seed, beta, out):
+        policy = train_options.load_policy(args, seed, loaded)
+        reference = train_options.load_reference(args, loaded)
+        rollout, config = rollout_config(seed, beta), train_options.train_config(args, seed)
+        encoded, asked = (
+            encode_prompts((policy,), some, args.max_new_tokens) for some in (prompts, held_out)
+        )
+        given = policy, reference, encoded, rewards, rollout
+        method = (
+            ppo_method(*given, ppo, config, held_out=asked)
+            if args.algorithm == "ppo"
+            else policy_gradient_method(*given, config, algorithm=args.algorithm, held_out=asked)
+        )
+        settings = train_options.settings(args, args.algorithm, policy) | {
+            "beta": beta,
+            "reward": args.reward,
+            "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
+            "data": args.data,
+            "prompts": len(encoded),
+            "num_samples": args.num_samples,
+            "max_new_tokens": args.max_new_tokens,
+            "temperature": args.temperature,
+            "stop": list(rollout.decode.stop),
+            "target_kl": args.target_kl,
+            "kl_horizon": args.kl_horizon,
+        }
+        if args.algorithm == "ppo":
+            settings["ppo"] = asdict(ppo) | {"cliprange_value": str(ppo.cliprange_value)}
+        save = train_options.save_of(policy, args, "policy." if args.algorithm == "ppo" else "")
+        return method, save, config, settings, Best("eval_reward", largest=True)
+
+    train_options.run_grid(args, cli.command_line("train.rlhf", argv), prepare)

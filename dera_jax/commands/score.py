@@ -100,7 +100,7 @@ def make_parser() -> cli.Parser:
 
 
 def _score_run(args) -> None:
-    from dera_jax import metrics, plots, results, tables
+    from dera_jax import metrics, plots, reports, results, tables
     from dera_jax.prompts import load_prompts
     from dera_jax.rewards import parse_rewards
     from dera_jax.stored import judge_run
@@ -111,8 +111,9 @@ def _score_run(args) -> None:
     columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
     added = judge_run(args.run, rewards, columns, args.command)
     summaries = metrics.summarize(results.read_rows(args.run))
-    metrics.write_summary_csv(args.run / "summary.csv", summaries)
-    plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png")
+    reports.write_summary_csv(args.run / "summary.csv", summaries)
+    about = reports.describe_models(args.run)
+    plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png", about)
     print(tables.format_table(summaries))
     print(
         f"{args.run}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
@@ -153,7 +154,7 @@ def _score_models(args) -> None:
 
 def _compare_models(args, names: list[str], prompts: list, rows: int) -> None:
     from dera_jax.divergence import kl_per_token
-    from dera_jax.pairs import estimate_to_json
+    from dera_jax.reports import estimate_to_json
 
     cli.announce_devices()
     # The reference is what the divergence is measured against.
@@ -164,8 +165,8 @@ def _compare_models(args, names: list[str], prompts: list, rows: int) -> None:
 
 def _compare_precisions(args, names: list[str], prompts: list, rows: int) -> None:
     """Prints what quantization costs each model and the mixture at each strength."""
-    from dera_jax.pairs import estimate_to_json
     from dera_jax.precision import precision_cost
+    from dera_jax.reports import estimate_to_json
     from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
 
     lambdas = parse_strengths(args.lambda_, len(names) - 1)

@@ -1,11 +1,9 @@
-"""Supervised fine-tuning of a model on text, as a Hugging Face folder.
+"""Supervised fine-tuning of a model on text, as a Hugging Face folder or a PEFT adapter.
 
-Data: JSONL or parquet with `prompt` and `completion`, or with `text`; or .txt, a text a line.
+Data: `prompt` and `completion` (texts or messages), `messages`, or `text`; or .txt, a text a line.
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from dera_jax.commands import cli, train_options
 
@@ -14,65 +12,51 @@ from dera_jax.commands import cli, train_options
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.sft`."""
     parser = cli.Parser(__doc__, prog="python -m train.sft")
-    parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="where to start: a folder or org/name[@revision]"
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="PROMPTS",
-        help="FILE.jsonl|.parquet|.txt, hf:org/set[:split] or tfds:name[:split]",
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder for the model, its manifest and metrics.jsonl",
-    )
+    train_options.add_model_options(parser)
     parser.add_argument(
         "--from-scratch",
         action="store_true",
         help="random weights instead of MODEL's own, which need not be there",
     )
+    train_options.add_data_options(parser, "`prompt` and `completion`, `messages` or `text`")
     parser.add_argument(
-        "--max-length",
-        type=int,
-        metavar="N",
-        help="longest example, in tokens (default: the model's context)",
+        "--packing",
+        action="store_true",
+        help="several examples in a row of --max-length tokens; none sees another",
     )
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("auto", "float32", "bfloat16"),
-        help="of parameters and activations (default %(default)s)",
-    )
-    train_options.add_train_options(parser, learning_rate=1e-3, max_steps=200, batch_size=32)
+    train_options.add_train_options(parser, learning_rate=1e-3, batch_size=32)
     args = parser.parse_args(argv)
-    config = train_options.train_config(args)
-    train_options.check_new_folder(args.out)
+    train_options.check(args)
 
-    from dera_jax.data import load_records
-    from dera_jax.policies import fresh_policy, load_policy
-    from dera_jax.sft import encode_examples, train_sft
+    from dera_jax.examples import encode_examples
+    from dera_jax.packing import pack
+    from dera_jax.runs import Best
+    from dera_jax.samples import sampler
+    from dera_jax.sft import sft_method
 
     cli.announce_devices()
-    records = load_records(args.data)
-    policy = (
-        fresh_policy(args.model, args.seed, args.dtype)
-        if args.from_scratch
-        else load_policy(args.model, args.dtype)
-    )
-    max_length = args.max_length or policy.config.max_positions
-    examples, cut = encode_examples(policy, records, max_length)
-    print(f"{len(examples)} examples; {cut} cut to {max_length} tokens", file=sys.stderr)
-    manifest = {
-        "method": "sft",
-        "start": {"model": policy.name, "fingerprint": policy.fingerprint},
-        "data": args.data,
-        "examples": len(examples),
-        "examples_cut": cut,
-        "max_length": max_length,
-    }
-    steps = train_sft(policy, examples, config, args.out)
-    train_options.finish(policy, steps, config, args.out, manifest, cli.command_line("train.sft", argv))
+    loaded: dict = {}
+
+    def prepare(seed, beta, out):
+        policy = train_options.load_policy(args, seed, loaded)
+        max_length = args.max_length or policy.config.max_positions
+        if "data" not in loaded:
+            loaded["data"] = train_options.Data(
+                args, lambda records: encode_examples(policy, records, max_length)
+            )
+        data = loaded["data"]
+        rows = pack(data.items, max_length) if args.packing else data.items
+        config = train_options.train_config(args, seed, len(rows))
+        method = sft_method(
+            policy,
+            data.items,
+            config,
+            held_out=data.held_out,
+            sample=sampler(policy, data.prompts, seed),
+            packed_length=max_length if args.packing else None,
+        )
+        settings = train_options.settings(args, "sft", policy) | data.settings
+        settings |= {"max_length": max_length, "packing": args.packing}
+        return method, train_options.save_of(policy, args), config, settings, Best("eval_loss")
+
+    train_options.run_grid(args, cli.command_line("train.sft", argv), prepare)

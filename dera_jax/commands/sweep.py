@@ -11,7 +11,6 @@ folder; more strengths, samples, prompts or rewards add to it.
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -84,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.beta is not None:
         check_number("--beta", args.beta, 0.0, float("inf"))
     cli.parse_rows(args.rows, 1)
+    if args.out:
+        cli.check_folder(args.out)
 
     plan = _plan(args, decode)
     out = args.out or Path("runs") / _folder_name(plan)
@@ -113,7 +114,7 @@ def _plan(args, decode):
     from dera_jax.prompts import load_prompts
     from dera_jax.rewards import parse_rewards
     from dera_jax.strengths import PER_PROMPT, parse_strengths
-    from dera_jax.sweep import Sweep, known_beta
+    from dera_jax.sweep import Sweep, check_rewards, known_beta
 
     reference, aligned = models.model_names(args)
     # Everything that can be wrong without a model is checked before one is loaded.
@@ -121,6 +122,7 @@ def _plan(args, decode):
     reward = args.reward or (cli.toy_reward() if reference is None else None)
     rewards = parse_rewards(reward) if reward else ()
     prompts = load_prompts(_prompts(args), args.num_prompts)
+    check_rewards(rewards, prompts)
     rule, rule_name = cli.load_rule(args.rule)
     cli.announce_devices()
     policies = models.load_models(args)
@@ -144,12 +146,16 @@ def _prompts(args) -> str:
 
 
 def _run_with_progress(plan, folder) -> float:
-    """Adds what is missing; returns the seconds it took, compilation apart, or 0 if rows were there."""
+    """Adds what is missing; returns the seconds of decoding, or 0 if rows were there.
+
+    What the compiler and the rewards take is left out.
+    """
     from dera_jax.generate import warm_up
+    from dera_jax.stopwatch import Stopwatch
     from dera_jax.sweep import plan_keys, run_sweep
 
-    before = len(folder.rows)
-    found = run_sweep(plan, folder)
+    before, watch = len(folder.rows), Stopwatch()
+    found = run_sweep(plan, folder, watch)
     wanted = plan_keys(plan)
     if wanted - folder.keys:
         # Later turns are longer, and compile when their turn comes.
@@ -158,7 +164,6 @@ def _run_with_progress(plan, folder) -> float:
             for cell in _first_cells(plan, folder.keys).values()
         )
         print(f"compiled in {compiling:.1f} s", file=sys.stderr)
-    start = time.perf_counter()
     with (
         tqdm(total=plan.num_rows, unit="completion", dynamic_ncols=True) as bar,
         closing(found),
@@ -169,7 +174,7 @@ def _run_with_progress(plan, folder) -> float:
         print(
             f"warning: {left} later turns did not fit the models' context and are not there", file=sys.stderr
         )
-    return 0.0 if before else time.perf_counter() - start
+    return 0.0 if before else watch.seconds
 
 
 def _first_cells(plan, there) -> dict:
@@ -182,16 +187,16 @@ def _first_cells(plan, there) -> dict:
 
 def _report(out: Path, rows: list[dict], seconds: float) -> None:
     """Writes summary and figure of all rows, and prints the table and where the files are."""
-    from dera_jax import metrics, plots, tables
+    from dera_jax import metrics, plots, reports, tables
 
     summaries = metrics.summarize(rows)
-    metrics.write_summary_csv(out / "summary.csv", summaries)
-    plots.plot_sweep({out.name: summaries}, out / "sweep.png")
+    reports.write_summary_csv(out / "summary.csv", summaries)
+    plots.plot_sweep({out.name: summaries}, out / "sweep.png", reports.describe_models(out))
     # Strengths share batches, so each runs at the speed of all.
     tokens = sum(s.tokens for s in summaries)
     speed = {s.lambda_: tokens / seconds for s in summaries} if seconds else None
     print(tables.format_table(summaries, speed=speed))
-    for warning in metrics.warnings_of(summaries):
+    for warning in reports.warnings_of(summaries):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{out}/: rows.jsonl ({len(rows)} rows), manifest.json, summary.csv, sweep.png")
 

@@ -1,50 +1,121 @@
-"""What the training commands share: options, saving with a manifest, the closing line."""
+"""What the training commands share: options, the grid of strengths and seeds, data, saving."""
 
 import argparse
-import time
-from collections.abc import Iterator
-from dataclasses import asdict
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 
-from jaxtyping import PyTree
+from dera_jax.commands import cli
+from dera_jax.configs import RunConfig, TrainConfig, check_number
 
-from dera_jax.configs import TrainConfig
-from dera_jax.policies import Policy, save_policy, with_params
-from dera_jax.provenance import provenance
+HELP = {
+    "learning_rate": ("RATE", "peak (default %(default)g)"),
+    "batch_size": ("N", "sequences or pairs in an update, over all devices (default %(default)s)"),
+    "gradient_accumulation_steps": ("N", "parts of a batch, one after the other (default %(default)s)"),
+    "warmup_ratio": ("SHARE", "of the steps (default %(default)s)"),
+    "weight_decay": ("W", "of AdamW (default %(default)s)"),
+    "max_grad_norm": ("NORM", "clip gradients (default %(default)s)"),
+    "eval_steps": ("N", "steps between evaluations (default: only after the last)"),
+    "save_steps": ("N", "steps between checkpoints (default %(default)s)"),
+    "save_total_limit": ("N", "checkpoints kept (default %(default)s)"),
+}
 
 
-def add_train_options(parser: argparse.ArgumentParser, **defaults) -> None:
-    """Adds the options of `TrainConfig` under the names that TRL gives them."""
-    config = TrainConfig(**defaults)
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--learning-rate",
-        type=float,
-        default=config.learning_rate,
-        metavar="RATE",
-        help="peak (default %(default)g)",
+def add_model_options(parser: argparse.ArgumentParser, lora: bool = True) -> None:
+    """Adds what is trained and where it is written."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="where to start: a folder or org/name, optionally @revision and +ADAPTER",
     )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for the model, manifest.json and metrics.jsonl; the same command goes on where it stopped",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("auto", "float32", "bfloat16"),
+        help="that is computed in; trained parameters are float32 besides (default %(default)s)",
+    )
+    if lora:
+        group = parser.add_argument_group("low-rank adapters (LoRA), written as PEFT's")
+        group.add_argument(
+            "--lora-r", type=int, metavar="R", help="train adapters of rank R (default: all weights)"
+        )
+        group.add_argument("--lora-alpha", type=float, default=16.0, help="(default %(default)g)")
+        group.add_argument(
+            "--lora-target-modules",
+            default="all-linear",
+            metavar="NAMES",
+            help="such as q_proj,v_proj (default %(default)s)",
+        )
+
+
+def add_data_options(parser: argparse.ArgumentParser, fields_: str) -> None:
+    """Adds the data to train and to evaluate on."""
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="PROMPTS",
+        help=f"FILE.jsonl|.parquet|.txt, hf:org/set[:split] or tfds:name[:split] with {fields_}",
+    )
+    parser.add_argument("--eval-data", metavar="PROMPTS", help="the same, to evaluate on")
+    parser.add_argument(
+        "--eval-share",
+        type=float,
+        metavar="SHARE",
+        help="of the prompts of --data, held out to evaluate on; by a hash of the prompt",
+    )
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="prompt and completion, in tokens (default: the context)"
+    )
+
+
+def add_reference_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the policy is held near, and how much."""
+    parser.add_argument(
+        "--reference", metavar="MODEL", help="what the policy is held near (default: --model)"
+    )
+    parser.add_argument(
+        "--beta",
+        default="0.1",
+        metavar="B[,B…]",
+        help="KL strength β; several are trained one after the other (default %(default)s)",
+    )
+
+
+def add_train_options(parser: argparse.ArgumentParser, *, epochs: bool = True, **defaults) -> None:
+    """Adds the options of `TrainConfig` and `RunConfig` under the names that TRL gives them."""
+    config, run = TrainConfig(**defaults), RunConfig()
+    group = parser.add_argument_group("training")
+    if epochs:
+        group.add_argument(
+            "--num-train-epochs", type=float, default=1.0, metavar="N", help="(default %(default)g)"
+        )
     group.add_argument(
         "--max-steps",
         type=int,
-        default=config.max_steps,
+        default=None if epochs else config.max_steps,
         metavar="N",
-        help="optimizer steps (default %(default)s)",
+        help="optimizer steps (default: what the epochs take)" if epochs else "(default %(default)s)",
     )
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=config.batch_size,
-        metavar="N",
-        help="sequences in a step (default %(default)s)",
-    )
-    group.add_argument(
-        "--warmup-ratio",
-        type=float,
-        default=config.warmup_ratio,
-        metavar="SHARE",
-        help="of the steps (default %(default)s)",
-    )
+    for settings in (config, run):
+        for name, (metavar, text) in HELP.items():
+            if hasattr(settings, name):
+                value = getattr(settings, name)
+                group.add_argument(
+                    cli.option(name), type=type(value), default=value, metavar=metavar, help=text
+                )
     group.add_argument(
         "--lr-scheduler-type",
         default=config.lr_scheduler_type,
@@ -52,52 +123,224 @@ def add_train_options(parser: argparse.ArgumentParser, **defaults) -> None:
         help="after the warm-up (default %(default)s)",
     )
     group.add_argument(
-        "--weight-decay",
-        type=float,
-        default=config.weight_decay,
-        metavar="W",
-        help="of AdamW (default %(default)s)",
+        "--gradient-checkpointing", action="store_true", help="less memory, about a third more time"
+    )
+    group.add_argument("--report-to", default="none", choices=("none", "tensorboard"))
+    group.add_argument(
+        "--seed",
+        default="0",
+        metavar="N[,N…]",
+        help="of data order and sampling; several are trained one after the other (default %(default)s)",
     )
     group.add_argument(
-        "--max-grad-norm",
-        type=float,
-        default=config.max_grad_norm,
-        metavar="NORM",
-        help="clip gradients (default %(default)s)",
-    )
-    group.add_argument(
-        "--seed", type=int, default=config.seed, help="of data order and sampling (default %(default)s)"
+        "--mesh", metavar="data:N,model:M", help="devices to split batches and parameters over"
     )
 
 
-def train_config(args: argparse.Namespace) -> TrainConfig:
-    """Returns the validated training options."""
-    names = TrainConfig.__dataclass_fields__
-    return TrainConfig(**{name: getattr(args, name) for name in names})
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that cannot be, before anything is loaded."""
+    run_config(args)
+    if getattr(args, "from_scratch", False) and args.lora_r is not None:
+        raise ValueError("--from-scratch --lora-r: adapters on random weights are of no use without those")
+    for _, seed, _ in grid(args):
+        train_config(args, seed)
+    if args.mesh:
+        from dera_jax.sharding import start_processes
+
+        start_processes()
 
 
-def check_new_folder(out: Path) -> None:
-    """Raises ValueError if OUT already holds a model."""
-    if (out / "model.safetensors").exists():
-        raise ValueError(f"{out}: already holds a model; choose another --out or remove it")
+def train_config(args: argparse.Namespace, seed: int, examples: int | None = None) -> TrainConfig:
+    """Returns the validated training options.
+
+    Args:
+      examples: of an epoch, where steps are counted in epochs.
+    """
+    names = {field.name for field in fields(TrainConfig)} - {"seed", "max_steps"}
+    steps = args.max_steps
+    if steps is None:
+        check_number("--num-train-epochs", args.num_train_epochs, 0.0, math.inf)
+        steps = max(1, math.ceil(args.num_train_epochs * (examples or 1) / max(args.batch_size, 1)))
+    return TrainConfig(**{name: getattr(args, name) for name in names}, seed=seed, max_steps=steps)
 
 
-def finish(
-    policy: Policy,
-    steps: Iterator[tuple[int, PyTree]],
-    config: TrainConfig,
-    out: Path,
-    manifest: dict,
-    command: list[str],
+def run_config(args: argparse.Namespace) -> RunConfig:
+    """Returns the validated options of what a run writes."""
+    return RunConfig(**{field.name: getattr(args, field.name) for field in fields(RunConfig)})
+
+
+def grid(args: argparse.Namespace) -> Iterator[tuple[Path, int, float | None]]:
+    """Yields folder, seed and β of each run: OUT itself for one, a folder in it for each of several."""
+    seeds = _numbers("--seed", args.seed, int)
+    betas = _numbers("--beta", args.beta, float) if hasattr(args, "beta") else [None]
+    for beta in betas:
+        if beta is not None:
+            check_number("--beta", beta, 0.0, math.inf)
+    for beta, seed in product(betas, seeds):
+        parts = [f"beta={beta}"] * (len(betas) > 1) + [f"seed={seed}"] * (len(seeds) > 1)
+        yield args.out / "-".join(parts) if parts else args.out, seed, beta
+
+
+def run_grid(
+    args: argparse.Namespace,
+    command: Sequence[str],
+    prepare: Callable[[int, float | None, Path], tuple],
 ) -> None:
-    """Runs the training to its end and writes the model folder with its manifest."""
-    start = time.perf_counter()
-    for _, params in steps:
-        trained = params
-    manifest |= {
-        "train_config": asdict(config),
-        "seconds": round(time.perf_counter() - start, 1),
-        "provenance": provenance(command),
-    }
-    save_policy(with_params(policy, trained), out, manifest)
-    print(f"{config.max_steps} steps in {manifest['seconds']} s; model, manifest and metrics in {out}")
+    """Trains every run of the grid that is not finished.
+
+    Args:
+      prepare: (seed, β, folder) to method, save, config, settings and best, see `runs.run_training`.
+    """
+    from dera_jax import runs
+    from dera_jax.provenance import provenance
+    from dera_jax.sharding import parse_mesh
+    from dera_jax.training import Preempted
+
+    mesh = parse_mesh(args.mesh) if args.mesh else None
+    points = list(grid(args))
+    with _shared_compilations() if len(points) > 1 else nullcontext():
+        for out, seed, beta in points:
+            method, save, config, settings, best = prepare(seed, beta, out)
+            if runs.is_finished(out, settings, config):
+                print(f"{out}: trained already, {config.max_steps} steps")
+                continue
+            made = provenance(list(command))
+            try:
+                runs.run_training(method, save, config, run_config(args), out, settings, made, best, mesh)
+            except Preempted as preempted:
+                print(preempted, file=sys.stderr)
+                return
+            print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
+
+
+@contextmanager
+def _shared_compilations():
+    """Lets what one run compiles serve the next, which traces it anew: the runs of a grid differ in numbers only."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if jax.config.jax_compilation_cache_dir is not None:  # the user's own
+        yield
+        return
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    with tempfile.TemporaryDirectory(prefix="dera_jax-") as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        compilation_cache.reset_cache()  # it has seen that there is none
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+            compilation_cache.reset_cache()
+
+
+def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
+    """Returns the policy to train, with adapters if they are asked for.
+
+    Args:
+      loaded: of the runs before, so that a model is read once.
+    """
+    from dera_jax import policies
+
+    if getattr(args, "from_scratch", False):
+        policy = policies.fresh_policy(args.model, seed, args.dtype)
+    else:
+        if "policy" not in loaded:
+            loaded["policy"] = policies.load_policy(args.model, args.dtype)
+        policy = loaded["policy"]
+    if getattr(args, "lora_r", None) is not None:
+        targets = args.lora_target_modules
+        targets = targets if targets == "all-linear" else targets.split(",")
+        policy = policies.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
+    return replace(policy, config=replace(policy.config, remat=args.gradient_checkpointing))
+
+
+def load_reference(args: argparse.Namespace, loaded: dict):
+    """Returns what the policy is held near: the model that it starts from, unless another is named."""
+    from dera_jax import policies
+
+    if "reference" not in loaded:
+        named = args.reference and args.reference != args.model
+        loaded["reference"] = policies.load_policy(args.reference, args.dtype) if named else loaded["policy"]
+    return loaded["reference"]
+
+
+def settings(args: argparse.Namespace, method: str, policy) -> dict:
+    """Returns what every command's manifest says of how it started."""
+    told = {"method": method, "start": {"model": policy.name, "fingerprint": policy.fingerprint}}
+    if getattr(args, "lora_r", None) is not None:
+        told["lora"] = {"r": args.lora_r, "alpha": args.lora_alpha, "targets": args.lora_target_modules}
+    return told | {"dtype": policy.config.dtype}
+
+
+def save_of(policy, args: argparse.Namespace, prefix: str = "") -> Callable:
+    """Returns what writes trained parameters of `policy`: its adapters alone, or the whole model.
+
+    Args:
+      prefix: of the policy's own among what is trained.
+    """
+    from dera_jax import trained
+    from dera_jax.loading import hub
+    from dera_jax.policies import save_adapter, save_policy, with_params
+
+    _, frozen = trained.split(policy.params)
+
+    def save(params, folder: Path, manifest: dict) -> None:
+        params = trained.part(prefix, params)
+        whole = with_params(policy, trained.whole(policy.config, params, frozen))
+        if policy.config.adapters:
+            save_adapter(whole, folder, hub.split_adapter(args.model)[0], manifest)
+        else:
+            save_policy(whole, folder, manifest)
+
+    return save
+
+
+class Data:
+    """What is trained and what is evaluated on; read and encoded once for all runs of a grid."""
+
+    def __init__(self, args: argparse.Namespace, encode: Callable):
+        """Reads the data and tells what became of the records.
+
+        Args:
+          encode: records to items and a report.
+
+        Raises:
+          ValueError: data that cannot be read or used, or options that contradict each other.
+        """
+        from dera_jax.data import load_records
+        from dera_jax.runs import fingerprint
+        from dera_jax.supervised import hold_out
+
+        if args.eval_share is not None:
+            if args.eval_data:
+                raise ValueError("expected --eval-data or --eval-share, found both")
+            check_number("--eval-share", args.eval_share, 0.0, 0.9)
+        self.items, report = encode(load_records(args.data))
+        print(f"{args.data}: {report}", file=sys.stderr)
+        self.held_out = []
+        if args.eval_data:
+            self.held_out, report = encode(load_records(args.eval_data))
+            print(f"{args.eval_data}: {report}", file=sys.stderr)
+        elif args.eval_share:
+            self.items, self.held_out = hold_out(self.items, args.eval_share)
+            print(f"{len(self.items)} to train, {len(self.held_out)} held out", file=sys.stderr)
+        self.prompts = [item.prompt for item in self.held_out or self.items]
+        """That samples are drawn for."""
+        self.settings = {
+            "data": args.data,
+            "examples": len(self.items),
+            "examples_hash": fingerprint(self.items),
+            "held_out": len(self.held_out),
+        }
+
+
+def _numbers(name: str, text: str, kind: type) -> list:
+    try:
+        numbers = [kind(part) for part in str(text).split(",")]
+    except ValueError:
+        raise ValueError(f"{name}: expected numbers with commas between, got {text!r}") from None
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{name}: {text!r} has a number twice")
+    return numbers

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dera_jax import models
 from dera_jax.loading import names, tensors
@@ -96,8 +97,8 @@ def check_base(adapter: AdapterFiles, name: str, fingerprint_of_base: str) -> No
         same = Path(name).is_dir() or trained_on.lower() == name.partition("@")[0].lower()
     if not same:
         raise ValueError(
-            f"{adapter.folder / 'adapter_config.json'}: the adapter was trained on {trained_on}, here it stands on "
-            f"{name}; if they are the same, change base_model_name_or_path"
+            f"{adapter.folder}: the adapter was trained on {trained_on}, here it stands on {name}; if they are "
+            f"the same, change base_model_name_or_path in {adapter.folder / 'adapter_config.json'}"
         )
 
 
@@ -119,7 +120,8 @@ def apply_adapter(
     low_rank = []
     # What quantization put beside a kernel is in no file.
     paths = [path for path in flat if not path.endswith(".kernel_scale")]
-    for path, source in names.sources(name_map, paths, config.num_heads).items():
+    sources = names.sources(name_map, paths, config.num_heads)
+    for path, source in sources.items():
         module, _, kind = source.name.rpartition(".")
         saved = {source.name, f"{module}.base_layer.{kind}"} & adapter.tensors.keys()
         for name in saved:
@@ -128,14 +130,22 @@ def apply_adapter(
         if path.endswith(".kernel") and pair[0] in adapter.tensors:
             ours = path.removesuffix(".kernel")
             rank = adapter.tensors[pair[0]].shape[0]
-            flat |= _low_rank(adapter, pair, ours, source, base, flat[path].shape, config.dtype)
-            low_rank.append(Adapter(ours, rank, _scale(adapter.settings, module, rank)))
+            own = _low_rank(adapter, pair, ours, source, base, flat[path].shape, config.dtype)
+            flat |= own
+            found = own[f"{ours}.lora_b"].shape[0]
+            low_rank.append(Adapter(ours, found, _scale(adapter.settings, module, rank)))
             saved |= set(pair)
         used |= saved
     for name in adapter.tensors:
         if name not in used:
+            module = re.split(r"\.(?:base_layer|lora_\w+|weight|bias)\b", name)[0]
+            there = any(source.name.startswith(f"{module}.") for source in sources.values())
+            trained_on = adapter.settings.get("base_model_name_or_path") or "another model"
             raise ValueError(
-                f"{adapter.folder}: adapts {name}, which {base} does not have (or not so that it can be)"
+                f"{adapter.folder}: adapters of {module} are not supported ({name})"
+                if there
+                else f"{adapter.folder}: the adapter was trained on {trained_on} (adapter_config.json), not on "
+                f"{base}, which has no {module}"
             )
     return replace(config, adapters=tuple(low_rank)), unflatten(flat)
 
@@ -180,17 +190,40 @@ def _low_rank(
     shape: tuple,
     dtype: str,
 ) -> dict[str, jax.Array]:
-    """Returns A and B of our linear map `path`; where a file keeps several as one, they share A."""
+    """Returns A and B of our linear map `path`.
+
+    Where a file keeps several maps as one, each has its own block of A and B, or else all share A.
+    """
     a, b = map(adapter.tensors.get, pair)
     if b is None:
         raise ValueError(f"{adapter.folder}: {pair[1]} is missing beside {pair[0]}")
     rank, source = a.shape[0], replace(source, transposed=True)
     _check_shape(a, (rank, shape[0]), base)
     _check_shape(b, source.shape((rank, shape[1])), base)
-    return {
-        f"{path}.lora_a": jnp.asarray(a.read().T, dtype),
-        f"{path}.lora_b": jnp.asarray(source.take(b.read()), dtype),
-    }
+    ours, whole = a.read().T, b.read()
+    theirs = source.take(whole)
+    if source.part and _is_block_diagonal(whole, source, rank):
+        block = _block(source.part, rank)
+        ours, theirs = ours[:, block], theirs[block]
+    return {f"{path}.lora_a": jnp.asarray(ours, dtype), f"{path}.lora_b": jnp.asarray(theirs, dtype)}
+
+
+def _is_block_diagonal(whole: np.ndarray, source: names.Source, rank: int) -> bool:
+    """Returns whether B of several maps joins one B of each, as `lora.write_adapter` does."""
+    if rank % source.part.count:
+        return False
+    for number in range(source.part.count):
+        part = replace(source.part, number=number)
+        rest = np.delete(replace(source, part=part).take(whole), _block(part, rank), axis=0)
+        if rest.any():
+            return False
+    return True
+
+
+def _block(part: names.Part, rank: int) -> slice:
+    """Returns the ranks that are a part's own."""
+    each = rank // part.count
+    return slice(part.number * each, (part.number + 1) * each)
 
 
 def _check_shape(tensor: tensors.Tensor, expected: tuple[int, ...], base: str) -> None:

@@ -249,7 +249,10 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: expected a Hugging Face model folder, found no config.json")
+        found = "no config.json"
+        if (folder / "adapter_config.json").is_file():
+            found = f"a PEFT adapter; write BASE+{folder}"
+        raise ValueError(f"{folder}: expected a Hugging Face model folder, found {found}")
     raw = read_object(path)
     kind = raw.get("model_type")
     if "auto_map" in raw and kind not in FAMILIES:
@@ -260,6 +263,13 @@ def read_config(folder: Path) -> dict:
         # Old files tell it by another setting, which what we save may have to change.
         raw.setdefault("scale_decoder_outputs", raw.get("tie_word_embeddings") is not False)
     return raw
+
+
+def check_language_model(folder: Path, raw: dict) -> None:
+    """Raises ValueError where a configuration says that the model is a reward model."""
+    for name in raw.get("architectures") or []:
+        if name.endswith("ForSequenceClassification"):
+            raise ValueError(f"{folder}: expected a language model, found a reward model ({name})")
 
 
 def model_config(folder: Path, raw: dict) -> ModelConfig:

@@ -119,10 +119,11 @@ def is_quantized(path: str) -> bool:
     return path.endswith(".kernel") and any(part.isdigit() for part in path.split("."))
 
 
-def named_tensors(params: dict, model_type: str, num_heads: int) -> dict[str, np.ndarray]:
+def named_tensors(params: dict, family: str | names.NameMap, num_heads: int) -> dict[str, np.ndarray]:
     """Returns full-precision parameters under the names and in the shape of Hugging Face files."""
+    name_map = FAMILIES[family].names if isinstance(family, str) else family
     flat = {path: np.asarray(value) for path, value in flatten(params).items()}
-    return names.join(flat, names.sources(FAMILIES[model_type].names, flat, num_heads))
+    return names.join(flat, names.sources(name_map, flat, num_heads))
 
 
 def _read(

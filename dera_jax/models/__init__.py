@@ -88,7 +88,7 @@ def _build(config: WeightsConfig, seed: int) -> nnx.Module:
     maps = linear_maps(model)
     if config.quantization:
         for path, linear in maps.items():
-            if path != "head":
+            if path not in ("head", "score"):
                 linear.quantize(config.quantization)
     for adapter in config.adapters:
         maps[adapter.path].adapt(adapter.rank, adapter.scale, rngs)

@@ -6,6 +6,7 @@ Every architecture is a `DecoderConfig`; where two families differ, they differ 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -17,6 +18,8 @@ from dera_jax.models.layers import (
     LayerNorm,
     RMSNorm,
     attend,
+    attend_causal,
+    block_caller,
     join_heads,
     softcapped,
     split_heads,
@@ -138,11 +141,12 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if seen.angles is not None:
             query, key = (rotate(each, seen.angles, self.rope.attention_factor) for each in (query, key))
-        if past is not None:
-            key = write_slots(past[0], key, seen.index)
-            value = write_slots(past[1], value, seen.index)
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
-        mixed = attend(query, key, value, seen.mask, scale, config.attention_softcap)
+        if past is None:
+            mixed = attend_causal(query, key, value, seen.mask, scale, config.attention_softcap)
+        else:
+            key, value = (write_slots(p, new, seen.index) for p, new in zip(past, (key, value), strict=True))
+            mixed = attend(query, key, value, seen.mask, scale, config.attention_softcap)
         return self.out(join_heads(mixed)), (key, value)
 
 
@@ -207,12 +211,40 @@ class Decoder(nnx.Module):
         """Returns what the head reads."""
         return self._trunk(tokens, _positions(mask), _causal(mask))[0]
 
+    def packed_logits(
+        self, tokens: Int[Array, "rows length"], segments: Int[Array, "rows length"]
+    ) -> Float[Array, "rows length vocab"]:
+        """Returns the logits after every token of rows that hold several texts, numbered from 1."""
+        length = tokens.shape[1]
+        slots = jnp.arange(length)
+        starts = jnp.diff(segments, axis=1, prepend=0) != 0
+        first = jax.lax.cummax(jnp.where(starts, slots, 0), axis=1)
+        own = segments[:, :, None] == segments[:, None]
+        return self._logits(self._trunk(tokens, slots - first, own & _causal(segments > 0))[0])
+
     def completion_logits(
-        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], count: int
+        self,
+        tokens: Int[Array, "rows length"],
+        mask: Bool[Array, "rows length"],
+        count: int,
+        starts: Int[Array, " rows"] | None = None,
     ) -> Float[Array, "rows count vocab"]:
-        """Returns the logits that each of the last `count` tokens was drawn from."""
-        # The logits before the first of them come from the token before it.
-        return self.forward(tokens, mask, last=count + 1)[:, :-1]
+        """Returns the logits that each of `count` tokens was drawn from: the last, or those from `starts` on."""
+        return self._logits(self.completion_hidden(tokens, mask, count, starts))
+
+    def completion_hidden(
+        self,
+        tokens: Int[Array, "rows length"],
+        mask: Bool[Array, "rows length"],
+        count: int,
+        starts: Int[Array, " rows"] | None = None,
+    ) -> Float[Array, "rows count width"]:
+        """Returns what the head reads before each of these tokens: what the token before it left."""
+        hidden = self.hidden(tokens, mask)
+        if starts is None:
+            return hidden[:, -count - 1 : -1]
+        places = jnp.minimum(starts[:, None] - 1 + jnp.arange(count), tokens.shape[1] - 1)
+        return jnp.take_along_axis(hidden, places[..., None], axis=1)
 
     def prefill(self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]) -> KVCache:
         """Returns the cache of left-padded tokens."""
@@ -239,14 +271,14 @@ class Decoder(nnx.Module):
         if config.rope is None:
             x += self.positions(positions)
         seen: dict[tuple, Seen] = {}
-        present = []
+        present, call = [], block_caller(config.remat)
         for layer, block in enumerate(self.blocks):
             kind = block.attention.rope, config.window(layer)
             if kind not in seen:
                 seen[kind] = Seen(
                     _angles(config, kind[0], positions), _in_window(mask, index, kind[1]), index
                 )
-            x, keys_and_values = block(x, seen[kind], past and past[layer])
+            x, keys_and_values = call(block, x, seen[kind], past and past[layer])
             present.append(keys_and_values)
         return self.norm(x), present
 

@@ -40,6 +40,8 @@ class WeightsConfig:
     quantization: str | None = None
     """Of the linear maps in the blocks: int8 (one scale per output) or nf4 (one per output and 64 inputs)."""
     adapters: tuple[Adapter, ...] = ()
+    remat: bool = False
+    """Whether gradients compute the activations of every block again instead of keeping them."""
 
     def __post_init__(self):
         if self.quantization is not None:

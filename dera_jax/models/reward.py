@@ -11,7 +11,7 @@ from dera_jax.models.decoder import Decoder, DecoderConfig
 from dera_jax.models.linear import Linear, WeightsConfig
 from dera_jax.models.t5 import T5, Stack, T5Config
 
-HEADS = ("last", "encoder", "decoder")
+HEADS = ("last", "encoder", "decoder", "each")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class RewardConfig(WeightsConfig):
     trunk: DecoderConfig | T5Config
     """Its own head is not there."""
     head: str = "last"
-    """What is read: a decoder-only model's last token; the mean of T5's encoder; or T5's decoder at the
-    last token, with a hidden layer of its own (`T5ForSequenceClassification`)."""
+    """What is read: a decoder-only model's last token; the mean of T5's encoder; T5's decoder at the
+    last token, with a hidden layer of its own (`T5ForSequenceClassification`); or, by a value model,
+    what either has before each token of a completion."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,8 +50,8 @@ class RewardModel(nnx.Module):
     """One number for a text: `…ForSequenceClassification` with one label."""
 
     def __init__(self, config: RewardConfig, rngs: nnx.Rngs):
-        trunk = {"last": Decoder, "encoder": Encoder, "decoder": T5}[config.head]
-        self.trunk = trunk(config.trunk, rngs)
+        decoder = T5 if isinstance(config.trunk, T5Config) else Decoder
+        self.trunk = (Encoder if config.head == "encoder" else decoder)(config.trunk, rngs)
         width, dtype = config.trunk.width, config.dtype
         with_layer = config.head == "decoder"
         self.dense = Linear(width, width, dtype, rngs, bias=True) if with_layer else None
@@ -70,3 +71,9 @@ class RewardModel(nnx.Module):
         if self.dense is not None:
             read = jnp.tanh(self.dense(read))
         return self.score(read, "float32")[:, 0]
+
+    def completion_values(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], count: int
+    ) -> Float[Array, "rows count"]:
+        """Returns the value before each of the last `count` tokens is drawn."""
+        return self.score(self.trunk.completion_hidden(tokens, mask, count), "float32")[..., 0]

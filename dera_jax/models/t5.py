@@ -17,6 +17,7 @@ from dera_jax.models.layers import (
     ACTIVATIONS,
     RMSNorm,
     attend,
+    block_caller,
     join_heads,
     split_heads,
     vocabulary_logits,
@@ -199,12 +200,12 @@ class Stack(nnx.Module):
         self.bias = DistanceBias(config, decoder, rngs)
         self.blocks = nnx.List([Block(config, decoder, rngs) for _ in range(count)])
         self.norm = _norm(config)
-        self.dtype = config.dtype
+        self.dtype, self.remat = config.dtype, config.remat
 
     def __call__(self, x, seen: Seen, past=None, cross=None):
-        x, present = x.astype(jnp.float32), []
+        x, present, call = x.astype(jnp.float32), [], block_caller(self.remat)
         for layer, block in enumerate(self.blocks):
-            x, keys_and_values = block(x, seen, past and past[layer], cross and cross[layer])
+            x, keys_and_values = call(block, x, seen, past and past[layer], cross and cross[layer])
             present.append(keys_and_values)
         return self.norm(x).astype(self.dtype), present
 
@@ -260,13 +261,19 @@ class T5(nnx.Module):
         self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], count: int
     ) -> Float[Array, "rows count vocab"]:
         """Returns the logits that each of the last `count` tokens was drawn from; the rest is the prompt."""
+        return self._logits(self.completion_hidden(tokens, mask, count))
+
+    def completion_hidden(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], count: int
+    ) -> Float[Array, "rows count width"]:
+        """Returns what the head reads before each of the last `count` tokens."""
         prompt, completion = jnp.split(tokens, [tokens.shape[1] - count], axis=1)
         prompt_mask = mask[:, :-count]
         start = jnp.full_like(completion[:, :1], self.config.start_token)
         shifted = jnp.concatenate([start, completion[:, :-1]], axis=1)
         # No token sees the padding, which is behind them all.
         everywhere = jnp.ones(shifted.shape, bool)
-        return self._logits(self.decode(shifted, everywhere, self.encode(prompt, prompt_mask), prompt_mask))
+        return self.decode(shifted, everywhere, self.encode(prompt, prompt_mask), prompt_mask)
 
     def prefill(self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]) -> T5Cache:
         """Returns the cache of padded prompts, with the decoder's first token still to come."""

@@ -1,0 +1,73 @@
+"""Training of a reward model on preferences (Bradley–Terry), as a …ForSequenceClassification
+folder.
+
+Data: `prompt`, `chosen` and `rejected`; or whole transcripts in the last two, as Anthropic's.
+Evaluated on held-out pairs, it says how often it prefers the chosen one and how far its
+probabilities can be trusted.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from dera_jax.commands import cli, train_options
+from dera_jax.configs import check_number
+from dera_jax.files import make_folder, write_json
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m train.reward`."""
+    parser = cli.Parser(__doc__, prog="python -m train.reward")
+    train_options.add_model_options(parser, lora=False)
+    train_options.add_data_options(parser, "`prompt`, `chosen` and `rejected`")
+    parser.add_argument(
+        "--center-rewards-coefficient",
+        type=float,
+        default=0.0,
+        metavar="C",
+        help="draws rewards towards a mean of 0 (default %(default)g)",
+    )
+    train_options.add_train_options(parser, learning_rate=1e-4, batch_size=32)
+    args = parser.parse_args(argv)
+    train_options.check(args)
+    check_number("--center-rewards-coefficient", args.center_rewards_coefficient, 0.0, float("inf"))
+
+    from dera_jax import trained
+    from dera_jax.calibration import as_json, calibrate, plot_calibration
+    from dera_jax.examples import encode_pairs
+    from dera_jax.reward_models import fresh_reward_model, save_reward_model, with_reward_params
+    from dera_jax.reward_training import pair_margins, reward_method
+    from dera_jax.runs import Best
+
+    cli.announce_devices()
+    loaded: dict = {}
+
+    def prepare(seed, beta, out):
+        policy = train_options.load_policy(args, seed, loaded)
+        reward = fresh_reward_model(policy, seed)
+        max_length = args.max_length or policy.config.max_positions
+        if "data" not in loaded:
+            loaded["data"] = train_options.Data(
+                args, lambda records: encode_pairs(policy, records, max_length)
+            )
+        data = loaded["data"]
+        config = train_options.train_config(args, seed, len(data.items))
+        center = args.center_rewards_coefficient
+        method = reward_method(reward, data.items, config, center=center, held_out=data.held_out)
+        settings = train_options.settings(args, "reward", policy) | data.settings
+        settings |= {"max_length": max_length, "center_rewards_coefficient": center}
+
+        def save(params, folder, manifest):
+            whole = trained.whole(reward.config, params, {})
+            judge = with_reward_params(reward, whole)
+            if data.held_out:
+                make_folder(folder)
+                found = calibrate(pair_margins(judge, data.held_out))
+                plot_calibration(found, folder / "calibration.png", folder.name)
+                write_json(folder / "calibration.json", as_json(found))
+                print(f"{folder}: {found}", file=sys.stderr)
+            save_reward_model(judge, folder, manifest)
+
+        return method, save, config, settings, Best("eval_loss")
+
+    train_options.run_grid(args, cli.command_line("train.reward", argv), prepare)

@@ -1,0 +1,230 @@
+"""Alignment by preferences: DPO and its kin, with a reference that stays or follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from dera_jax import losses, trained
+from dera_jax.batches import Batch, make_batch
+from dera_jax.configs import TrainConfig, check_choice, check_count, check_number
+from dera_jax.examples import Example, Pair
+from dera_jax.optimization import Loss, Terms
+from dera_jax.policies import Policy
+from dera_jax.reference_logprobs import reference_logprobs
+from dera_jax.score import completion_logprobs
+from dera_jax.supervised import Sampler, Source, supervised
+from dera_jax.training import Method
+
+LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "kto")
+NORMALIZED = ("sigmoid_norm", "ipo")
+"""Losses of log-ratios per token."""
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """What is minimized; beside it stands β, which is traced."""
+
+    loss: str = "sigmoid"
+    """sigmoid (DPO), sigmoid_norm (DPO per token, Tülu 3), ipo or kto."""
+    label_smoothing: float = 0.0
+    """Share of preferences taken to be the wrong way round, in [0, 0.5]; of the sigmoid losses."""
+    sync_ref_model: bool = False
+    """Whether the reference follows the policy (arXiv:2404.09656): TR-DPO, TR-IPO, TR-KTO."""
+    ref_model_mixup_alpha: float = 0.6
+    """α of θ_ref ← (1 − α) θ_ref + α θ, in [0, 1]; 1 is a hard update."""
+    ref_model_sync_steps: int = 512
+    """τ, steps between two updates; ≥ 1, and 1 with a small α is the soft update."""
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    """Of completions in KTO; ≥ 0."""
+
+    def __post_init__(self):
+        check_choice("loss", self.loss, LOSSES)
+        check_number("label_smoothing", self.label_smoothing, 0.0, 0.5)
+        check_number("ref_model_mixup_alpha", self.ref_model_mixup_alpha, 0.0, 1.0)
+        check_count("ref_model_sync_steps", self.ref_model_sync_steps)
+        check_number("desirable_weight", self.desirable_weight, 0.0, float("inf"))
+        check_number("undesirable_weight", self.undesirable_weight, 0.0, float("inf"))
+
+
+class SideBatch(NamedTuple):
+    """Two completions in every row: chosen and rejected, or for KTO the prompt's own and another's."""
+
+    both: Batch
+    """With an axis of 2 behind that of the rows."""
+    reference: Float[Array | np.ndarray, "rows 2"]
+    """log π_ref(y|x), where the reference stays; in nats."""
+    desirable: Bool[Array | np.ndarray, " rows"]
+    """Of KTO."""
+    weights: Float[Array | np.ndarray, " rows"]
+
+    @property
+    def mask(self) -> Bool[Array | np.ndarray, "rows 2 length"]:
+        """Which tokens are real."""
+        return self.both.mask
+
+
+def preference_method(
+    policy: Policy,
+    reference: Policy,
+    data: Sequence[Pair] | Sequence[Example],
+    beta: float,
+    preference: PreferenceConfig,
+    config: TrainConfig,
+    cache: Path,
+    *,
+    held_out: Sequence[Pair] | Sequence[Example] = (),
+    sample: Sampler | None = None,
+) -> Method:
+    """Returns the training of `policy` on pairs, or for KTO on examples that are desirable or not.
+
+    Args:
+      beta: KL strength, > 0; one compilation serves all.
+      cache: folder for the reference's log-probabilities, which are computed once.
+
+    Raises:
+      ValueError: a reference that should follow the policy but has another shape.
+    """
+    start, frozen = trained.split(policy.params)
+    constants = {"frozen": frozen, "beta": jnp.float32(beta)}
+    more = {}
+    if preference.sync_ref_model:
+        more = {"kept": {"reference": _following(policy, reference)}, "renew": _follow(preference)}
+    sources = [
+        _source(policy, items, preference, None if preference.sync_ref_model else reference, config, cache)
+        for items in (data, held_out)
+        if items
+    ]
+    return supervised(
+        start,
+        sources[0],
+        preference_loss(policy, preference),
+        config,
+        held_out=sources[1] if held_out else None,
+        sample=sample,
+        constants=constants,
+        **more,
+    )
+
+
+def preference_loss(policy: Policy, preference: PreferenceConfig) -> Loss:
+    """Returns the loss of log-ratios ρ = log π(y|x) − log π_ref(y|x), and what they say of the policy.
+
+    Metrics: `accuracy` of implicit rewards β ρ, `margin` and both rewards; `pairwise_accuracy` is Eq. 14.
+    """
+
+    def loss(params: PyTree, given: dict, batch: SideBatch) -> Terms:
+        lengths = jnp.maximum(batch.both.completion_mask.sum(-1), 1)
+        logprobs = _logprobs(policy, trained.whole(policy.config, params, given["frozen"]), batch)
+        of_reference = batch.reference
+        if "reference" in given:
+            followed = trained.whole(policy.config, given["reference"], given["frozen"])
+            of_reference = jax.lax.stop_gradient(_logprobs(policy, followed, batch))
+        ratio, beta = logprobs - of_reference, given["beta"]
+        if preference.loss == "kto":
+            values, metrics = _kto(ratio, beta, batch, preference)
+            return Terms(values, batch.weights, metrics)
+        chosen, rejected = (ratio / lengths if preference.loss in NORMALIZED else ratio).T
+        values = (
+            losses.ipo_loss(chosen, rejected, beta)
+            if preference.loss == "ipo"
+            else losses.dpo_loss(chosen, rejected, beta, preference.label_smoothing)
+        )
+        per_token = logprobs / lengths
+        return Terms(
+            values,
+            batch.weights,
+            {
+                "accuracy": chosen > rejected,
+                "margin": beta * (chosen - rejected),
+                "chosen_reward": beta * chosen,
+                "rejected_reward": beta * rejected,
+                "pairwise_accuracy": per_token[:, 0] > per_token[:, 1],
+            },
+        )
+
+    return loss
+
+
+def _kto(ratio: Array, beta: Array, batch: SideBatch, preference: PreferenceConfig) -> tuple[Array, dict]:
+    own, of_others = ratio.T
+    kl = losses.mean_over(of_others, batch.weights)
+    values = losses.kto_loss(
+        own, batch.desirable, kl, beta, preference.desirable_weight, preference.undesirable_weight
+    )
+    return values, {"kl": jnp.full_like(own, jnp.maximum(kl, 0)), "reward": beta * own}
+
+
+def _logprobs(policy: Policy, params: PyTree, batch: SideBatch) -> Float[Array, "rows 2"]:
+    """Returns log π(y|x) of both completions of every row, read in one pass."""
+    both = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch.both)
+    return completion_logprobs(policy.config, params, both).sum(axis=1).reshape(-1, 2)
+
+
+def _following(policy: Policy, reference: Policy) -> PyTree:
+    """Returns the reference's own copy of what is trained."""
+    followed, frozen = trained.split(reference.params)
+    own, own_frozen = trained.split(policy.params)
+    same = jax.tree.map(jnp.shape, followed) == jax.tree.map(jnp.shape, own)
+    shared = all(a is own_frozen.get(path) for path, a in frozen.items())
+    if not (same and shared and frozen.keys() == own_frozen.keys()):
+        raise ValueError(
+            f"a reference that follows the policy has to be of its shape: expected that of {policy.name}, "
+            f"found {reference.name}"
+        )
+    return followed
+
+
+def _follow(preference: PreferenceConfig):
+    def renew(params: PyTree, kept: dict, _: SideBatch, step: Int[Array, ""]) -> dict:
+        alpha = jnp.where(step % preference.ref_model_sync_steps == 0, preference.ref_model_mixup_alpha, 0.0)
+        return {"reference": losses.soft_update(kept["reference"], params, alpha)}
+
+    return renew
+
+
+def _source(
+    policy: Policy,
+    items: Sequence,
+    preference: PreferenceConfig,
+    reference: Policy | None,
+    config: TrainConfig,
+    cache: Path,
+) -> Source:
+    sides = (
+        _kto_sides(items) if preference.loss == "kto" else [(p.prompt, p.chosen, p.rejected) for p in items]
+    )
+    flat = [(prompt, completion) for prompt, *both in sides for completion in both]
+    of_reference = np.zeros((len(sides), 2), np.float32)
+    if reference is not None:
+        found = reference_logprobs(reference, flat, config.batch_size, cache)
+        of_reference = found.reshape(-1, 2)
+    tight = policy.config.start_token is None
+    desirable = np.array([bool(getattr(item, "desirable", True)) for item in items])
+
+    def make(positions: Sequence[int], rows: int) -> SideBatch:
+        chosen = list(positions)
+        prompts, completions = zip(*(flat[2 * i + side] for i in chosen for side in (0, 1)), strict=True)
+        batch = make_batch(prompts, completions, 2 * rows, tight=tight)
+        empty = rows - len(chosen)
+        return SideBatch(
+            both=jax.tree.map(lambda a: a.reshape(rows, 2, *a.shape[1:]), batch),
+            reference=np.pad(of_reference[chosen], ((0, empty), (0, 0))),
+            desirable=np.pad(desirable[chosen], (0, empty)),
+            weights=np.pad(np.ones(len(chosen), np.float32), (0, empty)),
+        )
+
+    longest = [len(prompt) + max(map(len, both)) for prompt, *both in sides]
+    return Source(len(sides), make, longest)
+
+
+def _kto_sides(examples: Sequence[Example]) -> list[tuple]:
+    """Returns prompts with their own completion and the next example's, which estimates the KL divergence."""
+    others = [*examples[1:], *examples[:1]]
+    return [(e.prompt, e.completion, other.completion) for e, other in zip(examples, others, strict=True)]

@@ -1,0 +1,213 @@
+"""Training data as token ids: examples to imitate and pairs to prefer, and what became of the records."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dera_jax import shapes
+from dera_jax.data import Record
+from dera_jax.encoding import before
+from dera_jax.policies import Policy
+from dera_jax.shapes import Dropped, Row
+from dera_jax.tokenizer import encode_completion, encode_prompt, render_chat
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the policy reads, and what it learns to write."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    """With EOS at its end, unless it was cut."""
+    desirable: bool | None = None
+    """Whether to write it or not; None where that is not told."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions of a prompt, one of them preferred; with EOS at their ends, unless they were cut."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    margin: float = 0.0
+    """By how much chosen is better, in reward."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the records."""
+
+    used: int
+    """Examples, or pairs."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Records that were left out, by reason."""
+    cut: int = 0
+    """Completions that lost their end, and EOS with it."""
+
+    def __str__(self) -> str:
+        """Returns one line for the user.
+
+        >>> print(Report(4, {"chosen equal to rejected": 2}, 1))
+        4 used; 2 records dropped (2 chosen equal to rejected); 1 completion cut
+        """
+        dropped, cut = sum(self.dropped.values()), self.cut
+        why = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        return (
+            f"{self.used} used; {dropped} record{'s' * (dropped != 1)} dropped{f' ({why})' * bool(why)}; "
+            f"{cut} completion{'s' * (cut != 1)} cut"
+        )
+
+
+class _Encoded(NamedTuple):
+    record: Record
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+
+
+def encode_examples(
+    policy: Policy, records: Sequence[Record], max_length: int, *, labelled: bool = False
+) -> tuple[list[Example], Report]:
+    """Returns records as examples of at most `max_length` tokens, prompt and completion together.
+
+    A record has `prompt` and `completion`, texts or lists of messages; `messages`; or a whole `text` (a
+    line of a .txt file is one), of which every token but the first is learned. Of a pair (see
+    `encode_pairs`) it is the chosen completion.
+
+    Args:
+      labelled: whether to ask for a `label` besides, true or false. A pair is two examples then.
+
+    Raises:
+      ValueError: a record without those fields, or with nothing to learn, with file and line; or no
+        record is left.
+    """
+
+    def read(record: Record) -> Row:
+        if not shapes.has_pair(record, labelled=labelled):
+            return shapes.read_row(record)
+        prompt, completions = shapes.read_pair(record)
+        return Row(prompt, completions if labelled else completions[:1])
+
+    encoded, report = _encode_all(policy, records, max_length, read)
+    examples = [
+        Example(e.prompt, completion, label)
+        for e in encoded
+        for completion, label in zip(e.completions, _labels(e, labelled), strict=True)
+    ]
+    return examples, Report(len(examples), report.dropped, report.cut)
+
+
+def encode_pairs(policy: Policy, records: Sequence[Record], max_length: int) -> tuple[list[Pair], Report]:
+    """Returns records as pairs of at most `max_length` tokens, prompt and each completion together.
+
+    A record has `prompt`, `chosen` and `rejected`, texts or lists of messages; or the last two, both with
+    the prompt, as in Anthropic's transcripts; and optionally `margin`, or `score_chosen` and
+    `score_rejected`.
+
+    Raises:
+      ValueError: as `encode_examples`.
+    """
+    encoded, report = _encode_all(policy, records, max_length, shapes.read_pair)
+    return [Pair(e.prompt, *e.completions, shapes.read_margin(e.record)) for e in encoded], report
+
+
+def _labels(encoded: _Encoded, labelled: bool) -> tuple[bool | None, ...]:
+    if not labelled:
+        return (None,)
+    return (True, False) if len(encoded.completions) == 2 else (shapes.read_label(encoded.record),)
+
+
+def _encode_all(
+    policy: Policy, records: Sequence[Record], max_length: int, read: Callable[[Record], Row]
+) -> tuple[list[_Encoded], Report]:
+    """Returns the records that can be used, and the report of all."""
+    encoded, dropped, cut = [], Counter(), 0
+    for record in records:
+        try:
+            prompt, completions = _encode(policy, record, read(record))
+            room = max_length - len(prompt)
+            if room < 1:
+                raise Dropped(f"prompt of {max_length} tokens or more")
+            kept = tuple(completion[:room] for completion in completions)
+            if len(kept) == 2 and kept[0] == kept[1]:
+                raise Dropped(f"{shapes.EQUAL} in their first {max_length} tokens")
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+            continue
+        cut += sum(len(completion) > room for completion in completions)
+        encoded.append(_Encoded(record, prompt, kept))
+    report = Report(len(encoded), dict(dropped), cut)
+    if not encoded:
+        raise ValueError(f"expected records to learn from, found none: {report}")
+    return encoded, report
+
+
+def _encode(policy: Policy, record: Record, row: Row) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Returns prompt and completions as ids, EOS behind.
+
+    Raises:
+      ValueError: nothing to read or to write, a chat template that fails, or a word the model does not
+        have; with file and line.
+    """
+    try:
+        prompt, completions = _ids(policy, row)
+    except ValueError as error:
+        raise ValueError(f"{record.where}: {error}") from error
+    for completion in completions:
+        if not completion:
+            raise ValueError(f"{record.where}: nothing to learn (prompt {len(prompt)} tokens, completion 0)")
+    highest, vocab = max(map(max, (prompt, *completions))), policy.config.vocab_size
+    if highest >= vocab:
+        raise ValueError(f"{record.where}: token {highest} is beyond the {vocab} words of {policy.name}")
+    return tuple(prompt), tuple(tuple(_ended(policy, completion)) for completion in completions)
+
+
+def _ids(policy: Policy, row: Row) -> tuple[list[int], list[list[int]]]:
+    tokenizer, reader = policy.tokenizer, policy.config.start_token is not None
+    if row.prompt is None:
+        if reader:
+            raise ValueError("expected text in `prompt` and `completion`, as an encoder reads; found a text")
+        ids = encode_prompt(tokenizer, row.completions[0])
+        return ids[:1], [ids[1:]]
+    text, chat = (row.prompt, None) if isinstance(row.prompt, str) else (None, row.prompt)
+    prompt = encode_prompt(tokenizer, text, chat, template=policy.template, reader=reader)
+    completions = []
+    for said in row.completions:
+        written = said if chat is None else _written(policy, chat, said)
+        # Encoded together with the prompt, so that the space between them is kept.
+        whole = [] if reader else encode_prompt(tokenizer, text, chat, written, template=policy.template)
+        if not reader and whole[: len(prompt)] == prompt:
+            completions.append(whole[len(prompt) :])
+        else:
+            completions.append(encode_completion(tokenizer, before(policy, prompt), written))
+    return prompt, completions
+
+
+def _written(policy: Policy, prompt: shapes.Chat, completion: shapes.Chat) -> str:
+    """Returns what a chat has behind the prompt, through the policy's template: with the ends of turns."""
+    if policy.template == "":
+        return "\n\n".join(message["content"] for message in completion)
+    start = render_chat(policy.tokenizer, prompt, policy.template)
+    whole = render_chat(policy.tokenizer, (*prompt, *completion), policy.template, answer=False)
+    if not whole.startswith(start):
+        raise ValueError(
+            "expected a chat template that writes a chat as it writes its prompt, and the answer behind; "
+            f"found another text from character {shapes.count_common(whole, start)} on"
+        )
+    return whole[len(start) :]
+
+
+def _ended(policy: Policy, completion: Sequence[int]) -> Sequence[int]:
+    """Returns a completion with EOS at its end.
+
+    Where a template writes one, what it writes behind (a line break) is left out: it is never generated.
+    """
+    eos = policy.tokenizer.eos_token_id
+    ends = set(policy.eos_ids) | ({eos} - {None})
+    if not ends:
+        raise ValueError(f"{policy.name}: expected a token that ends a completion, found none")
+    last = max((n for n, token in enumerate(completion) if token in ends), default=None)
+    if last is not None and not policy.tokenizer.decode(completion[last + 1 :]).strip():
+        return completion[: last + 1]
+    return [*completion, min(ends) if eos is None else eos]

@@ -1,0 +1,173 @@
+"""One optimizer step: gradients accumulated over the parts of a batch, clipped, applied."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from dera_jax.configs import TrainConfig
+from dera_jax.sharding import like_params
+from dera_jax.trees import flatten
+
+
+class Terms(NamedTuple):
+    """What a loss is the mean of."""
+
+    values: Float[Array, "*items"]
+    weights: Float[Array, "*items"] | Bool[Array, "*items"]
+    """The loss is Σ weight · value / Σ weight over the whole batch, however it is split."""
+    metrics: dict[str, Array] = {}  # noqa: RUF012 (never changed)
+    """Further values by name, averaged with the same weights."""
+
+
+Loss = Callable[[PyTree, dict, Any], Terms]
+"""(trained parameters, given, batch) -> terms. `given` is what else is known: constants and `kept`."""
+
+
+class TrainState(NamedTuple):
+    """What a step changes."""
+
+    params: PyTree
+    """The trained ones, in float32."""
+    opt_state: PyTree
+    kept: dict
+    """What a method renews beside: a reference that follows, an adaptive β."""
+    step: Int[Array, ""]
+
+
+Renew = Callable[[PyTree, dict, Any, Int[Array, ""]], dict]
+"""(parameters, kept, the step's batch, steps done) -> kept."""
+
+
+def make_optimizer(
+    config: TrainConfig, updates: int = 1
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns AdamW with clipped gradients, and its learning rate at each update.
+
+    Args:
+      updates: of the parameters in one step.
+    """
+    total = config.max_steps * updates
+    warmup = math.ceil(config.warmup_ratio * total)
+    rest = max(total - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(config.learning_rate),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+    }[config.lr_scheduler_type]
+    # Step 0 already learns: the warm-up rises from 1/(warmup + 1), not from 0.
+    before = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, warmup)
+    schedule = optax.join_schedules([before, after], [warmup])
+    adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule
+
+
+def init_state(
+    params: PyTree, optimizer: optax.GradientTransformation, kept: dict, mesh: Mesh | None = None
+) -> TrainState:
+    """Returns the state before the first step; its arrays are copies, since a step reuses their memory.
+
+    Args:
+      mesh: that `params` and `kept` lie on; the optimizer's moments lie as their parameters do.
+    """
+    params, kept = (jax.tree.map(lambda a: a.copy(), tree) for tree in (params, kept))
+    if mesh is None:
+        return TrainState(params, optimizer.init(params), kept, jnp.int32(0))
+    init = jax.jit(optimizer.init, out_shardings=like_params(optimizer, params, mesh))
+    step = jax.device_put(np.int32(0), NamedSharding(mesh, PartitionSpec()))
+    return TrainState(params, init(params), kept, step)
+
+
+def make_update(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    accumulation: int = 1,
+    updates: int = 1,
+    renew: Renew | None = None,
+    lies: TrainState | None = None,
+):
+    """Returns the jitted step (state, constants, batch) -> (state, metrics); the old state's memory is reused.
+
+    Args:
+      accumulation: parts that a batch's rows are split into, one after the other.
+      updates: if more than 1, the batch has as many entries in front, one for each update.
+      renew: gives `kept` after the step.
+      lies: a state on a mesh; every other one lies as it does.
+
+    Metrics are means over the step's updates: `loss`, `grad_norm` and what the loss gives; and `norms`,
+    the gradient norm of each parameter in the order of `flatten`.
+    """
+
+    def once(state: TrainState, constants: dict, batch: Any) -> tuple[TrainState, dict]:
+        gradients, figures = _mean_gradients(loss, state, constants, batch, accumulation)
+        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        norms = jnp.stack([jnp.linalg.norm(g.ravel()) for g in flatten(gradients).values()])
+        figures |= {"grad_norm": jnp.linalg.norm(norms), "norms": norms}
+        return state._replace(params=params, opt_state=opt_state), figures
+
+    shardings = None if lies is None else (jax.tree.map(lambda a: a.sharding, lies), None)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=shardings)
+    def update(state: TrainState, constants: dict, batch: Any) -> tuple[TrainState, dict]:
+        if updates == 1:
+            state, figures = once(state, constants, batch)
+        else:
+            state, each = jax.lax.scan(lambda s, part: once(s, constants, part), state, batch)
+            figures = jax.tree.map(lambda a: a.mean(axis=0), each)
+        step = state.step + 1
+        kept = renew(state.params, state.kept, batch, step) if renew else state.kept
+        return state._replace(kept=kept, step=step), figures
+
+    return update
+
+
+def make_evaluation(loss: Loss):
+    """Returns the jitted (state, constants, batch) -> (sums of values by name, sum of weights)."""
+
+    @jax.jit
+    def evaluate(state: TrainState, constants: dict, batch: Any) -> tuple[dict, Array]:
+        return _sums(loss(state.params, {**constants, **state.kept}, batch))
+
+    return evaluate
+
+
+def _sums(terms: Terms) -> tuple[dict[str, Array], Array]:
+    weights = terms.weights.astype(jnp.float32)
+    values = {"loss": terms.values} | terms.metrics
+    # What counts nothing may be anything, NaN too.
+    sums = {name: jnp.sum(jnp.where(weights > 0, value, 0) * weights) for name, value in values.items()}
+    return sums, jnp.sum(weights)
+
+
+def _mean_gradients(loss: Loss, state: TrainState, constants: dict, batch: Any, accumulation: int):
+    """Returns the gradients of Σ weight · value / Σ weight over all parts, and the means."""
+    given = {**constants, **state.kept}
+
+    def total(params, part):
+        sums, weight = _sums(loss(params, given, part))
+        return sums["loss"], (sums, weight)
+
+    gradient = jax.grad(total, has_aux=True)
+    if accumulation == 1:
+        gradients, (sums, weight) = gradient(state.params, batch)
+    else:
+        # Neighbouring rows go to different parts: rows split over devices stay where they are.
+        parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulation, *a.shape[1:]), 1, 0), batch)
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype),
+            jax.eval_shape(gradient, state.params, jax.tree.map(lambda a: a[0], parts)),
+        )
+        added, _ = jax.lax.scan(
+            lambda sum_, part: (jax.tree.map(jnp.add, sum_, gradient(state.params, part)), None), zeros, parts
+        )
+        gradients, (sums, weight) = added
+    weight = jnp.maximum(weight, 1e-9)
+    return jax.tree.map(lambda g: g / weight, gradients), {n: value / weight for n, value in sums.items()}

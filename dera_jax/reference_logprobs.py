@@ -1,0 +1,55 @@
+"""Log-probabilities of given completions under a model that does not change, computed once and kept on disk."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from tqdm import tqdm
+
+from dera_jax.batches import make_batch
+from dera_jax.files import write_bytes
+from dera_jax.policies import Policy
+from dera_jax.score import completion_logprobs
+
+_logprobs = jax.jit(completion_logprobs, static_argnames="config")
+
+
+def reference_logprobs(
+    policy: Policy, texts: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int, folder: Path
+) -> Float[np.ndarray, " texts"]:
+    """Returns log π(y|x) of each (prompt, completion), in nats, from FOLDER where they are there already.
+
+    The file's name is a hash of model and texts, so another model or other data have another file.
+    """
+    told = hashlib.sha256(f"{policy.fingerprint} {policy.config.dtype} {policy.config.quantization}".encode())
+    for prompt, completion in texts:
+        told.update(np.array([len(prompt), *prompt, *completion], np.int64).tobytes())
+    path = folder / f"reference_logprobs-{told.hexdigest()[:16]}.safetensors"
+    if path.exists():
+        try:
+            return load(path.read_bytes())["logprobs"]
+        except SafetensorError:
+            path.unlink()  # not whole; made again
+    found = _compute(policy, texts, rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, save({"logprobs": found}))
+    return found
+
+
+def _compute(policy: Policy, texts: Sequence, rows: int) -> Float[np.ndarray, " texts"]:
+    found = np.zeros(len(texts), np.float32)
+    # Texts of about one length together: the longest of a batch decides its shape.
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
+    tight = policy.config.start_token is None
+    bar = tqdm(range(0, len(order), rows), unit="batch", desc="reference", dynamic_ncols=True, leave=False)
+    for start in bar:
+        part = order[start : start + rows]
+        batch = make_batch([texts[i][0] for i in part], [texts[i][1] for i in part], rows, tight=tight)
+        logprobs = np.asarray(_logprobs(policy.config, policy.params, batch), np.float32)
+        found[part] = logprobs.sum(axis=1)[: len(part)]
+    return found

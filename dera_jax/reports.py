@@ -1,0 +1,126 @@
+"""What is told of a run beside its table: warnings, the CSV of its summaries, its models."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from dera_jax.files import write_text
+from dera_jax.metrics import Estimate, Summary, turns_of
+from dera_jax.results import read_manifest
+from dera_jax.strengths import format_strength
+
+FEW_ENDED = 0.5
+SMALL_ESS = 0.1
+"""Shares below which a summary comes with a warning."""
+
+
+def warnings_of(summaries: Sequence[Summary]) -> list[str]:
+    """Returns one line for each thing about the summaries that a reader could be misled by."""
+    return [
+        f"λ = {', '.join(format_strength(summary.lambda_) for summary in of)}: {line}"
+        for line, of in _warnings(summaries)
+    ]
+
+
+def _warnings(summaries: Sequence[Summary]) -> list[tuple[str, list[Summary]]]:
+    """Returns lines, each with the summaries that it is about."""
+    found = []
+    if cut := [s for s in summaries if s.ended < FEW_ENDED]:
+        share = _range([1 - s.ended for s in cut])
+        found.append((f"{share} of the completions were cut off (--max-new-tokens)", cut))
+    if uneven := [s for s in summaries if s.ess is not None and s.ess < SMALL_ESS]:
+        line = (
+            f"effective sample size is {_range([s.ess for s in uneven])} of the completions: "
+            "estimates weighted to the sequence-level mixture are unreliable"
+        )
+        found.append((line, uneven))
+    for name in dict.fromkeys(name for s in summaries for name in s.scored):
+        if lacking := [s for s in summaries if s.scored.get(name, s.n) < s.n]:
+            n = sum(s.n for s in lacking)
+            without = n - sum(s.scored[name] for s in lacking)
+            found.append((f"reward {name} gave no number for {without} of {n} completions", lacking))
+    return found
+
+
+def _range(shares: Sequence[float]) -> str:
+    """Returns shares as `50%`, or as `50% to 70%`."""
+    return " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
+
+
+def reduce_to_csv_rows(summaries: Sequence[Summary]) -> list[dict]:
+    """Returns one flat dict per strength, all with the same columns; what is unknown is ""."""
+    names = dict.fromkeys(name for summary in summaries for name in summary.rewards)
+    rows = []
+    for summary in summaries:
+        row = {
+            "lambda": format_strength(summary.lambda_),
+            "beta": summary.beta,
+            "beta_over_lambda": summary.beta_effective,
+            "n": summary.n,
+            "prompts": summary.prompts,
+        }
+        for name in names:
+            row |= _columns(f"reward_{name}", summary.rewards.get(name))
+            row |= _columns(f"reward_{name}_minus_aligned", summary.reward_differences.get(name))
+            row[f"reward_{name}_n"] = summary.scored.get(name, 0)
+            for turn in turns_of(summaries, name):
+                value = summary.turn_rewards.get(name, {}).get(turn)
+                row |= _columns(f"reward_{name}_turn_{turn + 1}", value)
+        row |= _columns("kl_to_reference", summary.kl_to_reference)
+        row |= _columns("length", summary.length)
+        row |= _columns("log_ratio", summary.log_ratio)
+        row |= {"ended": summary.ended, "effective_sample_share": summary.ess, "tokens": summary.tokens}
+        row["warning"] = "; ".join(line for line, _ in _warnings([summary]))
+        rows.append({column: _cell(value) for column, value in row.items()})
+    return rows
+
+
+def _columns(name: str, value: Estimate | None) -> dict:
+    value = value or Estimate(math.nan, math.nan, math.nan)
+    return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _cell(value):
+    """Returns numbers in 6 digits, as text; what is unknown as ""."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def write_summary_csv(path: str | Path, summaries: Sequence[Summary]) -> None:
+    """Writes `reduce_to_csv_rows` as CSV, whole or not at all.
+
+    Raises:
+      ValueError: there are no summaries, or the file cannot be written.
+    """
+    if not summaries:
+        raise ValueError(f"cannot write {path}: there are no rows to summarize")
+    rows = reduce_to_csv_rows(summaries)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def describe_models(run: str | Path) -> str:
+    """Returns the models of a run, `reference → aligned (int8)`; nothing where it has no manifest."""
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    manifest = read_manifest(folder) if (folder / "manifest.json").exists() else {"identity": {}}
+    names = [model["name"] for model in manifest.get("provenance", {}).get("models", [])]
+    kinds = manifest["identity"].get("quantization") or [None] * len(names)
+    reference, *aligned = [_short(*both) for both in zip(names, kinds, strict=True)] or [""]
+    return f"{reference} → {', '.join(aligned)}" if aligned else reference
+
+
+def _short(model: str, quantization: str | None) -> str:
+    """Returns the last names of a model's folders."""
+    name = "+".join(Path(part).name for part in model.split("+"))
+    return f"{name} ({quantization})" if quantization else name
+
+
+def estimate_to_json(found: Estimate) -> dict[str, float | None]:
+    """Returns mean and interval, null where there is no interval."""
+    return {name: None if math.isnan(value) else value for name, value in vars(found).items()}

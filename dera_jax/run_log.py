@@ -1,0 +1,126 @@
+"""What a training run tells: metrics.jsonl, speed.jsonl, TensorBoard and the progress bar.
+
+metrics.jsonl depends on data and seed alone, a line a step; how long things took is in speed.jsonl. A
+run that goes on from a checkpoint first cuts its files to what they held when it was saved.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dera_jax.files import encode_json
+
+FILES = ("metrics.jsonl", "speed.jsonl", "samples.jsonl")
+SHOWN = ("loss", "reward", "kl", "accuracy", "eval_loss")
+"""On the progress bar."""
+
+
+class RunLog:
+    """The files of one run. A context manager."""
+
+    def __init__(
+        self,
+        out: Path,
+        max_steps: int,
+        report_to: str = "none",
+        sizes: dict | None = None,
+        writes: bool = True,
+    ):
+        """Opens the files.
+
+        Args:
+          sizes: bytes to keep of each file, as `sizes()` gave them; None begins anew.
+          writes: whether this process is the one that does.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        kept, report_to = sizes or {}, report_to if writes else "none"
+        self._files = {name: _opened(out / name, kept.get(name, 0)) for name in FILES if writes}
+        first = (sizes or {}).get("steps", 0)
+        self._steps = first
+        self._board = _board(out / "tensorboard", first) if report_to == "tensorboard" else None
+        self._bar = tqdm(total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+        for file in self._files.values():
+            file.close()
+        if self._board:
+            self._board.close()
+
+    def write(self, step: int, logged: dict[str, float], seconds: float, metrics: dict[str, float]) -> None:
+        """Writes one step.
+
+        Args:
+          logged: figures of the batch. Those that end in `seconds` go to speed.jsonl.
+          seconds: that the step took.
+          metrics: of the update.
+        """
+        times = {name: value for name, value in logged.items() if name.endswith("seconds")}
+        line = {"step": step} | metrics | {name: v for name, v in logged.items() if name not in times}
+        speed = {"seconds": round(seconds, 4)}
+        if "tokens" in line:
+            speed["tokens_per_second"] = round(line["tokens"] / seconds, 1)
+        self._append("metrics.jsonl", {name: _plain(value) for name, value in line.items()})
+        self._append("speed.jsonl", {"step": step} | speed | times)
+        self._steps = step + 1
+        if self._board:
+            for name, value in (line | speed | times).items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+        shown = {name: f"{line[name]:.3g}" for name in SHOWN if name in line}
+        if "tokens_per_second" in speed:
+            shown["tokens/s"] = f"{speed['tokens_per_second']:.0f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def sample(self, step: int, samples: list[dict]) -> None:
+        """Appends texts that the policy writes after `step` steps."""
+        for each in samples:
+            self._append("samples.jsonl", {"step": step} | each)
+
+    def sizes(self) -> dict[str, int]:
+        """Returns what a checkpoint has to know of the files."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self._files.items()} | {"steps": self._steps}
+
+    def _append(self, name: str, line: dict) -> None:
+        if name not in self._files:
+            return
+        self._files[name].write(encode_json(line) + b"\n")
+        self._files[name].flush()
+
+
+def read_metrics(out: Path) -> list[dict]:
+    """Returns the lines of OUT/metrics.jsonl."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def _opened(path: Path, size: int):
+    """Returns the file open at its end, cut to `size` bytes."""
+    file = path.open("ab")
+    if file.tell() < size:
+        found = file.tell()
+        file.close()
+        raise ValueError(f"{path}: expected at least the {size} bytes of the checkpoint, found {found}")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def _plain(value: float) -> float | None:
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _board(folder: Path, first: int) -> object:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--report-to=tensorboard needs tensorboardX: pip install tensorboardX") from error
+    return SummaryWriter(str(folder), purge_step=first)

@@ -1,0 +1,137 @@
+"""Training runs in folders: what decides a run, going on with one, its last and its best model."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from dera_jax.configs import RunConfig, TrainConfig
+from dera_jax.files import make_folder, read_json, write_json
+from dera_jax.training import Method, fit
+
+Save = Callable[[PyTree, Path, dict], None]
+"""Writes trained parameters as a model folder with a manifest."""
+
+AFTERWARDS = ("finished", "provenance", "seconds", "steps", "evaluation", "best")
+"""What a manifest says beside the settings that decide the parameters."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """What makes one evaluation better than another."""
+
+    figure: str
+    largest: bool = False
+
+    def improves(self, value: float, before: float | None) -> bool:
+        """Whether `value` is better than the best before."""
+        return before is None or (value > before if self.largest else value < before)
+
+
+def run_training(
+    method: Method,
+    save: Save,
+    config: TrainConfig,
+    run: RunConfig,
+    out: Path,
+    settings: dict,
+    provenance: dict,
+    best: Best,
+    mesh: Mesh | None = None,
+) -> None:
+    """Trains in OUT, to its end: the last model lies in OUT itself, the best one in OUT/best.
+
+    Args:
+      save: writes a model folder.
+      settings: everything that decides the parameters; kept in OUT/manifest.json.
+      best: by which figure of the evaluations, if the method has them.
+
+    Raises:
+      ValueError: training stopped, see `fit`.
+    """
+    start, writes = time.perf_counter(), jax.process_index() == 0
+    manifest = settings | {"train_config": asdict(config), "provenance": provenance}
+    if writes:
+        make_folder(out)
+        write_json(out / "manifest.json", manifest)
+
+    def keep(params: PyTree, folder: Path, told: dict) -> None:
+        whole = params if jax.process_count() == 1 else process_allgather(params, tiled=True)
+        if writes:
+            save(whole, folder, told)
+
+    found: dict = _best_so_far(out)
+    last: dict = {}
+    for step, state, evaluated in fit(method, config, run, out, mesh):
+        params = state.params
+        if evaluated:
+            last = evaluated
+        value = evaluated.get(best.figure)
+        if value is not None and best.improves(value, found.get(best.figure)):
+            found = {"step": step, best.figure: value}
+            keep(params, out / "best", manifest | {"best": found})
+    manifest |= {
+        "steps": config.max_steps,
+        "evaluation": last,
+        "best": found,
+        "seconds": round(time.perf_counter() - start, 1),
+        "finished": True,
+    }
+    keep(params, out, manifest)
+    if writes:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def is_finished(out: Path, settings: dict, config: TrainConfig) -> bool:
+    """Whether OUT holds the finished run of these settings; False if it is not there, or half done.
+
+    Raises:
+      ValueError: OUT holds something else; names the settings that differ.
+    """
+    path = out / "manifest.json"
+    if not path.exists():
+        if (out / "config.json").exists() or (out / "adapter_config.json").exists():
+            raise ValueError(f"{out}: already holds a model; choose another --out or remove it")
+        return False
+    there = read_json(path)
+    here = json.loads(json.dumps(settings | {"train_config": asdict(config)}))
+    before, now = (_flat({k: v for k, v in m.items() if k not in AFTERWARDS}) for m in (there, here))
+    differing = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+    if differing:
+        told = "; ".join(f"{n}: {_told(before.get(n))} there, {_told(now.get(n))} now" for n in differing)
+        raise ValueError(
+            f"{out}: holds a run with other settings ({told}); choose another --out or remove it"
+        )
+    return bool(there.get("finished"))
+
+
+def fingerprint(items: Sequence) -> str:
+    """Returns a hash of training data."""
+    told = hashlib.sha256()
+    for item in items:
+        told.update(repr(item).encode())
+    return told.hexdigest()[:16]
+
+
+def _best_so_far(out: Path) -> dict:
+    path = out / "best" / "manifest.json"
+    return read_json(path).get("best", {}) if path.exists() and (out / "checkpoints").exists() else {}
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _told(value: object) -> str:
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)

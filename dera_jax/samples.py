@@ -1,0 +1,39 @@
+"""What a policy in training writes, for a person to read."""
+
+from collections.abc import Callable, Sequence
+
+from jaxtyping import PyTree
+
+from dera_jax import trained
+from dera_jax.configs import DecodeConfig
+from dera_jax.encoding import EncodedPrompt
+from dera_jax.generate import Cell, complete
+from dera_jax.policies import Policy, with_params
+from dera_jax.prompts import Prompt
+
+COUNT = 4
+LONGEST = 64
+"""Tokens of a sample."""
+
+
+def sampler(policy: Policy, prompts: Sequence[Sequence[int]], seed: int) -> Callable[[PyTree], list[dict]]:
+    """Returns what makes trained parameters complete the first of `prompts`, by the same noise always."""
+    _, frozen = trained.split(policy.params)
+    room = policy.config.max_positions - LONGEST
+    chosen = [tuple(ids) for ids in prompts if len(ids) <= room]
+    asked = list(dict.fromkeys(chosen))[:COUNT]
+    texts = [policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in asked]
+    cells = [
+        Cell(EncodedPrompt(Prompt(n, text), (ids,), (policy.config.start_token,)), 0, ())
+        for n, (ids, text) in enumerate(zip(asked, texts, strict=True))
+    ]
+
+    def sample(params: PyTree) -> list[dict]:
+        if not cells:
+            return []
+        drawing = with_params(policy, trained.whole(policy.config, params, frozen))
+        config = DecodeConfig(max_new_tokens=LONGEST, seed=seed)
+        drawn = sorted(complete((drawing,), cells, config, len(cells)), key=lambda c: c.cell.prompt.id)
+        return [{"prompt": texts[c.cell.prompt.id], "completion": c.text} for c in drawn]
+
+    return sample

@@ -1,0 +1,6 @@
+"""`python -m train.dpo`; the body is in dera_jax/commands/dpo.py."""
+
+from dera_jax.commands.dpo import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
