@@ -239,16 +239,14 @@ def forward_chunk(
     """
     bound = [models.bind(c, p) for c, p in zip(configs, params, strict=True)]
 
-    def body(state, _):
-        fed = zip(bound, state.token, state.position, state.caches, strict=True)
-        outputs = [model.step(token, position, cache) for model, token, position, cache in fed]
-        largest = sum(logits.max(axis=-1) for logits, _ in outputs)
+    def step(state, recent):
+        logits, recent = decode.forward_step(bound, state, recent)
+        largest = logits.max(axis=-1).sum(axis=0)
         token = jnp.abs(largest.astype(jnp.int32)) % configs[0].vocab_size
-        caches = tuple(cache for _, cache in outputs)
         tokens = jnp.broadcast_to(token, state.token.shape)
-        return state._replace(caches=caches, token=tokens, position=state.position + 1), token
+        return state._replace(token=tokens, position=state.position + 1), recent, token
 
-    return jax.lax.scan(body, state, length=steps)
+    return decode.scan_steps(step, state, steps)
 
 
 def bench_overhead(
@@ -287,12 +285,10 @@ def _filled(configs, params, ids: Sequence[int], rows: int, new_tokens: int) -> 
     tokens, mask = tokenizer.pad_left(ids[:-1], tokenizer.bucket_length(len(ids) - 1))
     last = np.full(count, ids[-1], np.int32)
     prompt = decode.prefill_prompt(configs, params, (tokens,) * count, (mask,) * count, last)
-    state = decode.empty_state(prompt, rows, new_tokens, key, linear_rule)
+    state = decode.empty_state(configs, prompt, rows, new_tokens, key, linear_rule)
     weights = strength_weights(np.full((rows, count - 1), LAMBDA))
     samples = slots.astype(np.uint32)
-    return decode.fill_slots(
-        state, prompt, slots, weights, key, np.uint32(0), samples, new_tokens=new_tokens, rule=linear_rule
-    )
+    return decode.fill_slots(state, prompt, slots, weights, key, np.uint32(0), samples, rule=linear_rule)
 
 
 # A sweep: many strengths in one batch against a loop over prompts and strengths

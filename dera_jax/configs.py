@@ -4,6 +4,9 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+KV_CACHES = ("auto", "bfloat16", "int8")
+"""How keys and values of earlier tokens are kept; auto: in the type of the activations."""
+
 
 @dataclass(frozen=True)
 class DecodeConfig:
@@ -21,8 +24,11 @@ class DecodeConfig:
     """Texts that end a completion; they are left out of it."""
     seed: int = 0
     """Of all randomness; ≥ 0."""
+    kv_cache: str = "auto"
+    """auto, bfloat16 or int8 (a float scale per token and head): how keys and values are kept."""
 
     def __post_init__(self):
+        check_choice("kv_cache", self.kv_cache, KV_CACHES)
         check_count("max_new_tokens", self.max_new_tokens)
         check_number("temperature", self.temperature, 0.0, math.inf)
         if self.top_k is not None:

@@ -7,7 +7,7 @@ from numbers import Real
 from dera_jax.configs import DecodeConfig
 from dera_jax.decode import Rule
 from dera_jax.encoding import DoesNotFit, EncodedPrompt, encode_prompts, encode_turn
-from dera_jax.generate import Cell, Completion, complete
+from dera_jax.generate import Cell, Completion, Usage, complete
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt, as_prompts
 from dera_jax.realign import linear_rule
@@ -81,6 +81,7 @@ def converse(
     rows: int,
     rule: Rule = linear_rule,
     known: Callable[[Conversation, int], str | None] = lambda conversation, turn: None,
+    usage: Usage | None = None,
 ) -> Iterator[Completion]:
     """Yields every answer as it ends, first turns first.
 
@@ -88,6 +89,7 @@ def converse(
 
     Args:
       known: the answer of a turn that was given before, which is not given again.
+      usage: is added to.
     """
     answers: list[list[str]] = [[] for _ in conversations]
     for turn in range(max((len(c.strengths) for c in conversations), default=0)):
@@ -106,7 +108,7 @@ def converse(
                     raise
                 continue
             waiting[_key(cells[-1])] = given
-        for completion in complete(policies, cells, config, rows, rule):
+        for completion in complete(policies, cells, config, rows, rule, usage):
             waiting[_key(completion.cell)].append(completion.text)
             yield completion
 

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
-from dera_jax import models
+from dera_jax import models, sharding
 from dera_jax.measure import TokenRecord, measure
 from dera_jax.policies import Policy
 from dera_jax.realign import is_mixture
@@ -54,7 +55,7 @@ def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
 
 
 class Prefilled(NamedTuple):
-    """A prompt, ready to be continued: all but its last token are in the caches, one row each."""
+    """A prompt, ready to be continued: all but its last token are in the caches, one row for each model."""
 
     caches: tuple[Any, ...]
     token: Int[Array, " models"]
@@ -65,7 +66,7 @@ class DecodeState(NamedTuple):
     """The carry of the scan."""
 
     caches: tuple[Any, ...]
-    """Of each model."""
+    """Of each model; members of one have rows side by side."""
     token: Int[Array, "models rows"]
     """Last token of each row, not yet fed: the prompt's own, then the one drawn for all models."""
     position: Int[Array, "models rows"]
@@ -90,37 +91,53 @@ class Drawn(NamedTuple):
     record: TokenRecord
 
 
-# Static: configs. Traced: params, tokens, mask. One compilation per bucket.
-@partial(jax.jit, static_argnames="configs")
+# Static: configs, mesh. Traced: params, tokens, mask. One compilation per bucket.
+@partial(jax.jit, static_argnames=("configs", "mesh"))
 def prefill_prompt(
     configs: tuple[models.ModelConfig, ...],
     params: Sequence[PyTree],
     tokens: Sequence[Int[Array, "1 _bucket"]],
     mask: Sequence[Bool[Array, "1 _bucket"]],
     last: Int[Array, " models"],
+    mesh: Mesh | None = None,
 ) -> Prefilled:
     """Returns the caches of a prompt without its last token, which is fed by the first step.
 
     Args:
       tokens: for each model its own prompt without the last token, left-padded to a bucket.
       last: for each model the last token.
+      mesh: that the parameters lie on, if any.
     """
-    caches = tuple(
-        models.bind(c, p).prefill(t, m) for c, p, t, m in zip(configs, params, tokens, mask, strict=True)
-    )
+    counts = [config.members for config in configs]
+    joined = zip(configs, params, _by_stream(tokens, counts), _by_stream(mask, counts), strict=True)
+    caches = tuple(models.bind(c, p).prefill(jnp.concatenate(t), jnp.concatenate(m)) for c, p, t, m in joined)
     position = jnp.stack([m.sum() for m in mask]).astype(jnp.int32)
-    return Prefilled(caches, last, position)
+    return Prefilled(sharding.constrain_rows(caches, mesh, axis=None), last, position)
 
 
+def _by_stream(values: Any, counts: Sequence[int]) -> list[Any]:
+    """Returns what there is of each model, those that are members of one together."""
+    ends = np.cumsum(counts).tolist()
+    return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+@partial(jax.jit, static_argnames=("configs", "rows", "new_tokens", "rule", "mesh"))
 def empty_state(
-    prompt: Prefilled, rows: int, new_tokens: int, key: Key[Array, ""], rule: Rule
+    configs: tuple[models.ModelConfig, ...],
+    prompt: Prefilled,
+    rows: int,
+    new_tokens: int,
+    key: Key[Array, ""],
+    rule: Rule,
+    mesh: Mesh | None = None,
 ) -> DecodeState:
     """Returns a state of `rows` empty rows with room for prompts like `prompt` and `new_tokens` more."""
-    num_models = len(prompt.caches)
-    caches = jax.eval_shape(lambda: _with_room(prompt.caches, new_tokens))
+    num_models = len(prompt.token)
+    fitted = zip(prompt.caches, configs, strict=True)
+    caches = jax.eval_shape(lambda: tuple(models.grow_cache(c, new_tokens, m.windows) for c, m in fitted))
     initial = getattr(rule, "initial_state", None)
-    return DecodeState(
-        caches=jax.tree.map(lambda a: jnp.zeros((rows, *a.shape[1:]), a.dtype), caches),
+    state = DecodeState(
+        caches=jax.tree.map(lambda a: jnp.zeros((rows * a.shape[0], *a.shape[1:]), a.dtype), caches),
         token=jnp.zeros((num_models, rows), jnp.int32),
         position=jnp.zeros((num_models, rows), jnp.int32),
         weights=jnp.zeros((rows, num_models), jnp.float32),
@@ -129,9 +146,21 @@ def empty_state(
         done=jnp.ones(rows, bool),
         rule_state=initial(rows) if initial else None,
     )
+    return _on_mesh(state, mesh)
 
 
-@partial(jax.jit, static_argnames=("new_tokens", "rule"), donate_argnames="state")
+def _on_mesh(state: DecodeState, mesh: Mesh | None) -> DecodeState:
+    """Returns the state where it lies: rows across `data`, heads of caches across `model`."""
+    axes = {"token": 1, "position": 1}
+    return DecodeState(
+        *(
+            sharding.constrain_rows(value, mesh, axes.get(name, 0))
+            for name, value in zip(state._fields, state, strict=True)
+        )
+    )
+
+
+@partial(jax.jit, static_argnames=("rule", "mesh"), donate_argnames="state")
 def fill_slots(
     state: DecodeState,
     prompt: Prefilled,
@@ -141,8 +170,8 @@ def fill_slots(
     prompt_hash: UInt32[Array, ""],
     samples: UInt32[Array, " rows"],
     *,
-    new_tokens: int,
     rule: Rule,
+    mesh: Mesh | None = None,
 ) -> DecodeState:
     """Returns `state` with `prompt` at the start in `slots`.
 
@@ -156,7 +185,14 @@ def fill_slots(
     rows = slots.shape[0]
 
     def put(old, new):
-        return old.at[slots].set(jnp.broadcast_to(new, (rows, *new.shape[1:])), mode="drop")
+        members = new.shape[0]
+        # Caches of prompts have no room for more tokens yet.
+        new = jnp.pad(
+            new, [(0, there - here) for here, there in zip(new.shape, (members, *old.shape[1:]), strict=True)]
+        )
+        old_rows = old.reshape(-1, members, *old.shape[1:])
+        filled = old_rows.at[slots].set(jnp.broadcast_to(new, (rows, *new.shape)), mode="drop")
+        return filled.reshape(old.shape)
 
     def put_models(old, new):
         return old.at[:, slots].set(new[:, None], mode="drop")
@@ -164,8 +200,8 @@ def fill_slots(
     prompt_key = jax.random.fold_in(key, prompt_hash)
     keys = jax.vmap(lambda sample: jax.random.fold_in(prompt_key, sample))(samples)
     initial = getattr(rule, "initial_state", None)
-    return DecodeState(
-        caches=jax.tree.map(put, state.caches, _with_room(prompt.caches, new_tokens)),
+    filled = DecodeState(
+        caches=jax.tree.map(put, state.caches, prompt.caches),
         token=put_models(state.token, prompt.token),
         position=put_models(state.position, prompt.position),
         weights=state.weights.at[slots].set(weights, mode="drop"),
@@ -174,47 +210,75 @@ def fill_slots(
         done=state.done.at[slots].set(False, mode="drop"),
         rule_state=jax.tree.map(put, state.rule_state, initial(1)) if initial else None,
     )
-
-
-def _with_room(caches: tuple[Any, ...], new_tokens: int) -> tuple[Any, ...]:
-    return tuple(models.grow_cache(c, new_tokens) for c in caches)
+    return _on_mesh(filled, mesh)
 
 
 def decode_step(
-    bound: Sequence[Any], state: DecodeState, sampling: Sampling, eos: Int[Array, " ids"], rule: Rule
-) -> tuple[DecodeState, Drawn]:
-    """Returns the state with one more token in every row, and what was drawn.
+    bound: Sequence[Any],
+    state: DecodeState,
+    recent: tuple[models.Recent, ...],
+    sampling: Sampling,
+    eos: Int[Array, " ids"],
+    rule: Rule,
+) -> tuple[DecodeState, tuple[models.Recent, ...], Drawn]:
+    """Returns the state and what is not in its caches yet with one more token in every row, and what was drawn.
 
     Args:
       bound: the models, the reference first.
+      recent: of each model.
       eos: ids that end a row.
     """
-    steps = [
-        model.step(token, position, cache)
-        for model, token, position, cache in zip(
-            bound, state.token, state.position, state.caches, strict=True
-        )
-    ]
-    # Rows beyond a tokenizer's size may be padded differently from model to model.
-    vocab = min(h.shape[-1] for h, _ in steps)
-    logits = jnp.stack([h[:, :vocab] for h, _ in steps])
+    logits, recent = forward_step(bound, state, recent)
     mixed, rule_state = rule(logits, state.weights, state.rule_state)
     keys = jax.vmap(jax.random.fold_in)(state.key, state.drawn)
     token, sampling_logprob = sample(keys, mixed, sampling)
     record = measure(logits, mixed, state.weights, token, is_mixture(rule))
     state = state._replace(
-        caches=tuple(cache for _, cache in steps),
         token=jnp.broadcast_to(token, state.token.shape),
         position=state.position + 1,
         drawn=state.drawn + 1,
         done=state.done | jnp.any(token[:, None] == eos, axis=-1),
         rule_state=rule_state,
     )
-    return state, Drawn(token, sampling_logprob, record)
+    return state, recent, Drawn(token, sampling_logprob, record)
 
 
-# Static: configs, rule, steps, which sampling steps there are. Traced: everything a sweep varies.
-@partial(jax.jit, static_argnames=("configs", "rule", "steps"), donate_argnames="state")
+def forward_step(
+    bound: Sequence[Any], state: DecodeState, recent: tuple[models.Recent, ...]
+) -> tuple[Float[Array, "models rows vocab"], tuple[models.Recent, ...]]:
+    """Returns each model's logits after the state's tokens, and its `recent` with them."""
+    counts = [model.config.members for model in bound]
+    tokens, positions = (_by_stream(each, counts) for each in (state.token, state.position))
+    fed = zip(bound, tokens, positions, state.caches, recent, strict=True)
+    found, recent = zip(*(m.step(t.T.ravel(), p.T.ravel(), *kept) for m, t, p, *kept in fed), strict=True)
+    each = [
+        logits.reshape(-1, count, logits.shape[-1])[:, member]
+        for logits, count in zip(found, counts, strict=True)
+        for member in range(count)
+    ]
+    # Rows beyond a tokenizer's size may be padded differently from model to model.
+    vocab = min(h.shape[-1] for h in each)
+    return jnp.stack([h[:, :vocab] for h in each]), recent
+
+
+def scan_steps(step: Callable, state: DecodeState, steps: int) -> tuple[DecodeState, Any]:
+    """Returns the state after `steps` of `step(state, recent) -> state, recent, output`, and all outputs.
+
+    The caches are not carried from step to step: each reads them where they lie, and they are written once.
+    """
+
+    def body(carry, _):
+        after, recent, output = step(carry[0]._replace(caches=state.caches), carry[1])
+        return (after._replace(caches=()), recent), output
+
+    recent = tuple(models.no_recent(cache, steps) for cache in state.caches)
+    (after, recent), outputs = jax.lax.scan(body, (state._replace(caches=()), recent), length=steps)
+    caches = tuple(map(models.store_recent, state.caches, recent))
+    return after._replace(caches=caches), outputs
+
+
+# Static: configs, rule, steps, mesh, which sampling steps there are. Traced: everything a sweep varies.
+@partial(jax.jit, static_argnames=("configs", "rule", "steps", "mesh"), donate_argnames="state")
 def decode_chunk(
     configs: tuple[models.ModelConfig, ...],
     params: Sequence[PyTree],
@@ -224,7 +288,13 @@ def decode_chunk(
     *,
     rule: Rule,
     steps: int,
+    mesh: Mesh | None = None,
 ) -> tuple[DecodeState, Drawn]:
     """Returns the state after `steps` more tokens, and each step's tokens and figures [steps, rows]."""
     bound = [models.bind(c, p) for c, p in zip(configs, params, strict=True)]
-    return jax.lax.scan(lambda s, _: decode_step(bound, s, sampling, eos, rule), state, length=steps)
+
+    def step(state, recent):
+        return decode_step(bound, state, recent, sampling, eos, rule)
+
+    state, drawn = scan_steps(step, state, steps)
+    return _on_mesh(state, mesh), sharding.gathered(drawn, mesh)

@@ -14,6 +14,7 @@ from dera_jax import losses, trained
 from dera_jax.batches import Batch, make_batch
 from dera_jax.configs import TrainConfig, check_choice, check_count, check_number
 from dera_jax.examples import Example, Pair
+from dera_jax.models import ModelConfig
 from dera_jax.optimization import Loss, Terms
 from dera_jax.policies import Policy
 from dera_jax.reference_logprobs import reference_logprobs
@@ -104,7 +105,7 @@ def preference_method(
     return supervised(
         start,
         sources[0],
-        preference_loss(policy, preference),
+        preference_loss(policy.config, preference),
         config,
         held_out=sources[1] if held_out else None,
         sample=sample,
@@ -113,7 +114,7 @@ def preference_method(
     )
 
 
-def preference_loss(policy: Policy, preference: PreferenceConfig) -> Loss:
+def preference_loss(model: ModelConfig, preference: PreferenceConfig) -> Loss:
     """Returns the loss of log-ratios ρ = log π(y|x) − log π_ref(y|x), and what they say of the policy.
 
     Metrics: `accuracy` of implicit rewards β ρ, `margin` and both rewards; `pairwise_accuracy` is Eq. 14.
@@ -121,11 +122,11 @@ def preference_loss(policy: Policy, preference: PreferenceConfig) -> Loss:
 
     def loss(params: PyTree, given: dict, batch: SideBatch) -> Terms:
         lengths = jnp.maximum(batch.both.completion_mask.sum(-1), 1)
-        logprobs = _logprobs(policy, trained.whole(policy.config, params, given["frozen"]), batch)
+        logprobs = _logprobs(model, trained.whole(model, params, given["frozen"]), batch)
         of_reference = batch.reference
         if "reference" in given:
-            followed = trained.whole(policy.config, given["reference"], given["frozen"])
-            of_reference = jax.lax.stop_gradient(_logprobs(policy, followed, batch))
+            followed = trained.whole(model, given["reference"], given["frozen"])
+            of_reference = jax.lax.stop_gradient(_logprobs(model, followed, batch))
         ratio, beta = logprobs - of_reference, given["beta"]
         if preference.loss == "kto":
             values, metrics = _kto(ratio, beta, batch, preference)
@@ -161,10 +162,10 @@ def _kto(ratio: Array, beta: Array, batch: SideBatch, preference: PreferenceConf
     return values, {"kl": jnp.full_like(own, jnp.maximum(kl, 0)), "reward": beta * own}
 
 
-def _logprobs(policy: Policy, params: PyTree, batch: SideBatch) -> Float[Array, "rows 2"]:
+def _logprobs(model: ModelConfig, params: PyTree, batch: SideBatch) -> Float[Array, "rows 2"]:
     """Returns log π(y|x) of both completions of every row, read in one pass."""
     both = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch.both)
-    return completion_logprobs(policy.config, params, both).sum(axis=1).reshape(-1, 2)
+    return completion_logprobs(model, params, both).sum(axis=1).reshape(-1, 2)
 
 
 def _following(policy: Policy, reference: Policy) -> PyTree:

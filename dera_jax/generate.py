@@ -9,25 +9,45 @@ import time
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dera_jax import decode, tokenizer
+from dera_jax import decode, models, tokenizer
 from dera_jax.configs import DecodeConfig
 from dera_jax.encoding import EncodedPrompt, before
 from dera_jax.policies import Policy
 from dera_jax.realign import linear_rule, strength_weights
 from dera_jax.sampling import Sampling
+from dera_jax.sharding import mesh_of
 from dera_jax.strengths import Strength, format_strength
 
 CHUNK = 16
 """Steps between two looks at which rows have ended: a row idles half as many on average."""
 POOL = 8
-"""Prefilled prompts kept at a time."""
+"""Prefilled prompts kept at a time, at most; they take no more than a quarter of the batch's caches."""
+
+
+@dataclass
+class Usage:
+    """How full the batches were.
+
+    With completions of m tokens on average and c steps between two looks, a row that is refilled at once
+    works m of about m + c/2 steps.
+    """
+
+    slot_steps: int = 0
+    """Rows × steps that the device took."""
+    tokens: int = 0
+    """Of completions."""
+
+    @property
+    def share(self) -> float:
+        """Tokens for each row and step, from 0 to 1."""
+        return self.tokens / self.slot_steps if self.slot_steps else 0.0
 
 
 @dataclass(frozen=True)
@@ -70,11 +90,17 @@ def complete(
     config: DecodeConfig,
     rows: int,
     rule: decode.Rule = linear_rule,
+    usage: Usage | None = None,
 ) -> Iterator[Completion]:
-    """Yields the completion of every cell as it ends. The models take weights (1 − Σλ, λ…)."""
+    """Yields the completion of every cell as it ends. The models take weights (1 − Σλ, λ…).
+
+    Args:
+      rows: of a batch.
+      usage: is added to.
+    """
     # Prompts of one bucket run together; sorting keeps the order within.
     for _, group in groupby(sorted(cells, key=_buckets), key=_buckets):
-        yield from _Batch(policies, list(group), config, rows, rule).run()
+        yield from _Batch(policies, list(group), config, rows, rule, usage or Usage()).run()
 
 
 def warm_up(
@@ -92,7 +118,7 @@ def warm_up(
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        batch = _Batch(policies, [cell] * rows, config, rows, rule)
+        batch = _Batch(policies, [cell] * rows, config, rows, rule, Usage())
         batch.fill()
         batch.run_chunk()
         seconds.append(time.perf_counter() - start)
@@ -122,19 +148,27 @@ class _Slot:
 class _Batch:
     """Slots, the queue of cells that wait for one, and the state on the device."""
 
-    def __init__(self, policies, cells, config, rows, rule):
-        self.policies, self.config, self.rule, self.rows = policies, config, rule, rows
-        self.configs = tuple(policy.config for policy in policies)
+    def __init__(self, policies, cells, config, rows, rule, usage):
+        self.policies, self.config, self.rule, self.usage = policies, config, rule, usage
+        self.configs = tuple(replace(policy.config, kv_cache=config.kv_cache) for policy in policies)
         self.params = tuple(policy.params for policy in policies)
+        if len(set(cells[0].prompt.buckets)) == 1:  # then all prompts of the models have one shape
+            self.configs, self.params = models.join_adapted(self.configs, self.params)
+        self.mesh = mesh_of(self.params[0])
+        parts = self.mesh.shape if self.mesh else {"data": 1, "model": 1}
+        # As many on every device; those beyond what was asked for are filled too.
+        self.rows = rows = rows + -rows % parts["data"]
         self.queue: deque[Cell] = deque(cells)
         self.slots: list[_Slot | None] = [None] * rows
         self.pool: OrderedDict[tuple, decode.Prefilled] = OrderedDict()
         self.key = jax.random.key(config.seed)
-        self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p)
+        self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
         self.eos_ids = {i for policy in policies for i in policy.eos_ids}
         self.eos = jnp.array(sorted(self.eos_ids), jnp.int32)
         first = self._prefilled(cells[0].prompt)
-        self.state = decode.empty_state(first, rows, config.max_new_tokens, self.key, rule)
+        self.state = decode.empty_state(
+            self.configs, first, rows, config.max_new_tokens, self.key, rule, self.mesh
+        )
 
     def run(self) -> Iterator[Completion]:
         self.fill()
@@ -144,8 +178,10 @@ class _Batch:
 
     def run_chunk(self) -> decode.Drawn:
         self.state, drawn = decode.decode_chunk(
-            self.configs, self.params, self.state, self.sampling, self.eos, rule=self.rule, steps=CHUNK
-        )
+            self.configs, self.params, self.state, self.sampling, self.eos, rule=self.rule, steps=CHUNK,
+            mesh=self.mesh,
+        )  # fmt: skip
+        self.usage.slot_steps += self.rows * CHUNK
         return jax.device_get(drawn)
 
     def fill(self) -> None:
@@ -172,8 +208,8 @@ class _Batch:
             self.key,
             _prompt_hash(first),
             samples,
-            new_tokens=self.config.max_new_tokens,
             rule=self.rule,
+            mesh=self.mesh,
         )
 
     def _prefilled(self, prompt: EncodedPrompt) -> decode.Prefilled:
@@ -182,10 +218,12 @@ class _Batch:
             contexts, first = zip(*prompt.parts, strict=True)
             padded = map(tokenizer.pad_left, contexts, prompt.buckets)
             tokens, mask = zip(*padded, strict=True)
-            self.pool[prompt.tokens] = decode.prefill_prompt(
-                self.configs, self.params, tokens, mask, np.array(first, np.int32)
+            self.pool[prompt.tokens] = prefilled = decode.prefill_prompt(
+                self.configs, self.params, tokens, mask, np.array(first, np.int32), mesh=self.mesh
             )
-            if len(self.pool) > POOL:
+            if self.mesh:  # on a processor, two computations under way may wait for each other's devices
+                jax.block_until_ready(prefilled)
+            if len(self.pool) > min(POOL, max(1, self.rows // 4)):
                 self.pool.popitem(last=False)
         return self.pool[prompt.tokens]
 
@@ -198,6 +236,7 @@ class _Batch:
             slot.drawn.append(column)
             if completion := self._finished(slot):
                 self.slots[number] = None
+                self.usage.tokens += len(completion.tokens)
                 yield completion
 
     def _finished(self, slot: _Slot) -> Completion | None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from dera_jax import models
+from dera_jax import models, sharding
 from dera_jax.configs import check_choice, check_count, check_number, check_seed
 from dera_jax.files import write_json
 from dera_jax.loading import adapters, families, files, hub, lora, tensors, weights
@@ -70,6 +71,7 @@ def load_policies(
     chat_template: str | None = None,
     reference_chat_template: str | None = None,
     started: Started | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Policy, ...]:
     """Returns the reference and the aligned policies, in that order.
 
@@ -85,9 +87,11 @@ def load_policies(
       reference_chat_template: of the reference alone, which then reads another text; empty puts a blank
         line between the messages and has no template.
       started: shows progress.
+      mesh: devices that parameters are split over, and rows decoded on; None is one device.
 
     Raises:
-      ValueError: a model that cannot be loaded, or vocabularies that differ.
+      ValueError: a model that cannot be loaded, vocabularies that differ, or a mesh that does not divide
+        a model's heads.
     """
     if reference is None and aligned is None:
         reference, aligned = TOY / "reference", TOY / "aligned"
@@ -103,7 +107,7 @@ def load_policies(
         raise ValueError(f"quantize: expected one for each of {len(names)} models, found {len(kinds)}")
     bases: dict[tuple, _Base] = {}
     policies = tuple(
-        _load(name, dtype, kind, started, bases) for name, kind in zip(names, kinds, strict=True)
+        _load(name, dtype, kind, started, bases, mesh) for name, kind in zip(names, kinds, strict=True)
     )
     for policy in policies[1:]:
         check_same_vocabulary(policies[0].tokenizer, policy.tokenizer, (policies[0].name, policy.name))
@@ -115,18 +119,28 @@ def load_policies(
 
 
 def load_policy(
-    model: str | Path, dtype: str = "auto", *, quantize: str | None = None, started: Started | None = None
+    model: str | Path,
+    dtype: str = "auto",
+    *,
+    quantize: str | None = None,
+    started: Started | None = None,
+    mesh: Mesh | None = None,
 ) -> Policy:
     """Returns the policy of a MODEL argument, `BASE[@revision][+ADAPTER[@revision]]`.
 
     Raises:
       ValueError: files that are missing, broken or of an unsupported kind; weights that are not finite.
     """
-    return _load(str(model), dtype, quantize, started, {})
+    return _load(str(model), dtype, quantize, started, {}, mesh)
 
 
 def _load(
-    model: str, dtype: str, quantize: str | None, started: Started | None, bases: dict[tuple, _Base]
+    model: str,
+    dtype: str,
+    quantize: str | None,
+    started: Started | None,
+    bases: dict[tuple, _Base],
+    mesh: Mesh | None,
 ) -> Policy:
     check_choice("dtype", dtype, DTYPES)
     if quantize is not None:
@@ -137,7 +151,7 @@ def _load(
     adapter = adapters.read_adapter(hub.resolve(adapter_name)) if adapter_name else None
     key = folder.resolve(), dtype, quantize
     if key not in bases:
-        bases[key] = _load_base(name, folder, dtype, quantize, started)
+        bases[key] = _load_base(name, folder, dtype, quantize, started, mesh)
     base = bases[key]
     config, params, fingerprint = base.config, base.params, base.fingerprint
     own = folder
@@ -145,6 +159,7 @@ def _load(
         name_map = families.FAMILIES[base.raw["model_type"]].names
         adapters.check_base(adapter, name, fingerprint)
         config, params = adapters.apply_adapter(adapter, name, config, params, name_map)
+        params = sharding.shard_flat(params, mesh) if mesh else params
         fingerprint = adapters.fingerprint(adapter, fingerprint)
         own = adapter.folder if (adapter.folder / "tokenizer_config.json").exists() else folder
     tokenizer = load_tokenizer(own)
@@ -161,10 +176,14 @@ def _load(
     )
 
 
-def _load_base(name: str, folder: Path, dtype: str, quantize: str | None, started: Started | None) -> _Base:
+def _load_base(
+    name: str, folder: Path, dtype: str, quantize: str | None, started: Started | None, mesh: Mesh | None
+) -> _Base:
     raw = families.read_config(folder)
     families.check_language_model(folder, raw)
     config = families.model_config(folder, raw)
+    if mesh:
+        sharding.check_heads(mesh, name, config)
     found = weights.find_params(folder, raw["model_type"], config)
     if dtype == "auto":
         dtype = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
@@ -175,7 +194,7 @@ def _load_base(name: str, folder: Path, dtype: str, quantize: str | None, starte
         folder=folder,
         raw=raw,
         config=replace(config, dtype=dtype, quantization=quantize),
-        params=weights.read_params(found, dtype, quantization=quantize, seen=seen),
+        params=weights.read_params(found, dtype, sharding.place(mesh) if mesh else None, quantize, seen),
         fingerprint=tensors.fingerprint(folder / "config.json", tensors.weight_files(folder)),
     )
 

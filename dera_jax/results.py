@@ -1,7 +1,8 @@
 """Rows and run folders: what a sweep writes, and what metrics, plots and tables read.
 
 A run is a folder. `rows.jsonl` holds one JSON object per completion, `manifest.json` says what the
-run is and how it was made. A row has the fields
+run is and how it was made. While several processes decode, each has its own `rows-<process>.jsonl`,
+which the first takes in at the end, or the next run if they do not come that far. A row has the fields
 
   field              unit    meaning
   prompt_id                  the prompt's `id` (a string), or its number in the file from 0
@@ -33,25 +34,16 @@ rows of its prompt stand for the mixture of whole responses (Eq. 5) instead of t
 import fcntl
 import json
 import os
+import secrets
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from dera_jax.files import decode_json, encode_json, read_bytes, read_json, write_bytes, write_json
-from dera_jax.strengths import format_strength, strength_from_json
+from dera_jax.row_files import RowFile, RowKey, encode_rows, parse_rows, part_paths, row_key
+from dera_jax.strengths import strength_from_json
 
 FORMAT = 1
 """Of the manifest; a folder of another format is refused."""
-
-KEY_FIELDS = ("prompt_id", "sample", "lambda")
-"""What a file of rows must have to be one."""
-
-
-RowKey = tuple[int | str, int, str, int]
-
-
-def row_key(row: dict) -> RowKey:
-    """Returns what tells a row from the others of its run: (prompt_id, sample, text of λ, turn)."""
-    strength = format_strength(strength_from_json(row["lambda"]))
-    return row["prompt_id"], row["sample"], strength, row.get("turn", 0)
 
 
 def sort_rows(rows: list[dict]) -> list[dict]:
@@ -68,7 +60,8 @@ def sort_rows(rows: list[dict]) -> list[dict]:
 def read_rows(run: str | Path) -> list[dict]:
     """Returns the rows of a run, in the order they were written.
 
-    A torn last line, as a killed run leaves it, is left out.
+    A torn last line, as a killed run leaves it, is left out. Rows that are in the files of single
+    processes come last.
 
     Args:
       run: a folder with `rows.jsonl` or `rows.jsonl.gz`, or such a file.
@@ -76,8 +69,24 @@ def read_rows(run: str | Path) -> list[dict]:
     Raises:
       ValueError: there is no such file, or another line of it is broken.
     """
-    path = _rows_file(Path(run))
-    return _parse_rows(read_bytes(path), path)[0]
+    run = Path(run)
+    # Before the file that they are merged into, or rows could be missed in between.
+    parts = [row for path in (part_paths(run) if run.is_dir() else []) for row in _rows_if_there(path)]
+    path = _rows_file(run)
+    rows = parse_rows(read_bytes(path), path)[0]
+    return [*rows, *_new_rows(parts, set(map(row_key, rows)) if parts else set())]
+
+
+def _rows_if_there(path: Path) -> list[dict]:
+    try:
+        return parse_rows(path.read_bytes(), path)[0]
+    except FileNotFoundError:  # merged since it was listed
+        return []
+
+
+def _new_rows(rows: list[dict], keys: set[RowKey]) -> list[dict]:
+    """Returns those rows that are not in `keys`, each once."""
+    return list({key: row for row in rows if (key := row_key(row)) not in keys}.values())
 
 
 def read_manifest(run: str | Path) -> dict:
@@ -99,34 +108,6 @@ def _rows_file(run: Path) -> Path:
         if (run / name).exists():
             return run / name
     raise ValueError(f"no run in {run}: expected rows.jsonl or rows.jsonl.gz there")
-
-
-def _parse_rows(data: bytes, path: Path) -> tuple[list[dict], int]:
-    """Returns the rows in `data`, and how many of its bytes they take: less than all if the last is torn."""
-    rows, end = [], 0
-    # Not `splitlines`, which also splits at U+2028 and others inside a string.
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        last = number == len(lines)
-        try:
-            if line or not last:
-                rows.append(_checked(decode_json(line)))
-        except ValueError as error:
-            if last:
-                return rows, end
-            raise ValueError(f"{path}:{number}: broken row: {error}") from None
-        end += len(line) + (not last)
-    return rows, end
-
-
-def _checked(row) -> dict:
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, found {type(row).__name__}")
-    missing = [field for field in KEY_FIELDS if field not in row]
-    if missing:
-        raise ValueError(f"no {missing[0]!r} in it")
-    strength_from_json(row["lambda"])
-    return row
 
 
 class RunFolder:
@@ -162,10 +143,11 @@ class RunFolder:
         self._identity = decode_json(encode_json(identity))
         self._provenance = provenance
         self._recorded = False
-        self._lock = self._file = -1
+        self._lock = -1
+        self._file: RowFile | None = None
 
     def __enter__(self) -> "RunFolder":
-        """Locks the folder, reads it and repairs a torn last line.
+        """Locks the folder, reads it, repairs a torn last line and takes in the rows of single processes.
 
         Raises:
           ValueError: another run holds it, it holds another run or other things, or cannot be written.
@@ -176,6 +158,7 @@ class RunFolder:
             self._take_lock()
             self._open_manifest()
             self._open_rows()
+            self.collect()
         except BaseException as error:
             self.__exit__()
             if isinstance(error, OSError):
@@ -184,10 +167,11 @@ class RunFolder:
         return self
 
     def __exit__(self, *_) -> None:
-        for descriptor in (self._file, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._lock = self._file = -1
+        if self._file is not None:
+            self._file.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     def append(self, rows: list[dict]) -> None:
         """Adds rows, all of them or none, and returns when they are on disk.
@@ -197,32 +181,46 @@ class RunFolder:
         """
         if not rows:
             return
-        data = _encode_rows(rows)
-        self._record_command()
-        length = os.fstat(self._file).st_size
-        try:
-            _write_all(self._file, data)
-            os.fsync(self._file)
-        except BaseException as error:
-            os.ftruncate(self._file, length)
-            if isinstance(error, OSError):
-                raise ValueError(
-                    f"cannot write {self.path / 'rows.jsonl'}: {error.strerror}; "
-                    "rows so far are kept; rerun the command to complete them"
-                ) from None
-            raise
+        lines = encode_rows(rows)
+        self.record_command()
+        self._file.append(lines)
         self.rows.extend(rows)
         self.keys.update(map(row_key, rows))
 
     def replace_rows(self, rows: list[dict]) -> None:
         """Puts other rows in the place of all, at once: the same ones with more rewards, say."""
-        data = _encode_rows(rows)
-        self._record_command()
-        write_bytes(self.path / "rows.jsonl", data)
+        lines = encode_rows(rows)
+        self.record_command()
+        write_bytes(self.path / "rows.jsonl", lines)
         # The open file is the one that was replaced.
-        os.close(self._file)
-        self._file = -1
+        self._file.close()
         self._open_rows()
+
+    def collect(self) -> None:
+        """Moves the rows that single processes have written, each to its own file, to those of the folder.
+
+        Raises:
+          ValueError: one of them is still writing.
+        """
+        with ExitStack() as stack:
+            parts = [
+                stack.enter_context(closing(RowFile(path, alone=True))) for path in part_paths(self.path)
+            ]
+            new = _new_rows([row for part in parts for row in part.rows], self.keys)
+            if new:
+                self.replace_rows([*self.rows, *new])
+            for part in parts:
+                part.path.unlink()
+
+    def mark(self) -> str:
+        """Writes a new text into the file that locks the folder, and returns it.
+
+        Who reads it there sees this folder and not one like it.
+        """
+        text = secrets.token_hex(8)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, text.encode(), 0)
+        return text
 
     def finish(self, extent: dict, extra: dict | None = None) -> None:
         """Records the extent reached, and whatever else (`extra`: more keys) the manifest shall hold."""
@@ -266,17 +264,12 @@ class RunFolder:
         path = self.path / "rows.jsonl"
         if not path.exists() and (self.path / "rows.jsonl.gz").exists():
             raise ValueError(f"the rows of {self.path} are compressed: run `gunzip {path}.gz` to add to them")
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        data = read_bytes(path)
-        self.rows, length = _parse_rows(data, path)
+        self._file = RowFile(path)
+        self.rows = self._file.rows
         self.keys = set(map(row_key, self.rows))
-        if length < len(data):
-            os.ftruncate(self._file, length)
-        elif data and not data.endswith(b"\n"):
-            # Torn just before the end of the line: the row is whole.
-            _write_all(self._file, b"\n")
 
-    def _record_command(self) -> None:
+    def record_command(self) -> None:
+        """Adds this run's command to the manifest, once; adding rows does so by itself."""
         if self._recorded:
             return
         first = self.manifest.get("provenance", {})
@@ -293,22 +286,6 @@ class RunFolder:
         if manifest != self.manifest:
             write_json(self.path / "manifest.json", manifest)
             self.manifest = manifest
-
-
-def _encode_rows(rows: list[dict]) -> bytes:
-    lines = []
-    for row in rows:
-        try:
-            lines.append(encode_json(row) + b"\n")
-        except ValueError:
-            raise ValueError(f"row {row_key(row)} holds a number that is not finite") from None
-    return b"".join(lines)
-
-
-def _write_all(file: int, data: bytes) -> None:
-    while data:
-        # A nearly full disk takes a part and raises at the next call.
-        data = data[os.write(file, data) :]
 
 
 def _difference(there: dict, here: dict, shown: int = 3) -> str:

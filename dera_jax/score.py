@@ -16,6 +16,7 @@ from dera_jax.measure import TokenRecord, measure
 from dera_jax.policies import Policy
 from dera_jax.prompts import as_prompts, check_one_turn
 from dera_jax.realign import mix_logits, strength_weights
+from dera_jax.sharding import mesh_of, shard_rows
 from dera_jax.strengths import Strength
 from dera_jax.tokenizer import encode_completion
 
@@ -75,12 +76,15 @@ def score_tokens(
     weights = strength_weights([x if isinstance(x, tuple) else (x,) for x in lambdas])
     configs = tuple(policy.config for policy in policies)
     params = tuple(policy.params for policy in policies)
+    mesh = mesh_of(params[0])
+    rows += -rows % mesh.shape["data"] if mesh else 0
     for start in range(0, len(completions), rows):
         part = slice(start, start + rows)
         batches = tuple(
             make_batch([prompt[m] for prompt in prompts[part]], completions[part], rows)
             for m in range(len(policies))
         )
+        batches = shard_rows(batches, mesh) if mesh else batches
         record = jax.device_get(score_batch(configs, params, batches, weights))
         for row, ids in enumerate(completions[part]):
             end = len(ids)

@@ -5,13 +5,16 @@ makes the communication from that. Rows of a batch are split across `data`; voca
 units across `model`. A dimension that its axis does not divide is whole on every device.
 """
 
+import math
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
 from dera_jax import models
@@ -35,6 +38,16 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """Of the environment: what `start_processes` takes where it is given nothing."""
 
 
+def check_heads(mesh: Mesh | AbstractMesh, name: str, config: WeightsConfig) -> None:
+    """Raises ValueError unless the mesh divides the heads of the model `name`."""
+    parts, heads = mesh.shape["model"], config.num_heads
+    if heads % parts:
+        raise ValueError(
+            f"mesh: model:{parts} does not divide the {heads} heads of {name} "
+            f"({heads} = {heads // parts} × {parts} + {heads % parts})"
+        )
+
+
 def parse_mesh(text: str | None = None) -> Mesh:
     """Returns the mesh of all devices that `text`, such as `data:2,model:4`, describes.
 
@@ -55,6 +68,63 @@ def parse_mesh(text: str | None = None) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+class Group(NamedTuple):
+    """Processes that decode together; others take other cells."""
+
+    mesh: Mesh
+    """Of their devices."""
+    number: int
+    """From 0, of `count` groups."""
+    count: int
+    writes: bool
+    """Whether this process is the one of its group that writes what they all have."""
+
+
+def own_group(mesh: Mesh) -> Group:
+    """Returns the group of this process: those whose devices share a row of the mesh.
+
+    Example: `data:2,model:4` on two processes of four devices each is two groups with `data:1,model:4`;
+    `model:8` is one group, in which both processes take every step together.
+
+    Raises:
+      ValueError: rows of the mesh that share some of their processes only.
+    """
+    rows = [frozenset(device.process_index for device in row) for row in mesh.devices]
+    groups = sorted(set(rows), key=min)
+    if sum(map(len, groups)) != len(frozenset().union(*groups)):
+        raise ValueError(f"mesh: expected a model axis that ends where processes do, got {_told(mesh)}")
+    (number,) = (n for n, group in enumerate(groups) if jax.process_index() in group)
+    own = np.array([row for row, group in zip(mesh.devices, rows, strict=True) if group == groups[number]])
+    axes = dict(axis_names=MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return Group(Mesh(own, **axes), number, len(groups), jax.process_index() == min(groups[number]))
+
+
+def mesh_of(params: PyTree) -> Mesh | None:
+    """Returns the mesh that parameters lie on; None where they were put on no mesh."""
+    found = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return found.mesh if isinstance(found, NamedSharding) else None
+
+
+def choose_mesh(bytes_held: int) -> Mesh | None:
+    """Returns a mesh of all devices for so many bytes of parameters; None where there is one device.
+
+    As few devices share the parameters as leave half of each one's memory for the rest, so that as many
+    rows as can be go side by side.
+    """
+    devices = jax.devices()
+    if len(devices) == 1:
+        return None
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return parse_mesh(_fitting(bytes_held, len(devices), stats.get("bytes_limit")))
+
+
+def _fitting(bytes_held: int, count: int, memory: int | None) -> str:
+    model = 1
+    while memory and bytes_held / model > memory / 2 and count % (2 * model) == 0:
+        model *= 2
+    return f"data:{count // model},model:{model}"
+
+
 def axes_of(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str | None, ...]:
     """Returns the names of a parameter's dimensions; None where one is never split.
 
@@ -63,7 +133,7 @@ def axes_of(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str | None, 
     axes = AXES.get(path[-2] if len(path) > 1 else "", ())
     if len(shape) != len(axes):
         return (None,) * len(shape)  # norms, biases, and what has a single output
-    return {"lora_a": (axes[0], None), "lora_b": (None, axes[1])}.get(path[-1], axes)
+    return {"lora_a": (axes[0], None), "lora_b": (None, axes[1])}.get(path[-1].rstrip("0123456789"), axes)
 
 
 def param_shardings(config: WeightsConfig, mesh: Mesh) -> PyTree:
@@ -97,6 +167,32 @@ def like_params(optimizer: optax.GradientTransformation, params: PyTree, mesh: M
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=lambda _: whole,
+    )
+
+
+def constrain_rows(tree: PyTree, mesh: Mesh | None, axis: int | None = 0) -> PyTree:
+    """Returns arrays under `jit` with their rows, along `axis`, across `data`; None is no mesh.
+
+    Caches, the only arrays of four dimensions, have their heads across `model`.
+
+    Args:
+      axis: None: rows are not split.
+    """
+    if mesh is None:
+        return tree
+
+    def constrain(value):
+        rows = (None,) if axis is None else (*[None] * axis, "rows")
+        names = (*rows, "heads" if value.ndim == 4 else None)
+        return jax.lax.with_sharding_constraint(value, _split(names[: value.ndim], value.shape, mesh))
+
+    return jax.tree.map(constrain, tree)
+
+
+def gathered(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Returns arrays under `jit` whole on every device, for the host to read."""
+    return (
+        tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
     )
 
 
@@ -143,7 +239,10 @@ def local_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " local"]:
 
 
 def start_processes(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: float = 60.0,
 ) -> None:
     """Joins this process to the others of its run, if it is told of any, before anything is computed.
 
@@ -152,16 +251,19 @@ def start_processes(
         for all three. What is None comes from the environment (`VARIABLES`).
       num_processes: ≥ 1.
       process_id: from 0 to num_processes − 1.
+      timeout: seconds in which all of them must have come.
 
     Raises:
-      ValueError: only some of the three, or values that cannot be.
+      ValueError: only some of the three, or values that cannot be; the processes have not met in time.
     """
     given = zip((coordinator, num_processes, process_id), VARIABLES, strict=True)
     address, count, number = (os.environ.get(name) if value is None else value for value, name in given)
     if address is count is number is None:
         return
     if address == "auto":
-        return jax.distributed.initialize()
+        if os.environ.get(VARIABLES[0]) == "auto":  # which JAX would take for an address
+            del os.environ[VARIABLES[0]]
+        return _meet((), "the coordinator that the cluster (Slurm, TPU pod …) names", timeout)
     host, _, port = str(address).rpartition(":")
     numbers = all(text.isascii() and text.isdigit() for text in (port, str(count), str(number)))
     if not (host and numbers and int(number) < int(count)):
@@ -169,13 +271,35 @@ def start_processes(
         raise ValueError(
             f"processes: expected a coordinator host:port, their number N and this one's below N; got {got}"
         )
-    jax.distributed.initialize(address, int(count), int(number))
+    _meet((address, int(count), int(number)), f"the coordinator {address}, {count} processes", timeout)
+
+
+def _meet(arguments: tuple, where: str, timeout: float) -> None:
+    """Calls `jax.distributed.initialize`, which would take down the process itself after its own time-out."""
+    failures: list[Exception] = []
+
+    def meet():
+        try:
+            jax.distributed.initialize(*arguments, initialization_timeout=math.ceil(timeout) + 3600)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise ValueError(f"{where}: not reached by all of them within {timeout:g} s")
+    if failures:
+        raise ValueError(f"{where}: {' '.join(str(failures[0]).split())}") from failures[0]
 
 
 def _check_rows(rows: int, parts: int, mesh: Mesh) -> None:
     if rows % parts:
-        told = ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items())
-        raise ValueError(f"batch: expected a multiple of {parts} rows (mesh {told}), found {rows}")
+        raise ValueError(f"batch: expected a multiple of {parts} rows (mesh {_told(mesh)}), found {rows}")
+
+
+def _told(mesh: Mesh) -> str:
+    return ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items())
 
 
 def _shardings(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -186,12 +310,18 @@ def _shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    wanted = [LOGICAL.get(name) for name in axes_of(tuple(path.split(".")), shape)]
-    split = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(wanted, shape, strict=True)]
+    return _split(axes_of(tuple(path.split(".")), shape), shape, mesh)
+
+
+def _split(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    wanted = [LOGICAL.get(name) for name in names]
+    split = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(wanted, shape, strict=False)]
     return NamedSharding(mesh, PartitionSpec(*split))
 
 
 def _put(value: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
+    if isinstance(value, jax.Array) and value.sharding == sharding:
+        return value
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
     host = np.asarray(value)

@@ -4,17 +4,20 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from dera_jax.configs import DecodeConfig, check_count
+from dera_jax.cells import Sweep, own_conversations, plan_keys, prompt_text, prompt_tokens, turn_key
+from dera_jax.configs import DecodeConfig
 from dera_jax.conversation import Conversation, converse
-from dera_jax.decode import Rule, check_rule, rule_name
-from dera_jax.encoding import EncodedPrompt, encode_prompts
+from dera_jax.decode import Rule, rule_name
+from dera_jax.encoding import encode_prompts
 from dera_jax.generate import Completion, warm_up
+from dera_jax.hosts import in_lockstep
 from dera_jax.models import cache_bytes
 from dera_jax.policies import Policy, held_bytes
 from dera_jax.prompts import Prompt, as_prompts
@@ -24,86 +27,11 @@ from dera_jax.results import RowKey, RunFolder, row_key
 from dera_jax.rewards import Reward, parse_rewards
 from dera_jax.stopwatch import Stopwatch
 from dera_jax.stored import add_beta, extent, judge
-from dera_jax.strengths import Strength, format_strength, strength_from_json, strength_to_json
+from dera_jax.strengths import Strength, strength_from_json, strength_to_json
+from dera_jax.writers import SharedFolder
 
 FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
 """Finished rows are judged and written when they are this many, or this old."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What is to be decoded and judged."""
-
-    policies: tuple[Policy, ...]
-    prompts: tuple[Prompt, ...]
-    encoded: tuple[EncodedPrompt, ...]
-    """First turns of the prompts."""
-    lambdas: tuple[Strength, ...] | None
-    """None: every prompt brings its own."""
-    rewards: tuple[Reward, ...]
-    decode: DecodeConfig
-    num_samples: int = 1
-    rows: int = 32
-    rule: Rule = linear_rule
-    rule_name: str = "linear"
-    beta: float | None = None
-    """KL strength of the aligned model."""
-
-    def __post_init__(self):
-        check_count("num_samples", self.num_samples)
-        check_count("rows", self.rows)
-        check_rule(self.rule, self.rule_name, self.policies)
-        aligned = len(self.policies) - 1
-        if self.lambdas is None and aligned != 1:
-            raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
-        check_rewards(self.rewards, self.prompts)
-        for strength in {s for prompt in self.prompts for each in self._strengths(prompt) for s in each}:
-            if len(strength) != aligned:
-                raise ValueError(f"lambda: expected a number for each of {aligned} aligned, found {strength}")
-            if max(map(abs, strength)) > float(np.finfo(np.float32).max):
-                raise ValueError(f"lambda: {format_strength(strength)} is too large for float32")
-
-    @property
-    def conversations(self) -> list[Conversation]:
-        """Everything there is to decode, prompt by prompt."""
-        return [
-            Conversation(prompt, encoded, sample, strengths)
-            for prompt, encoded in zip(self.prompts, self.encoded, strict=True)
-            for sample in range(self.num_samples)
-            for strengths in self._strengths(prompt)
-        ]
-
-    @property
-    def num_rows(self) -> int:
-        """Completions in all."""
-        return sum(len(conversation.strengths) for conversation in self.conversations)
-
-    def _strengths(self, prompt: Prompt) -> list[tuple[Strength, ...]]:
-        """Returns the strength of each turn, for each conversation that one sample of a prompt leads."""
-        if self.lambdas is not None:
-            return [(strength,) * prompt.num_turns for strength in self.lambdas]
-        own = prompt.lambda_
-        if own is None:
-            raise ValueError(f"prompt {prompt.prompt_id!r} has no `lambda`, which --lambda=prompt needs")
-        return [tuple((x,) for x in (own if isinstance(own, tuple) else (own,) * prompt.num_turns))]
-
-    @property
-    def identity(self) -> dict:
-        """What makes rows comparable: a folder holds rows of one identity."""
-        reference, *aligned = (policy.fingerprint for policy in self.policies)
-        kinds = [policy.config.quantization for policy in self.policies]
-        templates = [policy.template for policy in self.policies]
-        changing = self.lambdas is None and any(isinstance(p.lambda_, tuple) for p in self.prompts)
-        return {
-            "models": {"reference": reference, "aligned": aligned},
-            "rule": self.rule_name,
-            "dtype": self.policies[0].config.dtype,
-            # What was not there at first is left out where it is not used: older folders go on.
-            **({"quantization": kinds} if any(kinds) else {}),
-            **({"templates": templates} if any(t is not None for t in templates) else {}),
-            **({"lambda": "one per turn"} if changing else {}),
-            "decode": asdict(self.decode),
-        }
 
 
 def sweep(
@@ -152,7 +80,7 @@ def sweep(
     if out is None:
         yield from run_conversations(plan, {}, keep=lambda rows: None)
         return
-    with RunFolder(out, plan.identity, sweep_provenance(plan, sys.argv)) as folder:
+    with open_run(plan, out, sys.argv) as folder:
         yield from run_sweep(plan, folder)
 
 
@@ -168,35 +96,58 @@ def known_beta(policies: Sequence[Policy]) -> float | None:
 
 def sweep_provenance(plan: Sweep, command: Sequence[str]) -> dict:
     """Returns how the rows of `plan` are made, for the manifest."""
-    device = jax.devices()[0]
+    device, processes = jax.devices()[0], jax.process_count()
     return provenance(
         list(command),
         device=f"{jax.device_count()} × {device.device_kind}",
+        **({"processes": processes} if processes > 1 else {}),
         models=[{"name": p.name, "fingerprint": p.fingerprint} for p in plan.policies],
     )
 
 
-def run_sweep(plan: Sweep, folder: RunFolder, watch: Stopwatch | None = None) -> Iterator[dict]:
-    """Returns an iterator of the rows of `plan` that `folder` has, then those it lacks, as they are written.
-
-    Args:
-      watch: told the seconds of decoding.
+@contextmanager
+def open_run(plan: Sweep, out: str | Path, command: Sequence[str]) -> Iterator[RunFolder | SharedFolder]:
+    """Opens the folder `out`, for all processes that there are, and judges the rows there.
 
     Raises:
-      ValueError: at once, where the rows there are of other prompts or another β.
+      ValueError: it holds another run, rows of other prompts or of another β, or other things.
     """
+    folder = RunFolder(out, plan.identity, sweep_provenance(plan, command))
+    prepare = partial(_complete, plan)
+    if plan.group is not None:
+        with SharedFolder(folder, plan.group, prepare) as shared:
+            yield shared
+        return
+    with folder:
+        prepare(folder)
+        yield folder
+
+
+def _complete(plan: Sweep, folder: RunFolder) -> None:
     check_same_prompts(plan, folder.rows)
     # Both, whatever the first returns.
     if any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)]):
         folder.replace_rows(folder.rows)
-    return _rows(plan, folder, watch)
 
 
-def _rows(plan: Sweep, folder: RunFolder, watch: Stopwatch | None) -> Iterator[dict]:
+def run_sweep(
+    plan: Sweep, folder: RunFolder | SharedFolder, watch: Stopwatch | None = None
+) -> Iterator[dict]:
+    """Yields the rows of `plan` that `folder` has, then those it lacks, as they are written.
+
+    Of several processes each makes, and is given, those of its own group.
+
+    Args:
+      folder: of `open_run`.
+      watch: told the seconds of decoding.
+    """
     wanted = plan_keys(plan)
     there = {row_key(row): row for row in folder.rows}
     yield from [row for key, row in there.items() if key in wanted]
-    yield from run_conversations(plan, there, folder.append, watch)
+    # A reward that fails in the one process that judges would leave the others waiting for its next step.
+    made = replace(plan, rewards=()) if in_lockstep(plan.group) else plan
+    yield from run_conversations(made, there, folder.append, watch)
+    folder.collect()
     folder.finish(extent(folder.rows) | {"rows": plan.rows, "beta": plan.beta})
 
 
@@ -224,7 +175,8 @@ def run_conversations(
         row = there.get(turn_key(conversation, turn))
         return None if row is None else row["completion"]
 
-    completions = converse(plan.policies, plan.conversations, plan.decode, plan.rows, plan.rule, known)
+    own = own_conversations(plan, there)
+    completions = converse(plan.policies, own, plan.decode, plan.rows, plan.rule, known)
     try:
         for completion in (watch or Stopwatch()).timed(completions):
             pending.append(make_row(plan, completion))
@@ -269,19 +221,6 @@ def _total(values) -> float:
     return float(values.sum(dtype="float64"))
 
 
-def prompt_text(prompt: Prompt) -> str | list[dict]:
-    """Returns what a row keeps of its prompt: the text, or the messages; with the answer's start."""
-    if prompt.messages is None:
-        return prompt.text + prompt.prefix
-    return [*prompt.messages, *([{"role": "assistant", "content": prompt.prefix}] if prompt.prefix else [])]
-
-
-def prompt_tokens(prompt: EncodedPrompt) -> list:
-    """Returns the ids that the models read; a list for each where they differ."""
-    each = [list(ids) for ids in prompt.tokens]
-    return each[0] if all(ids == each[0] for ids in each) else each
-
-
 def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
     """Adds to `rows` of the plan's prompts each reward that they lack; returns whether there was any."""
     prompts = {prompt.prompt_id: prompt for prompt in plan.prompts}
@@ -289,13 +228,6 @@ def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
     rows = [row for row in rows if row["prompt_id"] in prompts]
     columns = {row["prompt_id"]: prompts[row["prompt_id"]].columns for row in rows}
     return judge(rows, plan.rewards, columns, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def check_rewards(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError where a reward cannot judge answers to the prompts."""
-    asked = [prompt_text(prompt.at_turn(())) for prompt in prompts]
-    for reward in rewards:
-        reward.check(asked)
 
 
 def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
@@ -314,17 +246,6 @@ def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
                 )
 
 
-def turn_key(conversation: Conversation, turn: int) -> RowKey:
-    """Returns what `row_key` gives for the row of a conversation's turn."""
-    strength = format_strength(conversation.strengths[turn])
-    return conversation.prompt.prompt_id, conversation.sample, strength, turn
-
-
-def plan_keys(plan: Sweep) -> set[RowKey]:
-    """Returns what `row_key` gives for each row that the plan leads to."""
-    return {turn_key(c, turn) for c in plan.conversations for turn in range(len(c.strengths))}
-
-
 def estimate_seconds(plan: Sweep, completions: int) -> float:
     """Returns the seconds that so many completions take if each is as long as it may be."""
     first = plan.conversations[0].cell(plan.policies, (), plan.decode.max_new_tokens)
@@ -337,6 +258,7 @@ def memory_bytes(plan: Sweep) -> dict[str, int]:
     caches = logits = 0
     for number, policy in enumerate(plan.policies):
         bucket = max(p.buckets[number] for p in plan.encoded)
-        caches += cache_bytes(policy.config, plan.rows, bucket, plan.decode.max_new_tokens)
+        config = replace(policy.config, kv_cache=plan.decode.kv_cache)
+        caches += cache_bytes(config, plan.rows, bucket, plan.decode.max_new_tokens)
         logits += plan.rows * policy.config.vocab_size * 4
     return {"weights": held_bytes(plan.policies), "caches": caches, "logits": logits}

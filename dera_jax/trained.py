@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from dera_jax.models import ADAPTER
 from dera_jax.models.linear import WeightsConfig
 from dera_jax.trees import flatten, unflatten
-
-ADAPTER = ("lora_a", "lora_b")
 
 
 def split(params: PyTree) -> tuple[PyTree, PyTree]:

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests; shapes in signatures are checked while tests run."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -9,6 +10,17 @@ import tests.typecheck  # noqa: F401  (the hook looks it up by name)
 
 # Torch with several threads on models this small waits for them most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# libtpu, which tests of `eval.plan` compile with, then looks for no TPU and says nothing.
+for name, value in (
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+):
+    os.environ.setdefault(name, value)
+# What commands compile is kept for the other tests of this run, and nowhere else.
+if "DERA_JAX_TEST_CACHE" not in os.environ:
+    made = tempfile.TemporaryDirectory(prefix="dera_jax-tests-")
+    os.environ["DERA_JAX_TEST_CACHE"] = os.environ["XDG_CACHE_HOME"] = made.name
 # Before the first import of dera_jax: every annotated function then checks its arguments' shapes.
 install_import_hook("dera_jax", "tests.typecheck.check")
 

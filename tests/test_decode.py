@@ -120,9 +120,9 @@ def test_a_prompt_is_prefilled_once(pair, monkeypatch):
     calls = Counter()
     original = decode.prefill_prompt
 
-    def counted(configs, params, tokens, mask, last):
+    def counted(configs, params, tokens, mask, last, mesh):
         calls[tuple(np.asarray(tokens[0]).ravel())] += 1
-        return original(configs, params, tokens, mask, last)
+        return original(configs, params, tokens, mask, last, mesh)
 
     monkeypatch.setattr(generate.decode, "prefill_prompt", counted)
     list(complete(pair, cells_of(pair, samples=5), CONFIG, ROWS))

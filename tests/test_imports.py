@@ -10,15 +10,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-0  configs strengths files provenance
-1  realign sampling measure losses slots rewards tokenizer results metrics reports
-2  models.linear models.rope models.layers models.decoder models.t5 models.reward models
-2  trees trained data prompts batches tables panels plots calibration sharding
+0  configs strengths files provenance chips
+1  hlo traffic realign sampling measure losses slots rewards tokenizer row_files results metrics reports
+2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
+2  models.decoder_config models.decoder models.t5 models.reward models
+2  trained data prompts batches tables panels plots calibration sharding hosts
 3  loading.files loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
-3  loading.lora policies encoding decode shapes examples
-4  stopwatch reward_models generate samples conversation score stored rollout reference_logprobs
+3  loading.lora sizes policies encoding decode shapes examples
+4  stopwatch reward_models generate samples conversation score stored writers rollout reference_logprobs
 5  combine checkpoints run_log optimization training supervised packing sft dpo reward_training rlhf ppo runs
-5  sweep divergence precision pairs torch_baseline bench torch_training plain_script train_bench
+5  cells sweep divergence precision pairs torch_baseline bench schedule_bench torch_training plain_script
+5  train_bench aot plan
 """
 """Modules of `dera_jax`; each imports only what stands above its line, or before it in its line."""
 

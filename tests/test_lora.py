@@ -268,7 +268,8 @@ def test_merged_it_is_the_same_model(bases, tmp_path):
 def test_on_a_quantized_base(bases, tmp_path):
     base = load_policy(bases("llama"), quantize="int8")
     policy = with_lora(base, 4, 6.0)
-    np.testing.assert_array_equal(logits_of(policy), logits_of(base))
+    # Not to the bit: the sum with the adapter is compiled together with the scaling of the product.
+    np.testing.assert_allclose(logits_of(policy), logits_of(base), rtol=0, atol=1e-5)
     policy = disturbed(policy)
     save_adapter(policy, tmp_path, str(bases("llama")))
     again = load_policy(f"{bases('llama')}+{tmp_path}", quantize="int8")

@@ -236,15 +236,24 @@ def test_cached_steps_equal_the_forward_pass(case):
     def steps(params, tokens, mask):
         model = models.bind(policy.config, params)
         cache = models.grow_cache(
-            model.prefill(tokens[:, :prompt], mask[:, :prompt]), tokens.shape[1] - prompt + 4
+            model.prefill(tokens[:, :prompt], mask[:, :prompt]),
+            tokens.shape[1] - prompt + 4,
+            policy.config.windows,
         )
-
-        def step(cache, fed):
-            logits, cache = model.step(*fed, cache)
-            return cache, logits
-
         fed = tokens.T[prompt:], (mask.cumsum(-1) - 1).T[prompt:]
-        return jax.lax.scan(step, cache, fed)[1].swapaxes(0, 1)
+        # As the decode loop does it: a few tokens apart from the cache, which then takes them in.
+        pieces = []
+        for start in range(0, len(fed[0]), 12):
+            piece = tuple(each[start : start + 12] for each in fed)
+
+            def step(recent, one, cache=cache):
+                logits, recent = model.step(*one, cache, recent)
+                return recent, logits
+
+            recent, logits = jax.lax.scan(step, models.no_recent(cache, len(piece[0])), piece)
+            cache = models.store_recent(cache, recent)
+            pieces.append(logits)
+        return jnp.concatenate(pieces).swapaxes(0, 1)
 
     np.testing.assert_allclose(steps(policy.params, tokens, mask), expected[:, prompt:], atol=1e-5)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from dera_jax.files import read_json, write_json, write_text
 from dera_jax.provenance import _git, provenance
 from dera_jax.results import RunFolder, read_manifest, read_rows, row_key, sort_rows
+from dera_jax.row_files import RowFile, encode_rows, part_path
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"models": {"reference": "a", "aligned": "b"}, "sampling": {"temperature": 1.0, "top_k": None}}
@@ -270,6 +272,64 @@ def test_replaced_rows_are_the_ones_added_to(tmp_path):
         run.append([row(2)])
         assert [r["prompt_id"] for r in run.rows] == [0, 1, 2]
     assert read_rows(tmp_path) == [row(0, rewards={"new": 1.0}), row(1, rewards={"new": 1.0}), row(2)]
+
+
+def write_part(path, process, rows, torn=b""):
+    with closing(RowFile(part_path(path, process), alone=True)) as part:
+        part.append(encode_rows(rows))
+    with part_path(path, process).open("ab") as file:
+        file.write(torn)
+
+
+def test_rows_of_single_processes_are_read_and_taken_in(tmp_path):
+    with folder(tmp_path) as run:
+        run.append([row(0)])
+    write_part(tmp_path, 10, [row(4), row(5)], torn=b'{"prompt_id": 6, "samp')
+    # Merged once already, by a run that was killed before it took the file away.
+    write_part(tmp_path, 2, [row(0, completion="other"), row(3)])
+    write_part(tmp_path, 3, [])
+    (tmp_path / "rows-old.jsonl").write_text("not ours")
+    expected = [row(0), row(3), row(4), row(5)]
+    assert read_rows(tmp_path) == expected and read_rows(tmp_path / "rows.jsonl") == [row(0)]
+    with folder(tmp_path, command=["sweep", "again"]) as run:
+        assert run.rows == expected and len(run.keys) == 4
+        run.append([row(7)])
+    assert read_rows(tmp_path / "rows.jsonl") == [*expected, row(7)]
+    names = [".lock", "manifest.json", "rows-old.jsonl", "rows.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [c["command"] for c in read_manifest(tmp_path)["commands"]] == [["sweep"], ["sweep", "again"]]
+
+
+def test_a_file_that_a_process_still_writes_is_left_to_it(tmp_path):
+    with folder(tmp_path) as run:
+        run.append([row(0)])
+    write_part(tmp_path, 1, [row(1)])
+    path = part_path(tmp_path, 1)
+    with closing(RowFile(path, alone=True)) as part:
+        with pytest.raises(ValueError, match=rf"^another run is writing to {path}$"), folder(tmp_path):
+            pass
+        part.append(encode_rows([row(2)]))
+    with folder(tmp_path) as run:
+        assert run.rows == [row(0), row(1), row(2)] and not path.exists()
+
+
+def test_a_merge_that_fails_keeps_the_files(tmp_path, monkeypatch):
+    with folder(tmp_path) as run:
+        run.append([row(0)])
+    write_part(tmp_path, 1, [row(1)])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("rows*")}
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ValueError, match="No space left on device"), folder(tmp_path):
+        pass
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("rows*")} == before
+    part_path(tmp_path, 1).write_text('{"prompt_id"\n{}\n')
+    with pytest.raises(ValueError, match=r"rows-1\.jsonl:1: broken row"), folder(tmp_path):
+        pass
 
 
 def test_the_manifest_tells_what_was_run(tmp_path):

@@ -18,8 +18,9 @@ from dera_jax.generate import Cell, complete
 from dera_jax.policies import with_params
 from dera_jax.prompts import as_prompts
 from dera_jax.realign import mix_logits
-from dera_jax.results import read_manifest, sort_rows
+from dera_jax.results import read_manifest, row_key, sort_rows
 from dera_jax.rewards import Reward
+from dera_jax.sharding import Group, parse_mesh
 from dera_jax.sweep import Sweep, run_conversations
 
 MODULES = {name: importlib.import_module(f"dera_jax.{name}") for name in ("sweep", "generate")}
@@ -522,18 +523,36 @@ def test_logits_that_overflow_name_the_model_and_the_token(policies):
         list(sweep((policies[0], overflowing), TEXTS[:1], [0.0], **SETTINGS))
 
 
-def test_rows_are_kept_before_they_are_given(policies, monkeypatch):
-    """What a consumer has seen is on disk."""
-    monkeypatch.setattr(MODULES["sweep"], "FLUSH_ROWS", 3)
-    plan = Sweep(
+def make_plan(policies, lambdas, **more):
+    prompts = as_prompts(TEXTS)
+    return Sweep(
         policies=policies,
-        prompts=tuple(as_prompts(TEXTS)),
-        encoded=tuple(encode_prompts(policies, as_prompts(TEXTS), 24)),
-        lambdas=((0.0,), (1.0,)),
+        prompts=tuple(prompts),
+        encoded=tuple(encode_prompts(policies, prompts, 24)),
+        lambdas=tuple((lambda_,) for lambda_ in lambdas),
         rewards=parse_rewards("length:1:9"),
         decode=DecodeConfig(max_new_tokens=24),
         rows=4,
+        **more,
     )
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_groups_of_processes_make_the_missing_rows_once(policies, rows, count):
+    there = {row_key(row): row for row in rows if row["prompt_id"] == 0 or row["lambda"] in (0.0, 1.5)}
+    found = []
+    for number in range(count):
+        group = Group(parse_mesh(f"data:{jax.device_count()}"), number, count, True)
+        plan = make_plan(policies, LAMBDAS, num_samples=2, group=group)
+        found += run_conversations(plan, there, lambda rows: None)
+    assert len(found) == len(rows) - len(there) == 12
+    assert_contains(found, [row for row in rows if row_key(row) not in there])
+
+
+def test_rows_are_kept_before_they_are_given(policies, monkeypatch):
+    """What a consumer has seen is on disk."""
+    monkeypatch.setattr(MODULES["sweep"], "FLUSH_ROWS", 3)
+    plan = make_plan(policies, [0.0, 1.0])
     kept = []
     for row in run_conversations(plan, {}, kept.extend):
         assert row in kept and row["rewards"].keys() == {"length:1:9"}

@@ -185,12 +185,20 @@ def test_buckets_equal_those_of_torch(count, far, causal):
 @partial(jax.jit, static_argnames="config")
 def prefilled(config, params, tokens, mask):
     """Returns the cache of prompts, with room."""
-    return models.grow_cache(models.bind(config, params).prefill(tokens, mask), 45)
+    return models.grow_cache(models.bind(config, params).prefill(tokens, mask), 45, config.windows)
 
 
 @partial(jax.jit, static_argnames="config")
-def step(config, params, token, cache):
-    return models.bind(config, params).step(token, jnp.zeros_like(token), cache)
+def stepped(config, params, token, cache, recent):
+    return models.bind(config, params).step(token, jnp.zeros_like(token), cache, recent)
+
+
+def step(config, params, token, cache, recent=None):
+    """Returns logits, cache and recent after one more token; the cache takes in every fifth and those before."""
+    recent = models.no_recent(cache, 5) if recent is None else recent
+    logits, recent = stepped(config, params, token, cache, recent)
+    full = recent.count == 5
+    return logits, models.store_recent(cache, recent) if full else cache, None if full else recent
 
 
 def test_cached_steps_equal_teacher_forcing(case):
@@ -203,13 +211,14 @@ def test_cached_steps_equal_teacher_forcing(case):
     before = batch.mask.shape[1] - batch.completion_mask.shape[1]
     config, params = policy.config, policy.params
     cache = fresh = prefilled(config, params, batch.tokens[:, :before], batch.mask[:, :before])
+    recent = None
     for position in range(20):
-        logits, cache = step(config, params, fed[:, position], cache)
+        logits, cache, recent = step(config, params, fed[:, position], cache, recent)
         assert_close(logits, expected[:, position])
     cache = jax.tree.map(lambda now, then: now.at[1].set(then[2]), cache, fresh)
     for position in range(13):
         token = np.array([fed[0, position + 20], fed[2, position], fed[2, position + 20]])
-        logits, cache = step(config, params, token, cache)
+        logits, cache, recent = step(config, params, token, cache, recent)
         assert_close(logits[::2], expected[::2, position + 20])
         assert_close(logits[1], expected[2, position])
 
@@ -225,9 +234,9 @@ def test_greedy_tokens_equal_those_of_torch(case):
     )  # fmt: skip
 
     cache = prefilled(policy.config, policy.params, tokens, mask)
-    token, ours = np.full(3, policy.config.start_token, np.int32), []
+    recent, token, ours = None, np.full(3, policy.config.start_token, np.int32), []
     for _ in range(32):
-        logits, cache = step(policy.config, policy.params, token, cache)
+        logits, cache, recent = step(policy.config, policy.params, token, cache, recent)
         token = np.asarray(logits.argmax(-1))
         ours.append(token)
     np.testing.assert_array_equal(np.stack(ours, axis=1), theirs[:, 1:])

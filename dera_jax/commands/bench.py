@@ -12,6 +12,13 @@ sft, dpo  tokens per second of training, against TRL on torch; the share of the 
 rlhf      seconds of a policy-gradient step of 128 rows and of its parts, against a plain script's
           (of the given pair)
 
+With --schedule, what sharing saves:
+strengths a sweep of 11 strengths against 11 runs of one, with prompts of 384 tokens
+refill    slots that are refilled against fixed batches, with completions that end with a line, and the
+          share of slots that is busy (of the given pair)
+lora      a base mixed with an adapter on it against the base alone at twice the rows
+startup   from the start of a process to its first tokens, with and without compilations kept
+
 Times are of whole calls that end with tokens on the host; EOS is disabled. Each figure is a median
 with its range over the repeats. Without torch its columns are left out.
 """
@@ -26,13 +33,15 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from dera_jax.commands import bench_train
+from dera_jax.commands import bench_schedule, bench_train
 from dera_jax.commands.cli import Parser, announce_devices, command, command_line
 from dera_jax.commands.models import model_names
 from dera_jax.files import write_json
 from dera_jax.provenance import provenance
 
 SECTIONS = ("decode", "overhead", "sweep")
+ONCE = ("sweep", "rlhf", "refill", "startup")
+"""Of the given pair alone."""
 SHAPES = {
     # 15.2 M parameters with the embedding as the head; a head of its own would make them 24.4 M.
     "15m": {
@@ -79,7 +88,14 @@ def parser() -> Parser:
         "--train", action="store_true", help="measure training: sections " + ",".join(bench_train.SECTIONS)
     )
     result.add_argument(
-        "--sections", metavar="A,B…", help=f"(default: {','.join(SECTIONS)}; all of --train's)"
+        "--schedule",
+        action="store_true",
+        help="measure sharing: sections " + ",".join(bench_schedule.SECTIONS),
+    )
+    result.add_argument(
+        "--sections",
+        metavar="A,B…",
+        help=f"(default: {','.join(SECTIONS)}; all of --train's or --schedule's)",
     )
     result.add_argument("--prompts", metavar="PROMPTS", help="of the sweep: its first 8 (default: the toy's)")
     result.add_argument("--no-torch", action="store_true", help="leave out the comparison with torch")
@@ -91,13 +107,18 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
-    known = bench_train.SECTIONS if args.train else SECTIONS
+    if args.train and args.schedule:
+        raise ValueError("expected --train or --schedule, found both")
+    known = SECTIONS
+    if args.train or args.schedule:
+        known = (bench_train if args.train else bench_schedule).SECTIONS
     sections, rows, names = _chosen(args.sections, known), _counts(args.rows), _pair_names(args)
     from dera_jax import bench  # here, because --help should not wait for JAX
 
     config = bench.BenchConfig(args.new_tokens, args.repeats)
     device = announce_devices()
-    with_torch = _torch_wanted(args.no_torch, ("torch", "trl", "datasets") if args.train else ("torch",))
+    needed = ("torch", "trl", "datasets") if args.train else ("torch",)
+    with_torch = not args.schedule and _torch_wanted(args.no_torch, needed)
     report = provenance(command_line("eval.bench", argv), device=device, cpu_count=os.cpu_count())
     report["versions"]["torch"] = version("torch") if with_torch else None
     if args.train:
@@ -112,11 +133,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             report["models"].append(_describe(policies))
             print(f"\n{_title(report['models'][-1])}", flush=True)
             place = Path(folder) / str(number)
-            # Random models have no language to sweep prompts in; one model's policy gradient is enough.
-            chosen = [section for section in sections if number == 0 or section not in ("sweep", "rlhf")]
+            # Random models have no language to sweep prompts in, nor lines to end.
+            chosen = [section for section in sections if number == 0 or section not in ONCE]
             if args.train:
                 model, counts = policies[-1], (config.new_tokens, config.repeats)
                 found = bench_train.measure(chosen, model, *counts, with_torch, place, _progress)
+            elif args.schedule:
+                prompts = partial(_sweep_prompts, args.prompts, policies)
+                given = [name for name in names if name]
+                found = bench_schedule.measure(chosen, policies, given, prompts, config, _progress)
             else:
                 torch_pair = _torch_pair(policies, place, device) if with_torch else None
                 found = _measure(chosen, policies, rows, config, torch_pair, args.prompts)
@@ -300,4 +325,10 @@ def _spread(figures: dict) -> str:
     return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"
 
 
-LINES = {"decode": _decode_line, "overhead": _overhead_line, "sweep": _sweep_line, **bench_train.LINES}
+LINES = {
+    "decode": _decode_line,
+    "overhead": _overhead_line,
+    "sweep": _sweep_line,
+    **bench_train.LINES,
+    **bench_schedule.LINES,
+}

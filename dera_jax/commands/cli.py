@@ -12,7 +12,8 @@ from functools import wraps
 from pathlib import Path
 from typing import NoReturn
 
-from dera_jax.configs import DecodeConfig
+from dera_jax.commands.compilations import keep_compilations
+from dera_jax.configs import KV_CACHES, DecodeConfig
 from dera_jax.files import read_json
 from dera_jax.rewards import KNOWN
 
@@ -188,6 +189,13 @@ def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 12
         help="of all randomness (default %(default)s)",
     )
     group.add_argument(
+        "--kv-cache",
+        choices=KV_CACHES,
+        default=defaults.kv_cache,
+        help="how keys and values of earlier tokens are kept; int8 takes about a quarter of float32 "
+        "(default auto: in the models' type)",
+    )
+    group.add_argument(
         "--rows", default="auto", metavar="N|auto", help="completions decoded at a time (default auto)"
     )
 
@@ -217,6 +225,7 @@ def decode_config(args: argparse.Namespace) -> DecodeConfig:
         top_p=args.top_p,
         stop=tuple(map(unescape, args.stop)),
         seed=args.seed,
+        kv_cache=args.kv_cache,
     )
 
 
@@ -288,8 +297,10 @@ def announce_devices() -> str:
             f"{present[0]} is present but JAX runs on the CPU: install requirements-cuda12.txt or "
             "requirements-tpu.txt, or set JAX_PLATFORMS=cpu"
         )
+    keep_compilations()
     kind = devices[0].device_kind
-    print(f"devices: {len(devices)} × {kind}", file=sys.stderr)
+    if jax.process_index() == 0:  # speaks for all
+        print(f"devices: {len(devices)} × {kind}", file=sys.stderr)
     return kind
 
 

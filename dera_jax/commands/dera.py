@@ -6,6 +6,7 @@
   dera plot        figures and tables of sweeps
   dera combine     the weight-combined model of a pair
   dera bench       speed, as ratios in one run
+  dera plan        a TPU that is not here: does it fit, how fast
   dera sft         train on text
   dera reward      train a reward model on preferences
   dera dpo         align by preferences
@@ -18,7 +19,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("sweep", "generate", "score", "plot", "combine", "bench", "sft", "reward", "dpo", "rlhf")
+COMMANDS = ("sweep", "generate", "score", "plot", "combine", "bench", "plan", "sft", "reward", "dpo", "rlhf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prompt = Prompt.of({"messages": turn} if args.chat else args.prompt)
     rule, _ = cli.load_rule(args.rule)
     rows = cli.parse_rows(args.rows, len(lambdas) * args.num_samples)
+    mesh = models.open_mesh(args)
     cli.announce_devices()
-    policies = models.load_models(args)
+    policies = models.load_models(args, mesh=mesh)
     found = list(
         sweep(policies, [prompt], lambdas, rows=rows, rule=rule, num_samples=args.num_samples, **vars(decode))
     )

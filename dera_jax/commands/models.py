@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dera_jax.commands import meshes
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds which models there are, what they read, and in which precision they run."""
@@ -26,6 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="int8|nf4",
         help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",
     )
+    meshes.add_mesh_options(parser)
 
 
 def add_pair_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -74,13 +77,33 @@ def parse_quantize(text: str | None, count: int) -> list[str | None]:
     return [None if kind == "none" else kind for kind in kinds]
 
 
-def load_models(args: argparse.Namespace, names: list[str] | None = None, quantize: str | None = None):
+def open_mesh(args: argparse.Namespace):
+    """Joins the other processes, if any, and returns the mesh that is asked for, or that the models' sizes ask for.
+
+    None is one device.
+    """
+    meshes.start(args)
+
+    from dera_jax.policies import TOY
+    from dera_jax.sizes import weight_bytes
+
+    reference, aligned = model_names(args)
+    names = [str(TOY / "reference")] if reference is None else [reference, *aligned]
+    kinds = parse_quantize(args.quantize, len(names))
+    return meshes.open_mesh(args, lambda: weight_bytes(names, args.dtype, kinds))
+
+
+def load_models(
+    args: argparse.Namespace, names: list[str] | None = None, quantize: str | None = None, mesh=None
+):
     """Returns the policies that the model options name, the reference first.
 
     Args:
       names: other models than those of --reference and --aligned.
       quantize: other than --quantize.
+      mesh: of `meshes.open_mesh`.
     """
+    from dera_jax.hosts import leads
     from dera_jax.policies import held_bytes, load_policies
 
     reference, aligned = model_names(args) if names is None else (names[0], names[1:])
@@ -88,16 +111,23 @@ def load_models(args: argparse.Namespace, names: list[str] | None = None, quanti
     start = time.perf_counter()
     with closing(_Bars()) as bars:
         policies = load_policies(
-            reference, aligned, args.dtype, quantize=kinds, started=bars.start, **_templates(args)
+            reference,
+            aligned,
+            args.dtype,
+            quantize=kinds,
+            started=bars.start,
+            mesh=mesh,
+            **_templates(args),
         )
     described = " and ".join(dict.fromkeys(map(_described, policies)))
     if held_bytes(policies) < sum(held_bytes([policy]) for policy in policies):
         described += ", what they share held once"
-    print(
-        f"loaded {len(policies)} models ({described}): {_size(held_bytes(policies))} "
-        f"in {time.perf_counter() - start:.1f} s",
-        file=sys.stderr,
-    )
+    if leads():
+        print(
+            f"loaded {len(policies)} models ({described}): {_size(held_bytes(policies))} "
+            f"in {time.perf_counter() - start:.1f} s",
+            file=sys.stderr,
+        )
     return policies
 
 
@@ -121,6 +151,8 @@ class _Bars:
 
     def start(self, name: str, size: int):
         """Returns what is told of bytes that were read."""
+        from dera_jax.hosts import leads
+
         self.close()
         self.bar = tqdm(
             total=size,
@@ -129,7 +161,7 @@ class _Bars:
             unit_scale=True,
             dynamic_ncols=True,
             leave=False,
-            disable=None,
+            disable=None if leads() else True,
         )
         return self.bar.update
 

@@ -119,8 +119,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_options(parser)
     args = parser.parse_args(argv)
     train_options.check(args)
-    if args.mesh:
-        raise ValueError("--mesh: completions are drawn on one device; expected none with train.rlhf")
 
     from dera_jax.encoding import encode_prompts
     from dera_jax.ppo import PPOConfig, ppo_method

@@ -128,8 +128,9 @@ def _score_pairs(args) -> None:
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     loaded = pairs.load_pairs(args.pairs, args.num_prompts)
     rows = cli.parse_rows(args.rows, len(loaded))
+    mesh = models.open_mesh(args)
     cli.announce_devices()
-    policies = models.load_models(args)
+    policies = models.load_models(args, mesh=mesh)
     table = pairs.pairwise_accuracy(policies, loaded, lambdas, rows)
     print(f"{len(loaded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
     print(f"{'λ':>8}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
@@ -156,9 +157,10 @@ def _compare_models(args, names: list[str], prompts: list, rows: int) -> None:
     from dera_jax.divergence import kl_per_token
     from dera_jax.reports import estimate_to_json
 
+    mesh = models.open_mesh(args)
     cli.announce_devices()
     # The reference is what the divergence is measured against.
-    found = kl_per_token(models.load_models(args, names[::-1]), prompts, rows)
+    found = kl_per_token(models.load_models(args, names[::-1], mesh=mesh), prompts, rows)
     print(f"KL({names[0]} ‖ {names[1]}) = {_shown(found)} nats per token, on {len(prompts)} texts")
     _write(args.out, {"kl_per_token": estimate_to_json(found), "models": names, "prompts": len(prompts)})
 
@@ -170,8 +172,9 @@ def _compare_precisions(args, names: list[str], prompts: list, rows: int) -> Non
     from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
 
     lambdas = parse_strengths(args.lambda_, len(names) - 1)
+    mesh = models.open_mesh(args)
     cli.announce_devices()
-    full, lower = models.load_models(args, names, "none"), models.load_models(args, names)
+    full, lower = (models.load_models(args, names, kind, mesh) for kind in ("none", None))
     found = precision_cost(full, lower, prompts, lambdas, rows)
     print(f"KL({args.quantize} ‖ full) in nats per token, on {len(prompts)} texts; Σ|w| is what errors of")
     print("logits are multiplied by at most; ± is half a 95 % interval over texts\n")

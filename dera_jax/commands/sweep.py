@@ -6,6 +6,11 @@
 Larger λ means smaller β/λ: weaker regularization. λ = 0 is the reference, 1 the aligned model, more
 extrapolates, less than 0 moves away from the aligned model. Rerunning a command completes its
 folder; more strengths, samples, prompts or rewards add to it.
+
+Several processes divide the work: start the same command in each, with --coordinator and its two
+companions, or as scripts/tpu_pod.sh and scripts/slurm.sh do. All of them must see the folder --out.
+Each writes rows-<process>.jsonl, which become rows.jsonl at the end; if one is killed, a rerun with
+any number of processes keeps its rows and makes the rest. --rows=N is of all of them together.
 """
 
 import hashlib
@@ -87,15 +92,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.check_folder(args.out)
 
     plan = _plan(args, decode)
+    from dera_jax.hosts import leads
+
     out = args.out or Path("runs") / _folder_name(plan)
     if args.dry_run:
-        print(_dry_run(plan, out))
+        told = _dry_run(plan, out)
+        if leads():
+            print(told)
         return
-    from dera_jax.results import RunFolder
-    from dera_jax.sweep import sweep_provenance
+    from dera_jax.sweep import open_run
 
-    facts = sweep_provenance(plan, cli.command_line("eval.sweep", argv))
-    with RunFolder(out, plan.identity, facts) as folder:
+    with open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder:
         try:
             seconds = _run_with_progress(plan, folder)
         except KeyboardInterrupt:
@@ -105,16 +112,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         more = {"decode_seconds": round(seconds, 1)} if seconds else None
         folder.finish(folder.manifest["extent"] | {"prompts": _prompts(args)}, more)
         rows = folder.rows
-    _report(out, rows, seconds)
+    if leads():
+        _report(out, rows, seconds)
 
 
 def _plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
+    from dera_jax.cells import Sweep, check_rewards
     from dera_jax.encoding import encode_prompts
+    from dera_jax.hosts import several, together
     from dera_jax.prompts import load_prompts
     from dera_jax.rewards import parse_rewards
+    from dera_jax.sharding import own_group
     from dera_jax.strengths import PER_PROMPT, parse_strengths
-    from dera_jax.sweep import Sweep, check_rewards, known_beta
+    from dera_jax.sweep import known_beta
 
     reference, aligned = models.model_names(args)
     # Everything that can be wrong without a model is checked before one is loaded.
@@ -124,21 +135,35 @@ def _plan(args, decode):
     prompts = load_prompts(_prompts(args), args.num_prompts)
     check_rewards(rewards, prompts)
     rule, rule_name = cli.load_rule(args.rule)
-    cli.announce_devices()
-    policies = models.load_models(args)
-    return Sweep(
-        policies=policies,
-        prompts=tuple(prompts),
-        encoded=tuple(encode_prompts(policies, prompts, decode.max_new_tokens)),
-        lambdas=lambdas,
-        rewards=rewards,
-        decode=decode,
-        num_samples=args.num_samples,
-        rows=cli.parse_rows(args.rows, len(prompts) * args.num_samples * len(lambdas or [1])),
-        rule=rule,
-        rule_name=rule_name,
-        beta=known_beta(policies) if args.beta is None else args.beta,
-    )
+    mesh = models.open_mesh(args)
+
+    def load() -> Sweep:
+        cli.announce_devices()
+        group = own_group(mesh) if mesh else None
+        policies = models.load_models(args, mesh=group and group.mesh)
+        return Sweep(
+            policies=policies,
+            prompts=tuple(prompts),
+            encoded=tuple(encode_prompts(policies, prompts, decode.max_new_tokens)),
+            lambdas=lambdas,
+            rewards=rewards,
+            decode=decode,
+            num_samples=args.num_samples,
+            rows=_rows(args, len(prompts) * args.num_samples * len(lambdas or [1]), group),
+            rule=rule,
+            rule_name=rule_name,
+            beta=known_beta(policies) if args.beta is None else args.beta,
+            group=group if several() else None,
+        )
+
+    return together(load)
+
+
+def _rows(args, cells: int, group) -> int:
+    """Returns the rows of a batch of one group: of those asked for, which all have together, its part."""
+    groups = group.count if group else 1
+    rows = cli.parse_rows(args.rows, -(-cells // groups))
+    return rows if args.rows == "auto" else -(-rows // groups)
 
 
 def _prompts(args) -> str:
@@ -148,40 +173,44 @@ def _prompts(args) -> str:
 def _run_with_progress(plan, folder) -> float:
     """Adds what is missing; returns the seconds of decoding, or 0 if rows were there.
 
-    What the compiler and the rewards take is left out.
+    What the compiler and the rewards take is left out. Of several processes one tells of its own cells.
     """
+    from dera_jax.cells import own_conversations, plan_keys, turn_keys
     from dera_jax.generate import warm_up
+    from dera_jax.hosts import leads
     from dera_jax.stopwatch import Stopwatch
-    from dera_jax.sweep import plan_keys, run_sweep
+    from dera_jax.sweep import run_sweep
 
-    before, watch = len(folder.rows), Stopwatch()
-    found = run_sweep(plan, folder, watch)
-    wanted = plan_keys(plan)
-    if wanted - folder.keys:
+    before, watch, wanted = len(folder.rows), Stopwatch(), plan_keys(plan)
+    own = own_conversations(plan, folder.keys)
+    missing = {key for conversation in own for key in turn_keys(conversation)} - folder.keys
+    if missing:
         # Later turns are longer, and compile when their turn comes.
         compiling = sum(
             warm_up(plan.policies, cell, plan.decode, plan.rows, plan.rule)[0]
-            for cell in _first_cells(plan, folder.keys).values()
+            for cell in _first_cells(plan, own, folder.keys).values()
         )
-        print(f"compiled in {compiling:.1f} s", file=sys.stderr)
+        if leads():
+            print(f"compiled in {compiling:.1f} s", file=sys.stderr)
+    there = len(wanted & folder.keys)
     with (
-        tqdm(total=plan.num_rows, unit="completion", dynamic_ncols=True) as bar,
-        closing(found),
+        tqdm(total=there + len(missing), unit="completion", dynamic_ncols=True, disable=not leads()) as bar,
+        closing(run_sweep(plan, folder, watch)) as found,
     ):
         for _ in found:
             bar.update()
-    if left := len(wanted - folder.keys):
+    if (left := len(wanted - folder.keys)) and leads():
         print(
             f"warning: {left} later turns did not fit the models' context and are not there", file=sys.stderr
         )
     return 0.0 if before else watch.seconds
 
 
-def _first_cells(plan, there) -> dict:
+def _first_cells(plan, conversations, there) -> dict:
     """Returns a first turn that is not there yet for each shape that they have."""
-    from dera_jax.sweep import turn_key
+    from dera_jax.cells import turn_key
 
-    missing = [c for c in plan.conversations if turn_key(c, 0) not in there]
+    missing = [c for c in conversations if turn_key(c, 0) not in there]
     return {c.first.buckets: c.cell(plan.policies, (), plan.decode.max_new_tokens) for c in missing}
 
 
@@ -203,7 +232,7 @@ def _report(out: Path, rows: list[dict], seconds: float) -> None:
 
 def _folder_name(plan) -> str:
     """Returns a name that another identity, or other prompts, do not have."""
-    from dera_jax.sweep import prompt_text
+    from dera_jax.cells import prompt_text
 
     reference, *aligned = (Path(policy.name).resolve().name for policy in plan.policies)
     # The first prompt stands for all, whose number may grow.
@@ -213,8 +242,9 @@ def _folder_name(plan) -> str:
 
 
 def _dry_run(plan, out: Path) -> str:
+    from dera_jax.cells import plan_keys
     from dera_jax.results import read_rows, row_key
-    from dera_jax.sweep import estimate_seconds, memory_bytes, plan_keys
+    from dera_jax.sweep import estimate_seconds, memory_bytes
 
     memory = memory_bytes(plan)
     parts = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in memory.items())

@@ -3,14 +3,12 @@
 import argparse
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 
-from dera_jax.commands import cli
+from dera_jax.commands import cli, meshes
 from dera_jax.configs import RunConfig, TrainConfig, check_number
 
 HELP = {
@@ -132,9 +130,7 @@ def add_train_options(parser: argparse.ArgumentParser, *, epochs: bool = True, *
         metavar="N[,N…]",
         help="of data order and sampling; several are trained one after the other (default %(default)s)",
     )
-    group.add_argument(
-        "--mesh", metavar="data:N,model:M", help="devices to split batches and parameters over"
-    )
+    meshes.add_mesh_options(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -144,10 +140,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--from-scratch --lora-r: adapters on random weights are of no use without those")
     for _, seed, _ in grid(args):
         train_config(args, seed)
-    if args.mesh:
-        from dera_jax.sharding import start_processes
-
-        start_processes()
+    meshes.start(args)
 
 
 def train_config(args: argparse.Namespace, seed: int, examples: int | None = None) -> TrainConfig:
@@ -193,46 +186,31 @@ def run_grid(
     """
     from dera_jax import runs
     from dera_jax.provenance import provenance
-    from dera_jax.sharding import parse_mesh
     from dera_jax.training import Preempted
 
-    mesh = parse_mesh(args.mesh) if args.mesh else None
-    points = list(grid(args))
-    with _shared_compilations() if len(points) > 1 else nullcontext():
-        for out, seed, beta in points:
-            method, save, config, settings, best = prepare(seed, beta, out)
-            if runs.is_finished(out, settings, config):
-                print(f"{out}: trained already, {config.max_steps} steps")
-                continue
-            made = provenance(list(command))
-            try:
-                runs.run_training(method, save, config, run_config(args), out, settings, made, best, mesh)
-            except Preempted as preempted:
-                print(preempted, file=sys.stderr)
-                return
-            print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
-
-
-@contextmanager
-def _shared_compilations():
-    """Lets what one run compiles serve the next, which traces it anew: the runs of a grid differ in numbers only."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    if jax.config.jax_compilation_cache_dir is not None:  # the user's own
-        yield
-        return
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
-    with tempfile.TemporaryDirectory(prefix="dera_jax-") as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        compilation_cache.reset_cache()  # it has seen that there is none
+    mesh = _mesh(args)
+    for out, seed, beta in grid(args):
+        method, save, config, settings, best = prepare(seed, beta, out)
+        if runs.is_finished(out, settings, config):
+            print(f"{out}: trained already, {config.max_steps} steps")
+            continue
+        made = provenance(list(command))
         try:
-            yield
-        finally:
-            jax.config.update("jax_compilation_cache_dir", None)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-            compilation_cache.reset_cache()
+            runs.run_training(method, save, config, run_config(args), out, settings, made, best, mesh)
+        except Preempted as preempted:
+            print(preempted, file=sys.stderr)
+            return
+        print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
+
+
+TRAINING_BYTES = 16
+"""Of a parameter: itself, its gradient, two moments in float32; adapters take less."""
+
+
+def _mesh(args: argparse.Namespace):
+    from dera_jax.sizes import weight_bytes
+
+    return meshes.open_mesh(args, lambda: weight_bytes([args.model], "float32", [None]) // 4 * TRAINING_BYTES)
 
 
 def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
@@ -241,19 +219,23 @@ def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
     Args:
       loaded: of the runs before, so that a model is read once.
     """
+    import jax
+
     from dera_jax import policies
 
     if getattr(args, "from_scratch", False):
         policy = policies.fresh_policy(args.model, seed, args.dtype)
     else:
         if "policy" not in loaded:
-            loaded["policy"] = policies.load_policy(args.model, args.dtype)
+            loaded["policy"] = policies.load_policy(args.model, args.dtype, mesh=_mesh(args))
         policy = loaded["policy"]
     if getattr(args, "lora_r", None) is not None:
         targets = args.lora_target_modules
         targets = targets if targets == "all-linear" else targets.split(",")
         policy = policies.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
-    return replace(policy, config=replace(policy.config, remat=args.gradient_checkpointing))
+    # On a TPU blocks one by one take an hour to compile; elsewhere the copy of a loop is not worth it.
+    scan = jax.default_backend() == "tpu"
+    return replace(policy, config=replace(policy.config, remat=args.gradient_checkpointing, scan=scan))
 
 
 def load_reference(args: argparse.Namespace, loaded: dict):
@@ -262,7 +244,9 @@ def load_reference(args: argparse.Namespace, loaded: dict):
 
     if "reference" not in loaded:
         named = args.reference and args.reference != args.model
-        loaded["reference"] = policies.load_policy(args.reference, args.dtype) if named else loaded["policy"]
+        loaded["reference"] = (
+            policies.load_policy(args.reference, args.dtype, mesh=_mesh(args)) if named else loaded["policy"]
+        )
     return loaded["reference"]
 
 

@@ -1,5 +1,6 @@
 """A MODEL argument to a folder on this machine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.jinja"]
@@ -22,8 +23,11 @@ def split_adapter(model: str) -> tuple[str, str | None]:
     return base, adapter
 
 
-def resolve(model: str) -> Path:
+def resolve(model: str, files: Sequence[str] = FILES) -> Path:
     """Returns the folder of `DIR[@revision]` or `org/name[@revision]`; a folder of that name wins.
+
+    Args:
+      files: what of a repository is needed.
 
     Raises:
       ValueError: no such folder and no such repository, or the hub cannot be reached.
@@ -37,15 +41,18 @@ def resolve(model: str) -> Path:
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(f"{model}: no such folder (and not a hub id of the form org/name)")
-    return _download(name, revision or None)
+    return _download(name, revision or None, files)
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     model = f"{repo}@{revision}" if revision else repo
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES, ignore_patterns=DOUBLES))
+        found = snapshot_download(
+            repo, revision=revision, allow_patterns=list(files), ignore_patterns=DOUBLES
+        )
+        return Path(found)
     except errors.HFValidationError as error:
         raise ValueError(f"{model}: no such folder (and not a hub id of the form org/name)") from error
     except errors.GatedRepoError as error:

@@ -108,7 +108,11 @@ def read_params(
             value = jax.device_put(_read(tensor, source, (slice(None),) * len(shape), dtype, seen))
         if quantization and is_quantized(path):
             parts = quantize(value, quantization)
-            params |= {path.removesuffix("kernel") + name: part for name, part in parts.items()}
+            parts = {path.removesuffix("kernel") + name: part for name, part in parts.items()}
+            params |= {
+                name: jax.device_put(part, place(name, part.shape)) if place else part
+                for name, part in parts.items()
+            }
         else:
             params[path] = value
     return unflatten(params)

@@ -1,9 +1,6 @@
-"""The decoder-only family: one transformer, configured.
+"""The decoder-only family: one transformer, configured by a `DecoderConfig`."""
 
-Every architecture is a `DecoderConfig`; where two families differ, they differ in a field here.
-"""
-
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,100 +8,37 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dera_jax.configs import check_choice, check_count, check_number
+from dera_jax.models.attention import Span, attend
+from dera_jax.models.caches import (
+    KVCache,
+    Past,
+    Recent,
+    drop_first,
+    empty_cache,
+    new_cache,
+    store_piece,
+    visible,
+)
+from dera_jax.models.decoder_config import DecoderConfig
+from dera_jax.models.flash import attend_text, choose, platform_of
 from dera_jax.models.layers import (
     ACTIVATIONS,
-    KVCache,
     LayerNorm,
     RMSNorm,
-    attend,
-    attend_causal,
     block_caller,
     join_heads,
     softcapped,
     split_heads,
     vocabulary_logits,
-    write_slots,
 )
-from dera_jax.models.linear import Linear, WeightsConfig
+from dera_jax.models.linear import Linear
 from dera_jax.models.rope import Rope, rotate
+from dera_jax.models.stacked import scan_blocks
 
-
-@dataclass(frozen=True)
-class DecoderConfig(WeightsConfig):
-    """Shape and kind of a decoder-only transformer."""
-
-    vocab_size: int
-    """Rows of the embedding; at least the tokenizer's size."""
-    width: int
-    """Size of the residual stream."""
-    mlp_width: int
-    """Hidden size of the feed-forward block."""
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    """Key-value heads; divides num_heads (grouped-query attention)."""
-    head_dim: int
-    max_positions: int
-    """Longest context, in tokens, that the model was trained for."""
-    activation: str = "silu"
-    gated: bool = True
-    """Whether the feed-forward block is down(activation(gate) · up), not down(activation(up))."""
-    norm: str = "rms"
-    """rms, rms_unit_offset (scale stored less 1) or layer (with mean and bias)."""
-    norm_epsilon: float = 1e-5
-    pre_norm: bool = True
-    """Whether attention and feed-forward block read normalized input."""
-    post_norm: bool = False
-    """Whether their outputs are normalized before they are added."""
-    parallel: bool = False
-    """Whether both read the block's input, not the second the first's sum."""
-    qk_norm: str | None = None
-    """Normalization of queries and keys: head (each by itself) or width (all heads together)."""
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    rope: Rope | None = Rope()  # noqa: RUF009 (frozen)
-    """None: learned position embeddings."""
-    local_rope: Rope | None = None
-    """Of layers with a window, where it is another."""
-    windows: tuple[int, ...] = ()
-    """Of each layer: how many positions, its own included, a token sees; 0 is all. Empty: all, everywhere."""
-    query_scale: float | None = None
-    """Factor of the attention scores; None is 1/√head_dim."""
-    attention_softcap: float = 0.0
-    logit_softcap: float = 0.0
-    """Scores and logits are bounded by c · tanh(x/c); 0 is not at all."""
-    embedding_scale: float = 1.0
-    """Factor of the token embeddings."""
-    tie_embeddings: bool = False
-    """Whether the head is the embedding, transposed."""
-
-    start_token = None
-    """A prompt is what the model continues; there is no token to start with."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("vocab_size", "width", "mlp_width", "num_layers", "head_dim", "max_positions"):
-            check_count(name, getattr(self, name))
-        check_number("norm_epsilon", self.norm_epsilon, 0.0, 1.0)
-        check_count("num_kv_heads", self.num_kv_heads)
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads: expected a divisor of num_heads ({self.num_heads}), got {self.num_kv_heads}"
-            )
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("norm", self.norm, ("rms", "rms_unit_offset", "layer"))
-        if self.qk_norm is not None:
-            check_choice("qk_norm", self.qk_norm, ("head", "width"))
-        if self.windows and len(self.windows) != self.num_layers:
-            raise ValueError(
-                f"windows: expected one for each of {self.num_layers} layers, got {self.windows}"
-            )
-
-    def window(self, layer: int) -> int:
-        """Returns how many positions a token sees in `layer`; 0 is all."""
-        return self.windows[layer] if self.windows else 0
+WHOLE = 2048
+"""Tokens of the longest prompt that is read at once, which is less work; with splash there is no longest."""
+PIECE = 512
+"""Tokens of a longer one that are read at a time: scores are [heads, PIECE, slots]."""
 
 
 class Seen(NamedTuple):
@@ -112,7 +46,12 @@ class Seen(NamedTuple):
 
     angles: Float[Array, "rows length half"] | None
     mask: Bool[Array, "rows length slots"]
-    index: Int[Array, " rows"] | None
+    """Of the tokens themselves, or of those in the cache."""
+    recent_mask: Bool[Array, "#rows #length room"] | None = None
+    count: Int[Array, ""] | None = None
+    """Of the tokens not in the cache yet."""
+    segments: Int[Array, "rows length"] | None = None
+    """Of tokens that are all read at once: their texts' numbers, 0 for padding."""
 
 
 class Attention(nnx.Module):
@@ -129,10 +68,10 @@ class Attention(nnx.Module):
             whole = config.qk_norm == "width"
             self.query_norm = make_norm(config, heads * head_dim if whole else head_dim)
             self.key_norm = make_norm(config, kv_heads * head_dim if whole else head_dim)
-        self.config = config
+        self.config, self.window = config, config.window(layer)
         self.rope = config.local_rope or config.rope if config.window(layer) else config.rope
 
-    def __call__(self, x, seen: Seen, past: tuple[Array, Array] | None):
+    def __call__(self, x, seen: Seen, past: Past | None):
         config, query, key = self.config, self.query(x), self.key(x)
         if config.qk_norm == "width":
             query, key = self.query_norm(query), self.key_norm(key)
@@ -143,10 +82,15 @@ class Attention(nnx.Module):
             query, key = (rotate(each, seen.angles, self.rope.attention_factor) for each in (query, key))
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
         if past is None:
-            mixed = attend_causal(query, key, value, seen.mask, scale, config.attention_softcap)
+            mixed = attend_text(
+                config.attention, query, key, value, seen.mask, seen.segments, self.window, scale,
+                config.attention_softcap,
+            )  # fmt: skip
         else:
-            key, value = (write_slots(p, new, seen.index) for p, new in zip(past, (key, value), strict=True))
-            mixed = attend(query, key, value, seen.mask, scale, config.attention_softcap)
+            past = past.then(key, value, seen.count)
+            key, value = past.recent_keys, past.recent_values
+            spans = Span(past.keys, past.values, seen.mask), Span(key, value, seen.recent_mask)
+            mixed = attend(query, spans, scale, config.attention_softcap)
         return self.out(join_heads(mixed)), (key, value)
 
 
@@ -178,7 +122,7 @@ class Block(nnx.Module):
                 setattr(self, f"{when}{name}_norm", make_norm(config, config.width) if there else _same)
         self.parallel = config.parallel
 
-    def __call__(self, x, seen: Seen, past: tuple[Array, Array] | None):
+    def __call__(self, x, seen: Seen, past: Past | None):
         mixed, present = self.attention(self.attention_norm(x), seen, past)
         after = x + self.post_attention_norm(mixed)
         fed = self.feed_forward(self.feed_forward_norm(x if self.parallel else after))
@@ -209,7 +153,7 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
     ) -> Float[Array, "rows length width"]:
         """Returns what the head reads."""
-        return self._trunk(tokens, _positions(mask), _causal(mask))[0]
+        return self._read(tokens, _positions(mask), _causal(mask), mask.astype(jnp.int32))[0]
 
     def packed_logits(
         self, tokens: Int[Array, "rows length"], segments: Int[Array, "rows length"]
@@ -220,7 +164,7 @@ class Decoder(nnx.Module):
         starts = jnp.diff(segments, axis=1, prepend=0) != 0
         first = jax.lax.cummax(jnp.where(starts, slots, 0), axis=1)
         own = segments[:, :, None] == segments[:, None]
-        return self._logits(self._trunk(tokens, slots - first, own & _causal(segments > 0))[0])
+        return self._logits(self._read(tokens, slots - first, own & _causal(segments > 0), segments)[0])
 
     def completion_logits(
         self,
@@ -248,37 +192,85 @@ class Decoder(nnx.Module):
 
     def prefill(self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]) -> KVCache:
         """Returns the cache of left-padded tokens."""
-        _, present = self._trunk(tokens, _positions(mask), _causal(mask))
-        keys, values = zip(*present, strict=True)
-        return KVCache(keys, values, mask, jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32))
+        config, length = self.config, tokens.shape[1]
+        kernel = choose(
+            config.attention,
+            platform_of(tokens),
+            length,
+            config.head_dim,
+            config.dtype,
+            config.attention_softcap,
+        )
+        if length > WHOLE and kernel != "splash":
+            return self._prefill_pieces(tokens, mask)
+        _, present = self._read(tokens, _positions(mask), _causal(mask), mask.astype(jnp.int32))
+        return new_cache(present, mask, config.windows, config.kv_cache)
+
+    def _prefill_pieces(self, tokens, mask) -> KVCache:
+        """Returns the cache of tokens that are read piece by piece, each with those before it in the cache."""
+        config, (rows, length) = self.config, tokens.shape
+        count = -(-length // PIECE)
+        size = -(-length // count)
+        pad = count * size - length
+        tokens, mask = (jnp.pad(each, ((0, 0), (pad, 0))) for each in (tokens, mask))
+        pieces = [a.reshape(rows, count, size).swapaxes(0, 1) for a in (tokens, mask, _positions(mask))]
+
+        def read(cache: KVCache, piece) -> tuple[KVCache, None]:
+            tokens, mask, positions = piece
+            slots = cache.index[:, None] + jnp.arange(size)
+            own = _causal(mask)
+
+            def seen(angles, window):
+                return Seen(angles, visible(cache, slots, window), _in_window(own, window))
+
+            past = tuple(map(Past, cache.keys, cache.values))
+            return store_piece(cache, self._trunk(tokens, positions, seen, past)[1], mask), None
+
+        shape = rows, config.num_kv_heads, count * size, config.head_dim
+        empty = empty_cache(shape, config.dtype, config.num_layers, config.windows, config.kv_cache)
+        return drop_first(jax.lax.scan(read, empty, pieces)[0], pad, config.windows)
 
     def step(
-        self, token: Int[Array, " rows"], position: Int[Array, " rows"], cache: KVCache
-    ) -> tuple[Float[Array, "rows vocab"], KVCache]:
-        """Returns the logits after one more token, and the cache with it."""
-        slots = jnp.arange(cache.mask.shape[1])
-        mask = cache.mask | (slots == cache.index[:, None])
-        past = tuple(zip(cache.keys, cache.values, strict=True))
-        hidden, present = self._trunk(token[:, None], position[:, None], mask[:, None], past, cache.index)
-        keys, values = zip(*present, strict=True)
-        return self._logits(hidden)[:, 0], KVCache(keys, values, mask, cache.index + 1)
+        self, token: Int[Array, " rows"], position: Int[Array, " rows"], cache: KVCache, recent: Recent
+    ) -> tuple[Float[Array, "rows vocab"], Recent]:
+        """Returns the logits after one more token, and `recent` with it."""
+        past = tuple(map(Past, cache.keys, cache.values, recent.keys, recent.values))
+        slot = cache.index[:, None] + recent.count
+        room = jnp.arange(recent.keys[0].shape[2])[None, None]
 
-    def _trunk(self, tokens, positions, mask, past=None, index=None):
+        def seen(angles, window):
+            behind = recent.count - room
+            new = (behind >= 0) & (behind < window if window else True)
+            return Seen(angles, visible(cache, slot, window), new, recent.count)
+
+        hidden, present = self._trunk(token[:, None], position[:, None], seen, past)
+        keys, values = zip(*present, strict=True)
+        return self._logits(hidden)[:, 0], Recent(keys, values, recent.count + 1)
+
+    def _read(self, tokens, positions, mask, segments):
+        """Returns what tokens leave that see each other where `mask` lets them."""
+
+        def seen(angles, window):
+            return Seen(angles, _in_window(mask, window), segments=segments)
+
+        return self._trunk(tokens, positions, seen)
+
+    def _trunk(self, tokens, positions, see: Callable[[Array | None, int], Seen], past=None):
         config = self.config
         x = self.embed(tokens)
         if config.embedding_scale != 1:
             x *= jnp.asarray(config.embedding_scale, x.dtype)
         if config.rope is None:
             x += self.positions(positions)
-        seen: dict[tuple, Seen] = {}
-        present, call = [], block_caller(config.remat)
+        kinds = [(block.attention.rope, config.window(layer)) for layer, block in enumerate(self.blocks)]
+        of_kind = {kind: see(_angles(config, kind[0], positions), kind[1]) for kind in dict.fromkeys(kinds)}
+        seen, call = [of_kind[kind] for kind in kinds], block_caller(config.remat)
+        if config.scan and past is None:
+            x, present = scan_blocks(self.blocks, x, seen, call)
+            return self.norm(x), present
+        present = []
         for layer, block in enumerate(self.blocks):
-            kind = block.attention.rope, config.window(layer)
-            if kind not in seen:
-                seen[kind] = Seen(
-                    _angles(config, kind[0], positions), _in_window(mask, index, kind[1]), index
-                )
-            x, keys_and_values = call(block, x, seen[kind], past and past[layer])
+            x, keys_and_values = call(block, x, seen[layer], past and past[layer])
             present.append(keys_and_values)
         return self.norm(x), present
 
@@ -316,12 +308,7 @@ def _causal(mask: Bool[Array, "rows length"]) -> Bool[Array, "rows length length
     return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None]
 
 
-def _in_window(
-    mask: Bool[Array, "rows length slots"], index: Int[Array, " rows"] | None, window: int
-) -> Bool[Array, "rows length slots"]:
+def _in_window(mask: Bool[Array, "rows length length"], window: int) -> Bool[Array, "rows length length"]:
     """Returns `mask` without what lies `window` or more slots back; in a row slots are positions apart."""
-    if not window:
-        return mask
-    _, length, slots = mask.shape
-    own = jnp.arange(length) if index is None else index[:, None]
-    return mask & (jnp.arange(slots) > own[..., None] - window)
+    slots = jnp.arange(mask.shape[2])
+    return mask & (slots > slots[:, None] - window) if window else mask

@@ -13,19 +13,19 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dera_jax.configs import check_choice, check_count, check_number
+from dera_jax.models.attention import Span, attend
+from dera_jax.models.caches import Past, Recent, Slots, kept
 from dera_jax.models.layers import (
     ACTIVATIONS,
     RMSNorm,
-    attend,
     block_caller,
     join_heads,
     split_heads,
     vocabulary_logits,
-    write_slots,
 )
 from dera_jax.models.linear import Linear, WeightsConfig
 
-KeysAndValues = tuple[Float[Array, "rows heads slots head_dim"], Float[Array, "rows heads slots head_dim"]]
+KeysAndValues = tuple[Slots, Slots]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class T5Config(WeightsConfig):
 
     max_positions = 2**31 - 1
     """Tokens are told apart by their distances: there is no longest context."""
+    windows = ()
+    """All layers see all tokens."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,22 +86,25 @@ class T5Cache(NamedTuple):
     The prompt takes no slot of `keys` and `values`: the start token goes to slot 0.
     """
 
-    keys: tuple[Float[Array, "rows heads slots head_dim"], ...]
-    values: tuple[Float[Array, "rows heads slots head_dim"], ...]
+    keys: tuple[Slots, ...]
+    values: tuple[Slots, ...]
     mask: Bool[Array, "rows slots"]
     index: Int[Array, " rows"]
-    cross_keys: tuple[Float[Array, "rows heads prompt head_dim"], ...]
-    cross_values: tuple[Float[Array, "rows heads prompt head_dim"], ...]
+    cross_keys: tuple[Slots, ...]
+    cross_values: tuple[Slots, ...]
     cross_mask: Bool[Array, "rows prompt"]
 
 
 class Seen(NamedTuple):
     """What every layer of a stack needs to know of the tokens at hand."""
 
-    mask: Bool[Array, "rows length slots"]
+    mask: Bool[Array, "#rows #length slots"]
+    """Of the tokens themselves, or of those in the cache; the bias likewise."""
     bias: Float[Array, "*rows heads length slots"]
-    index: Int[Array, " rows"] | None = None
-    """Slots that the tokens go to, where there is a cache."""
+    recent_mask: Bool[Array, "1 1 room"] | None = None
+    recent_bias: Float[Array, "heads 1 room"] | None = None
+    count: Int[Array, ""] | None = None
+    """Of the tokens not in the cache yet."""
     cross_mask: Bool[Array, "rows 1 prompt"] | None = None
 
 
@@ -139,15 +144,10 @@ class Attention(nnx.Module):
         return split_heads(self.key(x), self.head_dim), split_heads(self.value(x), self.head_dim)
 
     def __call__(
-        self,
-        x: Float[Array, "rows length width"],
-        keys_and_values: KeysAndValues,
-        mask: Bool[Array, "rows #length slots"],
-        bias: Float[Array, "*rows heads length slots"] | None = None,
+        self, x: Float[Array, "rows length width"], *spans: Span
     ) -> Float[Array, "rows length width"]:
         query = split_heads(self.query(x), self.head_dim)
-        mask = jnp.broadcast_to(mask, (*x.shape[:2], mask.shape[-1]))
-        return self.out(join_heads(attend(query, *keys_and_values, mask, 1.0, bias=bias)), "float32")
+        return self.out(join_heads(attend(query, spans, 1.0)), "float32")
 
 
 class FeedForward(nnx.Module):
@@ -181,14 +181,20 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
         self.dtype = config.dtype
 
-    def __call__(self, x, seen: Seen, past: tuple[Array, Array] | None, cross: tuple[Array, Array] | None):
+    def __call__(self, x, seen: Seen, past: Past | None, cross: KeysAndValues | None):
         read = self.attention_norm(x).astype(self.dtype)
         present = self.attention.keys_and_values(read)
-        if past is not None:
-            present = tuple(write_slots(*both, seen.index) for both in zip(past, present, strict=True))
-        x += self.attention(read, present, seen.mask, seen.bias)
+        if past is None:
+            spans = (Span(*present, seen.mask, seen.bias),)
+        else:
+            past = past.then(*present, seen.count)
+            present = past.recent_keys, past.recent_values
+            own = Span(*present, seen.recent_mask, seen.recent_bias)
+            spans = Span(past.keys, past.values, seen.mask, seen.bias), own
+        x += self.attention(read, *spans)
         if cross is not None:
-            x += self.cross_attention(self.cross_attention_norm(x).astype(self.dtype), cross, seen.cross_mask)
+            read = self.cross_attention_norm(x).astype(self.dtype)
+            x += self.cross_attention(read, Span(*cross, seen.cross_mask))
         return x + self.feed_forward(self.feed_forward_norm(x).astype(self.dtype)), present
 
 
@@ -277,9 +283,11 @@ class T5(nnx.Module):
 
     def prefill(self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]) -> T5Cache:
         """Returns the cache of padded prompts, with the decoder's first token still to come."""
-        cross_keys, cross_values = zip(*self._cross(self.encode(tokens, mask)), strict=True)
-        rows, heads, _, head_dim = cross_keys[0].shape
-        empty = (jnp.zeros((rows, heads, 0, head_dim), self.config.dtype),) * self.config.num_layers
+        config, rows = self.config, tokens.shape[0]
+        cross = ([kept(x, config.kv_cache) for x in pair] for pair in self._cross(self.encode(tokens, mask)))
+        cross_keys, cross_values = zip(*cross, strict=True)
+        none = jnp.zeros((rows, config.num_heads, 0, config.head_dim), config.dtype)
+        empty = (kept(none, config.kv_cache),) * config.num_layers
         return T5Cache(
             keys=empty,
             values=empty,
@@ -291,24 +299,29 @@ class T5(nnx.Module):
         )
 
     def step(
-        self, token: Int[Array, " rows"], position: Int[Array, " rows"], cache: T5Cache
-    ) -> tuple[Float[Array, "rows vocab"], T5Cache]:
-        """Returns the logits after one more token, and the cache with it.
+        self, token: Int[Array, " rows"], position: Int[Array, " rows"], cache: T5Cache, recent: Recent
+    ) -> tuple[Float[Array, "rows vocab"], Recent]:
+        """Returns the logits after one more token, and `recent` with it.
 
         Args:
           position: of the token; told by its slot already.
         """
-        distance = jnp.arange(cache.mask.shape[1]) - cache.index[:, None]
-        mask = cache.mask | (distance == 0)
+        slot = cache.index + recent.count
+        distance = jnp.arange(cache.mask.shape[1]) - slot[:, None, None]
+        new = jnp.arange(recent.keys[0].shape[2])[None] - recent.count
         seen = Seen(
-            mask[:, None], self.decoder.bias(distance[:, None]), cache.index, cache.cross_mask[:, None]
+            cache.mask[:, None],
+            self.decoder.bias(distance),
+            (new <= 0)[None],
+            self.decoder.bias(new),
+            recent.count,
+            cache.cross_mask[:, None],
         )
-        past = tuple(zip(cache.keys, cache.values, strict=True))
+        past = tuple(map(Past, cache.keys, cache.values, recent.keys, recent.values))
         cross = tuple(zip(cache.cross_keys, cache.cross_values, strict=True))
         hidden, present = self.decoder(self.embed(token[:, None]), seen, past, cross)
         keys, values = zip(*present, strict=True)
-        cache = cache._replace(keys=keys, values=values, mask=mask, index=cache.index + 1)
-        return self._logits(hidden)[:, 0], cache
+        return self._logits(hidden)[:, 0], Recent(keys, values, recent.count + 1)
 
     def _cross(self, encoded: Float[Array, "rows prompt width"]) -> list[KeysAndValues]:
         return [block.cross_attention.keys_and_values(encoded) for block in self.decoder.blocks]

@@ -1,0 +1,144 @@
+"""What a sweep is to decode: cells, prompts × strengths × samples, and which of them are whose."""
+
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from dera_jax.configs import DecodeConfig, check_count
+from dera_jax.conversation import Conversation
+from dera_jax.decode import Rule, check_rule
+from dera_jax.encoding import EncodedPrompt
+from dera_jax.hosts import share
+from dera_jax.policies import Policy
+from dera_jax.prompts import Prompt
+from dera_jax.realign import linear_rule
+from dera_jax.results import RowKey
+from dera_jax.rewards import Reward
+from dera_jax.sharding import Group
+from dera_jax.strengths import Strength, format_strength
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is to be decoded and judged."""
+
+    policies: tuple[Policy, ...]
+    prompts: tuple[Prompt, ...]
+    encoded: tuple[EncodedPrompt, ...]
+    """First turns of the prompts."""
+    lambdas: tuple[Strength, ...] | None
+    """None: every prompt brings its own."""
+    rewards: tuple[Reward, ...]
+    decode: DecodeConfig
+    num_samples: int = 1
+    rows: int = 32
+    rule: Rule = linear_rule
+    rule_name: str = "linear"
+    beta: float | None = None
+    """KL strength of the aligned model."""
+    group: Group | None = None
+    """Of processes that decode together, where there are several processes."""
+
+    def __post_init__(self):
+        check_count("num_samples", self.num_samples)
+        check_count("rows", self.rows)
+        check_rule(self.rule, self.rule_name, self.policies)
+        aligned = len(self.policies) - 1
+        if self.lambdas is None and aligned != 1:
+            raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
+        check_rewards(self.rewards, self.prompts)
+        for strength in {s for prompt in self.prompts for each in self._strengths(prompt) for s in each}:
+            if len(strength) != aligned:
+                raise ValueError(f"lambda: expected a number for each of {aligned} aligned, found {strength}")
+            if max(map(abs, strength)) > float(np.finfo(np.float32).max):
+                raise ValueError(f"lambda: {format_strength(strength)} is too large for float32")
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """Everything there is to decode, prompt by prompt."""
+        return [
+            Conversation(prompt, encoded, sample, strengths)
+            for prompt, encoded in zip(self.prompts, self.encoded, strict=True)
+            for sample in range(self.num_samples)
+            for strengths in self._strengths(prompt)
+        ]
+
+    @property
+    def num_rows(self) -> int:
+        """Completions in all."""
+        return sum(len(conversation.strengths) for conversation in self.conversations)
+
+    def _strengths(self, prompt: Prompt) -> list[tuple[Strength, ...]]:
+        """Returns the strength of each turn, for each conversation that one sample of a prompt leads."""
+        if self.lambdas is not None:
+            return [(strength,) * prompt.num_turns for strength in self.lambdas]
+        own = prompt.lambda_
+        if own is None:
+            raise ValueError(f"prompt {prompt.prompt_id!r} has no `lambda`, which --lambda=prompt needs")
+        return [tuple((x,) for x in (own if isinstance(own, tuple) else (own,) * prompt.num_turns))]
+
+    @property
+    def identity(self) -> dict:
+        """What makes rows comparable: a folder holds rows of one identity."""
+        reference, *aligned = (policy.fingerprint for policy in self.policies)
+        kinds = [policy.config.quantization for policy in self.policies]
+        templates = [policy.template for policy in self.policies]
+        decode = asdict(self.decode)
+        if decode["kv_cache"] == "auto":
+            del decode["kv_cache"]
+        changing = self.lambdas is None and any(isinstance(p.lambda_, tuple) for p in self.prompts)
+        return {
+            "models": {"reference": reference, "aligned": aligned},
+            "rule": self.rule_name,
+            "dtype": self.policies[0].config.dtype,
+            # What was not there at first is left out where it is not used: older folders go on.
+            **({"quantization": kinds} if any(kinds) else {}),
+            **({"templates": templates} if any(t is not None for t in templates) else {}),
+            **({"lambda": "one per turn"} if changing else {}),
+            "decode": decode,
+        }
+
+
+def own_conversations(plan: Sweep, there: Container[RowKey]) -> list[Conversation]:
+    """Returns what is for this process to decode, some of it there already; all if it is the only one."""
+    if plan.group is None:
+        return plan.conversations
+    missing = [c for c in plan.conversations if any(key not in there for key in turn_keys(c))]
+    return share(missing, lambda c: c.prompt.prompt_id, plan.group.number, plan.group.count)
+
+
+def turn_key(conversation: Conversation, turn: int) -> RowKey:
+    """Returns what `row_key` gives for the row of a conversation's turn."""
+    strength = format_strength(conversation.strengths[turn])
+    return conversation.prompt.prompt_id, conversation.sample, strength, turn
+
+
+def plan_keys(plan: Sweep) -> set[RowKey]:
+    """Returns what `row_key` gives for each row that the plan leads to."""
+    return {key for conversation in plan.conversations for key in turn_keys(conversation)}
+
+
+def turn_keys(conversation: Conversation) -> list[RowKey]:
+    """Returns what `row_key` gives for the row of each of a conversation's turns."""
+    return [turn_key(conversation, turn) for turn in range(len(conversation.strengths))]
+
+
+def prompt_text(prompt: Prompt) -> str | list[dict]:
+    """Returns what a row keeps of its prompt: the text, or the messages; with the answer's start."""
+    if prompt.messages is None:
+        return prompt.text + prompt.prefix
+    return [*prompt.messages, *([{"role": "assistant", "content": prompt.prefix}] if prompt.prefix else [])]
+
+
+def prompt_tokens(prompt: EncodedPrompt) -> list:
+    """Returns the ids that the models read; a list for each where they differ."""
+    each = [list(ids) for ids in prompt.tokens]
+    return each[0] if all(ids == each[0] for ids in each) else each
+
+
+def check_rewards(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError where a reward cannot judge answers to the prompts."""
+    asked = [prompt_text(prompt.at_turn(())) for prompt in prompts]
+    for reward in rewards:
+        reward.check(asked)

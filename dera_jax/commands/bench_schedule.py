@@ -1,0 +1,75 @@
+"""The sections of `python -m eval.bench --schedule`: what sharing saves, and its lines."""
+
+from collections.abc import Iterator, Sequence
+
+SECTIONS = ("strengths", "refill", "lora", "startup")
+LORA_ROWS = (1, 8)
+
+
+def measure(
+    sections: Sequence[str], policies, names: Sequence[str], prompts, config, progress
+) -> Iterator[tuple[str, dict]]:
+    """Yields each measurement of a pair with its section.
+
+    Args:
+      prompts: returns those of `refill`, encoded; told the longest completion.
+    """
+    from dera_jax import schedule_bench as bench
+
+    for section in sections:
+        told = progress(section)
+        if section == "strengths":
+            yield section, bench.bench_strengths(policies, config, told)
+        elif section == "refill":
+            yield section, bench.bench_refill(policies, prompts(bench.LONGEST), config, told)
+        elif section == "startup":
+            yield section, bench.bench_startup(names, config.repeats, told)
+        else:
+            for rows in LORA_ROWS:
+                yield section, bench.bench_shared_base(policies, rows, config, told)
+
+
+def _strengths_line(result: dict) -> str:
+    seconds = {name: figures["median"] for name, figures in result["seconds"].items()}
+    return (
+        f"strengths {result['rows']:3} rows, {result['prompts']} prompts of {result['prompt_tokens']} tokens, "
+        f"{len(result['strengths'])} strengths, {result['new_tokens']} new tokens: one sweep {seconds['sweep']:.2f} s, "
+        f"a run for each {seconds['runs']:.2f} s: {_spread(result['times_runs'])} × (target ≥ {result['target']:g})"
+    )
+
+
+def _refill_line(result: dict) -> str:
+    seconds = {name: figures["median"] for name, figures in result["seconds"].items()}
+    return (
+        f"refill    {result['rows']:3} rows, {result['cells']} completions of {result['mean_length']:.0f} tokens on "
+        f"average, at most {result['longest']}: refilled slots {seconds['refilled']:.2f} s, fixed batches "
+        f"{seconds['fixed']:.2f} s: {_spread(result['times_fixed'])} × (target ≥ {result['target']:g})\n"
+        f"{' ' * 20}slots busy {result['utilization']:.0%}, {result['of_ceiling']:.2f} of what chunks allow "
+        f"(target ≥ {result['of_ceiling_target']:g})"
+    )
+
+
+def _lora_line(result: dict) -> str:
+    mixed, single = (result["seconds"][name]["median"] * 1e3 for name in ("mixed", "single"))
+    return (
+        f"lora      {result['rows']:3} rows, rank {result['rank']}: base and adapter {mixed:.0f} ms, base alone at "
+        f"{2 * result['rows']} rows {single:.0f} ms: {_spread(result['mixed_to_single'])} × "
+        f"(target ≤ {result['target']:g})"
+    )
+
+
+def _startup_line(result: dict) -> str:
+    cold, warm = (_spread(result["seconds"][name]) for name in ("cold", "warm"))
+    return f"startup   process to 16 tokens: {cold} s, with compilations kept {warm} s"
+
+
+def _spread(figures: dict) -> str:
+    return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"
+
+
+LINES = {
+    "strengths": _strengths_line,
+    "refill": _refill_line,
+    "lora": _lora_line,
+    "startup": _startup_line,
+}

@@ -1,0 +1,59 @@
+"""The devices and processes that a command runs on."""
+
+import argparse
+from collections.abc import Callable
+
+from dera_jax.configs import check_number
+
+
+def add_mesh_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the mesh and the processes that share it."""
+    group = parser.add_argument_group("devices")
+    group.add_argument(
+        "--mesh",
+        metavar="data:N,model:M",
+        help="devices to split rows (data) and parameters (model) over (default: rows over all devices, or "
+        "as many devices for the parameters as their memory asks for)",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT|auto",
+        help="address of the first of several processes; auto: as Slurm or the TPU pod tells "
+        "(default: JAX_COORDINATOR_ADDRESS)",
+    )
+    group.add_argument(
+        "--num-processes", type=int, metavar="N", help="of this run (default: JAX_NUM_PROCESSES)"
+    )
+    group.add_argument(
+        "--process-id", type=int, metavar="I", help="of this one, from 0 (default: JAX_PROCESS_ID)"
+    )
+    group.add_argument(
+        "--coordinator-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="in which all processes must have come (default %(default)g)",
+    )
+
+
+def start(args: argparse.Namespace) -> None:
+    """Joins the other processes of the run, if it is told of any."""
+    from dera_jax.sharding import start_processes
+
+    check_number("--coordinator-timeout", args.coordinator_timeout, 0.0, float("inf"))
+    start_processes(args.coordinator, args.num_processes, args.process_id, args.coordinator_timeout)
+
+
+def open_mesh(args: argparse.Namespace, held: Callable[[], int]):
+    """Returns the mesh of all devices of all processes; None is one device.
+
+    Args:
+      held: returns the bytes of parameters, which decide where --mesh is not given.
+    """
+    import jax
+
+    from dera_jax.sharding import choose_mesh, parse_mesh
+
+    if args.mesh:
+        return parse_mesh(args.mesh)
+    return choose_mesh(held()) if jax.device_count() > 1 else None

@@ -1,0 +1,210 @@
+"""Plans a run on a TPU that is not here: does it fit, how fast, what would be enough.
+
+  python -m eval.plan --reference=mistral-7b --aligned=mistral-7b --topology=v5e:2x4 --rows=16 --context=2048
+
+Compiles prefill and decoding, or a training step, with the real TPU compiler (libtpu; no TPU is needed) from
+configurations alone: no weights are read. A MODEL is a folder, a hub id or a known size; any may end in
++lora:RANK. Bytes are counted in the compiled program. Times are the longer of bytes over the memory's
+bandwidth and operations over the chip's peak: what a perfect schedule would take.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from dera_jax.commands import cli, models
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.plan`."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+
+    from dera_jax.chips import parse_slice
+    from dera_jax.files import write_json
+    from dera_jax.plan import Question, plan
+
+    slice_ = parse_slice(args.topology)
+    question = Question(
+        sized=_models(args),
+        slice_=slice_,
+        mesh=_mesh(args.mesh),
+        rows=_count("--rows", args.rows),
+        context=args.context,
+        new_tokens=args.max_new_tokens or (args.context // 2 if args.train else 128),
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        train=args.train,
+        accumulation=args.gradient_accumulation_steps,
+    )
+    found = plan(question, not args.no_search, lambda text: print(text, file=sys.stderr))
+    for line in _table(found):
+        print(line)
+    if args.out:
+        write_json(args.out, _as_json(found))
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(__doc__, prog="python -m eval.plan")
+    models.add_pair_options(parser)
+    parser.set_defaults(dtype="bfloat16")
+    parser.add_argument(
+        "--quantize", metavar="int8|nf4", help="linear maps in 8 or 4 bits; or one for each model"
+    )
+    group = parser.add_argument_group("the run")
+    group.add_argument(
+        "--topology", default="v5e:2x4", metavar="SLICE",
+        help="chips and their grid, v5e:2x4, or a name in the cloud, v5litepod-8 (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--mesh", metavar="data:N,model:M",
+        help="devices to split rows and parameters over (default: parameters over as many as divide the "
+        "key-value heads)",
+    )  # fmt: skip
+    group.add_argument(
+        "--rows",
+        default="16",
+        metavar="N",
+        help="completions at a time, or pairs in a batch (default %(default)s)",
+    )
+    group.add_argument(
+        "--context", type=int, default=2048, metavar="N",
+        help="tokens of prompt and completion (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N",
+        help="tokens of the completion (default 128; of training, half the context)",
+    )  # fmt: skip
+    group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="keep the smallest set with probability P")
+    group.add_argument(
+        "--train", choices=("dpo",), help="plan a training step of the aligned model (the reference, if none)"
+    )
+    group.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory, about a third more time"
+    )
+    group.add_argument(
+        "--gradient-accumulation-steps", type=int, default=1, metavar="N",
+        help="parts of a training batch, one after the other (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-search", action="store_true",
+        help="leave out the largest number of rows and the smallest slice, which take a few compilations more",
+    )  # fmt: skip
+    group.add_argument("--out", type=Path, metavar="FILE.json", help="write what was found")
+    return parser
+
+
+def _models(args: argparse.Namespace) -> tuple:
+    from dera_jax.policies import TOY
+    from dera_jax.sizes import read_size
+
+    dtype = "bfloat16" if args.dtype == "auto" else args.dtype
+    if args.train and (args.reference or args.aligned):
+        names = [args.aligned or args.reference]
+    else:
+        reference, aligned = models.model_names(args)
+        names = [reference, *aligned] if reference else [str(TOY / "reference"), str(TOY / "aligned")]
+        names = names[-1:] if args.train else names
+    kinds = models.parse_quantize(args.quantize, len(names))
+    sized = [read_size(name, dtype, kind) for name, kind in zip(names, kinds, strict=True)]
+    if args.gradient_checkpointing:
+        sized = [replace(each, config=replace(each.config, remat=True)) for each in sized]
+    return tuple(sized)
+
+
+def _mesh(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = [part.strip().partition(":")[::2] for part in text.split(",")]
+    sizes = {name: int(size) for name, size in parts if size.isascii() and size.isdigit()}
+    if len(sizes) != len(parts) or not sizes.keys() <= {"data", "model"} or not all(sizes.values()):
+        raise ValueError(f"--mesh: expected data:N,model:M, got {text!r}")
+    return sizes.get("data", 1), sizes.get("model", 1)
+
+
+def _count(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(f"{name}: expected a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
+def _table(found) -> list[str]:
+    """Returns the lines to print."""
+    question, chip = found.question, found.question.slice_.chip
+    data, parts = question.shape
+    what = f"a step of {question.train}, {question.rows} pairs" if question.train else f"{question.rows} rows"
+    lines = [
+        f"{' and '.join(model.name for model in question.sized)}: {what} × {question.context} tokens on "
+        f"{question.slice_.name} (mesh data:{data},model:{parts})",
+        "",
+        f"memory of a device{'':31}GB",
+    ]
+    lines += [f"  {name:<45}{size / 1e9:8.3f}" for name, size in found.memory.items()]
+    verdict = "fits" if found.fits else "DOES NOT FIT"
+    lines += [f"  {'total':<45}{found.total / 1e9:8.3f}  {verdict} in {question.slice_.hbm / 1e9:g} GB"]
+    for program in found.programs:
+        lines += ["", *_program(program, chip)]
+    if found.most_rows is not None:
+        unit = "pairs" if question.train else "rows"
+        lines += ["", f"largest number of {unit} that fits: {found.most_rows or 'none'}"]
+        lines += [f"smallest slice that would do: {found.smallest.name if found.smallest else 'none'}"]
+    return lines
+
+
+def _program(program, chip) -> list[str]:
+    names = {"decode": "decoding, a step", "prefill": "prefill, a prompt", "dpo": "training, a step"}
+    lines = [
+        f"{names[program.name]:<32}{'compiled':>10}{'least':>10}{'ratio':>8}",
+        _compared("GB moved", program.moved / 1e9, program.least_moved / 1e9),
+    ]
+    if program.in_loop:
+        lines += [_compared("GB moved within the chunk", program.in_loop / 1e9, program.least_moved / 1e9)]
+    sent = sum(each["sent"] * each["count"] for each in program.collectives)
+    count = sum(each["count"] for each in program.collectives)
+    lines += [
+        _compared("Tflop", program.flops / 1e12, program.least_flops / 1e12),
+        f"  {program.seconds * 1e3:.2f} ms, {program.tokens / program.seconds:,.0f} tokens/s",
+        f"  {count:.0f} collectives send {sent / 1e6:.1f} MB: {sent / chip.ici * 1e3:.2f} ms more if nothing "
+        "else ran meanwhile",
+    ]
+    for each in sorted(program.collectives, key=lambda each: -each["sent"] * each["count"])[:5]:
+        shapes = " ".join(each["shapes"])
+        lines += [f"    {each['count']:6.0f} × {each['kind']} of {shapes} among {each['devices']}"]
+    if program.unknown_loops:
+        lines += [f"  counted once, trips unknown: {', '.join(program.unknown_loops)}"]
+    return lines
+
+
+def _compared(name: str, value: float, least: float) -> str:
+    return f"  {name:<30}{value:10.3f}{least:10.3f}{value / least:8.3f}"
+
+
+def _as_json(found) -> dict:
+    question = found.question
+    chip = question.slice_.chip
+    return {
+        "models": [model.name for model in question.sized],
+        "topology": question.slice_.name,
+        "devices": question.slice_.devices,
+        "chip": {name: getattr(chip, name) for name in ("name", "hbm", "bandwidth", "flops", "ici")},
+        "mesh": dict(zip(("data", "model"), question.shape, strict=True)),
+        **{
+            name: getattr(question, name)
+            for name in ("rows", "context", "new_tokens", "train", "top_k", "top_p")
+        },
+        "memory": found.memory,
+        "total": found.total,
+        "fits": found.fits,
+        "programs": [
+            asdict(program) | {"tokens_per_second": program.tokens / program.seconds}
+            for program in found.programs
+        ],
+        "most_rows": found.most_rows,
+        "smallest_slice": found.smallest.name if found.smallest else None,
+    }

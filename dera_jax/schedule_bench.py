@@ -1,0 +1,171 @@
+"""What sharing saves: a prompt's prefill among strengths, slots among completions, weights among models.
+
+Both sides are ours and make the same completions; they take turns in one run, as in `bench`.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from dera_jax.bench import (
+    LAMBDA,
+    BenchConfig,
+    Progress,
+    complete_all,
+    interleave,
+    make_prompt,
+    ratio,
+    spread,
+    timed,
+    without_eos,
+)
+from dera_jax.configs import DecodeConfig
+from dera_jax.encoding import EncodedPrompt
+from dera_jax.generate import CHUNK, Cell, Usage, complete
+from dera_jax.policies import Policy, with_lora, with_params
+from dera_jax.prompts import Prompt
+from dera_jax.trees import flatten, unflatten
+
+STRENGTHS = tuple(i / 5 for i in range(11))
+LONG_PROMPT, SHORT_COMPLETION, LONG_ROWS = 384, 64, 16
+"""Tokens and rows (one for each prompt), where strengths are compared."""
+LONGEST, SKEWED_ROWS = 256, 32
+"""Tokens of a completion and rows, where slots are compared; most completions are much shorter."""
+SAMPLES = 48
+RANK = 8
+STRENGTHS_TARGET, REFILL_TARGET, UTILIZATION_TARGET, LORA_TARGET = 1.3, 1.5, 0.9, 1.15
+STARTS = {"cold": "nothing compiled before", "warm": "compiled by an earlier command"}
+
+
+def bench_strengths(policies: Sequence[Policy], config: BenchConfig, progress: Progress = print) -> dict:
+    """Returns the time of a sweep of 11 strengths against 11 runs of one strength each, at equal rows.
+
+    A sweep prefills every prompt once.
+    """
+    policies, numbers = without_eos(policies), np.random.default_rng(0)
+    vocab = min(len(policy.tokenizer) for policy in policies)
+    prompts = []
+    for number in range(LONG_ROWS):
+        ids = tuple(numbers.integers(vocab, size=LONG_PROMPT).tolist())
+        prompts.append(EncodedPrompt(Prompt(number, "random words"), (ids,) * len(policies)))
+    each = [[Cell(prompt, 0, (strength,)) for prompt in prompts] for strength in STRENGTHS]
+    together = [cell for cells in zip(*each, strict=True) for cell in cells]
+    runs = {
+        "sweep": timed(lambda: complete_all(policies, together, LONG_ROWS, SHORT_COMPLETION)),
+        "runs": timed(lambda: [complete_all(policies, c, LONG_ROWS, SHORT_COMPLETION) for c in each]),
+    }
+    seconds = interleave(runs, config.repeats, progress)
+    return {
+        "model": policies[-1].name,
+        "strengths": list(STRENGTHS),
+        "prompts": LONG_ROWS,
+        "prompt_tokens": LONG_PROMPT,
+        "new_tokens": SHORT_COMPLETION,
+        "rows": LONG_ROWS,
+        "seconds": seconds,
+        "times_runs": ratio(seconds["runs"], seconds["sweep"]),
+        "target": STRENGTHS_TARGET,
+    }
+
+
+def bench_refill(
+    policies: Sequence[Policy],
+    prompts: Sequence[EncodedPrompt],
+    config: BenchConfig,
+    progress: Progress = print,
+) -> dict:
+    """Returns the time of refilled slots against batches that wait for their longest completion.
+
+    Completions end with a line, so that their lengths differ as they do.
+    """
+    decode = DecodeConfig(max_new_tokens=LONGEST, stop=("\n",))
+    cells = [Cell(prompt, sample, (LAMBDA,)) for prompt in prompts for sample in range(SAMPLES)]
+    batches = [cells[start : start + SKEWED_ROWS] for start in range(0, len(cells), SKEWED_ROWS)]
+    usage = Usage()
+    lengths = [len(c.tokens) for c in complete(policies, cells, decode, SKEWED_ROWS, usage=usage)]
+    mean = float(np.mean(lengths))
+    ceiling = mean / (mean + CHUNK / 2)
+
+    def run(parts) -> None:
+        for part in parts:
+            assert len(list(complete(policies, part, decode, SKEWED_ROWS))) == len(part)
+
+    runs = {"refilled": timed(lambda: run([cells])), "fixed": timed(lambda: run(batches))}
+    seconds = interleave(runs, config.repeats, progress)
+    return {
+        "model": policies[-1].name,
+        "cells": len(cells),
+        "rows": SKEWED_ROWS,
+        "mean_length": mean,
+        "longest": max(lengths),
+        "utilization": usage.share,
+        "utilization_ceiling": ceiling,
+        "of_ceiling": usage.share / ceiling,
+        "seconds": seconds,
+        "times_fixed": ratio(seconds["fixed"], seconds["refilled"]),
+        "target": REFILL_TARGET,
+        "of_ceiling_target": UTILIZATION_TARGET,
+    }
+
+
+def bench_shared_base(
+    policies: Sequence[Policy], rows: int, config: BenchConfig, progress: Progress = print
+) -> dict:
+    """Returns the time of a base mixed with an adapter on it against the base alone at twice the rows."""
+    (base,) = without_eos(policies[:1])
+    adapted = with_lora(base, RANK, 2.0 * RANK)
+    numbers = np.random.default_rng(0)
+    moved = {
+        path: value + numbers.normal(0, 0.01, value.shape).astype(value.dtype)
+        if path.endswith("lora_b")
+        else value
+        for path, value in flatten(adapted.params).items()
+    }
+    pair = base, with_params(adapted, unflatten(moved))
+    prompt = make_prompt(pair, config.new_tokens)
+    alone = EncodedPrompt(prompt.prompt, prompt.tokens[:1])
+    mixed = [Cell(prompt, sample, (LAMBDA,)) for sample in range(rows)]
+    single = [Cell(alone, sample, ()) for sample in range(2 * rows)]
+    runs = {
+        "mixed": timed(lambda: complete_all(pair, mixed, rows, config.new_tokens)),
+        "single": timed(lambda: complete_all((base,), single, 2 * rows, config.new_tokens)),
+    }
+    seconds = interleave(runs, config.repeats, progress)
+    return {
+        "model": base.name,
+        "rows": rows,
+        "rank": RANK,
+        "seconds": seconds,
+        "mixed_to_single": ratio(seconds["mixed"], seconds["single"]),
+        "target": LORA_TARGET,
+    }
+
+
+def bench_startup(names: Sequence[str], repeats: int, progress: Progress = print) -> dict:
+    """Returns the seconds from a process's start to its first tokens, with and without compiled programs.
+
+    Args:
+      names: of the reference and the aligned model; none is the toy pair.
+    """
+    options = [f"--{kind}={name}" for kind, name in zip(("reference", "aligned"), names, strict=False)]
+    short = ["--max-new-tokens=16", "--lambda=0.5", "--prompt=Once upon a time"]
+    command = [sys.executable, "-m", "dera_jax.commands.dera", "generate", *options, *short]
+    seconds: dict[str, list[float]] = {name: [] for name in STARTS}
+    for turn in range(repeats):
+        progress(f"repeat {turn + 1} of {repeats}")
+        with tempfile.TemporaryDirectory() as folder:
+            env = os.environ | {"XDG_CACHE_HOME": folder}
+            env.pop("JAX_COMPILATION_CACHE_DIR", None)
+            for name in STARTS:
+                seconds[name].append(timed(lambda e=env: _run(command, e))())
+    return {"seconds": {name: spread(values) for name, values in seconds.items()}}
+
+
+def _run(command: Sequence[str], env: dict[str, str]) -> None:
+    ended = subprocess.run(command, env=env, capture_output=True, text=True)
+    if ended.returncode:
+        raise ValueError(f"{' '.join(command[1:])}: {ended.stderr.strip().splitlines()[-1]}")

@@ -1,0 +1,182 @@
+"""Decoding and scoring on meshes give what one device gives.
+
+Runs as `python -m tests.test_mesh_decode` with eight devices made of this machine's processor.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from dera_jax import generate, load_policy, policies, score, sharding, sizes
+from dera_jax.policies import with_params
+
+ROOT = Path(__file__).parents[1]
+STORIES = ROOT.parent / "shared/models/stories260K"
+MESHES = ("data:8", "data:2,model:4", "model:8")
+PROMPTS = ["Once upon a time", "Lily went to the park.", "The dog was sad", "One day, Tom and his mom"]
+LAMBDAS = (-0.5, 0.5, 1.0, 2.0)
+SAMPLINGS = ({}, {"top_k": 50, "top_p": 0.95}, {"top_p": 0.9, "temperature": 0.8}, {"temperature": 0.0})
+CHANGED = 1e-4
+"""Words per token that another mesh may change in float32."""
+
+
+def noisy(policy, seed, size=0.1):
+    """Returns the policy with other parameters, near its own."""
+    noise = np.random.default_rng(seed)
+    changed = jax.tree.map(
+        lambda a: a * (1 + size * noise.standard_normal(a.shape).astype(a.dtype)), policy.params
+    )
+    return with_params(policy, changed)
+
+
+def on_mesh(pair, mesh):
+    if mesh is None:
+        return pair
+    return tuple(with_params(policy, sharding.shard_flat(policy.params, mesh)) for policy in pair)
+
+
+def plain_pair():
+    policy = load_policy(STORIES)
+    return policy, noisy(policy, 0)
+
+
+def adapted_pair():
+    """Two adapters on one base, whose members are decoded in one pass."""
+    pair = [policies.with_lora(load_policy(STORIES), 4, 8.0, seed=seed) for seed in (1, 2)]
+    # B starts at 0: such adapters would change nothing.
+    moved = [
+        with_params(policy, jax.tree.map_with_path(lambda path, a, s=seed: _moved(path, a, s), policy.params))
+        for seed, policy in enumerate(pair)
+    ]
+    base = moved[0].params
+    shared = jax.tree.map_with_path(
+        lambda path, own, first: own if "lora" in path[-1].key else first, moved[1].params, base
+    )
+    return moved[0], replace(moved[1], params=shared)
+
+
+def _moved(path, value, seed):
+    if path[-1].key != "lora_b":
+        return value
+    return value + 0.05 * np.random.default_rng(seed).standard_normal(value.shape).astype(value.dtype)
+
+
+def quantized_pair():
+    return policies.load_policies(STORIES, STORIES, quantize=[None, "int8"])
+
+
+def complete(pair, lambda_, sampling, rows=32, samples=8):
+    return generate(
+        pair, PROMPTS, lambda_, num_samples=samples, rows=rows, max_new_tokens=48, seed=5, **sampling
+    )
+
+
+def compare(ours, theirs):
+    """Returns rows that part from one another, tokens before that, and how far apart log-probabilities are."""
+    changed, tokens, apart = 0, 0, 0.0
+    for one, two in zip(ours, theirs, strict=True):
+        same = [a == b for a, b in zip(one.tokens, two.tokens, strict=False)]
+        end = same.index(False) if False in same else len(same)
+        changed += end < max(len(one.tokens), len(two.tokens))
+        tokens += end
+        scale = np.abs(one.model_logprobs[:end]).max(initial=1.0)
+        apart = max(
+            apart, np.abs(one.model_logprobs[:end] - two.model_logprobs[:end]).max(initial=0.0) / scale
+        )
+    return changed, tokens, float(apart)
+
+
+def check(make, text, samplings, lambdas):
+    """Returns changed rows, tokens and the largest relative difference of log-probabilities."""
+    pair, mesh = make(), sharding.parse_mesh(text)
+    placed, total = on_mesh(pair, mesh), [0, 0, 0.0]
+    assert sharding.mesh_of(placed[0].params).shape == mesh.shape
+    for sampling in samplings:
+        for lambda_ in lambdas:
+            found = compare(complete(placed, lambda_, sampling), complete(pair, lambda_, sampling))
+            total = [total[0] + found[0], total[1] + found[1], max(total[2], found[2])]
+    return total
+
+
+def check_score(text):
+    """Returns how far apart the log-probabilities of given completions are."""
+    pair, completions = (
+        plain_pair(),
+        [" there was a cat.", " She ran.", " because it rained all day.", " saw"],
+    )
+    placed = on_mesh(pair, sharding.parse_mesh(text))
+    ours, theirs = (score(each, PROMPTS, completions, LAMBDAS) for each in (placed, pair))
+    pairs = list(zip(ours, theirs, strict=True))
+    return max(float(np.abs(a.logprobs - b.logprobs).max() / np.abs(b.logprobs).max()) for a, b in pairs)
+
+
+def main():
+    for text in MESHES:
+        asked = (SAMPLINGS, LAMBDAS[1::2]) if text == "data:2,model:4" else (SAMPLINGS[:1], LAMBDAS)
+        found = check(plain_pair, text, *asked)
+        print(
+            json.dumps({"mesh": text, "changed": found[0], "tokens": found[1], "apart": found[2]}), flush=True
+        )
+    for name, make in (("lora", adapted_pair), ("int8", quantized_pair)):
+        found = check(make, "data:2,model:4", SAMPLINGS[:1], (0.5,))
+        print(
+            json.dumps({"mesh": name, "changed": found[0], "tokens": found[1], "apart": found[2]}), flush=True
+        )
+    print(json.dumps({"mesh": "score", "changed": 0, "tokens": 1, "apart": check_score("data:4,model:2")}))
+
+
+def test_rows_on_meshes_are_those_of_one_device():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.test_mesh_decode"]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [line["mesh"] for line in lines] == [*MESHES, "lora", "int8", "score"]
+    for line in lines:
+        print(line)
+        # A single row may part where it stands on the edge; the share is of all tokens.
+        assert line["apart"] < 1e-5, line
+    decoded = [line for line in lines if line["mesh"] != "score"]
+    tokens = sum(line["tokens"] for line in decoded)
+    assert tokens > 20_000
+    assert sum(line["changed"] for line in decoded) <= CHANGED * tokens, lines
+
+
+def test_a_mesh_that_does_not_divide_the_heads_is_refused():
+    mesh = AbstractMesh((1, 3), sharding.MESH_AXES)
+    told = r"^mesh: model:3 does not divide the 8 heads of M \(8 = 2 × 3 \+ 2\)$"
+    with pytest.raises(ValueError, match=told):
+        sharding.check_heads(mesh, "M", load_policy(STORIES).config)
+
+
+@pytest.mark.parametrize(
+    "held, count, memory, expected",
+    [
+        (29e9, 8, 16e9, "data:2,model:4"),
+        (29e9, 8, 80e9, "data:8,model:1"),
+        (140e9, 8, 16e9, "data:1,model:8"),
+        (29e9, 6, 16e9, "data:3,model:2"),
+        (29e9, 8, None, "data:8,model:1"),
+    ],
+)
+def test_a_mesh_is_chosen_by_what_the_parameters_take(held, count, memory, expected):
+    assert sharding._fitting(int(held), count, memory and int(memory)) == expected
+
+
+def test_parameters_of_a_shared_base_count_once():
+    one = sizes.weight_bytes(["mistral-7b"], "auto", [None])
+    assert one == 7_241_732_096 * 2
+    assert sizes.weight_bytes(["mistral-7b", "mistral-7b"], "auto", [None, None]) == one
+    assert sizes.weight_bytes(["mistral-7b", "mistral-7b"], "float32", [None, "int8"]) < 1.5 * 2 * one
+
+
+if __name__ == "__main__":
+    main()
