@@ -166,8 +166,10 @@ class _Batch:
         self.eos_ids = {i for policy in policies for i in policy.eos_ids}
         self.eos = jnp.array(sorted(self.eos_ids), jnp.int32)
         first = self._prefilled(cells[0].prompt)
+        # Room for whole chunks: the last one may reach beyond the longest completion.
         self.state = decode.empty_state(
-            self.configs, first, rows, config.max_new_tokens, self.key, rule, self.mesh
+            self.configs, first, rows, config.max_new_tokens + -config.max_new_tokens % CHUNK, self.key, rule,
+            self.mesh,
         )
 
     def run(self) -> Iterator[Completion]:

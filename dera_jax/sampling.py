@@ -145,7 +145,7 @@ def block_size(vocab: int) -> int:
     even = min(
         (n for n in range(1, shard + 1) if shard % n == 0), key=lambda n: round(abs(math.log(n / root)), 9)
     )
-    return even if root / 4 <= even <= root * 4 else 1 << round(math.log2(root))
+    return even if root / 1.5 <= even <= root * 4 else 1 << round(math.log2(root))
 
 
 def block_log_partition(logits: Float[Array, "rows vocab"]) -> Float[Array, "rows blocks"]:

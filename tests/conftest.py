@@ -30,6 +30,13 @@ import pytest  # noqa: E402
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Lets go of a module's compiled programs, which are gigabytes in the end."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def stories() -> Path:
     """The folder of a real pretrained model of 260 032 parameters."""

@@ -327,8 +327,8 @@ def test_meshes_over_two_processes_give_the_rows_of_one_device(one, tmp_path):
             ".lock", "manifest.json", "rows.jsonl", "summary.csv", "sweep.png"
         ]  # fmt: skip
         assert "rows.jsonl (" in told[0][0] and "completion" in told[0][1]
-        # The other is quiet: what there is, the library for processors says.
-        assert all(line.startswith("[Gloo]") for line in told[1][0].splitlines()) and told[1][1] == ""
+        # The other is quiet: what there is, the library for processors says, lines of several threads mixed.
+        assert not any(word in told[1][0] for word in ("λ", "rows", "compl", "device")) and told[1][1] == ""
     manifest = json.loads((out / "manifest.json").read_text())
     assert len(manifest["commands"]) == 3 and manifest["provenance"]["processes"] == 2
     assert manifest["extent"]["lambda"] == ["0", "0.5", "1", "1.5"]

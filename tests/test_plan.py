@@ -149,9 +149,10 @@ def test_a_step_of_dpo_with_its_memory():
         f"{found.total / 1e9:.1f} of {slice_.hbm / 1e9:.0f} GB on {slice_.name}, {found.temporary / 1e9:.1f} temporary"
     )
     assert kept < found.temporary < 2.5 * kept and found.total < slice_.hbm
-    # Each of two completions of each pair, forward, again for the gradients, and twice for those.
+    # Each of two completions of each pair, forward, again for the gradients, and twice for those; of what is
+    # done again the last product of a block is left out, and what splash does is not counted.
     maps = params - 2 * 32000 * 4096
-    assert found.cost.flops > 4 * 2 * 2 * pairs * length * maps / 8
+    assert found.cost.flops == pytest.approx(4 * 2 * 2 * pairs * length * maps / 8, rel=0.1)
     assert {"all-reduce"} <= {each.kind for each in found.cost.collectives}
 
 
