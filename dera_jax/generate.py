@@ -168,7 +168,12 @@ class _Batch:
         first = self._prefilled(cells[0].prompt)
         # Room for whole chunks: the last one may reach beyond the longest completion.
         self.state = decode.empty_state(
-            self.configs, first, rows, config.max_new_tokens + -config.max_new_tokens % CHUNK, self.key, rule,
+            self.configs,
+            first,
+            rows,
+            config.max_new_tokens + -config.max_new_tokens % CHUNK,
+            self.key,
+            rule,
             self.mesh,
         )
 
