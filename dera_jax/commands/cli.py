@@ -53,6 +53,9 @@ HABITS = {
 """Names of other tools and what we call the same thing; of alternatives, the first that a command has."""
 
 
+LESS_MEMORY = "fewer --rows (training: --batch-size), shorter texts, --dtype=bfloat16 or more of `model` in --mesh take less"
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with exit code 2."""
 
@@ -124,7 +127,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return _fail(f"error: out of memory, fewer --rows take less: {_one_line(error)[:200]}")
+            return _fail(f"error: out of memory, {LESS_MEMORY}: {_one_line(error)[:200]}")
         return 0
 
     return wrapped
