@@ -53,7 +53,7 @@ HABITS = {
 """Names of other tools and what we call the same thing; of alternatives, the first that a command has."""
 
 
-LESS_MEMORY = "fewer --rows (training: --batch-size), shorter texts, --dtype=bfloat16 or a larger `model` in --mesh help"
+LESS_MEMORY = "fewer --rows (--batch-size), shorter texts, --dtype=bfloat16, a larger `model` in --mesh help"
 
 
 class Parser(argparse.ArgumentParser):
