@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import os
 import zlib
 from pathlib import Path
@@ -82,10 +83,14 @@ def decode_json(data: bytes):
         raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
 
 
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+"""What opens files of compressed names."""
+
+
 def read_bytes(path: Path) -> bytes:
-    """Returns a file's bytes, uncompressed if its name ends with .gz."""
+    """Returns a file's bytes, uncompressed if its name ends with .gz or .xz."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        with OPENERS.get(path.suffix, open)(path, "rb") as file:
             return file.read()
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None

@@ -45,6 +45,9 @@ from dera_jax.strengths import strength_from_json
 FORMAT = 1
 """Of the manifest; a folder of another format is refused."""
 
+ENDINGS = ("", ".gz", ".xz")
+"""Of the file of rows: as written, or compressed."""
+
 
 def sort_rows(rows: list[dict]) -> list[dict]:
     """Returns the rows by (prompt_id, sample, λ), then turn; numbers come before strings."""
@@ -64,7 +67,7 @@ def read_rows(run: str | Path) -> list[dict]:
     processes come last.
 
     Args:
-      run: a folder with `rows.jsonl` or `rows.jsonl.gz`, or such a file.
+      run: a folder with `rows.jsonl`, `rows.jsonl.gz` or `rows.jsonl.xz`, or such a file.
 
     Raises:
       ValueError: there is no such file, or another line of it is broken.
@@ -104,10 +107,10 @@ def read_manifest(run: str | Path) -> dict:
 def _rows_file(run: Path) -> Path:
     if not run.is_dir():
         return run
-    for name in ("rows.jsonl", "rows.jsonl.gz"):
-        if (run / name).exists():
-            return run / name
-    raise ValueError(f"no run in {run}: expected rows.jsonl or rows.jsonl.gz there")
+    for ending in ENDINGS:
+        if (run / f"rows.jsonl{ending}").exists():
+            return run / f"rows.jsonl{ending}"
+    raise ValueError(f"no run in {run}: expected rows.jsonl there, or compressed, .gz or .xz")
 
 
 class RunFolder:
@@ -262,8 +265,11 @@ class RunFolder:
 
     def _open_rows(self) -> None:
         path = self.path / "rows.jsonl"
-        if not path.exists() and (self.path / "rows.jsonl.gz").exists():
-            raise ValueError(f"the rows of {self.path} are compressed: run `gunzip {path}.gz` to add to them")
+        if not path.exists():
+            for packed in (Path(f"{path}{ending}") for ending in ENDINGS[1:]):
+                if packed.exists():
+                    tool = "gunzip" if packed.suffix == ".gz" else "unxz"
+                    raise ValueError(f"the rows of {self.path} are compressed: run `{tool} {packed}` to add to them")
         self._file = RowFile(path)
         self.rows = self._file.rows
         self.keys = set(map(row_key, self.rows))

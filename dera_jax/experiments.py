@@ -1,0 +1,187 @@
+"""Experiments, declared: which commands make which folders, of what they need, at which strengths.
+
+An experiment of this field has one shape: a pair aligned at β, decoded at many strengths λ (DeRa); models
+retrained at β/λ; and, for comparison, models of combined weights. Small versions and those of the paper's size
+differ in names and numbers only. Nothing is run here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dera_jax.strengths import format_strength
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and the folder it makes."""
+
+    command: str
+    """`train.rlhf`, `eval.sweep` …, or a function as `module:function`."""
+    folder: str
+    """What it makes, below the folder of all work."""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Names as in Python to values; a step, or a place in one, stands for its path."""
+
+    def __truediv__(self, part: str) -> "Place":
+        """Returns the place of a file or folder in what the step makes."""
+        return Place(self, part)
+
+    def needs(self) -> list["Step"]:
+        """Returns the steps whose folders this one reads."""
+        found = (_step_of(each) for value in self.options.values() for each in _several(value))
+        return list(dict.fromkeys(step for step in found if step))
+
+    def arguments(self, work: Path | str) -> dict[str, str]:
+        """Returns the options as text, `--out` among them; a flag's is empty."""
+        given = {
+            name: "" if value is True else ",".join(_text(each, work) for each in _several(value))
+            for name, value in self.options.items()
+            if value is not None and value is not False
+        }
+        return given | {"out": f"{work}/{self.folder}"}
+
+    def words(self, work: Path | str) -> list[str]:
+        """Returns the words of the command line behind `python -m`."""
+        told = self.arguments(work).items()
+        return [self.command, *(f"{option(name)}={text}" if text else option(name) for name, text in told)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder in what a step makes, or the step's own folder."""
+
+    step: Step
+    part: str = ""
+    kind: str = ""
+    """Written before the path, such as `model:`."""
+
+    def path(self, work: Path | str) -> str:
+        """Returns where it is."""
+        return "/".join(filter(None, (f"{self.kind}{work}", self.step.folder, self.part)))
+
+
+Source = Step | Place | str
+"""Where a model or data comes from: what a step makes, or a name as commands take it."""
+
+
+def option(name: str) -> str:
+    """Returns a command line's name for an option.
+
+    >>> option("lambda_"), option("max_steps")
+    ('--lambda', '--max-steps')
+    """
+    return "--" + name.strip("_").replace("_", "-")
+
+
+def _several(value: Any) -> Sequence:
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _step_of(value: Any) -> Step | None:
+    return value.step if isinstance(value, Place) else value if isinstance(value, Step) else None
+
+
+def _text(value: Any, work: Path | str) -> str:
+    if isinstance(value, Step):
+        return Place(value).path(work)
+    if isinstance(value, Place):
+        return value.path(work)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A pair at many strengths, beside retrained models and combined weights."""
+
+    name: str
+    """Its folder, and what it is called by."""
+    title: str
+    """What it is about, in one line."""
+    reference: Source
+    """λ = 0."""
+    training: Step
+    """How the reference is aligned, without β, seed and folder."""
+    beta: float
+    """KL strength of the aligned model, λ = 1."""
+    strengths: tuple[float, ...]
+    """Decoded by mixing (DeRa)."""
+    retrained: tuple[float, ...] = ()
+    """Also trained, at β/λ."""
+    repeated: tuple[float, ...] = ()
+    """Trained with every seed; 1 among them, so that DeRa has as many."""
+    num_seeds: int = 1
+    combined: tuple[float, ...] = ()
+    """Also decoded from combined weights."""
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    """Options of all sweeps: prompts, rewards, sampling."""
+    aligned_model: Source | None = None
+    """The aligned model, where it is not to be trained here."""
+
+    def __post_init__(self):
+        if self.num_seeds > 1 and 1.0 not in self.repeated:
+            raise ValueError(f"{self.name}: expected 1 among the repeated strengths, found {self.repeated}")
+        if strange := sorted({*self.repeated} - {*self.retrained, 1.0}):
+            raise ValueError(f"{self.name}: strengths {strange} are repeated, but not retrained")
+        if min((*self.retrained, 1.0)) <= 0:
+            raise ValueError(f"{self.name}: no β/λ for λ ≤ 0, found {self.retrained}")
+
+    def aligned(self, strength: float = 1.0, seed: int = 0) -> Source:
+        """Returns what trains at β/λ: the aligned model at λ = 1."""
+        if self.aligned_model is not None and strength == 1:
+            return self.aligned_model
+        beta = f"{self.beta / strength:.6g}"
+        return replace(
+            self.training,
+            folder=f"{self.name}/beta={beta}-seed={seed}",
+            options={**self.training.options, "beta": beta, "seed": seed},
+        )
+
+    def dera(self, seed: int = 0) -> Step:
+        """Returns the sweep over all strengths; of further seeds only over the repeated ones."""
+        some = self.strengths if seed == 0 else (0.0, *self.repeated)
+        return self._sweep(f"dera-seed={seed}", self.aligned(seed=seed), some, self.beta)
+
+    def retrained_sweep(self, strength: float, seed: int = 0) -> Step:
+        """Returns the decoding of a model trained at β/λ, as it is."""
+        name = f"retrained-{strength:.4g}-seed={seed}"
+        return self._sweep(name, self.aligned(strength, seed), (1.0,), self.beta / strength)
+
+    def combined_sweep(self, strength: float) -> Step:
+        """Returns the decoding of the weight-combined model, as it is."""
+        pair = {
+            "reference": self.reference,
+            "aligned": self.aligned(),
+            "lambda_": format_strength((strength,)),
+        }
+        model = Step("eval.combine", f"{self.name}/weights-{strength:.4g}", pair)
+        return self._sweep(
+            f"combined-{strength:.4g}", model, (1.0,), self.beta / strength if strength > 0 else None
+        )
+
+    def _sweep(self, name: str, aligned: Source, strengths: Sequence[float], beta: float | None) -> Step:
+        pair = {
+            "reference": self.reference,
+            "aligned": aligned,
+            "lambda_": tuple(format_strength((strength,)) for strength in strengths),
+            "beta": None if beta is None else f"{beta:.6g}",
+        }
+        return Step("eval.sweep", f"{self.name}/{name}", pair | dict(self.decoding))
+
+    def trials(self) -> Iterator[tuple[float, int]]:
+        """Yields strength and seed of every model retrained at another β."""
+        for strength in self.retrained:
+            if strength != 1:
+                for seed in range(self.num_seeds if strength in self.repeated else 1):
+                    yield strength, seed
+
+    def sweeps(self) -> list[Step]:
+        """Returns all that is decoded."""
+        seeds = range(1, self.num_seeds)
+        return [
+            self.dera(),
+            *(self.retrained_sweep(*trial) for trial in self.trials()),
+            *map(self.dera, seeds),
+            *map(self.combined_sweep, self.combined),
+        ]

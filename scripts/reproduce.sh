@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Every figure, table and claim of the paper, small, from this repository and ../shared:
+#   bash scripts/reproduce.sh [--smoke] [--jobs=2] [EXPERIMENT…]     see --help
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec python -m scripts.reproduce "$@"

@@ -1,0 +1,128 @@
+"""Prompts, pairs and texts that the experiments read, each made into a folder by one function."""
+
+import csv
+import gzip
+import json
+import math
+import random
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dera_jax.files import encode_json, write_bytes
+
+ANSWER = "\n\nAssistant:"
+
+
+def openings(out: Path, stories: str, words: str, held_out: str) -> None:
+    """Writes the first words of each story, no two alike, as train.jsonl and held_out.jsonl.
+
+    Paragraphs of a story are set apart by an empty line, stories by the end of a line alone.
+    """
+    texts = re.split(r"(?<!\n)\n(?!\n)", Path(stories).read_text())
+    first = (text.split()[: int(words)] for text in texts)
+    prompts = list(dict.fromkeys(" ".join(found) for found in first if len(found) == int(words)))
+    random.Random(0).shuffle(prompts)
+    for name, part in (("held_out", prompts[: int(held_out)]), ("train", prompts[int(held_out) :])):
+        rows = ({"id": f"{name}-{n}", "prompt": prompt} for n, prompt in enumerate(part))
+        write_rows(out / f"{name}.jsonl", rows)
+
+
+def e2e(out: Path, data: str, held_out: str, vocabulary: str, longest: str) -> None:
+    """Writes E2E's texts, and an untrained T5 of a million parameters with a tokenizer of its own.
+
+    train.jsonl (prompt: a meaning representation, completion: what people wrote), prompts.jsonl,
+    held_out.jsonl (with all `references`) and model/. The development and the test set are pooled and
+    meaning representations held out at random: alone, the development set lacks most of the test set's
+    combinations. So the figures are not those of the official split.
+    """
+    from scripts.reproduce.t5 import save_untrained, train_tokenizer
+
+    found: dict[str, list[str]] = {}
+    for name in ("devset.csv", "testset_w_refs.csv"):
+        with open(Path(data) / name, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                found.setdefault(row["mr"], []).append(" ".join(row["ref"].split()))
+    meanings = list(found)
+    random.Random(0).shuffle(meanings)
+    asked, known = meanings[: int(held_out)], meanings[int(held_out) :]
+    tokenizer = train_tokenizer((text for mr in known for text in [mr, *found[mr]]), int(vocabulary))
+    save_untrained(tokenizer, out / "model")
+
+    def fits(*texts: str) -> bool:
+        return all(len(tokenizer(text).input_ids) <= int(longest) for text in texts)
+
+    pairs = ((mr, text) for mr in known for text in found[mr] if fits(mr, text))
+    write_rows(out / "train.jsonl", ({"prompt": mr, "completion": text} for mr, text in pairs))
+    write_rows(out / "prompts.jsonl", ({"prompt": mr} for mr in known))
+    held = ({"id": f"test-{n:03}", "prompt": mr, "references": found[mr]} for n, mr in enumerate(asked))
+    write_rows(out / "held_out.jsonl", held)
+
+
+def hh(out: Path, data: str, context: str) -> None:
+    """Writes Anthropic's preference pairs of both subsets, split by a hash of the first question.
+
+    policy.jsonl (two fifths: what policies and their reward model learn from), judge.jsonl (two fifths:
+    what the judge learns from) and held_out.jsonl. Of a conversation the last `context` characters
+    before the answers are kept; pairs with an empty answer or two equal ones are left out.
+    """
+    parts: dict[str, list[dict]] = {"policy": [], "judge": [], "held_out": []}
+    for file in sorted(Path(data).glob("*.jsonl.gz")):
+        for line in gzip.decompress(file.read_bytes()).splitlines():
+            row = json.loads(line)
+            prompt, chosen, rejected = _last_turn(row["chosen"], row["rejected"])
+            if chosen != rejected and chosen.strip() and rejected.strip():
+                part = zlib.crc32(row["chosen"].split(ANSWER)[0].encode()) % 5
+                name = "held_out" if part == 0 else "policy" if part < 3 else "judge"
+                pair = {"prompt": prompt[-int(context) :], "chosen": chosen, "rejected": rejected}
+                parts[name].append({"id": f"{file.name.split('.')[0]}-{len(parts[name])}", **pair})
+    for name, rows in parts.items():
+        write_rows(out / f"{name}.jsonl", rows)
+
+
+def _last_turn(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Returns what two transcripts share, up to the last turn, and the two answers."""
+    shortest = min(len(chosen), len(rejected))
+    same = next((n for n in range(shortest) if chosen[n] != rejected[n]), shortest)
+    start = chosen[:same].rfind(ANSWER) + len(ANSWER)
+    return chosen[:start], chosen[start:], rejected[start:]
+
+
+def gold_pairs(out: Path, rows: str, reward: str, temperature: str, held_out: str) -> None:
+    """Writes pairs of a model's own completions, labelled by a known reward with Bradley–Terry noise.
+
+    P(a ≻ b) = σ((r(a) − r(b)) / temperature) for two samples of one prompt, drawn at random: samples 0
+    and 1, 2 and 3, …  Written are train.jsonl and held_out.jsonl, by prompt, with the rewards.
+    """
+    from dera_jax.results import read_rows
+
+    by_prompt = defaultdict(list)
+    for row in sorted(read_rows(rows), key=lambda row: (str(row["prompt_id"]), row["sample"])):
+        by_prompt[row["prompt_id"]].append(row)
+    noise = random.Random(0)
+    parts: dict[str, list[dict]] = {"train": [], "held_out": []}
+    for prompt_id, drawn in by_prompt.items():
+        for a, b in zip(drawn[::2], drawn[1::2], strict=False):
+            if a["completion"] == b["completion"]:
+                continue
+            margin = a["rewards"][reward] - b["rewards"][reward]
+            prefers_a = noise.random() < 1 / (1 + math.exp(-margin / float(temperature)))
+            chosen, rejected = (a, b) if prefers_a else (b, a)
+            is_held = zlib.crc32(str(prompt_id).encode()) % 100 < 100 * float(held_out)
+            parts["held_out" if is_held else "train"].append(
+                {
+                    "prompt": a["prompt"],
+                    "chosen": chosen["completion"],
+                    "rejected": rejected["completion"],
+                    "margin_true": chosen["rewards"][reward] - rejected["rewards"][reward],
+                }
+            )
+    for name, found in parts.items():
+        write_rows(out / f"{name}.jsonl", found)
+
+
+def write_rows(path: Path, rows: Iterable[dict] | Sequence[dict]) -> None:
+    """Writes JSON lines, all or none."""
+    write_bytes(path, b"".join(encode_json(row) + b"\n" for row in rows))

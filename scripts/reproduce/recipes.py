@@ -1,0 +1,276 @@
+"""The experiments at a size that two cores can do: what is trained and decoded, with which numbers.
+
+The models are stories260K (a real pretrained Llama of 260 032 parameters) and a T5 of a million parameters
+trained here on E2E. Numbers that the paper gives are kept (β = 0.1, the strengths); steps, batches and rates
+are what reaches a plateau in minutes.
+"""
+
+from dera_jax.experiments import Experiment, Place, Source, Step
+
+HERE = "scripts.reproduce"
+GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
+"""The paper's strengths of Fig. 2, 5, 8 and 9, and ½ for the seeds."""
+WIDE = (0.0, 0.5, 2 / 3, 1.0, 2.0, 5.0, 10.0)
+"""Those of Fig. 3, 6 and 7."""
+FAR = (0.0, 0.011, 0.1, 0.5, 2 / 3, 1.0, 2.0, 5.0, 10.0)
+"""Those of Fig. 4."""
+SEEDED = (0.5, 1.0, 2.0)
+"""Strengths trained with three seeds."""
+PARAGRAPH = r"length:40:60:\n"
+SENTENCE = "length:16:24"
+INVENTED = f"python:{HERE}.rewards:invented"
+
+STORIES = {
+    "stop": r"\n", "max_steps": 120, "batch_size": 64, "num_samples": 4, "learning_rate": 2e-4,
+}  # fmt: skip
+PPO = {
+    "algorithm": "ppo", "max_steps": 80, "learning_rate": 4e-5, "lam": 1, "num_ppo_epochs": 2, "num_mini_batches": 2,
+}  # fmt: skip
+"""With λ = 1 advantages are whole returns: a value model that knows nothing yet does not punish endings."""
+
+REWARD = {
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "weight_decay": 1.0,
+    "num_train_epochs": 2,
+    "warmup_ratio": 0.1,
+}
+DPO = {"batch_size": 16, "learning_rate": 5e-4, "num_train_epochs": 1, "warmup_ratio": 0.1}
+SFT = {"batch_size": 32, "learning_rate": 2e-3, "num_train_epochs": 1, "warmup_ratio": 0.1}
+HH_STEPS = {"max_steps": 100, "batch_size": 64, "num_samples": 4, "learning_rate": 2e-4}
+PREFERENCES = {"strengths": WIDE, "retrained": WIDE[1:], "combined": (0.5, 2.0, 5.0)}
+
+
+class Recipes:
+    """All experiments on one folder of data.
+
+    Args:
+      shared: holds models/stories260K and data/.
+    """
+
+    def __init__(self, shared: str):
+        data = f"{shared}/data"
+        self.stories = f"{shared}/models/stories260K"
+        self.sentiment = f"lexicon:{data}/vader/vader_lexicon.txt"
+        self.openings = Step(
+            f"{HERE}.data:openings",
+            "data/openings",
+            {"stories": f"{data}/tinystories/tiny_stories_head.txt", "words": 8, "held_out": 128},
+        )
+        self.e2e = Step(
+            f"{HERE}.data:e2e",
+            "data/e2e",
+            {"data": f"{data}/e2e", "held_out": 128, "vocabulary": 1024, "longest": 64},
+        )
+        self.hh = Step(f"{HERE}.data:hh", "data/hh", {"data": f"{data}/hh_rlhf", "context": 160})
+
+    def all(self) -> dict[str, Experiment]:
+        """Returns every experiment by its name, in the order in which they are made."""
+        made = [
+            self.stories_length("rloo"),
+            self.e2e_length(),
+            *self.gold(),
+            self.hallucination(),
+            self.stories_length("ppo"),
+            self.stories_length("lora"),
+            *self.preferences(),
+        ]
+        return {experiment.name: experiment for experiment in made}
+
+    def stories_length(self, algorithm: str) -> Experiment:
+        """Returns Fig. 2 on stories: the first paragraph shall have 40 to 60 tokens."""
+        options = {"reward": PARAGRAPH, "data": self.openings / "train.jsonl"} | STORIES
+        chosen = {
+            "rloo": {"algorithm": "rloo"},
+            "ppo": {"algorithm": "ppo"} | PPO,
+            "lora": {"algorithm": "rloo", "lora_r": 16, "learning_rate": 1e-3},
+        }[algorithm]
+        few = algorithm == "lora"
+        return Experiment(
+            name=f"stories-length-{algorithm}",
+            title=f"stories260K, length of the first paragraph, {algorithm}",
+            reference=self.stories,
+            training=Step("train.rlhf", "", {"model": self.stories} | options | chosen),
+            beta=0.1,
+            strengths=(0.0, *SEEDED) if few else GRID,
+            retrained=SEEDED if few else GRID[1:],
+            repeated=() if few else SEEDED,
+            num_seeds=1 if few else 3,
+            combined=()
+            if algorithm == "ppo"
+            else (0.5, 2.0)
+            if few
+            else tuple(s for s in GRID if s not in (0, 1)),
+            decoding=self._on_openings(PARAGRAPH),
+        )
+
+    def _on_openings(self, *rewards: Source) -> dict:
+        return {
+            "prompts": self.openings / "held_out.jsonl",
+            "num_prompts": 64,
+            "num_samples": 16,
+            "reward": rewards,
+            "stop": r"\n",
+        }
+
+    def t5(self) -> Step:
+        """Returns the supervised training of a T5 on E2E, from scratch."""
+        return Step(
+            "train.sft",
+            "models/t5",
+            {
+                "model": self.e2e / "model",
+                "from_scratch": True,
+                "data": self.e2e / "train.jsonl",
+                "max_steps": 1200,
+                "batch_size": 32,
+                "learning_rate": 3e-3,
+                "warmup_ratio": 0.05,
+            },
+        )
+
+    def e2e_length(self) -> Experiment:
+        """Returns Fig. 2 and 5 on E2E: a text shall have 16 to 24 tokens, whatever it leaves out."""
+        given = {"model": self.t5(), "data": self.e2e / "prompts.jsonl", "reward": SENTENCE}
+        steps = {"batch_size": 64, "num_samples": 4, "max_new_tokens": 64, "value_head": "shared"}
+        return Experiment(
+            name="e2e-length-ppo",
+            title="E2E, length of the text, PPO on a T5",
+            reference=self.t5(),
+            training=Step("train.rlhf", "", given | PPO | steps | {"learning_rate": 1e-4}),
+            beta=0.1,
+            strengths=GRID,
+            retrained=GRID[1:],
+            repeated=SEEDED,
+            num_seeds=3,
+            combined=tuple(s for s in GRID if s not in (0, 1)),
+            decoding=self._on_e2e(SENTENCE, "slots"),
+        )
+
+    def _on_e2e(self, *rewards: Source) -> dict:
+        return {
+            "prompts": self.e2e / "held_out.jsonl",
+            "num_prompts": 128,
+            "num_samples": 8,
+            "max_new_tokens": 64,
+            "reward": rewards,
+        }
+
+    def hallucination(self) -> Experiment:
+        """Returns Fig. 4: a text shall say nothing that the input does not."""
+        given = {"model": self.t5(), "data": self.e2e / "prompts.jsonl", "reward": INVENTED}
+        steps = {
+            "batch_size": 64,
+            "num_samples": 4,
+            "max_new_tokens": 64,
+            "max_steps": 60,
+            "learning_rate": 2e-4,
+        }
+        return Experiment(
+            name="e2e-invented",
+            title="E2E, nothing invented, policy gradient on a T5",
+            reference=self.t5(),
+            training=Step("train.rlhf", "", given | steps),
+            beta=0.1,
+            strengths=FAR,
+            decoding=self._on_e2e(INVENTED, "slots") | {"num_samples": 4},
+        )
+
+    def gold(self) -> list[Experiment]:
+        """Returns Fig. 3, 6 and 7 where the truth is known: stories shall be happy, by a learned reward.
+
+        Pairs of the reference's own paragraphs are labelled by their sentiment with Bradley–Terry noise; a
+        reward model learns from them, policy gradient from it, DPO from the pairs.
+        """
+        drawn = Step(
+            "eval.sweep",
+            "data/gold-samples",
+            {
+                "reference": self.stories,
+                "aligned": self.stories,
+                "lambda_": "0",
+                "prompts": self.openings / "train.jsonl",
+                "num_prompts": 600,
+                "num_samples": 8,
+                "reward": self.sentiment,
+                "stop": r"\n",
+            },
+        )
+        pairs = Step(
+            f"{HERE}.data:gold_pairs",
+            "data/gold",
+            {"rows": drawn, "reward": self.sentiment, "temperature": 0.5, "held_out": 0.2},
+        )
+        given = {"model": self.stories, "data": pairs / "train.jsonl"}
+        judge = Step(
+            "train.reward", "models/gold-reward", given | {"eval_data": pairs / "held_out.jsonl"} | REWARD
+        )
+        learned = Place(judge, kind="model:")
+        by_reward = {"model": self.stories, "data": self.openings / "train.jsonl", "reward": learned}
+        decoding = self._on_openings(self.sentiment, learned)
+        return [
+            Experiment(
+                "gold-pg",
+                "stories260K, happy paragraphs by a reward model, policy gradient",
+                self.stories,
+                Step("train.rlhf", "", by_reward | STORIES),
+                beta=0.5,
+                decoding=decoding,
+                **PREFERENCES,
+            ),
+            Experiment(
+                "gold-dpo",
+                "stories260K, happy paragraphs by pairs, DPO",
+                self.stories,
+                Step("train.dpo", "", given | DPO),
+                beta=0.1,
+                decoding=decoding,
+                **PREFERENCES,
+            ),
+        ]
+
+    def preferences(self) -> list[Experiment]:
+        """Returns Fig. 3, 6 and 7 on Anthropic HH, judged by a reward model that learned from other pairs."""
+        pairs = {"data": self.hh / "policy.jsonl", "max_length": 384}
+        sft = Step("train.sft", "models/hh-sft", {"model": self.stories} | pairs | SFT)
+        learned, judge = (
+            Step(
+                "train.reward",
+                f"models/hh-reward-{part}",
+                {"model": sft, "data": self.hh / f"{part}.jsonl", "max_length": 384} | REWARD,
+            )
+            for part in ("policy", "judge")
+        )
+        decoding = {
+            "prompts": self.hh / "held_out.jsonl",
+            "num_prompts": 256,
+            "num_samples": 2,
+            "max_new_tokens": 64,
+            "reward": (Place(judge, kind="model:"), Place(learned, kind="model:")),
+        }
+        by_reward = {
+            "model": sft,
+            "data": self.hh / "policy.jsonl",
+            "reward": Place(learned, kind="model:"),
+            "max_new_tokens": 64,
+        }
+        return [
+            Experiment(
+                "hh-pg",
+                "Anthropic HH, policy gradient",
+                sft,
+                Step("train.rlhf", "", by_reward | HH_STEPS),
+                beta=0.1,
+                decoding=decoding,
+                **PREFERENCES,
+            ),
+            Experiment(
+                "hh-dpo",
+                "Anthropic HH, DPO",
+                sft,
+                Step("train.dpo", "", {"model": sft} | pairs | DPO),
+                beta=0.1,
+                decoding=decoding,
+                **PREFERENCES,
+            ),
+        ]
