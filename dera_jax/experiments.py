@@ -116,6 +116,8 @@ class Experiment:
     """Also decoded from combined weights."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Options of all sweeps: prompts, rewards, sampling."""
+    pairs: Source | None = None
+    """Preference pairs that every policy's accuracy is measured on (Eq. 14)."""
     aligned_model: Source | None = None
     """The aligned model, where it is not to be trained here."""
 
@@ -185,3 +187,23 @@ class Experiment:
             *map(self.dera, seeds),
             *map(self.combined_sweep, self.combined),
         ]
+
+    def dera_pairs(self) -> Step:
+        """Returns the accuracy on preference pairs of every strength."""
+        return self._accuracy("pairs-dera", self.aligned(), self.strengths)
+
+    def retrained_pairs(self, strength: float) -> Step:
+        """Returns the accuracy of a retrained model."""
+        return self._accuracy(f"pairs-retrained-{strength:.4g}", self.aligned(strength), (1.0,))
+
+    def _accuracy(self, name: str, aligned: Source, strengths: Sequence[float]) -> Step:
+        lambdas = tuple(format_strength((strength,)) for strength in strengths)
+        pair = {"reference": self.reference, "aligned": aligned, "lambda_": lambdas, "pairs": self.pairs}
+        return Step("eval.score", f"{self.name}/{name}.json", pair)
+
+    def measurements(self) -> list[Step]:
+        """Returns all that is measured: sweeps and, with pairs, accuracies."""
+        if self.pairs is None:
+            return self.sweeps()
+        others = (self.retrained_pairs(strength) for strength in self.retrained if strength != 1)
+        return [*self.sweeps(), self.dera_pairs(), *others]

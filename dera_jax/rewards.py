@@ -106,6 +106,33 @@ def parse_rewards(text: str) -> tuple[Reward, ...]:
     return tuple(rewards.values())
 
 
+def weigh_rewards(rewards: Sequence[Reward], weights: str | None) -> tuple[Reward, ...]:
+    """Returns rewards times the numbers that `weights` lists between commas; as they are without it.
+
+    Raises:
+      ValueError: another count than that of the rewards, or what is no finite number.
+    """
+    if weights is None:
+        return tuple(rewards)
+    try:
+        numbers = [float(part) for part in weights.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(rewards) or not all(map(math.isfinite, numbers)):
+        raise ValueError(
+            f"--reward-weights: expected a number for each of {len(rewards)} rewards, found {weights!r}"
+        )
+    return tuple(map(_weighted, rewards, numbers))
+
+
+def _weighted(reward: Reward, weight: float) -> Reward:
+    def function(completions: Completions) -> list[float | None]:
+        return [None if value is None else weight * value for value in reward(completions)]
+
+    function.check = reward.check
+    return Reward(reward.name, function)
+
+
 def length(argument: str, spec: str) -> Callable[[Completions], list[float]]:
     """Returns `length:MIN:MAX[:STOP]`: 0 for MIN to MAX tokens, EOS left out, −1 outside.
 

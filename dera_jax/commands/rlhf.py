@@ -42,6 +42,9 @@ def _add_options(parser: cli.Parser) -> None:
         metavar="REWARD[,REWARD…]",
         help=f"{cli.REWARDS}; several are added up",
     )
+    parser.add_argument(
+        "--reward-weights", metavar="W[,W…]", help="of each reward in the sum (default: 1 each)"
+    )
     train_options.add_reference_options(parser)
     group = parser.add_argument_group("algorithm")
     group.add_argument(
@@ -123,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.encoding import encode_prompts
     from dera_jax.ppo import PPOConfig, ppo_method
     from dera_jax.prompts import check_one_turn, load_prompts
-    from dera_jax.rewards import parse_rewards
+    from dera_jax.rewards import parse_rewards, weigh_rewards
     from dera_jax.rlhf import RolloutConfig, policy_gradient_method
     from dera_jax.runs import Best
 
@@ -140,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for _, seed, beta in train_options.grid(args):
         rollout_config(seed, beta)
-    rewards = parse_rewards(args.reward)
+    rewards = weigh_rewards(parse_rewards(args.reward), args.reward_weights)
     prompts = load_prompts(args.data, args.num_prompts)
     held_out = load_prompts(args.eval_data) if args.eval_data else []
     check_one_turn([*prompts, *held_out])
@@ -163,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = train_options.settings(args, args.algorithm, policy) | {
             "beta": beta,
             "reward": args.reward,
+            **({"reward_weights": args.reward_weights} if args.reward_weights else {}),
             "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
             "data": args.data,
             "prompts": len(encoded),

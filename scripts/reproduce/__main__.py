@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dera_jax.commands import cli
-from dera_jax.experiments import Experiment
+from dera_jax.experiments import Step
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.runner import Folders, is_kept, make
-from scripts.reproduce.smoke import shrink
+from scripts.reproduce.smoke import shrink, shrink_step
 
 
 @cli.command
@@ -41,18 +41,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    known = Recipes(args.shared).all()
+    recipes = Recipes(args.shared)
+    experiments, others = recipes.experiments(), recipes.others()
     if args.smoke:
-        known = {name: shrink(experiment) for name, experiment in known.items()}
+        experiments = {name: shrink(experiment) for name, experiment in experiments.items()}
+        others = {name: list(map(shrink_step, steps)) for name, steps in others.items()}
+    known = {name: experiment.measurements() for name, experiment in experiments.items()} | others
     chosen = _chosen(known, args.experiments)
     work = args.work or Path("runs/smoke/work" if args.smoke else "runs/reproduce")
     folders = Folders(work, args.out or Path("runs/smoke/results" if args.smoke else "results/reproduction"))
-    sweeps = [sweep for experiment in chosen.values() for sweep in experiment.sweeps()]
-    missing = [sweep for sweep in sweeps if not is_kept(sweep, folders)]
-    print(f"{len(sweeps)} sweeps of {len(chosen)} experiments, {len(missing)} missing", flush=True)
+    steps = [step for several in chosen.values() for step in several]
+    missing = [step for step in steps if not is_kept(step, folders)]
+    print(f"{len(steps)} measurements in {len(chosen)} experiments, {len(missing)} missing", flush=True)
     if args.list:
-        for sweep in missing:
-            print(sweep.folder)
+        for step in missing:
+            print(step.folder)
         return
     if missing and args.jobs > 1:
         _make_side_by_side(args.jobs, sys.argv[1:] if argv is None else argv)
@@ -60,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.rows_only:
         from scripts.reproduce.report import write_report
 
-        write_report(chosen, folders)
+        write_report(experiments, others, recipes, folders)
 
 
-def _chosen(known: Mapping[str, Experiment], names: Sequence[str]) -> dict[str, Experiment]:
+def _chosen(known: Mapping[str, list[Step]], names: Sequence[str]) -> dict[str, list[Step]]:
     if strange := [name for name in names if name not in known]:
         raise ValueError(f"unknown experiment {strange[0]!r}; known: {', '.join(known)}")
-    return {name: experiment for name, experiment in known.items() if not names or name in names}
+    return {name: steps for name, steps in known.items() if not names or name in names}
 
 
 def _make_side_by_side(jobs: int, argv: Sequence[str]) -> None:

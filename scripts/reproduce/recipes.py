@@ -5,6 +5,8 @@ trained here on E2E. Numbers that the paper gives are kept (β = 0.1, the streng
 are what reaches a plateau in minutes.
 """
 
+from collections.abc import Sequence
+
 from dera_jax.experiments import Experiment, Place, Source, Step
 
 HERE = "scripts.reproduce"
@@ -18,6 +20,8 @@ SEEDED = (0.5, 1.0, 2.0)
 """Strengths trained with three seeds."""
 PARAGRAPH = r"length:40:60:\n"
 SENTENCE = "length:16:24"
+SENTIMENT_WEIGHT = 0.3
+"""Of a mean rating, −4 to 4, beside a length reward of −1 or 0."""
 INVENTED = f"python:{HERE}.rewards:invented"
 
 STORIES = {
@@ -64,7 +68,7 @@ class Recipes:
         )
         self.hh = Step(f"{HERE}.data:hh", "data/hh", {"data": f"{data}/hh_rlhf", "context": 160})
 
-    def all(self) -> dict[str, Experiment]:
+    def experiments(self) -> dict[str, Experiment]:
         """Returns every experiment by its name, in the order in which they are made."""
         made = [
             self.stories_length("rloo"),
@@ -76,6 +80,10 @@ class Recipes:
             *self.preferences(),
         ]
         return {experiment.name: experiment for experiment in made}
+
+    def others(self) -> dict[str, list[Step]]:
+        """Returns what has another shape, by its name."""
+        return {"two-rewards": self.two_rewards(), "extras": self.extras()}
 
     def stories_length(self, algorithm: str) -> Experiment:
         """Returns Fig. 2 on stories: the first paragraph shall have 40 to 60 tokens."""
@@ -103,6 +111,44 @@ class Recipes:
             else tuple(s for s in GRID if s not in (0, 1)),
             decoding=self._on_openings(PARAGRAPH),
         )
+
+    def two_rewards(self) -> list[Step]:
+        """Returns Appendix B: a grid over the strengths of a length and a sentiment, and models of weighted sums.
+
+        Both are aligned at one β, so (λ₁, λ₂) stands for a training on λ₁ r₁ + λ₂ r₂.
+        """
+        both = {
+            "reward": (PARAGRAPH, self.sentiment),
+            "data": self.openings / "train.jsonl",
+            "model": self.stories,
+        }
+
+        def trained(first: float, second: float) -> Step:
+            weights = f"{first:g},{SENTIMENT_WEIGHT * second:g}"
+            options = both | STORIES | {"reward_weights": weights, "beta": 0.1, "seed": 0}
+            return Step("train.rlhf", f"two-rewards/weights={first:g}+{second:g}", options)
+
+        def decoded(name: str, aligned: Sequence[Source], strengths: Sequence[str]) -> Step:
+            given = {"reference": self.stories, "aligned": tuple(aligned), "lambda_": tuple(strengths)}
+            return Step("eval.sweep", f"two-rewards/{name}", given | self._on_openings(*both["reward"]))
+
+        grid = [f"{a:g}+{b:g}" for a in (0, 0.5, 1) for b in (0, 0.5, 1)]
+        sums = ((0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0))
+        return [
+            decoded("grid", (trained(1, 0), trained(0, 1)), grid),
+            *(decoded(f"trained-{a:g}+{b:g}", [trained(a, b)], ["1"]) for a, b in sums),
+        ]
+
+    def extras(self) -> list[Step]:
+        """Returns what is measured beside: the cost of mixing (claim 11), a strength for each prompt (claim 12)."""
+        pair = self.stories_length("rloo")
+        asked = self.openings / "held_out.jsonl"
+        sides = {"reference": self.stories, "aligned": pair.aligned(), "prompts": asked}
+        cost = Step(f"{HERE}.extras:cost", "extras/cost.json", sides | {"rows": 32, "new_tokens": 128})
+        given = {"prompts": asked, "strengths": tuple(f"{s:g}" for s in GRID)}
+        own = Step(f"{HERE}.extras:strengths_by_prompt", "data/strengths-by-prompt", given)
+        several = dict(pair.dera().options) | {"prompts": own / "prompts.jsonl", "lambda_": "prompt"}
+        return [cost, Step("eval.sweep", "extras/strengths-by-prompt", several)]
 
     def _on_openings(self, *rewards: Source) -> dict:
         return {
@@ -207,7 +253,7 @@ class Recipes:
         )
         learned = Place(judge, kind="model:")
         by_reward = {"model": self.stories, "data": self.openings / "train.jsonl", "reward": learned}
-        decoding = self._on_openings(self.sentiment, learned)
+        decoding, held_out = self._on_openings(self.sentiment, learned), pairs / "held_out.jsonl"
         return [
             Experiment(
                 "gold-pg",
@@ -216,6 +262,7 @@ class Recipes:
                 Step("train.rlhf", "", by_reward | STORIES),
                 beta=0.5,
                 decoding=decoding,
+                pairs=held_out,
                 **PREFERENCES,
             ),
             Experiment(
@@ -225,6 +272,7 @@ class Recipes:
                 Step("train.dpo", "", given | DPO),
                 beta=0.1,
                 decoding=decoding,
+                pairs=held_out,
                 **PREFERENCES,
             ),
         ]
@@ -248,6 +296,7 @@ class Recipes:
             "max_new_tokens": 64,
             "reward": (Place(judge, kind="model:"), Place(learned, kind="model:")),
         }
+        held_out = self.hh / "held_out.jsonl"
         by_reward = {
             "model": sft,
             "data": self.hh / "policy.jsonl",
@@ -262,6 +311,7 @@ class Recipes:
                 Step("train.rlhf", "", by_reward | HH_STEPS),
                 beta=0.1,
                 decoding=decoding,
+                pairs=held_out,
                 **PREFERENCES,
             ),
             Experiment(
@@ -271,6 +321,7 @@ class Recipes:
                 Step("train.dpo", "", {"model": sft} | pairs | DPO),
                 beta=0.1,
                 decoding=decoding,
+                pairs=held_out,
                 **PREFERENCES,
             ),
         ]

@@ -1,7 +1,7 @@
-"""Makes what experiments declare: the rows that are not there yet, and what those need.
+"""Makes what experiments declare: the measurements that are not there yet, and what those need.
 
-Rows are what lasts. A sweep whose rows lie in the folder of results needs nothing any more; of any other, the
-models it needs are trained first, where they are not. Every command goes on where it was killed, and several
+Rows are what lasts. A sweep whose rows lie in the folder of results needs nothing any more; for any other, the
+models it needs are trained first, where they are not there. Every command goes on where it was killed, and several
 processes may work side by side: each takes what no other one is making.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dera_jax.experiments import Step
-from dera_jax.files import encode_json, make_folder, read_json, write_bytes, write_json
+from dera_jax.files import make_folder, read_json, write_bytes, write_json
 
 WORK = "WORK"
 """Stands for the folder of all work in commands that are kept."""
@@ -37,38 +37,39 @@ class Busy(Exception):
     """Another process is making a step."""
 
 
-def make(sweeps: Sequence[Step], folders: Folders) -> None:
-    """Makes the rows of all sweeps that are not kept yet; returns when all are.
+def make(measurements: Sequence[Step], folders: Folders) -> None:
+    """Makes what is not kept yet; returns when all is.
 
     Raises:
       SystemExit: a command failed; it has said why.
     """
-    left = [sweep for sweep in sweeps if not is_kept(sweep, folders)]
+    left = [step for step in measurements if not is_kept(step, folders)]
     while left:
         before = len(left)
-        for sweep in list(left):
+        for step in list(left):
             try:
-                _make_rows(sweep, folders)
-                left.remove(sweep)
+                _measure(step, folders)
+                left.remove(step)
             except Busy:
                 continue
         if len(left) == before:
             time.sleep(PATIENCE)
 
 
-def is_kept(sweep: Step, folders: Folders) -> bool:
-    """Whether the rows of this very sweep lie in the results."""
-    manifest = folders.results / sweep.folder / "manifest.json"
-    return manifest.exists() and read_json(manifest)["reproduction"]["command"] == sweep.words(WORK)
+def is_kept(step: Step, folders: Folders) -> bool:
+    """Whether the results hold what this very command measured."""
+    told = folders.results / step.folder
+    told = told if told.suffix == ".json" else told / "manifest.json"
+    return told.exists() and read_json(told)["reproduction"]["command"] == step.words(WORK)
 
 
-def _make_rows(sweep: Step, folders: Folders) -> None:
-    with _claimed(sweep, folders):
-        if not is_kept(sweep, folders):
-            for need in sweep.needs():
+def _measure(step: Step, folders: Folders) -> None:
+    with _claimed(step, folders):
+        if not is_kept(step, folders):
+            for need in step.needs():
                 make_step(need, folders)
-            seconds = _run(sweep, folders)
-            _keep(sweep, folders, seconds)
+            seconds = _run(step, folders)
+            _keep(step, folders, seconds)
 
 
 def make_step(step: Step, folders: Folders) -> None:
@@ -110,7 +111,7 @@ def _run(step: Step, folders: Folders) -> float:
     if ":" in step.command:
         module, _, function = step.command.partition(":")
         out = folders.work / step.folder
-        make_folder(out)
+        make_folder(out.parent if out.suffix else out)
         arguments = step.arguments(folders.work) | {"out": out}
         getattr(importlib.import_module(module), function)(**arguments)
     else:
@@ -122,24 +123,27 @@ def _run(step: Step, folders: Folders) -> float:
     return round(time.perf_counter() - start, 1)
 
 
-def _keep(sweep: Step, folders: Folders, seconds: float) -> None:
-    """Copies a sweep's rows to the results, compressed, the manifest last: with it they are kept."""
-    made, kept = (folder / sweep.folder for folder in (folders.work, folders.results))
+def _keep(step: Step, folders: Folders, seconds: float) -> None:
+    """Puts a measurement into the results: of a sweep first the rows, compressed, then what says they are there."""
+    made, kept = (folder / step.folder for folder in (folders.work, folders.results))
+    models = {name: _lineage(step, name, folders) for name in ("reference", "aligned")}
+    told = {"reproduction": {"command": step.words(WORK), "seconds": seconds, "models": models}}
+    make_folder(kept.parent)
+    if made.is_file():
+        write_json(kept, {"found": read_json(made)} | told)
+        return
     make_folder(kept)
     write_bytes(kept / "rows.jsonl.xz", lzma.compress((made / "rows.jsonl").read_bytes(), preset=9))
-    models = {name: _lineage(sweep, name, folders) for name in ("reference", "aligned")}
-    told = {"command": sweep.words(WORK), "seconds": seconds, "models": models}
-    manifest = read_json(made / "manifest.json") | {"reproduction": told}
-    write_bytes(kept / "manifest.json", encode_json(manifest, indent=1) + b"\n")
+    write_json(kept / "manifest.json", read_json(made / "manifest.json") | told)
     shutil.rmtree(made)
 
 
-def _lineage(sweep: Step, name: str, folders: Folders) -> list[dict]:
-    """Returns how a sweep's model was made: the steps with their commands and seconds, the first one first."""
+def _lineage(step: Step, name: str, folders: Folders) -> list[dict]:
+    """Returns how a model was made: the steps with their commands and seconds, the first one first."""
     steps: list[Step] = []
-    todo = Step("", "", {name: sweep.options.get(name)}).needs()
+    todo = Step("", "", {name: step.options.get(name)}).needs()
     while todo:
-        step = todo.pop()
-        steps = [step, *(other for other in steps if other != step)]
-        todo += step.needs()
-    return [read_json(folders.work / step.folder / "step.json") for step in steps]
+        one = todo.pop()
+        steps = [one, *(other for other in steps if other != one)]
+        todo += one.needs()
+    return [read_json(folders.work / one.folder / "step.json") for one in steps]

@@ -22,27 +22,28 @@ def shrink(experiment: Experiment) -> Experiment:
     retrained = tuple(s for s in experiment.retrained if s in (0.5, 2.0))
     return replace(
         experiment,
-        reference=_small(experiment.reference),
-        training=_small(experiment.training),
+        reference=shrink_step(experiment.reference),
+        training=shrink_step(experiment.training),
         strengths=tuple(s for s in experiment.strengths if s in (0.0, 0.5, 1.0, 2.0)),
         retrained=retrained,
         repeated=tuple(s for s in experiment.repeated if s in (1.0, *retrained)),
         num_seeds=min(experiment.num_seeds, 2),
         combined=tuple(s for s in experiment.combined if s == 2.0),
-        decoding={name: _small(value) for name, value in (experiment.decoding | SWEEP).items()},
+        pairs=shrink_step(experiment.pairs),
+        decoding={name: shrink_step(value) for name, value in (experiment.decoding | SWEEP).items()},
     )
 
 
-def _small(value: Any) -> Any:
-    """Returns a step, or what holds some, with toy sizes."""
+def shrink_step(value: Any) -> Any:
+    """Returns a step, or an option's value that may hold some, with toy sizes."""
     if isinstance(value, (tuple, list)):
-        return tuple(map(_small, value))
+        return tuple(map(shrink_step, value))
     if isinstance(value, Place):
-        return replace(value, step=_small(value.step))
+        return replace(value, step=shrink_step(value.step))
     if not isinstance(value, Step):
         return value
     sizes = {"train": TRAINING, "eval": SWEEP}.get(value.command.partition(".")[0], {})
-    options = {name: sizes.get(name, _small(each)) for name, each in value.options.items()}
+    options = {name: sizes.get(name, shrink_step(each)) for name, each in value.options.items()}
     if value.command.startswith("train."):
         options["max_steps"] = TRAINING["max_steps"]
     return replace(value, options=options)

@@ -1,0 +1,244 @@
+"""Rows to evidence: what each way to a strength shows, with intervals over prompts, and how far two agree.
+
+A way is DeRa, retraining at β/λ, the combination of weights, or DeRa's samples weighted to the sequence-level
+mixture (Eq. 5). The curves of one experiment share prompts, so a difference is taken prompt by prompt.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dera_jax.experiments import Experiment, Step
+from dera_jax.files import read_json
+from dera_jax.metrics import ENDED, Estimate, estimate
+from dera_jax.results import read_rows
+from scripts.reproduce.runner import Folders, is_kept
+
+Rows = list[dict]
+Quantity = Callable[[dict], float | None]
+"""What a row shows; None where it shows nothing."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The rows of an experiment: as far as they have been made, by strength and seed."""
+
+    experiment: Experiment
+    dera: dict[tuple[float, int], Rows]
+    retrained: dict[tuple[float, int], Rows]
+    """At λ = 1 the aligned models themselves, at 0 the reference."""
+    combined: dict[tuple[float, int], Rows]
+    missing: list[str]
+    """Measurements that were not made."""
+    accuracies: dict[str, dict[float, Estimate]] = field(default_factory=dict)
+    """Eq. 14 by way and strength."""
+    manifests: dict[str, dict] = field(default_factory=dict)
+    """By measurement: how it was made."""
+
+    @cached_property
+    def seconds(self) -> float:
+        """Time that all training and decoding took."""
+        steps: dict[str, float] = {}
+        for told in self.manifests.values():
+            made = told["reproduction"]
+            steps[" ".join(made["command"])] = made["seconds"]
+            for lineage in made["models"].values():
+                steps |= {" ".join(step["command"]): step["seconds"] for step in lineage}
+        return sum(steps.values())
+
+
+def read_evidence(experiment: Experiment, folders: Folders) -> Evidence:
+    """Returns what the results hold of an experiment."""
+    found = Evidence(experiment, {}, {}, {}, [])
+
+    def rows_of(step: Step) -> Rows:
+        if not is_kept(step, folders):
+            found.missing.append(step.folder)
+            return []
+        found.manifests[step.folder] = read_json(folders.results / step.folder / "manifest.json")
+        return read_rows(folders.results / step.folder)
+
+    for seed in range(experiment.num_seeds):
+        for strength, rows in by_strength(rows_of(experiment.dera(seed))).items():
+            found.dera[strength, seed] = rows
+            if strength in (0.0, 1.0):
+                found.retrained[strength, seed] = rows
+                found.combined |= {(strength, 0): rows} if seed == 0 else {}
+    for strength, seed in experiment.trials():
+        if rows := rows_of(experiment.retrained_sweep(strength, seed)):
+            found.retrained[strength, seed] = rows
+    for strength in experiment.combined:
+        if rows := rows_of(experiment.combined_sweep(strength)):
+            found.combined[strength, 0] = rows
+    if experiment.pairs is not None:
+        _read_accuracies(found, folders)
+    return found
+
+
+def _read_accuracies(found: Evidence, folders: Folders) -> None:
+    experiment = found.experiment
+    steps = [("DeRa", None, experiment.dera_pairs())]
+    steps += [("retrained", s, experiment.retrained_pairs(s)) for s in experiment.retrained if s != 1]
+    for way, strength, step in steps:
+        if not is_kept(step, folders):
+            found.missing.append(step.folder)
+            continue
+        told = read_json(folders.results / step.folder)
+        found.manifests[step.folder] = told
+        for line in told["found"]:
+            at = line["lambda"] if strength is None else strength
+            known = {name: math.nan if value is None else value for name, value in line["accuracy"].items()}
+            found.accuracies.setdefault(way, {})[at] = Estimate(**known)
+
+
+def by_strength(rows: Iterable[dict]) -> dict[float, Rows]:
+    """Returns rows by their strength."""
+    found: dict[float, Rows] = defaultdict(list)
+    for row in rows:
+        found[row["lambda"]].append(row)
+    return dict(found)
+
+
+def values(rows: Rows, quantity: Quantity) -> dict[tuple, float]:
+    """Returns what rows show, by (prompt, sample)."""
+    shown = ((row, quantity(row)) for row in rows)
+    return {(row["prompt_id"], row["sample"]): value for row, value in shown if value is not None}
+
+
+def mean(rows: Rows, quantity: Quantity) -> Estimate:
+    """Returns the mean of what rows show, with its interval over prompts."""
+    found = values(rows, quantity)
+    return estimate(list(found.values()), [prompt for prompt, _ in found])
+
+
+def curve(rows: dict[tuple[float, int], Rows], quantity: Quantity) -> dict[float, Estimate]:
+    """Returns a mean for each strength, over all seeds there are, in increasing order."""
+    together: dict[float, Rows] = defaultdict(list)
+    for strength, seed in sorted(rows):
+        together[strength] += rows[strength, seed]
+    return {strength: mean(some, quantity) for strength, some in together.items()}
+
+
+def gaps(evidence: Evidence, quantity: Quantity) -> dict[float, Estimate]:
+    """Returns DeRa less retrained, prompt by prompt, for each strength of both but 0 and 1 (their models are one).
+
+    Of several seeds, means: what one training more or less does is `seed_noise`.
+    """
+    found = {}
+    strengths = {s for s, _ in evidence.dera} & {s for s, _ in evidence.retrained} - {0.0, 1.0}
+    for strength in sorted(strengths):
+        ours, theirs = (_by_prompt(rows, strength, quantity) for rows in (evidence.dera, evidence.retrained))
+        prompts = sorted(ours.keys() & theirs.keys(), key=str)
+        found[strength] = estimate([ours[p] - theirs[p] for p in prompts], prompts)
+    return found
+
+
+def _by_prompt(rows: dict[tuple[float, int], Rows], strength: float, quantity: Quantity) -> dict:
+    shown = defaultdict(list)
+    for (at, _), some in rows.items():
+        if at == strength:
+            for (prompt, _), value in values(some, quantity).items():
+                shown[prompt].append(value)
+    return {prompt: float(np.mean(each)) for prompt, each in shown.items()}
+
+
+def mean_gap(evidence: Evidence, quantity: Quantity) -> Estimate:
+    """Returns mean |DeRa − retrained| over the strengths, with an interval over prompts.
+
+    The interval is of the mean of absolute differences of resampled means, which chance makes larger than 0
+    even where both agree.
+    """
+    strengths = list(gaps(evidence, quantity))
+    tables = []
+    for rows in (evidence.dera, evidence.retrained):
+        tables.append([_by_prompt(rows, strength, quantity) for strength in strengths])
+    prompts = sorted(tables[0][0], key=str)
+    difference = np.array(
+        [[ours[p] - theirs[p] for p in prompts] for ours, theirs in zip(*tables, strict=True)]
+    )
+    draws = np.random.default_rng(0).integers(len(prompts), size=(1000, len(prompts)))
+    resampled = np.abs(difference[:, draws].mean(axis=2)).mean(axis=0)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Estimate(float(np.abs(difference.mean(axis=1)).mean()), float(low), float(high))
+
+
+def seed_noise(rows: dict[tuple[float, int], Rows], quantity: Quantity) -> float | None:
+    """Returns the mean |difference| of two seeds at one strength, over strengths with several; None without."""
+    by = defaultdict(list)
+    for (strength, _), some in rows.items():
+        if strength:
+            by[strength].append(mean(some, quantity).mean)
+    pairs = [abs(a - b) for means in by.values() for n, a in enumerate(means) for b in means[n + 1 :]]
+    return float(np.mean(pairs)) if pairs else None
+
+
+def told_apart(found: dict[float, Estimate]) -> list[float]:
+    """Returns strengths whose means differ from each other by more than two standard errors of the difference."""
+    kept: list[float] = []
+    for strength in sorted(found, key=lambda s: found[s].mean):
+        if not kept or _apart(found[kept[-1]], found[strength]):
+            kept.append(strength)
+    return kept
+
+
+def _apart(a: Estimate, b: Estimate) -> bool:
+    # Half of a 95 % interval is 1.96 standard errors.
+    return abs(a.mean - b.mean) > 2 * np.hypot(a.half_width, b.half_width) / 1.96
+
+
+def rank_correlation(evidence: Evidence, quantity: Quantity) -> tuple[float, int] | None:
+    """Returns Spearman's ρ of DeRa and retrained, and of how many strengths: those whose retrained means differ."""
+    theirs, ours = curve(evidence.retrained, quantity), curve(evidence.dera, quantity)
+    strengths = [s for s in told_apart({s: v for s, v in theirs.items() if s in ours})]
+    if len(strengths) < 3:
+        return None
+    ranks = [np.argsort(np.argsort([each[s].mean for s in strengths])) for each in (theirs, ours)]
+    return float(np.corrcoef(*ranks)[0, 1]), len(strengths)
+
+
+def weighted(rows: Rows, quantity: Quantity) -> Estimate:
+    """Returns the mean under the sequence-level mixture (Eq. 5), by weights exp(Σ log zₜ) within each prompt.
+
+    Of completions that ended; those cut off have no weight known.
+    """
+    by = defaultdict(list)
+    for row in rows:
+        if row["finish_reason"] in ENDED and (value := quantity(row)) is not None:
+            by[row["prompt_id"]].append(
+                (row["logprob"] + row["log_normalizer"] - row["sampling_logprob"], value)
+            )
+    means = []
+    for found in by.values():
+        log_weights, shown = np.array(found).T
+        means.append(float(np.average(shown, weights=np.exp(log_weights - log_weights.max()))))
+    return estimate(means, list(by))
+
+
+def win_rate(rows: Rows, against: Rows, quantity: Quantity) -> Estimate:
+    """Returns how often `rows` show more than `against`, of equal prompts and samples; ties are half a win."""
+    ours, theirs = values(rows, quantity), values(against, quantity)
+    keys = [key for key in ours if key in theirs]
+    wins = [0.5 + 0.5 * np.sign(ours[key] - theirs[key]) for key in keys]
+    return estimate(wins, [prompt for prompt, _ in keys])
+
+
+def rows_at(rows: dict[tuple[float, int], Rows], strength: float) -> Rows:
+    """Returns the rows of one strength, of all seeds."""
+    return [row for (at, _), some in sorted(rows.items()) if at == strength for row in some]
+
+
+def lengths(rows: Sequence[dict]) -> np.ndarray:
+    """Returns the completions' lengths in tokens."""
+    return np.array([row["length"] for row in rows])
+
+
+def references_of(path: Path) -> dict[str, list[str]]:
+    """Returns what people wrote for each prompt of a file."""
+    from dera_jax.data import load_records
+
+    return {record.fields["id"]: record.fields["references"] for record in load_records(str(path))}

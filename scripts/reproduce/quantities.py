@@ -1,0 +1,90 @@
+"""What rows show: rewards, quality, and the objectives that a strength may be chosen by."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from scripts.reproduce.evidence import Quantity, Rows
+
+_WORD = re.compile(r"[a-z']+")
+
+
+def reward(start: str) -> Quantity:
+    """Returns the reward whose name starts so."""
+
+    def quantity(row: dict) -> float | None:
+        return next((value for name, value in row["rewards"].items() if name.startswith(start)), None)
+
+    return quantity
+
+
+def length(row: dict) -> float:
+    """Returns a completion's length in tokens."""
+    return row["length"]
+
+
+def kl(row: dict) -> float:
+    """Returns a completion's KL to the reference, in nats."""
+    return row["kl_to_reference"]
+
+
+def likelihood(row: dict) -> float:
+    """Returns the log-probability per token under the untouched model, in nats."""
+    return row["reference_logprob"] / max(1, len(row["tokens"]))
+
+
+def repetition(row: dict) -> float:
+    """Returns the share of a text's word pairs that it has said before, in [0, 1]."""
+    words = _WORD.findall(row["completion"].lower())
+    pairs = list(pairwise(words))
+    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def strange_words(known: set[str]) -> Quantity:
+    """Returns the share of a text's words that are none, by what is known."""
+
+    def quantity(row: dict) -> float:
+        words = _WORD.findall(row["completion"].lower())
+        return sum(word not in known for word in words) / max(1, len(words))
+
+    return quantity
+
+
+def words_of(path: Path) -> set[str]:
+    """Returns the words of a text that come at least twice."""
+    counts = Counter(_WORD.findall(path.read_text().lower()))
+    return {word for word, count in counts.items() if count > 1}
+
+
+def bleu(rows: Rows, references: dict[str, list[str]]) -> float:
+    """Returns sacrebleu's corpus BLEU, 0 to 100, each text against all that people wrote for its prompt."""
+    import sacrebleu
+
+    most = max(map(len, references.values()))
+    several: list[Sequence[str]] = [references[row["prompt_id"]] for row in rows]
+    streams = [[each[n] if n < len(each) else None for each in several] for n in range(most)]
+    return sacrebleu.corpus_bleu([row["completion"] for row in rows], streams).score
+
+
+def sentence_bleu(references: dict[str, list[str]]) -> Quantity:
+    """Returns sacrebleu's BLEU of one text, 0 to 100: smoothed, so that its mean is not the corpus' BLEU."""
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU(effective_order=True)
+
+    def quantity(row: dict) -> float:
+        return metric.sentence_score(row["completion"], references[row["prompt_id"]]).score
+
+    return quantity
+
+
+def less(gain: Quantity, price: float, paid: Quantity) -> Quantity:
+    """Returns a gain less what it costs at a price."""
+
+    def quantity(row: dict) -> float | None:
+        value, cost = gain(row), paid(row)
+        return None if value is None or cost is None else value - price * cost
+
+    return quantity
