@@ -68,7 +68,7 @@ def read_evidence(experiment: Experiment, folders: Folders) -> Evidence:
             found.dera[strength, seed] = rows
             if strength in (0.0, 1.0):
                 found.retrained[strength, seed] = rows
-                found.combined |= {(strength, 0): rows} if seed == 0 else {}
+                found.combined.setdefault((strength, 0), rows)
     for strength, seed in experiment.trials():
         if rows := rows_of(experiment.retrained_sweep(strength, seed)):
             found.retrained[strength, seed] = rows

@@ -172,3 +172,43 @@ def bland_altman(points: Sequence[tuple[str, float, float]]) -> Draw:
         ax.set_ylabel("DeRa − retrained (% of range)")
 
     return draw
+
+
+def accuracies(found: Evidence) -> Draw:
+    """Returns what draws the accuracy on preference pairs over the strength."""
+
+    def draw(ax: Axes) -> None:
+        for name in ("retrained", "DeRa"):
+            line(ax, name, found.accuracies.get(name, {}))
+        over_strength(ax, "share of pairs", wide=True)
+
+    return draw
+
+
+def front(
+    cells: Mapping[tuple, Sequence[dict]],
+    trained: Mapping[tuple, Sequence[dict]],
+    rewards: tuple[Quantity, Quantity],
+) -> Draw:
+    """Returns what draws one reward over another: mixed at (λ₁, λ₂), and trained on the weighted sum."""
+
+    def draw(ax: Axes) -> None:
+        means = {}
+        for name, several in (("DeRa", cells), ("retrained", trained)):
+            for at, rows in several.items():
+                x, y = (ev.mean(rows, quantity) for quantity in rewards)
+                means.setdefault(name, {})[at] = (x.mean, y.mean)
+                spread = [[[v.mean - v.low], [v.high - v.mean]] for v in (x, y)]
+                ax.errorbar(x.mean, y.mean, spread[1], spread[0], elinewidth=0.6, label=name, **LOOKS[name])
+                text = "+".join(f"{s:g}" for s in at)
+                ax.annotate(text, (x.mean, y.mean), (4, 4), textcoords="offset points", fontsize=6.5)
+        points = sorted(means["DeRa"].values())
+        best = [p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)]
+        ax.plot(*np.array(best).T, color=GREY, linewidth=0.8, zorder=0)
+        for at, (x, y) in means.get("retrained", {}).items():
+            if at in means["DeRa"]:
+                ax.plot(*np.array([(x, y), means["DeRa"][at]]).T, color=GREY, linewidth=0.6, linestyle=":")
+        ax.set_xlabel("mean length reward")
+        ax.set_ylabel("mean sentiment")
+
+    return draw

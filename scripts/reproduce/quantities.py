@@ -35,19 +35,19 @@ def likelihood(row: dict) -> float:
     return row["reference_logprob"] / max(1, len(row["tokens"]))
 
 
-def repetition(row: dict) -> float:
-    """Returns the share of a text's word pairs that it has said before, in [0, 1]."""
+def variety(row: dict) -> float:
+    """Returns the share of a text's word pairs that it has not said before, in [0, 1]."""
     words = _WORD.findall(row["completion"].lower())
     pairs = list(pairwise(words))
-    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
-def strange_words(known: set[str]) -> Quantity:
-    """Returns the share of a text's words that are none, by what is known."""
+def known_words(known: set[str]) -> Quantity:
+    """Returns the share of a text's words that are known ones, in [0, 1]."""
 
     def quantity(row: dict) -> float:
         words = _WORD.findall(row["completion"].lower())
-        return sum(word not in known for word in words) / max(1, len(words))
+        return sum(word in known for word in words) / len(words) if words else 1.0
 
     return quantity
 
@@ -88,3 +88,8 @@ def less(gain: Quantity, price: float, paid: Quantity) -> Quantity:
         return None if value is None or cost is None else value - price * cost
 
     return quantity
+
+
+def both(one: Quantity, other: Quantity) -> Quantity:
+    """Returns the sum of two."""
+    return less(one, -1.0, other)

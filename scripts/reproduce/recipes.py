@@ -20,6 +20,11 @@ SEEDED = (0.5, 1.0, 2.0)
 """Strengths trained with three seeds."""
 PARAGRAPH = r"length:40:60:\n"
 SENTENCE = "length:16:24"
+BANDS = {
+    "stories-length-rloo": (40, 60), "stories-length-ppo": (40, 60), "stories-length-lora": (40, 60),
+    "e2e-length-ppo": (16, 24),
+}  # fmt: skip
+"""Tokens that are rewarded."""
 SENTIMENT_WEIGHT = 0.3
 """Of a mean rating, −4 to 4, beside a length reward of −1 or 0."""
 INVENTED = f"python:{HERE}.rewards:invented"
@@ -56,10 +61,11 @@ class Recipes:
         data = f"{shared}/data"
         self.stories = f"{shared}/models/stories260K"
         self.sentiment = f"lexicon:{data}/vader/vader_lexicon.txt"
+        self.stories_file = f"{data}/tinystories/tiny_stories_head.txt"
         self.openings = Step(
             f"{HERE}.data:openings",
             "data/openings",
-            {"stories": f"{data}/tinystories/tiny_stories_head.txt", "words": 8, "held_out": 128},
+            {"stories": self.stories_file, "words": 8, "held_out": 128},
         )
         self.e2e = Step(
             f"{HERE}.data:e2e",

@@ -1,0 +1,401 @@
+"""The paper's twelve claims, each tested on our rows: what was found, and whether it holds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dera_jax.metrics import Estimate
+from scripts.reproduce import evidence as ev
+from scripts.reproduce.evidence import Evidence, Quantity
+
+HOLDS, FAILS, PARTLY, OPEN = "holds", "fails", "partly", "not tested yet"
+CLOSE = 0.06
+"""Mean |DeRa − retrained| of a reward in [−1, 0] that counts as agreement; the paper's is about 0.05."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An experiment with what it is judged by."""
+
+    evidence: Evidence
+    reward: Quantity
+    """What the models were trained for; in the reward's unit."""
+    quality: dict[str, Quantity]
+    """What nobody paid for: larger is better."""
+    objective: Quantity
+    """What a user would choose a strength by."""
+    told: str
+    """The objective in words."""
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+        return self.evidence.experiment.name
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one claim came to."""
+
+    number: int
+    claim: str
+    paper: str
+    ours: list[str]
+    """A finding for each experiment that can say something."""
+    verdict: str
+
+
+def show(found: Estimate, digits: int = 3) -> str:
+    """Returns a mean with its interval."""
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _together(found: list[bool]) -> str:
+    return OPEN if not found else HOLDS if all(found) else PARTLY if any(found) else FAILS
+
+
+def _difference(ours: ev.Rows, theirs: ev.Rows, quantity: Quantity) -> Estimate:
+    """Returns the mean of `ours` less `theirs`, prompt by prompt."""
+    a, b = ({p: v for p, v in _prompt_means(rows, quantity).items()} for rows in (ours, theirs))
+    prompts = sorted(a.keys() & b.keys(), key=str)
+    return ev.estimate([a[p] - b[p] for p in prompts], prompts)
+
+
+def _prompt_means(rows: ev.Rows, quantity: Quantity) -> dict:
+    by: dict = {}
+    for (prompt, _), value in ev.values(rows, quantity).items():
+        by.setdefault(prompt, []).append(value)
+    return {prompt: float(np.mean(values)) for prompt, values in by.items()}
+
+
+def reward_rises(subjects: list[Subject]) -> Verdict:
+    """Claim 1: reward rises with λ for both, and the curves stay close."""
+    lines, good = [], []
+    for subject in subjects:
+        found = subject.evidence
+        if not found.retrained or not ev.gaps(found, subject.reward):
+            continue
+        gap = ev.mean_gap(found, subject.reward)
+        noise = ev.seed_noise(found.retrained, subject.reward)
+        rank = ev.rank_correlation(found, subject.reward)
+        top = max(s for s, _ in found.dera)
+        rises = [
+            _difference(ev.rows_at(rows, top), ev.rows_at(found.dera, 0.0), subject.reward).low > 0
+            for rows in (found.dera, found.retrained)
+        ]
+        lines.append(
+            f"{subject.name}: mean gap {show(gap)}"
+            + (f", two trainings apart {noise:.3f}" if noise is not None else "")
+            + (f", Spearman {rank[0]:.2f} over {rank[1]} strengths" if rank else "")
+            + f"; rises from λ = 0 to {top:g}: DeRa {_yes(rises[0])}, retrained {_yes(rises[1])}"
+        )
+        good.append(all(rises) and gap.mean <= CLOSE)
+    return Verdict(
+        1,
+        "Reward rises with λ for DeRa and retrained models alike; the curves stay close",
+        "Fig. 2a: mean gap .046, largest .149, Spearman .99",
+        lines,
+        _together(good),
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def lengths_agree(subjects: list[Subject]) -> Verdict:
+    """Claim 2: length distributions agree at equal λ."""
+    lines, good = [], []
+    for subject in subjects:
+        found = subject.evidence
+        strengths = sorted({s for s, _ in found.dera} & {s for s, _ in found.retrained} - {0.0, 1.0})
+        if not strengths:
+            continue
+        far = {s: ks(ev.rows_at(found.dera, s), found.retrained[s, 0]) for s in strengths}
+        seeds = [
+            ks(a, b)
+            for (s, n), a in found.retrained.items()
+            for (t, m), b in found.retrained.items()
+            if s == t and s > 0 and n < m
+        ]
+        start = ks(ev.rows_at(found.dera, 0.0), ev.rows_at(found.dera, max(strengths)))
+        mean = float(np.mean(list(far.values())))
+        between = f"; between seeds {np.mean(seeds):.3f}" if seeds else ""
+        lines.append(
+            f"{subject.name}: Kolmogorov–Smirnov distance {mean:.3f} (largest {max(far.values()):.3f} at λ = "
+            f"{max(far, key=far.get):g}){between}; between λ = 0 and {max(strengths):g} {start:.3f}"
+        )
+        good.append(mean < 0.25 * start or (bool(seeds) and mean < 1.5 * float(np.mean(seeds))))
+    return Verdict(
+        2,
+        "Length distributions agree at equal λ",
+        "Fig. 2b, c: means within 2.3 tokens",
+        lines,
+        _together(good),
+    )
+
+
+def ks(a: ev.Rows, b: ev.Rows) -> float:
+    """Returns the Kolmogorov–Smirnov distance of two sets' lengths, in [0, 1]."""
+    ours, theirs = np.sort(ev.lengths(a)), np.sort(ev.lengths(b))
+    at = np.union1d(ours, theirs)
+    shares = [np.searchsorted(some, at, side="right") / len(some) for some in (ours, theirs)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def hacking(subjects: list[Subject]) -> Verdict:
+    """Claim 3: more of the reward costs quality."""
+    lines, good = [], []
+    for subject in subjects:
+        found = subject.evidence
+        for name, quantity in subject.quality.items():
+            for way, rows in (("DeRa", found.dera), ("retrained", found.retrained)):
+                top = max((s for s, _ in rows), default=0.0)
+                if top <= 1:
+                    continue
+                change = _difference(ev.rows_at(rows, top), ev.rows_at(found.dera, 0.0), quantity)
+                lines.append(f"{subject.name}: {name} from λ = 0 to {top:g}, {way} {show(change)}")
+                good.append(change.high < 0)
+    return Verdict(
+        3, "More of the length reward costs quality", "Fig. 5: win rate .50 → .24–.28", lines, _together(good)
+    )
+
+
+def better_strengths(subjects: list[Subject]) -> Verdict:
+    """Claim 4: DeRa finds strengths better than the base β, and the direction is right in both cases."""
+    lines, directions = [], {"over-regularized": False, "under-regularized": False}
+    for subject in subjects:
+        found = subject.evidence
+        tried = {s for s, _ in found.dera} & {s for s, _ in found.retrained} - {0.0}
+        if len(tried) < 2:
+            continue
+        ours = ev.curve(found.dera, subject.objective)
+        best = max(tried, key=lambda s: ours[s].mean)
+        if best == 1:
+            lines.append(f"{subject.name} ({subject.told}): best at λ = 1, the base β")
+            continue
+        base = ev.rows_at(found.dera, 1.0)
+        predicted = _difference(ev.rows_at(found.dera, best), base, subject.objective)
+        confirmed = _difference(ev.rows_at(found.retrained, best), base, subject.objective)
+        kind = "over-regularized" if best > 1 else "under-regularized"
+        sure = predicted.low > 0 and confirmed.low > 0
+        directions[kind] |= sure
+        lines.append(
+            f"{subject.name} ({subject.told}): best λ = {best:g}, base {kind}; against λ = 1 DeRa says "
+            f"{show(predicted)}, retrained {show(confirmed)}: {'confirmed' if sure else 'not confirmed'}"
+        )
+    verdict = _together(list(directions.values())) if lines else OPEN
+    return Verdict(
+        4,
+        "DeRa finds strengths better than the base β: above 1 if over-regularized, below if under-regularized",
+        "Fig. 3: 2 against 5 retrained; Fig. 7: .5 for both",
+        lines,
+        verdict,
+    )
+
+
+def beyond_one(subjects: list[Subject]) -> Verdict:
+    """Claim 5: agreement persists for λ > 1: to about 2, not at 5 and 10."""
+    lines, good = [], []
+    for subject in subjects:
+        found = subject.evidence
+        gaps = ev.gaps(found, subject.reward)
+        if not gaps:
+            continue
+        scale = _range(found, subject.reward)
+        far = {s: abs(gap.mean) / scale for s, gap in gaps.items()}
+        below, two, beyond = (
+            [gap for s, gap in far.items() if low < s <= high] for low, high in ((0, 1), (1, 2), (2, 99))
+        )
+        told = ((below, "λ < 1"), (two, "1 < λ ≤ 2"), (beyond, "λ > 2"))
+        lines.append(
+            f"{subject.name}: mean |gap| in % of the range "
+            + ", ".join(f"{name} {100 * np.mean(some):.1f}" for some, name in told if some)
+        )
+        if below and two:
+            good.append(
+                np.mean(two) < 2 * max(np.mean(below), 0.05)
+                and (not beyond or np.mean(beyond) > np.mean(two))
+            )
+    return Verdict(
+        5,
+        "Agreement persists for λ > 1 (by the paper's figures: to about 2, not at 5 and 10)",
+        "Fig. 3a: .006 for λ ≤ 1, .067 above; Fig. 7a: .008, .107",
+        lines,
+        _together(good),
+    )
+
+
+def _range(found: Evidence, quantity: Quantity) -> float:
+    """Returns how far the means of both ways reach."""
+    means = [v.mean for rows in (found.dera, found.retrained) for v in ev.curve(rows, quantity).values()]
+    return max(means) - min(means) or 1.0
+
+
+def accuracy_is_a_poor_proxy(subjects: list[Subject]) -> Verdict:
+    """Claim 6: pairwise accuracy agrees for small λ, drifts beyond 1, and rises where samples get worse."""
+    lines, good = [], []
+    for subject in subjects:
+        found = subject.evidence.accuracies
+        if not {"DeRa", "retrained"} <= found.keys():
+            continue
+        ours, theirs = found["DeRa"], found["retrained"]
+        gaps = {s: ours[s].mean - theirs[s].mean for s in theirs if s in ours}
+        small, large = ([abs(g) for s, g in gaps.items() if (s < 1) == below] for below in (True, False))
+        top = max(ours)
+        samples = ev.curve(subject.evidence.dera, subject.objective)
+        best = max(samples, key=lambda s: samples[s].mean)
+        lines.append(
+            f"{subject.name}: |gap| {np.mean(small):.3f} for λ < 1, {np.mean(large):.3f} above; DeRa's accuracy "
+            f"{ours[best].mean:.3f} at the best samples' λ = {best:g} and {ours[top].mean:.3f} at {top:g}"
+        )
+        good.append(np.mean(small) <= np.mean(large) and (best == top or ours[top].mean >= ours[best].mean))
+    return Verdict(
+        6,
+        "Pairwise accuracy (Eq. 14) agrees for small λ, drifts beyond 1, and keeps rising where samples do not",
+        "Fig. 6: gap .002 for λ ≤ 1, .022 above; .590 → .622 for λ = 2 → 10",
+        lines,
+        _together(good),
+    )
+
+
+def incoherence(subjects: list[Subject]) -> Verdict:
+    """Claim 7: at very large λ text loses coherence."""
+    lines, good = [], []
+    for subject in subjects:
+        found = subject.evidence
+        if (top := max((s for s, _ in found.dera), default=0.0)) < 5:
+            continue
+        for name in ("likelihood", "known words"):
+            if quantity := subject.quality.get(name):
+                change = _difference(ev.rows_at(found.dera, top), ev.rows_at(found.dera, 1.0), quantity)
+                lines.append(f"{subject.name}: {name} from λ = 1 to {top:g} {show(change)}")
+                good.append(change.high < 0)
+    return Verdict(
+        7,
+        "At very large λ text loses coherence",
+        "Fig. 1, 4: texts at λ = 10 and 100",
+        lines,
+        _together(good),
+    )
+
+
+def logits_beat_weights(subjects: list[Subject]) -> Verdict:
+    """Claim 8: mixing logits beats mixing weights, most of all in extrapolation."""
+    lines, good = [], []
+    for subject in subjects:
+        found = subject.evidence
+        strengths = sorted({s for s, _ in found.combined} & {s for s, _ in found.dera} - {0.0, 1.0})
+        if not strengths:
+            continue
+        gains = {
+            s: _difference(ev.rows_at(found.dera, s), found.combined[s, 0], subject.objective)
+            for s in strengths
+        }
+        inside, outside = ([g.mean for s, g in gains.items() if (s < 1) == below] for below in (True, False))
+        top = max(strengths)
+        lines.append(
+            f"{subject.name} ({subject.told}): logits less weights "
+            + ", ".join(
+                f"{np.mean(some):+.3f} for {name}"
+                for some, name in ((inside, "λ < 1"), (outside, "λ > 1"))
+                if some
+            )
+            + f"; at λ = {top:g} {show(gains[top])}"
+        )
+        good.append(gains[top].low > 0)
+    return Verdict(
+        8,
+        "Mixing logits beats mixing weights, most of all in extrapolation",
+        "Fig. 8: 7.03 against 5.63 at λ = 2",
+        lines,
+        _together(good),
+    )
+
+
+def retrained_as_predicted(subjects: list[Subject]) -> Verdict:
+    """Claim 9: a model retrained at the β/λ that DeRa found behaves as DeRa predicted."""
+    lines, good = [], []
+    for subject in subjects:
+        found = subject.evidence
+        gaps = ev.gaps(found, subject.objective)
+        if not gaps:
+            continue
+        ours = ev.curve(found.dera, subject.objective)
+        best = max(gaps, key=lambda s: ours[s].mean)
+        scale = _range(found, subject.objective)
+        lines.append(
+            f"{subject.name} ({subject.told}): at λ* = {best:g} DeRa less retrained {show(gaps[best])}, "
+            f"{100 * abs(gaps[best].mean) / scale:.1f} % of the range"
+        )
+        good.append(abs(gaps[best].mean) < 0.1 * scale)
+    return Verdict(
+        9,
+        "A model retrained at the β/λ that DeRa found behaves as DeRa predicted",
+        "Fig. 9: 7.23 retrained at β = .2, 7.37 by DeRa",
+        lines,
+        _together(good),
+    )
+
+
+def any_alignment(subjects: list[Subject]) -> Verdict:
+    """Claim 10: it does not matter how the aligned model was made, nor which kind the reference is."""
+    lines, good = [], []
+    for subject in subjects:
+        if gaps := ev.gaps(subject.evidence, subject.reward):
+            scale = _range(subject.evidence, subject.reward)
+            near = [abs(g.mean) / scale for s, g in gaps.items() if s <= 2]
+            lines.append(f"{subject.name}: mean |gap| for λ ≤ 2 {100 * np.mean(near):.1f} % of the range")
+            good.append(np.mean(near) < 0.1)
+    return Verdict(
+        10,
+        "It does not matter how the aligned model was made, nor which kind of model the reference is",
+        "PPO, policy gradient, DPO; claimed for pretrained references, not shown",
+        lines,
+        _together(good),
+    )
+
+
+def twice_the_cost(cost: dict | None) -> Verdict:
+    """Claim 11: twice the decoding time and memory."""
+    lines, verdict = [], OPEN
+    if cost:
+        ratio, sizes = cost["ratio"], cost["parameter_bytes"]
+        memory = sizes["pair"] / sizes["one"]
+        lines = [
+            f"time per token, pair against one model: {ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f}); "
+            f"parameters {memory:.2f} times; {cost['rows']} rows of stories260K, {cost['device']}"
+        ]
+        verdict = HOLDS if 1.5 < ratio["median"] < 2.5 and 1.9 < memory < 2.1 else FAILS
+    return Verdict(11, "Twice the decoding time and memory", "stated, never measured", lines, verdict)
+
+
+def strength_per_prompt(own: ev.Rows, fixed: dict[float, ev.Rows]) -> Verdict:
+    """Claim 12: a strength for every user, prompt or task."""
+    lines, verdict = [], OPEN
+    if own:
+        known = {(row["prompt_id"], row["sample"], s): row for s, rows in fixed.items() for row in rows}
+        pairs = [(row, known.get((row["prompt_id"], row["sample"], row["lambda"]))) for row in own]
+        same = [row["tokens"] == other["tokens"] for row, other in pairs if other]
+        lines = [
+            f"{len({row['lambda'] for row in own})} strengths in one batch, one a prompt: {sum(same)} of {len(same)} "
+            "completions are those of a batch of that strength, token for token"
+        ]
+        verdict = HOLDS if same and np.mean(same) > 0.999 else FAILS
+    return Verdict(12, "Strength per user, prompt or task", "stated, never shown", lines, verdict)
+
+
+OF_SUBJECTS: tuple[Callable[[list[Subject]], Verdict], ...] = (
+    reward_rises,
+    lengths_agree,
+    hacking,
+    better_strengths,
+    beyond_one,
+    accuracy_is_a_poor_proxy,
+    incoherence,
+    logits_beat_weights,
+    retrained_as_predicted,
+    any_alignment,
+)
+"""Claims 1 to 10."""

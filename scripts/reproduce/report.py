@@ -1,0 +1,290 @@
+"""REPRODUCTION.md and its figures, written from the rows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dera_jax.experiments import Experiment, Step
+from dera_jax.files import read_json, write_text
+from dera_jax.results import read_rows
+from scripts.reproduce import claims, figures
+from scripts.reproduce import evidence as ev
+from scripts.reproduce import quantities as qu
+from scripts.reproduce.claims import Subject, Verdict, show
+from scripts.reproduce.evidence import Evidence
+from scripts.reproduce.recipes import BANDS, Recipes
+from scripts.reproduce.runner import Folders, is_kept, make_step
+
+LONGEST = 120
+"""Tokens in histograms."""
+
+
+def write_report(
+    experiments: Mapping[str, Experiment],
+    others: Mapping[str, list[Step]],
+    recipes: Recipes,
+    folders: Folders,
+) -> None:
+    """Writes the figures and REPRODUCTION.md in the folder of results."""
+    found = {name: ev.read_evidence(experiment, folders) for name, experiment in experiments.items()}
+    found = {name: evidence for name, evidence in found.items() if evidence.dera}
+    subjects = [_subject(evidence, recipes, folders) for evidence in found.values()]
+    verdicts = [test(_meant(subjects, number)) for number, test in enumerate(claims.OF_SUBJECTS, start=1)]
+    verdicts += _extras(others["extras"], found, folders)
+    drawn = [draw for subject in subjects for draw in _draw(subject, folders.results)]
+    drawn += _two_rewards(others["two-rewards"], folders)
+    drawn += _agreement(subjects, folders.results)
+    missing = [step for evidence in found.values() for step in evidence.missing]
+    missing += [step.folder for steps in others.values() for step in steps if not is_kept(step, folders)]
+    missing += [f"{name} (all)" for name in experiments if name not in found]
+    text = _text(subjects, verdicts, drawn, missing)
+    write_text(folders.results / "REPRODUCTION.md", text)
+    print(f"{folders.results / 'REPRODUCTION.md'}: {len(verdicts)} claims, {len(drawn)} figures")
+    for verdict in verdicts:
+        print(f"  {verdict.number:>2}  {verdict.verdict:<15} {verdict.claim}")
+
+
+def _meant(subjects: Sequence[Subject], number: int) -> list[Subject]:
+    """Returns the experiments that can say something of a claim."""
+    lengths = {1, 2, 3}
+    preferences = {5, 6}
+    return [
+        subject
+        for subject in subjects
+        if (number not in lengths or subject.name in BANDS)
+        and (number not in preferences or subject.name not in BANDS)
+    ]
+
+
+def _subject(evidence: Evidence, recipes: Recipes, folders: Folders) -> Subject:
+    """Returns an experiment with what it is judged by."""
+    name = evidence.experiment.name
+    beta = evidence.experiment.beta
+    if name.startswith("e2e"):
+        make_step(recipes.e2e, folders)
+        references = ev.references_of(folders.work / recipes.e2e.folder / "held_out.jsonl")
+        trained = qu.reward("length" if name in BANDS else "python")
+        quality = {"slots": qu.reward("slots"), "BLEU of a text": qu.sentence_bleu(references)}
+        return Subject(
+            evidence, trained, quality, qu.both(trained, qu.reward("slots")), "reward + slot coverage"
+        )
+    known = qu.known_words(qu.words_of(Path(recipes.stories_file)))
+    quality = {"likelihood": qu.likelihood, "known words": known}
+    if name.startswith("stories"):
+        quality["variety"] = qu.variety
+        trained = qu.reward("length")
+        return Subject(evidence, trained, quality, qu.less(trained, beta, qu.kl), f"reward − {beta:g} · KL")
+    if name.startswith("gold"):
+        return Subject(evidence, qu.reward("lexicon"), quality, qu.reward("lexicon"), "gold reward")
+    judge = qu.reward(evidence.experiment.decoding["reward"][0].path(folders.work))
+    return Subject(evidence, judge, {"likelihood": qu.likelihood}, judge, "the judge's reward")
+
+
+def _draw(subject: Subject, results: Path) -> list[tuple[str, str]]:
+    """Writes an experiment's figures and returns their files with captions."""
+    found, name = subject.evidence, subject.name
+    note = _note(found)
+    drawn = []
+
+    def save(figure: str, caption: str, panels: Sequence[tuple[str, figures.Draw]], columns: int = 3) -> None:
+        path = results / "figures" / f"{figure}-{name}.png"
+        figures.save(path, panels, note, columns)
+        drawn.append((str(path.relative_to(results)), f"{caption} ({found.experiment.title})"))
+
+    if name in BANDS:
+        shown = [s for s in (0.0, 0.4, 0.8, 1.0, 1.4, 2.0) if (s, 0) in found.dera]
+        by = {way: {s: ev.rows_at(rows, s) for s in shown if (s, 0) in rows} for way, rows in _both(found)}
+        save(
+            "fig2",
+            "Fig. 2: length reward and lengths",
+            [
+                ("(a) reward", figures.ways(found, subject.reward, "mean reward", weighted=True)),
+                *(
+                    (f"({letter}) lengths, {way}", figures.histograms(rows, BANDS[name], LONGEST))
+                    for letter, (way, rows) in zip("bc", by.items(), strict=True)
+                ),
+            ],
+        )
+        panels = [
+            (f"({x}) {n}", figures.ways(found, q, n))
+            for x, (n, q) in zip("abc", subject.quality.items(), strict=False)
+        ]
+        judge_name, judge = next(iter(subject.quality.items()))
+        panels.append(
+            (
+                f"({'abcd'[len(panels)]}) judged by {judge_name}",
+                figures.wins(found, judge, 0.0, "win rate against λ = 0"),
+            )
+        )
+        save("fig5", "Fig. 5: what the reward costs", panels, columns=2 if len(panels) == 4 else 3)
+    elif found.retrained and found.experiment.retrained:
+        save(
+            "fig3",
+            "Fig. 3 and 7: win rates",
+            [
+                ("(a) against λ = 0", figures.wins(found, subject.objective, 0.0, "win rate")),
+                ("(b) against λ = 1", figures.wins(found, subject.objective, 1.0, "win rate")),
+                ("(c) DeRa against retrained", figures.wins(found, subject.objective, None, "win rate")),
+                ("(d) reward", figures.ways(found, subject.reward, "mean reward")),
+                ("(e) likelihood, untouched model", figures.ways(found, qu.likelihood, "nats per token")),
+                ("(f) pairwise accuracy (Fig. 6)", figures.accuracies(found)),
+            ],
+        )
+    else:
+        save(
+            "fig4",
+            "Fig. 4: what is invented",
+            [
+                (n, figures.ways(found, q, n))
+                for n, q in (("invented (0 none, −1 some)", subject.reward), *subject.quality.items())
+            ],
+        )
+    if found.experiment.combined and len(found.combined) > 2:
+        panels = [
+            ("(a) reward", figures.ways(found, subject.reward, "mean reward", combined=True)),
+            ("(b) KL to the reference", figures.ways(found, qu.kl, "nats", combined=True)),
+            *(
+                (f"(c) {n}", figures.ways(found, q, n, combined=True))
+                for n, q in list(subject.quality.items())[:1]
+            ),
+        ]
+        save("fig8", "Fig. 8: logits against weights", panels)
+    return drawn
+
+
+def _both(found: Evidence):
+    return ("retrained", found.retrained), ("DeRa", found.dera)
+
+
+def _note(found: Evidence) -> str:
+    rows = [len(some) for some in found.dera.values()]
+    prompts = len({row["prompt_id"] for some in found.dera.values() for row in some})
+    seeds = len({seed for _, seed in found.retrained})
+    return (
+        f"n = {min(rows):,} completions of {prompts} prompts per strength and seed; {seeds} seed{'s' * (seeds > 1)}; "
+        "bars: 95 % intervals, bootstrap over prompts"
+    )
+
+
+def _agreement(subjects: Sequence[Subject], results: Path) -> list[tuple[str, str]]:
+    """Writes the Bland–Altman plot of all experiments with retrained models."""
+    points = []
+    for subject in subjects:
+        found = subject.evidence
+        for quantity in (subject.reward, qu.length, *subject.quality.values()):
+            gaps = ev.gaps(found, quantity)
+            theirs = ev.curve(found.retrained, quantity)
+            if len(gaps) < 2:
+                continue
+            means = [v.mean for v in theirs.values()]
+            low, scale = min(means), max(means) - min(means) or 1.0
+            for strength, gap in gaps.items():
+                if strength <= 2:
+                    middle = theirs[strength].mean + gap.mean / 2
+                    points.append((subject.name, 100 * (middle - low) / scale, 100 * gap.mean / scale))
+    if not points:
+        return []
+    path = results / "figures" / "agreement.png"
+    note = f"{len(points)} pairs of means: reward, length, quality at each strength up to 2; dashed: mean ± 1.96 sd"
+    figures.save(path, [("Bland–Altman", figures.bland_altman(points))], note, columns=1)
+    return [("figures/agreement.png", "Agreement of DeRa with retrained models (Bland–Altman)")]
+
+
+def _two_rewards(steps: Sequence[Step], folders: Folders) -> list[tuple[str, str]]:
+    """Writes the figure of Appendix B, if its grid was decoded."""
+    grid, *trained = steps
+    if not is_kept(grid, folders):
+        return []
+    cells: dict[tuple, list[dict]] = {}
+    for row in read_rows(folders.results / grid.folder):
+        cells.setdefault(tuple(row["lambda"]), []).append(row)
+    sums = {
+        tuple(map(float, step.folder.rpartition("-")[2].split("+"))): read_rows(folders.results / step.folder)
+        for step in trained
+        if is_kept(step, folders)
+    }
+    both = qu.reward("length"), qu.reward("lexicon")
+    path = folders.results / "figures" / "two-rewards.png"
+    note = (
+        "labels: λ of length + λ of sentiment; bars: 95 % intervals over prompts; line: DeRa's Pareto front"
+    )
+    figures.save(path, [("Appendix B", figures.front(cells, sums, both))], note, columns=1)
+    return [("figures/two-rewards.png", "Appendix B: two rewards, mixed and trained on their weighted sum")]
+
+
+def _extras(steps: Sequence[Step], found: Mapping[str, Evidence], folders: Folders) -> list[Verdict]:
+    cost, own = steps
+    costs = read_json(folders.results / cost.folder)["found"] if is_kept(cost, folders) else None
+    rows = read_rows(folders.results / own.folder) if is_kept(own, folders) else []
+    pair = found.get("stories-length-rloo")
+    fixed = {s: some for (s, seed), some in pair.dera.items() if seed == 0} if pair else {}
+    return [claims.twice_the_cost(costs), claims.strength_per_prompt(rows, fixed)]
+
+
+def _text(
+    subjects: Sequence[Subject],
+    verdicts: Sequence[Verdict],
+    drawn: Sequence[tuple[str, str]],
+    missing: Sequence[str],
+) -> str:
+    """Returns REPRODUCTION.md."""
+    lines = [INTRODUCTION]
+    if missing:
+        shown = ", ".join(missing[:12]) + (f" and {len(missing) - 12} more" if len(missing) > 12 else "")
+        lines.append(f"**{len(missing)} measurements are not made yet**: {shown}.\n")
+    lines.append("## Claims\n\n| | claim | the paper | here |\n|--:|---|---|---|")
+    lines += [f"| {v.number} | {v.claim} | {v.paper} | **{v.verdict}** |" for v in verdicts]
+    for verdict in verdicts:
+        lines.append(f"\n**{verdict.number}. {verdict.claim}**: {verdict.verdict}.\n")
+        lines += [f"- {finding}" for finding in verdict.ours] or ["- nothing measured yet"]
+    lines.append("\n## Agreement of DeRa with retrained models\n")
+    lines.append(
+        "Mean |DeRa − retrained| over the strengths but 0 and 1 and up to 2, in % of the range of the retrained means; "
+        "beside it how far two trainings with different seeds are apart.\n"
+    )
+    lines.append(
+        "| experiment | quantity | error, % | seeds, % | Spearman (strengths) |\n|---|---|--:|--:|--:|"
+    )
+    lines += [line for subject in subjects for line in _agreement_lines(subject)]
+    lines.append(
+        "\n## Experiments\n\n| experiment | seeds | completions | time | command |\n|---|--:|--:|--:|---|"
+    )
+    lines += map(_experiment_line, subjects)
+    lines.append("\n## Figures\n")
+    lines += [f"![{caption}]({path})\n\n*{caption}*\n" for path, caption in drawn]
+    return "\n".join(lines)
+
+
+def _agreement_lines(subject: Subject) -> list[str]:
+    found, lines = subject.evidence, []
+    told = {"reward": subject.reward, "length": qu.length, "KL": qu.kl, **subject.quality}
+    for name, quantity in told.items():
+        gaps = {s: gap for s, gap in ev.gaps(found, quantity).items() if s <= 2}
+        if not gaps:
+            continue
+        means = [v.mean for v in ev.curve(found.retrained, quantity).values()]
+        scale = max(means) - min(means) or 1.0
+        error = 100 * sum(abs(gap.mean) for gap in gaps.values()) / len(gaps) / scale
+        noise, rank = ev.seed_noise(found.retrained, quantity), ev.rank_correlation(found, quantity)
+        seeds = "" if noise is None else f"{100 * noise / scale:.1f}"
+        lines.append(
+            f"| {subject.name} | {name} | {error:.1f} | {seeds} | {f'{rank[0]:.2f} ({rank[1]})' if rank else ''} |"
+        )
+    return lines
+
+
+def _experiment_line(subject: Subject) -> str:
+    found = subject.evidence
+    rows = sum(len(some) for rows in (found.dera, found.retrained, found.combined) for some in rows.values())
+    seeds = len({seed for _, seed in found.retrained})
+    command = f"`bash scripts/reproduce.sh {subject.name}`"
+    return f"| {found.experiment.title} | {seeds} | {rows:,} | {found.seconds / 60:.0f} min | {command} |"
+
+
+INTRODUCTION = """# The paper, reproduced small
+
+Written by `bash scripts/reproduce.sh` from the rows beside it. Every experiment of arXiv:2402.02992 at a size that two
+CPU cores can do, on real models and data; each claim with what was found, good or bad. Intervals are 95 %, by bootstrap
+over prompts; they do not include what another training would change, which is told beside them where there are seeds.
+"""
+
+__all__ = ["show", "write_report"]
