@@ -1,0 +1,52 @@
+"""The notebook runs from top to bottom, and its dial generates again."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks/dera.ipynb"
+
+TURN = """
+dial.children[0].value = 2.0
+dial.children[0].value = 0.0
+"""
+"""Moves the slider, as a hand would."""
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(TURN))
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    return client.execute()
+
+
+def outputs(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def test_it_is_stored_without_outputs():
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def test_the_backend_is_the_one_asked_for(executed):
+    assert any(
+        "JAX" in outputs(cell) and "cpu" in outputs(cell)
+        for cell in executed.cells
+        if cell.cell_type == "code"
+    )
+
+
+def test_the_dial_generates_at_its_strength(executed):
+    widgets = executed.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    (shown,) = (widget["state"]["outputs"] for widget in widgets if widget["state"].get("outputs"))
+    assert "".join(output["text"] for output in shown).startswith("λ = 0, β/λ = ∞")
+
+
+def test_the_sweep_is_shown(executed):
+    *_, table, figure, _ = (cell for cell in executed.cells if cell.cell_type == "code")
+    assert "length:16:24" in outputs(table)
+    assert any("image/png" in output.get("data", {}) for output in figure.outputs)
