@@ -67,12 +67,15 @@ def add_beta(beta: float | None, rows: list[dict]) -> bool:
     return bool(lacking)
 
 
-def judge_run(run: Path, rewards: Sequence[Reward], columns: dict, command: Sequence[str]) -> bool:
+def judge_run(
+    run: Path, rewards: Sequence[Reward], columns: dict, command: Sequence[str], more: dict | None = None
+) -> bool:
     """Adds rewards to the rows of a run's folder; returns whether any was missing.
 
     Args:
       columns: the prompts' other fields, by prompt_id.
       command: for the manifest.
+      more: further keys of the manifest.
 
     Raises:
       ValueError: no run, another command is writing to it, or a reward fails; the rows stay as they are.
@@ -83,14 +86,14 @@ def judge_run(run: Path, rewards: Sequence[Reward], columns: dict, command: Sequ
     with RunFolder(run, manifest["identity"], provenance(list(command))) as folder:
         for reward in rewards:
             reward.check([row["prompt"] for row in folder.rows if reward.name not in row["rewards"]])
-        added = judge(folder.rows, rewards, columns, _decoder(manifest))
+        added = judge(folder.rows, rewards, columns, decoder(manifest))
         if added:
             folder.replace_rows(folder.rows)
-            folder.finish(folder.manifest.get("extent", {}) | extent(folder.rows))
+            folder.finish(folder.manifest.get("extent", {}) | extent(folder.rows), more)
     return added
 
 
-def _decoder(manifest: dict) -> Decode:
+def decoder(manifest: dict) -> Decode:
     """Returns the aligned model's decoding; its tokenizer is looked for when a reward asks for text."""
     from dera_jax.loading.hub import resolve
     from dera_jax.tokenizer import load_tokenizer

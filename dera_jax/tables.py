@@ -41,12 +41,9 @@ def format_table(
     Raises:
       ValueError: there are no summaries, or the style is none of these.
     """
-    styles = {"terminal": _terminal, "markdown": _markdown, "latex": _latex}
-    if style not in styles:
-        raise ValueError(f"--table: expected {', '.join(styles)}, found {style!r}")
     if not summaries:
         raise ValueError("there are no rows to show")
-    table = styles[style](_columns(summaries, speed))
+    table = format_columns(_columns(summaries, speed), style)
     return f"{table}\n\n{_legend(summaries, table)}" if style == "terminal" else table
 
 
@@ -66,13 +63,24 @@ def short_names(names: Sequence[str], width: int = NAME_WIDTH) -> dict[str, str]
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
+    """A table's column, its cells already texts."""
+
     heading: str
     cells: list[str]
     is_reward: bool = False
+    """Whether the heading is a reward's name."""
 
 
-def _columns(summaries: Sequence[Summary], speed: dict | None) -> list[_Column]:
+def format_columns(columns: Sequence[Column], style: str = "terminal") -> str:
+    """Returns the table of `columns`, the first repeated where it is broken; `style` as in `format_table`."""
+    styles = {"terminal": _terminal, "markdown": _markdown, "latex": _latex}
+    if style not in styles:
+        raise ValueError(f"--table: expected {', '.join(styles)}, found {style!r}")
+    return styles[style](columns)
+
+
+def _columns(summaries: Sequence[Summary], speed: dict | None) -> list[Column]:
     """Returns the columns, the strengths first."""
     names = dict.fromkeys(name for summary in summaries for name in summary.rewards)
     rewards = []
@@ -81,22 +89,22 @@ def _columns(summaries: Sequence[Summary], speed: dict | None) -> list[_Column]:
         for turn in turns_of(summaries, name):
             by_turn = [summary.turn_rewards.get(name, {}).get(turn) for summary in summaries]
             found[f"{name}, turn {turn + 1}"] = by_turn
-        rewards += [_Column(heading, _estimates(each), is_reward=True) for heading, each in found.items()]
+        rewards += [Column(heading, estimate_cells(each), is_reward=True) for heading, each in found.items()]
     speeds = (
-        [_Column("tokens/s", [_number(speed.get(summary.lambda_)) for summary in summaries])] if speed else []
+        [Column("tokens/s", [_number(speed.get(summary.lambda_)) for summary in summaries])] if speed else []
     )
     return [
-        _Column("λ", _strengths([summary.lambda_ for summary in summaries])),
-        _Column("β/λ", [_number(summary.beta_effective) for summary in summaries]),
+        Column("λ", strength_cells([summary.lambda_ for summary in summaries])),
+        Column("β/λ", [_number(summary.beta_effective) for summary in summaries]),
         *rewards,
-        _Column("KL (nats)", _estimates([summary.kl_to_reference for summary in summaries])),
-        _Column("length (tokens)", _estimates([summary.length for summary in summaries])),
-        _Column("ended", [f"{100 * summary.ended:.0f} %" for summary in summaries]),
+        Column("KL (nats)", estimate_cells([summary.kl_to_reference for summary in summaries])),
+        Column("length (tokens)", estimate_cells([summary.length for summary in summaries])),
+        Column("ended", [f"{100 * summary.ended:.0f} %" for summary in summaries]),
         *speeds,
     ]
 
 
-def _strengths(strengths: Sequence[tuple[float, ...]]) -> list[str]:
+def strength_cells(strengths: Sequence[tuple[float, ...]]) -> list[str]:
     """Returns strengths in four digits, in all of theirs if some could not be told apart."""
     short = ["+".join(f"{value:.4g}" for value in strength) for strength in strengths]
     return short if len(set(short)) == len(short) else [format_strength(strength) for strength in strengths]
@@ -111,7 +119,7 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _estimates(estimates: Sequence[Estimate | None]) -> list[str]:
+def estimate_cells(estimates: Sequence[Estimate | None]) -> list[str]:
     """Returns `mean ± half-width`, in digits that show two of the widest, one more for narrow ones."""
     known = [estimate for estimate in estimates if estimate is not None]
     widths = [e.half_width for e in known if e.half_width > 0]
@@ -135,7 +143,7 @@ def _estimate(estimate: Estimate, digits: int) -> str:
     return mean if math.isnan(estimate.half_width) else f"{mean} ± {estimate.half_width:.{digits}f}"
 
 
-def _terminal(columns: list[_Column]) -> str:
+def _terminal(columns: Sequence[Column]) -> str:
     names = short_names([column.heading for column in columns if column.is_reward])
     strengths, *others = [[names.get(column.heading, column.heading), *column.cells] for column in columns]
     blocks = [[strengths]]
@@ -158,7 +166,7 @@ def _align(columns: list[list[str]]) -> str:
     return "\n".join([heading, rule, *lines])
 
 
-def _markdown(columns: list[_Column]) -> str:
+def _markdown(columns: Sequence[Column]) -> str:
     headings = [f"`{column.heading}`" if column.is_reward else column.heading for column in columns]
     # A bar ends a cell of a Markdown table even inside code.
     table = [[heading.replace("|", "\\|") for heading in headings], ["--:"] * len(columns)]
@@ -166,7 +174,7 @@ def _markdown(columns: list[_Column]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 
-def _latex(columns: list[_Column]) -> str:
+def _latex(columns: Sequence[Column]) -> str:
     headings = [_latex_heading(column) for column in columns]
     cells = zip(*(map(_latex_cell, column.cells) for column in columns), strict=True)
     heading, *lines = [" & ".join(line) + r" \\" for line in [headings, *cells]]
@@ -174,10 +182,10 @@ def _latex(columns: list[_Column]) -> str:
     return "\n".join([begin, r"\toprule", heading, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"])
 
 
-def _latex_heading(column: _Column) -> str:
+def _latex_heading(column: Column) -> str:
     if column.is_reward:
         return r"\texttt{" + "".join(_LATEX.get(symbol, symbol) for symbol in column.heading) + "}"
-    return {"λ": r"$\lambda$", "β/λ": r"$\beta/\lambda$"}.get(column.heading, column.heading)
+    return column.heading.replace("β/λ", r"$\beta/\lambda$").replace("λ", r"$\lambda$")
 
 
 def _latex_cell(cell: str) -> str:

@@ -1,6 +1,8 @@
 """Scores what is there already: stored rows, preference pairs, or a model's text under another.
 
   python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
+  python -m eval.score RUN --judge=URL,model --question=mt-bench
+                                                         a language model's grades, as a reward
   python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
   python -m eval.score --models=A,B --prompts=FILE.txt   KL of A against B per token, on given text
   python -m eval.score --models=REFERENCE,ALIGNED --quantize=nf4 --prompts=FILE.txt
@@ -10,14 +12,15 @@ Pairs are JSONL with `prompt`, `chosen` and `rejected`. Accuracy is the share of
 completion has the larger log π(y|x)/|y|; the implicit reward compares log π(y|x)/π_ref(y|x).
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli, models
+from dera_jax.commands import cli, judging, models
 
 TEMPLATES = ("chat_template", "reference_chat_template")
 OPTIONS = {
-    "run": {"reward", "prompts"},
+    "run": {"reward", "prompts", "judge", "question", *judging.NAMES},
     "pairs": {
         "lambda_",
         "num_prompts",
@@ -59,13 +62,27 @@ def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.score`."""
     parser = cli.Parser(__doc__, prog="python -m eval.score")
     parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="a sweep's folder, whose rows get --reward"
+        "run",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="a sweep's folder, whose rows get --reward or --judge",
     )
     parser.add_argument(
         "--reward",
         metavar="REWARD[,REWARD…]",
         help=f"with RUN: {cli.REWARDS}",
     )
+    parser.add_argument(
+        "--judge",
+        metavar="URL,MODEL",
+        help="with RUN: a model behind an OpenAI-compatible URL, http://host/v1",
+    )
+    parser.add_argument(
+        "--question", choices=("hallucination", "mt-bench"),
+        help="what it is asked, and the reward's name: hallucination (1 if the completion says what the "
+        "prompt does not, else 0) or mt-bench (1 to 10)",
+    )  # fmt: skip
     parser.add_argument(
         "--pairs", metavar="FILE", help="preference pairs: JSONL or parquet with prompt, chosen, rejected"
     )
@@ -95,6 +112,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="the figures as JSON (--pairs and --models)"
     )
+    judging.add_endpoint_options(parser)
     models.add_model_options(parser)
     return parser
 
@@ -105,19 +123,44 @@ def _score_run(args) -> None:
     from dera_jax.rewards import parse_rewards
     from dera_jax.stored import judge_run
 
-    if not args.reward:
-        raise ValueError("RUN: expected --reward, what to score its rows with")
-    rewards = parse_rewards(args.reward)
+    if bool(args.reward) == bool(args.judge):
+        raise ValueError("RUN: expected --reward or --judge, what to score its rows with")
+    if args.judge:
+        rewards, more = _grades(args)
+    else:
+        judging.refuse_without_endpoint(args, make_parser(), "question")
+        rewards, more = parse_rewards(args.reward), None
     columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
-    added = judge_run(args.run, rewards, columns, args.command)
+    added = judge_run(args.run, rewards, columns, args.command, more)
     summaries = metrics.summarize(results.read_rows(args.run))
     reports.write_summary_csv(args.run / "summary.csv", summaries)
     about = reports.describe_models(args.run)
     plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png", about)
     print(tables.format_table(summaries))
+    for warning in reports.warnings_of(summaries):
+        print(f"warning: {warning}", file=sys.stderr)
     print(
         f"{args.run}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
     )
+
+
+def _grades(args) -> tuple[tuple, dict]:
+    """Returns the reward of `--judge`, and the judges of a run's manifest with it.
+
+    Raises:
+      ValueError: the question is missing, or another judge has answered it for this run.
+    """
+    from dera_jax.judges import grade_reward, parse_endpoint
+    from dera_jax.results import read_manifest
+
+    if not args.question:
+        raise ValueError("--judge: expected --question=hallucination|mt-bench, what to ask it")
+    endpoint = parse_endpoint(args.judge, **judging.endpoint_settings(args))
+    judges = read_manifest(args.run).get("judges", {})
+    if judges.get(args.question, endpoint.name) != endpoint.name:
+        raise ValueError(f"{args.run} has {args.question} already, by the judge {judges[args.question]}")
+    reward = grade_reward(endpoint, args.question, args.max_failures, args.ask_again)
+    return (reward,), {"judges": judges | {args.question: endpoint.name}}
 
 
 def _score_pairs(args) -> None:

@@ -1,0 +1,188 @@
+"""Compares two runs by a judge: at each strength, how often are A's completions the better ones?
+
+  python -m eval.compare A B --judge=model:DIR                       equal strengths of two runs
+  python -m eval.compare RUN RUN --against=0 --judge=URL,model       one run against its reference
+  python -m eval.compare A B --lambda=2 --against=1 --judge=…        against a model retrained at β/2
+
+Completions of one prompt, sample and turn are compared; ties count half. The judge is a reward, the
+larger one wins, or a language model behind an OpenAI-compatible URL, http://host/v1,model, which sees the
+two in an order drawn for each pair. Its answers are kept: the same command goes on where it ended.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dera_jax.commands import cli, judging
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.compare`."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+
+    from dera_jax.compare import compare, comparison_to_json, format_comparisons
+    from dera_jax.files import write_json
+    from dera_jax.provenance import provenance
+    from dera_jax.results import read_rows
+
+    same = args.run_a.resolve() == args.run_b.resolve()
+    if same and args.against is None:
+        raise ValueError("RUN_A and RUN_B are one run: expected --against=STRENGTH, what to compare it with")
+    judge = _judge(args, parser)
+    rows_a = read_rows(args.run_a)
+    rows_b = rows_a if same else read_rows(args.run_b)
+    found = compare(
+        rows_a,
+        rows_b,
+        judge,
+        lambdas=_strengths(args.lambda_, rows_a),
+        against=_against(args.against, rows_b),
+        allow_missing=args.allow_missing,
+        names=(str(args.run_a), str(args.run_b)),
+    )
+    print(format_comparisons(found, args.table))
+    if args.table == "terminal":
+        print(f"\nA: {args.run_a}, B: {args.run_b}; {_about(args)}")
+    for line in _warnings(found, args):
+        print(f"warning: {line}", file=sys.stderr)
+    if args.out:
+        asked = {"question": args.question, "both_orders": args.both_orders, "seed": args.seed}
+        write_json(
+            args.out,
+            {
+                "a": str(args.run_a),
+                "b": str(args.run_b),
+                "judge": {"name": args.judge, **(asked if _by_model(args) else {})},
+                "strengths": [comparison_to_json(each) for each in found],
+                "provenance": provenance(cli.command_line("eval.compare", argv)),
+            },
+        )
+        print(args.out, file=sys.stdout if args.table == "terminal" else sys.stderr)
+
+
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m eval.compare`."""
+    parser = cli.Parser(__doc__, prog="python -m eval.compare")
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="a sweep's folder, or its rows.jsonl[.gz]")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="what it is compared with; may be the same")
+    parser.add_argument(
+        "--judge",
+        required=True,
+        metavar="JUDGE",
+        help=f"URL,model such as http://host/v1,name, or a reward: {cli.REWARDS}",
+    )
+    parser.add_argument(
+        "--lambda",
+        dest="lambda_",
+        metavar="STRENGTHS",
+        help="of A, as in eval.sweep (default: all there are)",
+    )
+    parser.add_argument(
+        "--against", metavar="STRENGTH", help="of B, for all strengths of A (default: the same strength)"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="PROMPTS",
+        help="where the prompts' other fields come from, for rewards that use them",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="compare the cells that both have, and say how many are missing",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="the figures, with how they were made")
+    parser.add_argument(
+        "--table", default="terminal", choices=("terminal", "markdown", "latex"), help="(default %(default)s)"
+    )
+    parser.add_argument(
+        "--question", default="chat", choices=("summary", "chat"),
+        help="what a judge behind a URL is asked: which summary, or which answer is better (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--both-orders",
+        action="store_true",
+        help="it sees each pair in both orders; if it disagrees with itself, they tie",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of which one it sees first (default %(default)s)"
+    )
+    judging.add_endpoint_options(parser)
+    return parser
+
+
+def _by_model(args) -> bool:
+    from dera_jax.judges import is_endpoint
+
+    return is_endpoint(args.judge)
+
+
+def _judge(args, parser: cli.Parser):
+    """Returns the judge that the arguments name."""
+    from dataclasses import replace
+    from functools import cache
+
+    from dera_jax.judges import parse_judge
+    from dera_jax.prompts import load_prompts
+    from dera_jax.results import read_manifest
+    from dera_jax.stored import decoder
+
+    if _by_model(args):
+        if args.prompts:
+            raise ValueError("--prompts has a meaning only with a reward as judge")
+        more = {name: getattr(args, name) for name in ("both_orders", "seed", "max_failures", "ask_again")}
+        return parse_judge(args.judge, args.question, **more, **judging.endpoint_settings(args))
+    judging.refuse_without_endpoint(args, parser, "question", "both_orders", "seed")
+    columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
+
+    def decode(run: Path):
+        # The manifest is read when a reward asks for text.
+        made = cache(lambda: decoder(read_manifest(run)))
+        return lambda tokens: made()(tokens)
+
+    return replace(parse_judge(args.judge), columns=columns, decode=(decode(args.run_a), decode(args.run_b)))
+
+
+def _strengths(text: str | None, rows: Sequence[dict]):
+    """Returns the strengths that `--lambda` or `--against` lists; None without."""
+    from dera_jax.strengths import parse_strengths, strength_from_json
+
+    aligned = len(strength_from_json(rows[0]["lambda"])) if rows else 1
+    return None if text is None else parse_strengths(text, aligned)
+
+
+def _against(text: str | None, rows: Sequence[dict]):
+    try:
+        found = _strengths(text, rows)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--lambda", "--against", 1)) from None
+    if found is not None and len(found) != 1:
+        raise ValueError(f"--against: expected one strength, found {len(found)} in {text!r}")
+    return found and found[0]
+
+
+def _about(args) -> str:
+    judge = f"judge: {args.judge}"
+    if _by_model(args):
+        judge += f", asked for the better {'summary' if args.question == 'summary' else 'answer'}"
+        judge += ", in both orders" if args.both_orders else ", in random order"
+    return f"{judge}; ties count half; ± is half a 95 % interval over prompts"
+
+
+def _warnings(found, args) -> list[str]:
+    """Returns a line for each thing that a reader of the table could be misled by."""
+    lines = []
+    pairs = sum(each.n + each.failures for each in found)
+    if failures := sum(each.failures for each in found):
+        lines.append(f"{failures} of {pairs} pairs have no verdict and are left out")
+    if missing := sum(each.missing for each in found):
+        lines.append(f"{missing} cells are missing; only what both runs have is compared")
+    seen = [(each.first, each.n - each.identical) for each in found if each.first is not None]
+    total = sum(n for _, n in seen)
+    if total and abs((share := sum(first * n for first, n in seen) / total) - 0.5) > 0.1 and total >= 50:
+        lines.append(
+            f"the judge leans to what it sees {'first' if share > 0.5 else 'second'} "
+            f"({max(share, 1 - share):.0%}{'' if args.both_orders else '; --both-orders makes those cases ties'})"
+        )
+    return lines
