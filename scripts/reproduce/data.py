@@ -94,7 +94,7 @@ def gold_pairs(out: Path, rows: str, reward: str, temperature: str, held_out: st
     """Writes pairs of a model's own completions, labelled by a known reward with Bradley–Terry noise.
 
     P(a ≻ b) = σ((r(a) − r(b)) / temperature) for two samples of one prompt, drawn at random: samples 0
-    and 1, 2 and 3, …  Written are train.jsonl and held_out.jsonl, by prompt, with the rewards.
+    and 1, 2 and 3, …  Written are train.jsonl and held_out.jsonl, a share of the prompts, with true margins.
     """
     from dera_jax.results import read_rows
 
@@ -103,14 +103,14 @@ def gold_pairs(out: Path, rows: str, reward: str, temperature: str, held_out: st
         by_prompt[row["prompt_id"]].append(row)
     noise = random.Random(0)
     parts: dict[str, list[dict]] = {"train": [], "held_out": []}
-    for prompt_id, drawn in by_prompt.items():
+    for number, drawn in enumerate(by_prompt.values()):
         for a, b in zip(drawn[::2], drawn[1::2], strict=False):
             if a["completion"] == b["completion"]:
                 continue
             margin = a["rewards"][reward] - b["rewards"][reward]
             prefers_a = noise.random() < 1 / (1 + math.exp(-margin / float(temperature)))
             chosen, rejected = (a, b) if prefers_a else (b, a)
-            is_held = zlib.crc32(str(prompt_id).encode()) % 100 < 100 * float(held_out)
+            is_held = number % round(1 / float(held_out)) == 0
             parts["held_out" if is_held else "train"].append(
                 {
                     "prompt": a["prompt"],

@@ -201,10 +201,10 @@ def rank_correlation(evidence: Evidence, quantity: Quantity) -> tuple[float, int
     return float(np.corrcoef(*ranks)[0, 1]), len(strengths)
 
 
-def weighted(rows: Rows, quantity: Quantity) -> Estimate:
+def weighted(rows: Rows, quantity: Quantity) -> Estimate | None:
     """Returns the mean under the sequence-level mixture (Eq. 5), by weights exp(Σ log zₜ) within each prompt.
 
-    Of completions that ended; those cut off have no weight known.
+    Of completions that ended; those cut off have no weight known. None if there are none.
     """
     by = defaultdict(list)
     for row in rows:
@@ -216,7 +216,7 @@ def weighted(rows: Rows, quantity: Quantity) -> Estimate:
     for found in by.values():
         log_weights, shown = np.array(found).T
         means.append(float(np.average(shown, weights=np.exp(log_weights - log_weights.max()))))
-    return estimate(means, list(by))
+    return estimate(means, list(by)) if means else None
 
 
 def win_rate(rows: Rows, against: Rows, quantity: Quantity) -> Estimate:

@@ -93,7 +93,8 @@ def ways(
         line(ax, "DeRa", ev.curve(found.dera, quantity))
         if weighted:
             rows = {s: ev.rows_at(found.dera, s) for s in strengths}
-            line(ax, "DeRa, weighted to Eq. 5", {s: ev.weighted(some, quantity) for s, some in rows.items()})
+            found_for = {s: ev.weighted(some, quantity) for s, some in rows.items()}
+            line(ax, "DeRa, weighted to Eq. 5", {s: mean for s, mean in found_for.items() if mean})
         if combined:
             line(ax, "weights combined", ev.curve(found.combined, quantity))
         over_strength(ax, label, wide=max(strengths) > 4)

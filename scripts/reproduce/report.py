@@ -8,6 +8,7 @@ from dera_jax.files import read_json, write_text
 from dera_jax.results import read_rows
 from scripts.reproduce import claims, figures
 from scripts.reproduce import evidence as ev
+from scripts.reproduce import hallucination as ha
 from scripts.reproduce import quantities as qu
 from scripts.reproduce.claims import Subject, Verdict, show
 from scripts.reproduce.evidence import Evidence
@@ -36,7 +37,8 @@ def write_report(
     missing = [step for evidence in found.values() for step in evidence.missing]
     missing += [step.folder for steps in others.values() for step in steps if not is_kept(step, folders)]
     missing += [f"{name} (all)" for name in experiments if name not in found]
-    text = _text(subjects, verdicts, drawn, missing)
+    told = [line for subject in subjects for line in _invented(subject, recipes, folders)]
+    text = _text(subjects, verdicts, drawn, missing, told)
     write_text(folders.results / "REPRODUCTION.md", text)
     print(f"{folders.results / 'REPRODUCTION.md'}: {len(verdicts)} claims, {len(drawn)} figures")
     for verdict in verdicts:
@@ -77,6 +79,25 @@ def _subject(evidence: Evidence, recipes: Recipes, folders: Folders) -> Subject:
         return Subject(evidence, qu.reward("lexicon"), quality, qu.reward("lexicon"), "gold reward")
     judge = qu.reward(evidence.experiment.decoding["reward"][0].path(folders.work))
     return Subject(evidence, judge, {"likelihood": qu.likelihood}, judge, "the judge's reward")
+
+
+def _invented(subject: Subject, recipes: Recipes, folders: Folders) -> list[str]:
+    """Returns the lines of Fig. 4: one input at every strength, and the rates over the test set."""
+    if subject.name != "e2e-invented":
+        return []
+    known = ha.runs_of(folders.work / recipes.e2e.folder / "train.jsonl")
+    shown = {
+        "invented": lambda row: -subject.reward(row),
+        "copied words": ha.copied_share(known),
+        "slots": subject.quality["slots"],
+    }
+    return [
+        "\n## Fig. 4: one input at every strength\n",
+        *ha.example(subject.evidence, known),
+        "\nOver the test set: texts that say what is not in their input, words in runs of eight that a training text "
+        "has too, and slots said.\n",
+        *ha.rates(subject.evidence, shown),
+    ]
 
 
 def _draw(subject: Subject, results: Path) -> list[tuple[str, str]]:
@@ -225,6 +246,7 @@ def _text(
     verdicts: Sequence[Verdict],
     drawn: Sequence[tuple[str, str]],
     missing: Sequence[str],
+    told: Sequence[str],
 ) -> str:
     """Returns REPRODUCTION.md."""
     lines = [INTRODUCTION]
@@ -249,6 +271,7 @@ def _text(
         "\n## Experiments\n\n| experiment | seeds | completions | time | command |\n|---|--:|--:|--:|---|"
     )
     lines += map(_experiment_line, subjects)
+    lines += told
     lines.append("\n## Figures\n")
     lines += [f"![{caption}]({path})\n\n*{caption}*\n" for path, caption in drawn]
     return "\n".join(lines)

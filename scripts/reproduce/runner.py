@@ -118,9 +118,13 @@ def _run(step: Step, folders: Folders) -> float:
         command = importlib.import_module(f"dera_jax.commands.{name}")
         if code := command.main(words[1:]):
             raise SystemExit(code)
-    if kind == "train" and not read_json(folders.work / step.folder / "manifest.json").get("finished"):
-        raise SystemExit(f"stopped: {step.folder}")
-    return round(time.perf_counter() - start, 1)
+    seconds = round(time.perf_counter() - start, 1)
+    if kind == "train":
+        manifest = read_json(folders.work / step.folder / "manifest.json")
+        if not manifest.get("finished"):  # asked to stop, it has saved
+            raise SystemExit(f"stopped: {step.folder}")
+        return manifest["seconds"]
+    return seconds
 
 
 def _keep(step: Step, folders: Folders, seconds: float) -> None:
