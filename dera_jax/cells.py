@@ -15,7 +15,7 @@ from dera_jax.prompts import Prompt
 from dera_jax.realign import linear_rule
 from dera_jax.results import RowKey
 from dera_jax.rewards import Reward
-from dera_jax.sharding import Group
+from dera_jax.sharding import Group, mesh_of, mesh_text
 from dera_jax.strengths import Strength, format_strength
 
 
@@ -77,6 +77,12 @@ class Sweep:
         if own is None:
             raise ValueError(f"prompt {prompt.prompt_id!r} has no `lambda`, which --lambda=prompt needs")
         return [tuple((x,) for x in (own if isinstance(own, tuple) else (own,) * prompt.num_turns))]
+
+    @property
+    def mesh(self) -> str | None:
+        """Devices of all processes, such as data:2,model:4; None: one device."""
+        mesh = mesh_of(self.policies[0].params)
+        return mesh and mesh_text(mesh, self.group.count if self.group else 1)
 
     @property
     def identity(self) -> dict:

@@ -7,11 +7,12 @@ from numbers import Real
 from dera_jax.configs import DecodeConfig
 from dera_jax.decode import Rule
 from dera_jax.encoding import DoesNotFit, EncodedPrompt, encode_prompts, encode_turn
-from dera_jax.generate import Cell, Completion, Usage, complete
+from dera_jax.generate import Cell, Completion, complete
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt, as_prompts
 from dera_jax.realign import linear_rule
 from dera_jax.strengths import Strength
+from dera_jax.usage import Usage
 
 
 @dataclass(frozen=True)

@@ -24,30 +24,12 @@ from dera_jax.realign import linear_rule, strength_weights
 from dera_jax.sampling import Sampling
 from dera_jax.sharding import mesh_of
 from dera_jax.strengths import Strength, format_strength
+from dera_jax.usage import Usage
 
 CHUNK = 16
 """Steps between two looks at which rows have ended: a row idles half as many on average."""
 POOL = 8
 """Prefilled prompts kept at a time, at most; they take no more than a quarter of the batch's caches."""
-
-
-@dataclass
-class Usage:
-    """How full the batches were.
-
-    With completions of m tokens on average and c steps between two looks, a row that is refilled at once
-    works m of about m + c/2 steps.
-    """
-
-    slot_steps: int = 0
-    """Rows × steps that the device took."""
-    tokens: int = 0
-    """Of completions."""
-
-    @property
-    def share(self) -> float:
-        """Tokens for each row and step, from 0 to 1."""
-        return self.tokens / self.slot_steps if self.slot_steps else 0.0
 
 
 @dataclass(frozen=True)
@@ -192,10 +174,11 @@ class _Batch:
         return jax.device_get(drawn)
 
     def fill(self) -> None:
-        """Gives free slots to waiting cells, those of one prompt together."""
+        """Gives free slots to waiting cells, those of one prompt together (prompts of one text are two)."""
         free = [number for number, slot in enumerate(self.slots) if slot is None]
         cells = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
-        for _, group in groupby(zip(free, cells, strict=False), key=lambda pair: pair[1].prompt.tokens):
+        filled = zip(free, cells, strict=False)
+        for _, group in groupby(filled, key=lambda pair: (pair[1].prompt.id, pair[1].prompt.tokens)):
             self._fill_prompt(list(group))
 
     def _fill_prompt(self, filled: list[tuple[int, Cell]]) -> None:

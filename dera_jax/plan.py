@@ -3,9 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from dera_jax import aot, models
+from jax.sharding import AbstractMesh
+
+from dera_jax import aot, models, sharding
 from dera_jax.chips import Slice, slices
 from dera_jax.configs import check_choice, check_count
 from dera_jax.models.decoder import DecoderConfig
@@ -108,7 +110,8 @@ class Plan:
     """That fit, at most `MOST_ROWS` a device; verified by compiling. None: not looked for."""
     smallest: Slice | None = None
     """Of the same generation, that would do; verified by compiling."""
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    """What a reader may not expect of the mesh."""
 
     @property
     def total(self) -> int:
@@ -142,12 +145,18 @@ def plan(question: Question, search: bool = True, told: Told = lambda _: None) -
     compiled = [aot.compile_job(job) for job in wanted]
     memory = memory_of(question, compiled)
     programs = [measure(question, each) for each in compiled if each.cost]
-    found = Plan(question, memory, programs)
+    found = Plan(question, memory, programs, notes=_notes(question))
     if not search:
         return found
     return replace(
         found, most_rows=_most_rows(question, compiled, told), smallest=_smallest(question, compiled, told)
     )
+
+
+def _notes(question: Question) -> tuple[str, ...]:
+    mesh = AbstractMesh(question.shape, sharding.MESH_AXES)
+    lines = (sharding.undivided_vocabulary(mesh, each.name, each.config) for each in question.sized)
+    return tuple(dict.fromkeys(filter(None, lines)))
 
 
 def jobs(question: Question) -> list[aot.Job]:
@@ -234,9 +243,16 @@ def _cache_bytes(question: Question) -> float:
     for model in question.sized:
         config = model.config
         split = parts if config.num_kv_heads % parts == 0 else 1
-        size = 4 if config.dtype == "float32" else 2
-        total += 2 * config.num_layers * config.num_kv_heads * config.head_dim * bucket * size / split
+        total += 2 * config.num_layers * config.num_kv_heads * bucket * _kept_bytes(config) / split
     return total
+
+
+def _kept_bytes(config: DecoderConfig) -> int:
+    """Returns the bytes of one head's key of one token."""
+    if config.kv_cache == "int8":
+        return config.head_dim + 4  # with its scale
+    dtype = config.dtype if config.kv_cache == "auto" else config.kv_cache
+    return config.head_dim * (4 if dtype == "float32" else 2)
 
 
 def _least_flops(question: Question, name: str) -> float:

@@ -25,10 +25,11 @@ from dera_jax.bench import (
 )
 from dera_jax.configs import DecodeConfig
 from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import CHUNK, Cell, Usage, complete
+from dera_jax.generate import CHUNK, Cell, complete
 from dera_jax.policies import Policy, with_lora, with_params
 from dera_jax.prompts import Prompt
 from dera_jax.trees import flatten, unflatten
+from dera_jax.usage import Usage
 
 STRENGTHS = tuple(i / 5 for i in range(11))
 LONG_PROMPT, SHORT_COMPLETION, LONG_ROWS = 384, 64, 16

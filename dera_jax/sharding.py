@@ -48,6 +48,18 @@ def check_heads(mesh: Mesh | AbstractMesh, name: str, config: WeightsConfig) -> 
         )
 
 
+def undivided_vocabulary(mesh: Mesh | AbstractMesh, name: str, config: WeightsConfig) -> str | None:
+    """Returns a line that tells of the vocabulary of the model `name` if the mesh does not divide it."""
+    parts, words = mesh.shape["model"], config.vocab_size
+    if words % parts == 0:
+        return None
+    return (
+        f"{name}: model:{parts} does not divide the vocabulary of {words} "
+        f"({words} = {words // parts} × {parts} + {words % parts}): "
+        "embedding and head are whole on every device"
+    )
+
+
 def parse_mesh(text: str | None = None) -> Mesh:
     """Returns the mesh of all devices that `text`, such as `data:2,model:4`, describes.
 
@@ -92,11 +104,20 @@ def own_group(mesh: Mesh) -> Group:
     rows = [frozenset(device.process_index for device in row) for row in mesh.devices]
     groups = sorted(set(rows), key=min)
     if sum(map(len, groups)) != len(frozenset().union(*groups)):
-        raise ValueError(f"mesh: expected a model axis that ends where processes do, got {_told(mesh)}")
+        raise ValueError(f"mesh: expected a model axis that ends where processes do, got {mesh_text(mesh)}")
     (number,) = (n for n, group in enumerate(groups) if jax.process_index() in group)
     own = np.array([row for row, group in zip(mesh.devices, rows, strict=True) if group == groups[number]])
     axes = dict(axis_names=MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     return Group(Mesh(own, **axes), number, len(groups), jax.process_index() == min(groups[number]))
+
+
+def mesh_text(mesh: Mesh | AbstractMesh, groups: int = 1) -> str:
+    """Returns what `parse_mesh` reads: `data:2,model:4`.
+
+    Args:
+      groups: that have a mesh like this one, their rows side by side.
+    """
+    return ",".join(f"{axis}:{size * (groups if axis == 'data' else 1)}" for axis, size in mesh.shape.items())
 
 
 def mesh_of(params: PyTree) -> Mesh | None:
@@ -295,11 +316,7 @@ def _meet(arguments: tuple, where: str, timeout: float) -> None:
 
 def _check_rows(rows: int, parts: int, mesh: Mesh) -> None:
     if rows % parts:
-        raise ValueError(f"batch: expected a multiple of {parts} rows (mesh {_told(mesh)}), found {rows}")
-
-
-def _told(mesh: Mesh) -> str:
-    return ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items())
+        raise ValueError(f"batch: expected a multiple of {parts} rows (mesh {mesh_text(mesh)}), found {rows}")
 
 
 def _shardings(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -28,6 +28,7 @@ from dera_jax.rewards import Reward, parse_rewards
 from dera_jax.stopwatch import Stopwatch
 from dera_jax.stored import add_beta, extent, judge
 from dera_jax.strengths import Strength, strength_from_json, strength_to_json
+from dera_jax.usage import Usage, resources
 from dera_jax.writers import SharedFolder
 
 FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
@@ -131,7 +132,10 @@ def _complete(plan: Sweep, folder: RunFolder) -> None:
 
 
 def run_sweep(
-    plan: Sweep, folder: RunFolder | SharedFolder, watch: Stopwatch | None = None
+    plan: Sweep,
+    folder: RunFolder | SharedFolder,
+    watch: Stopwatch | None = None,
+    usage: Usage | None = None,
 ) -> Iterator[dict]:
     """Yields the rows of `plan` that `folder` has, then those it lacks, as they are written.
 
@@ -140,15 +144,22 @@ def run_sweep(
     Args:
       folder: of `open_run`.
       watch: told the seconds of decoding.
+      usage: is added to.
     """
+    usage = usage or Usage()
     wanted = plan_keys(plan)
     there = {row_key(row): row for row in folder.rows}
     yield from [row for key, row in there.items() if key in wanted]
     # A reward that fails in the one process that judges would leave the others waiting for its next step.
     made = replace(plan, rewards=()) if in_lockstep(plan.group) else plan
-    yield from run_conversations(made, there, folder.append, watch)
+    yield from run_conversations(made, there, folder.append, watch, usage)
     folder.collect()
-    folder.finish(extent(folder.rows) | {"rows": plan.rows, "beta": plan.beta})
+    # What rows are made with is told by a run that made some.
+    settings = {"rows": plan.rows, "mesh": plan.mesh} if len(folder.rows) > len(there) else {}
+    more = {"resources": resources(usage)} if usage.slot_steps else None
+    folder.finish(
+        folder.manifest.get("extent", {}) | extent(folder.rows) | settings | {"beta": plan.beta}, more
+    )
 
 
 def run_conversations(
@@ -156,6 +167,7 @@ def run_conversations(
     there: Mapping[RowKey, dict],
     keep: Callable[[list[dict]], None],
     watch: Stopwatch | None = None,
+    usage: Usage | None = None,
 ) -> Iterator[dict]:
     """Decodes and judges what is not `there`, yielding rows after `keep` has taken them."""
     pending: list[dict] = []
@@ -176,7 +188,7 @@ def run_conversations(
         return None if row is None else row["completion"]
 
     own = own_conversations(plan, there)
-    completions = converse(plan.policies, own, plan.decode, plan.rows, plan.rule, known)
+    completions = converse(plan.policies, own, plan.decode, plan.rows, plan.rule, known, usage)
     try:
         for completion in (watch or Stopwatch()).timed(completions):
             pending.append(make_row(plan, completion))

@@ -441,13 +441,18 @@ def test_a_sweep_writes_what_it_promises(finished, base, stories, aligned):
     assert manifest["identity"]["decode"]["max_new_tokens"] == 24
     assert manifest["extent"] == {
         "num_prompts": 3, "num_samples": 1, "lambda": ["0", "0.5", "1"], "rewards": ["length:24:30"],
-        "rows": 4, "beta": 0.1, "prompts": base[2].partition("=")[2],
+        "rows": 4, "mesh": None, "beta": 0.1, "prompts": base[2].partition("=")[2],
     }  # fmt: skip
+    # Nine completions of 24 tokens in four slots take three times two chunks of 16 steps.
+    assert manifest["resources"]["slot_utilization"] == 9 * 24 / (3 * 2 * 16 * 4)
+    assert manifest["resources"]["peak_host_bytes"] > 2**26
 
 
 def test_a_sweep_prints_its_table_and_where_the_files_are(call, base, run):
     code, out, err = call(sweep.main, *base, f"--out={run}", "--beta=0.1")
     assert code == 0 and re.search(r"^devices: \d+ × ", err, re.MULTILINE)
+    # Nothing was decoded.
+    assert "slots busy" not in out
     for word in ("λ", "β/λ", "length:24:30", "KL (nats)", "larger λ = smaller β = weaker regularization"):
         assert word in out
     assert f"{run}/: rows.jsonl (9 rows), manifest.json, summary.csv, sweep.png" in out
@@ -464,8 +469,8 @@ def test_a_smaller_rerun_changes_no_file(call, base, run):
 
 def test_options_may_be_written_with_underscores_and_strengths_begin_with_minus(call, base, run):
     words = ["--num_samples", "1", "--num_prompts=2", "--lambda", "-0.5,1", "--beta=0.1", f"--out={run}"]
-    code, _, _ = call(sweep.main, *base, *words)
-    assert code == 0
+    code, out, _ = call(sweep.main, *base, *words)
+    assert code == 0 and re.search(r"^slots busy \d+%; peak memory: host \d+\.\d [GM]iB$", out, re.MULTILINE)
     strengths = {prompt: set() for prompt in range(3)}
     for row in read_rows(run):
         strengths[row["prompt_id"]].add(row["lambda"])

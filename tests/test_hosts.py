@@ -323,6 +323,8 @@ def test_meshes_over_two_processes_give_the_rows_of_one_device(one, tmp_path):
         assert len(keys) == len(rows)
         new = [r for r in rows if r["lambda"] in lambdas]
         assert_agree(sort_rows(new), [r for r in one if r["lambda"] in lambdas], mesh)
+        extent = json.loads((out / "manifest.json").read_text())["extent"]
+        assert extent["mesh"] == {"data:8": "data:8,model:1", "model:8": "data:1,model:8"}.get(mesh, mesh)
         assert sorted(path.name for path in out.iterdir()) == [
             ".lock", "manifest.json", "rows.jsonl", "summary.csv", "sweep.png"
         ]  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from dera_jax import generate, load_policy, policies, score, sharding, sizes
+from dera_jax.commands import meshes
 from dera_jax.policies import with_params
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,17 @@ def quantized_pair():
     return policies.load_policies(STORIES, STORIES, quantize=[None, "int8"])
 
 
+def uneven_pair():
+    """A vocabulary that the mesh does not divide: the last word is left out."""
+    pair = plain_pair()
+    config = replace(pair[0].config, vocab_size=511)
+    embeds = [{"embedding": policy.params["embed"]["embedding"][:511]} for policy in pair]
+    return tuple(
+        replace(policy, config=config, params=policy.params | {"embed": embed})
+        for policy, embed in zip(pair, embeds, strict=True)
+    )
+
+
 def complete(pair, lambda_, sampling, rows=32, samples=8):
     return generate(
         pair, PROMPTS, lambda_, num_samples=samples, rows=rows, max_new_tokens=48, seed=5, **sampling
@@ -125,8 +137,9 @@ def main():
         print(
             json.dumps({"mesh": text, "changed": found[0], "tokens": found[1], "apart": found[2]}), flush=True
         )
-    for name, make in (("lora", adapted_pair), ("int8", quantized_pair)):
-        found = check(make, "data:2,model:4", SAMPLINGS[:1], (0.5,))
+    others = ("lora", adapted_pair, 0), ("int8", quantized_pair, 0), ("uneven", uneven_pair, 1)
+    for name, make, sampling in others:
+        found = check(make, "data:2,model:4", SAMPLINGS[sampling : sampling + 1], (0.5,))
         print(
             json.dumps({"mesh": name, "changed": found[0], "tokens": found[1], "apart": found[2]}), flush=True
         )
@@ -139,7 +152,7 @@ def test_rows_on_meshes_are_those_of_one_device():
     ended = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-3000:]
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert [line["mesh"] for line in lines] == [*MESHES, "lora", "int8", "score"]
+    assert [line["mesh"] for line in lines] == [*MESHES, "lora", "int8", "uneven", "score"]
     for line in lines:
         print(line)
         # A single row may part where it stands on the edge; the share is of all tokens.
@@ -155,6 +168,26 @@ def test_a_mesh_that_does_not_divide_the_heads_is_refused():
     told = r"^mesh: model:3 does not divide the 8 heads of M \(8 = 2 × 3 \+ 2\)$"
     with pytest.raises(ValueError, match=told):
         sharding.check_heads(mesh, "M", load_policy(STORIES).config)
+
+
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(monkeypatch, capsys):
+    policy = load_policy(STORIES)
+    told = (
+        f"{policy.name}: model:3 does not divide the vocabulary of 512 (512 = 170 × 3 + 2): "
+        "embedding and head are whole on every device"
+    )
+    assert (
+        sharding.undivided_vocabulary(AbstractMesh((1, 3), sharding.MESH_AXES), policy.name, policy.config)
+        == told
+    )
+    assert sharding.undivided_vocabulary(AbstractMesh((3, 4), sharding.MESH_AXES), "M", policy.config) is None
+    # A line for each model by that name, once.
+    monkeypatch.setattr(sharding, "mesh_of", lambda params: AbstractMesh((1, 3), sharding.MESH_AXES))
+    meshes.tell_undivided([policy, policy])
+    assert capsys.readouterr().err == f"note: {told}\n"
+    monkeypatch.setattr(sharding, "mesh_of", lambda params: None)
+    meshes.tell_undivided([policy])
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

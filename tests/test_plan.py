@@ -199,6 +199,29 @@ def test_what_does_not_fit_has_fewer_rows(arithmetic):
     assert sum(plan.memory_of(fewer, [aot.compile_job(fewer)]).values()) < 16e9
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kind", "size"),
+    [("bfloat16", "auto", 2), ("float32", "bfloat16", 2), ("bfloat16", "int8", 1 + 4 / 64)],
+)
+def test_caches_count_as_they_are_kept(dtype, kind, size):
+    small = read_size("qwen2.5-0.5b", dtype)  # heads of 64 numbers
+    small = replace(small, config=replace(small.config, kv_cache=kind))
+    asked = replace(_asked(rows=4, context=512, new_tokens=128), sized=(small, small))
+    a_token = 2 * small.config.num_layers * small.config.num_kv_heads * 64 * size
+    assert plan._cache_bytes(asked) == 2 * a_token * 384 / 2  # two devices divide the heads
+    mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])
+    caches = aot.decode_job([small, small], mesh, 4, 512, 128, Sampling.create()).arguments["caches"]
+    # What tells the places in use is small beside them.
+    assert aot.device_bytes(caches) == pytest.approx(2 * 4 * 512 * a_token, rel=1e-2)
+
+
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_noted():
+    note = "small: model:3 does not divide the vocabulary of 151936 (151936 = 50645 × 3 + 1): "
+    (told,) = plan._notes(replace(_asked(), mesh=(2, 3)))
+    assert told.startswith(note)
+    assert plan._notes(_asked()) == ()
+
+
 def test_meshes_that_suit_the_heads():
     mistral, qwen = read_size("mistral-7b").config, read_size("qwen2.5-7b").config
     assert plan.default_mesh([mistral, mistral], 8) == (1, 8)
@@ -241,13 +264,24 @@ def test_devices_that_a_mesh_does_not_make_up(capsys):
 @LIBTPU
 def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    argv = ["--topology=v5litepod-4", "--rows=8", "--context=256", "--top-k=5", "--no-search"]
+    argv = [
+        "--topology=v5litepod-4",
+        "--rows=8",
+        "--context=256",
+        "--top-k=5",
+        "--kv-cache=int8",
+        "--no-search",
+    ]
     assert main([*argv, f"--out={out}"]) == 0
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert "fits in 16 GB" in printed and found["fits"]
     assert found["topology"] == "v5e:2x2" and found["mesh"] == {"data": 1, "model": 4}
     assert [program["name"] for program in found["programs"]] == ["prefill", "decode"]
+    # Models, layers, keys and values, rows, tokens: a head of each device has 10 numbers and their scale.
+    codes = 2 * 4 * 2 * 8 * 256 * (10 + 4)
+    assert found["kv_cache"] == "int8" and codes < found["memory"]["caches"] < 1.05 * codes
+    assert found["notes"] == []
     assert found["total"] == sum(found["memory"].values())
     for program in found["programs"]:
         assert program["seconds"] == max(program["moved"] / 819e9, program["flops"] / 197e12)

@@ -153,6 +153,16 @@ def test_samples_and_seeds_differ_and_prompts_share_no_noise(policies, rows):
     assert all(keyed[row["prompt_id"], 0, "0.0"]["tokens"] != row["tokens"] for row in others)
 
 
+def test_prompts_of_one_text_have_noise_of_their_own(policies):
+    """Whether they come into a batch together or not."""
+    twice = [{"id": name, "prompt": TEXTS[0]} for name in ("first", "second")]
+    together = list(sweep(policies, twice, [0.5, 1.0], **SETTINGS))
+    alone = [row for prompt in twice for row in sweep(policies, [prompt], [0.5, 1.0], **SETTINGS)]
+    assert sort_rows(together) == sort_rows(alone)
+    first, second = together[:2], together[2:]
+    assert all(a["tokens"] != b["tokens"] for a in first for b in second)
+
+
 # How tokens are drawn
 
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from dera_jax.commands import bench_schedule, bench_train
 from dera_jax.commands.cli import Parser, announce_devices, command, command_line
 from dera_jax.commands.models import model_names
+from dera_jax.commands.spreads import format_spread
 from dera_jax.files import write_json
 from dera_jax.provenance import provenance
 
@@ -280,7 +281,7 @@ def _decode_line(result: dict) -> str:
     first = result["seconds"]["mixed"]["first"]
     line = (
         f"decode    {result['rows']:3} rows: mixed {speed['mixed']} tokens/s, single {speed['single']}: "
-        f"{_spread(result['mixed_to_single'])} × single's time; first call, compiling, {first:.1f} s"
+        f"{format_spread(result['mixed_to_single'])} × single's time; first call, compiling, {first:.1f} s"
     )
     if "times_torch" not in result:
         return line
@@ -288,7 +289,7 @@ def _decode_line(result: dict) -> str:
     agreement = result["greedy_agreement"]
     return (
         f"{line}\n{INDENT}torch {speed['torch']} tokens/s, {_threads(result)}: "
-        f"ours {_spread(result['times_torch'])} × torch's{target}; "
+        f"ours {format_spread(result['times_torch'])} × torch's{target}; "
         f"greedy tokens agree {agreement['same']}/{agreement['steps']}"
     )
 
@@ -297,7 +298,7 @@ def _overhead_line(result: dict) -> str:
     whole, forwards = (result["seconds"][name]["median"] * 1e3 for name in ("whole", "forwards"))
     return (
         f"overhead  {result['rows']:3} rows: whole {whole:.0f} ms, both models' passes {forwards:.0f} ms: "
-        f"{_spread(result['whole_to_forwards'])} × (target ≤ {result['target']:g})"
+        f"{format_spread(result['whole_to_forwards'])} × (target ≤ {result['target']:g})"
     )
 
 
@@ -312,17 +313,13 @@ def _sweep_line(result: dict) -> str:
     calls, theirs = result["torch_calls"], result["seconds"]["torch"]["median"]
     return (
         f"{line}\n{INDENT}torch loop {theirs:.1f} s, {_threads(result)}, scaled from {calls['timed']} of its "
-        f"{calls['all']} calls: {_spread(result['times_torch'])} × ours (target ≥ {result['target']:g})"
+        f"{calls['all']} calls: {format_spread(result['times_torch'])} × ours (target ≥ {result['target']:g})"
     )
 
 
 def _threads(result: dict) -> str:
     chosen = result["torch_threads"]["chosen"]
     return f"{chosen} thread{'s' * (chosen > 1)}"
-
-
-def _spread(figures: dict) -> str:
-    return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"
 
 
 LINES = {

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from dera_jax.commands.spreads import format_spread
+
 SECTIONS = ("strengths", "refill", "lora", "startup")
 LORA_ROWS = (1, 8)
 
@@ -34,7 +36,8 @@ def _strengths_line(result: dict) -> str:
     return (
         f"strengths {result['rows']:3} rows, {result['prompts']} prompts of {result['prompt_tokens']} tokens, "
         f"{len(result['strengths'])} strengths, {result['new_tokens']} new tokens: one sweep {seconds['sweep']:.2f} s, "
-        f"a run for each {seconds['runs']:.2f} s: {_spread(result['times_runs'])} × (target ≥ {result['target']:g})"
+        f"a run for each {seconds['runs']:.2f} s: {format_spread(result['times_runs'])} × "
+        f"(target ≥ {result['target']:g})"
     )
 
 
@@ -43,7 +46,7 @@ def _refill_line(result: dict) -> str:
     return (
         f"refill    {result['rows']:3} rows, {result['cells']} completions of {result['mean_length']:.0f} tokens on "
         f"average, at most {result['longest']}: refilled slots {seconds['refilled']:.2f} s, fixed batches "
-        f"{seconds['fixed']:.2f} s: {_spread(result['times_fixed'])} × (target ≥ {result['target']:g})\n"
+        f"{seconds['fixed']:.2f} s: {format_spread(result['times_fixed'])} × (target ≥ {result['target']:g})\n"
         f"{' ' * 20}slots busy {result['utilization']:.0%}, {result['of_ceiling']:.2f} of what chunks allow "
         f"(target ≥ {result['of_ceiling_target']:g})"
     )
@@ -53,18 +56,14 @@ def _lora_line(result: dict) -> str:
     mixed, single = (result["seconds"][name]["median"] * 1e3 for name in ("mixed", "single"))
     return (
         f"lora      {result['rows']:3} rows, rank {result['rank']}: base and adapter {mixed:.0f} ms, base alone at "
-        f"{2 * result['rows']} rows {single:.0f} ms: {_spread(result['mixed_to_single'])} × "
+        f"{2 * result['rows']} rows {single:.0f} ms: {format_spread(result['mixed_to_single'])} × "
         f"(target ≤ {result['target']:g})"
     )
 
 
 def _startup_line(result: dict) -> str:
-    cold, warm = (_spread(result["seconds"][name]) for name in ("cold", "warm"))
+    cold, warm = (format_spread(result["seconds"][name]) for name in ("cold", "warm"))
     return f"startup   process to 16 tokens: {cold} s, with compilations kept {warm} s"
-
-
-def _spread(figures: dict) -> str:
-    return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"
 
 
 LINES = {

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from dera_jax.commands.spreads import format_spread
+
 SECTIONS = ("sft", "dpo", "rlhf")
 LARGE_MODEL = 10**7
 """Parameters from which a batch is small."""
@@ -52,7 +54,7 @@ def supervised_line(section: str, result: dict) -> str:
     threads = result["torch_threads"]["chosen"]
     return (
         f"{text}\n{' ' * 20}TRL with {threads} thread{'s' * (threads > 1)}: ours "
-        f"{_spread(result['times_torch'])} × its tokens/s (target ≥ {result['target']:g})"
+        f"{format_spread(result['times_torch'])} × its tokens/s (target ≥ {result['target']:g})"
     )
 
 
@@ -64,12 +66,8 @@ def rlhf_line(result: dict) -> str:
         sides.append(f"{side} {result['seconds'][side]['median']:.2f} s a step ({each})")
     return (
         f"rlhf      {result['rows']:3} rows × {result['new_tokens']} tokens: " + f"\n{' ' * 20}".join(sides)
-        + f"\n{' ' * 20}ours {_spread(result['times_plain'])} × as fast (target ≥ {result['target']:g})"
+        + f"\n{' ' * 20}ours {format_spread(result['times_plain'])} × as fast (target ≥ {result['target']:g})"
     )  # fmt: skip
-
-
-def _spread(figures: dict) -> str:
-    return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"
 
 
 LINES = {"sft": partial(supervised_line, "sft"), "dpo": partial(supervised_line, "dpo"), "rlhf": rlhf_line}

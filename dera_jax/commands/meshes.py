@@ -1,7 +1,8 @@
 """The devices and processes that a command runs on."""
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 from dera_jax.configs import check_number
 
@@ -57,3 +58,15 @@ def open_mesh(args: argparse.Namespace, held: Callable[[], int]):
     if args.mesh:
         return parse_mesh(args.mesh)
     return choose_mesh(held()) if jax.device_count() > 1 else None
+
+
+def tell_undivided(policies: Sequence) -> None:
+    """Prints a line for each model whose vocabulary its mesh does not divide."""
+    from dera_jax.hosts import leads
+    from dera_jax.sharding import mesh_of, undivided_vocabulary
+
+    placed = [(policy, mesh) for policy in policies if (mesh := mesh_of(policy.params))]
+    lines = [undivided_vocabulary(mesh, policy.name, policy.config) for policy, mesh in placed]
+    for line in dict.fromkeys(filter(None, lines)):
+        if leads():
+            print(f"note: {line}", file=sys.stderr)

@@ -124,10 +124,11 @@ def load_models(
         described += ", what they share held once"
     if leads():
         print(
-            f"loaded {len(policies)} models ({described}): {_size(held_bytes(policies))} "
+            f"loaded {len(policies)} models ({described}): {format_bytes(held_bytes(policies))} "
             f"in {time.perf_counter() - start:.1f} s",
             file=sys.stderr,
         )
+    meshes.tell_undivided(policies)
     return policies
 
 
@@ -176,7 +177,8 @@ def _described(policy) -> str:
     return f"{kind} weights, {dtype}" if kind else dtype
 
 
-def _size(count: int) -> str:
+def format_bytes(count: int) -> str:
+    """Returns a number of bytes in its unit, 1.5 GiB."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dera_jax.commands import cli, models
+from dera_jax.configs import KV_CACHES
 
 
 @cli.command
@@ -83,6 +84,10 @@ def _parser() -> cli.Parser:
     group.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="keep the smallest set with probability P")
     group.add_argument(
+        "--kv-cache", choices=KV_CACHES, default="auto",
+        help="how keys and values are kept while decoding (default auto: in --dtype)",
+    )  # fmt: skip
+    group.add_argument(
         "--train", choices=("dpo",), help="plan a training step of the aligned model (the reference, if none)"
     )
     group.add_argument(
@@ -113,9 +118,8 @@ def _models(args: argparse.Namespace) -> tuple:
         names = names[-1:] if args.train else names
     kinds = models.parse_quantize(args.quantize, len(names))
     sized = [read_size(name, dtype, kind) for name, kind in zip(names, kinds, strict=True)]
-    if args.gradient_checkpointing:
-        sized = [replace(each, config=replace(each.config, remat=True)) for each in sized]
-    return tuple(sized)
+    changed = {"kv_cache": args.kv_cache, "remat": args.gradient_checkpointing}
+    return tuple(replace(each, config=replace(each.config, **changed)) for each in sized)
 
 
 def _mesh(text: str | None) -> tuple[int, int] | None:
@@ -148,6 +152,7 @@ def _table(found) -> list[str]:
     lines += [f"  {name:<45}{size / 1e9:8.3f}" for name, size in found.memory.items()]
     verdict = "fits" if found.fits else "DOES NOT FIT"
     lines += [f"  {'total':<45}{found.total / 1e9:8.3f}  {verdict} in {question.slice_.hbm / 1e9:g} GB"]
+    lines += [f"note: {note}" for note in found.notes]
     for program in found.programs:
         lines += ["", *_program(program, chip)]
     if found.most_rows is not None:
@@ -198,9 +203,11 @@ def _as_json(found) -> dict:
             name: getattr(question, name)
             for name in ("rows", "context", "new_tokens", "train", "top_k", "top_p")
         },
+        "kv_cache": question.sized[0].config.kv_cache,
         "memory": found.memory,
         "total": found.total,
         "fits": found.fits,
+        "notes": found.notes,
         "programs": [
             asdict(program) | {"tokens_per_second": program.tokens / program.seconds}
             for program in found.programs

@@ -104,16 +104,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder:
         try:
-            seconds = _run_with_progress(plan, folder)
+            seconds, usage = _run_with_progress(plan, folder)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{out} keeps what has ended; the same command goes on from there"
             ) from None
         more = {"decode_seconds": round(seconds, 1)} if seconds else None
         folder.finish(folder.manifest["extent"] | {"prompts": _prompts(args)}, more)
-        rows = folder.rows
+        rows, used = folder.rows, folder.manifest.get("resources") if usage.slot_steps else None
     if leads():
-        _report(out, rows, seconds)
+        _report(out, rows, seconds, used)
 
 
 def _plan(args, decode):
@@ -170,8 +170,8 @@ def _prompts(args) -> str:
     return args.prompts or ("toy" if args.reference is None else "chat")
 
 
-def _run_with_progress(plan, folder) -> float:
-    """Adds what is missing; returns the seconds of decoding, or 0 if rows were there.
+def _run_with_progress(plan, folder) -> tuple:
+    """Adds what is missing; returns the seconds of decoding, or 0 if rows were there, and the slots' use.
 
     What the compiler and the rewards take is left out. Of several processes one tells of its own cells.
     """
@@ -180,8 +180,10 @@ def _run_with_progress(plan, folder) -> float:
     from dera_jax.hosts import leads
     from dera_jax.stopwatch import Stopwatch
     from dera_jax.sweep import run_sweep
+    from dera_jax.usage import Usage
 
-    before, watch, wanted = len(folder.rows), Stopwatch(), plan_keys(plan)
+    before, wanted = len(folder.rows), plan_keys(plan)
+    watch, usage = Stopwatch(), Usage()
     own = own_conversations(plan, folder.keys)
     missing = {key for conversation in own for key in turn_keys(conversation)} - folder.keys
     if missing:
@@ -195,7 +197,7 @@ def _run_with_progress(plan, folder) -> float:
     there = len(wanted & folder.keys)
     with (
         tqdm(total=there + len(missing), unit="completion", dynamic_ncols=True, disable=not leads()) as bar,
-        closing(run_sweep(plan, folder, watch)) as found,
+        closing(run_sweep(plan, folder, watch, usage)) as found,
     ):
         for _ in found:
             bar.update()
@@ -203,7 +205,17 @@ def _run_with_progress(plan, folder) -> float:
         print(
             f"warning: {left} later turns did not fit the models' context and are not there", file=sys.stderr
         )
-    return 0.0 if before else watch.seconds
+    return (0.0 if before else watch.seconds), usage
+
+
+def _used(resources: dict) -> str:
+    """Returns the line that tells how full the batches were, and the memory at its peak."""
+    memory = [
+        f"{place} {models.format_bytes(resources[key])}"
+        for place in ("host", "device")
+        if (key := f"peak_{place}_bytes") in resources
+    ]
+    return f"slots busy {resources['slot_utilization']:.0%}; peak memory: {', '.join(memory)}"
 
 
 def _first_cells(plan, conversations, there) -> dict:
@@ -214,8 +226,12 @@ def _first_cells(plan, conversations, there) -> dict:
     return {c.first.buckets: c.cell(plan.policies, (), plan.decode.max_new_tokens) for c in missing}
 
 
-def _report(out: Path, rows: list[dict], seconds: float) -> None:
-    """Writes summary and figure of all rows, and prints the table and where the files are."""
+def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> None:
+    """Writes summary and figure of all rows, and prints the table and where the files are.
+
+    Args:
+      used: `resources`, if anything was decoded.
+    """
     from dera_jax import metrics, plots, reports, tables
 
     summaries = metrics.summarize(rows)
@@ -227,6 +243,8 @@ def _report(out: Path, rows: list[dict], seconds: float) -> None:
     print(tables.format_table(summaries, speed=speed))
     for warning in reports.warnings_of(summaries):
         print(f"warning: {warning}", file=sys.stderr)
+    if used:
+        print(_used(used))
     print(f"{out}/: rows.jsonl ({len(rows)} rows), manifest.json, summary.csv, sweep.png")
 
 

@@ -227,7 +227,7 @@ def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
         policy = policies.fresh_policy(args.model, seed, args.dtype)
     else:
         if "policy" not in loaded:
-            loaded["policy"] = policies.load_policy(args.model, args.dtype, mesh=_mesh(args))
+            loaded["policy"] = _loaded(args, args.model)
         policy = loaded["policy"]
     if getattr(args, "lora_r", None) is not None:
         targets = args.lora_target_modules
@@ -240,14 +240,18 @@ def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
 
 def load_reference(args: argparse.Namespace, loaded: dict):
     """Returns what the policy is held near: the model that it starts from, unless another is named."""
-    from dera_jax import policies
-
     if "reference" not in loaded:
         named = args.reference and args.reference != args.model
-        loaded["reference"] = (
-            policies.load_policy(args.reference, args.dtype, mesh=_mesh(args)) if named else loaded["policy"]
-        )
+        loaded["reference"] = _loaded(args, args.reference) if named else loaded["policy"]
     return loaded["reference"]
+
+
+def _loaded(args: argparse.Namespace, name: str):
+    from dera_jax.policies import load_policy
+
+    policy = load_policy(name, args.dtype, mesh=_mesh(args))
+    meshes.tell_undivided([policy])
+    return policy
 
 
 def settings(args: argparse.Namespace, method: str, policy) -> dict:

@@ -1,0 +1,56 @@
+"""What a run made of its device and its memory."""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+STATUS = Path("/proc/self/status")
+"""What Linux tells of this process."""
+
+
+@dataclass
+class Usage:
+    """How full the batches were.
+
+    With completions of m tokens on average and c steps between two looks, a row that is refilled at once
+    works m of about m + c/2 steps; the last rows, which nothing follows, idle while the longest goes on.
+    """
+
+    slot_steps: int = 0
+    """Rows × steps that the device took."""
+    tokens: int = 0
+    """Of completions."""
+
+    @property
+    def share(self) -> float:
+        """Tokens for each row and step, from 0 to 1."""
+        return self.tokens / self.slot_steps if self.slot_steps else 0.0
+
+
+def peak_host_bytes() -> int:
+    """Returns the most memory that this process has held at a time, its libraries and programs included."""
+    # `getrusage` starts with the peak of the process that started this one.
+    if STATUS.is_file():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_device_bytes() -> int | None:
+    """Returns the most memory that one of this process's devices has held at a time; None if none tells."""
+    told = (device.memory_stats() or {} for device in jax.local_devices())
+    return max((stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats), default=None)
+
+
+def resources(usage: Usage) -> dict:
+    """Returns what a manifest keeps of a run's use of slots and memory; of several processes, this one's."""
+    device = peak_device_bytes()
+    return {
+        "slot_utilization": round(usage.share, 4),
+        "peak_host_bytes": peak_host_bytes(),
+        **({} if device is None else {"peak_device_bytes": device}),
+    }
