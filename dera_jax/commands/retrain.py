@@ -1,0 +1,175 @@
+"""The part of `python -m eval.tune` that trains at β*, decodes as the run was decoded, and compares.
+
+Everything is done by the commands themselves, which go on where they stopped.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from dera_jax import retraining, tune
+from dera_jax.cells import prompt_text
+from dera_jax.data import load_records
+from dera_jax.files import encode_json, make_folder, read_json, write_bytes
+from dera_jax.metrics import estimate
+from dera_jax.objectives import Constraint, Grid, Objective, read_grid
+from dera_jax.prompts import Prompt
+from dera_jax.retraining import Cost, Target
+from dera_jax.tune import Choice
+from dera_jax.tune_data import Run, differing, read_run
+from dera_jax.tune_report import Retrained
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the choice was made from."""
+
+    run: Run
+    second: Run
+    """The run that validates, which may be the same."""
+    validation: Grid
+    objective: Objective
+    constraints: Sequence[Constraint]
+    names: Sequence[str]
+    """Figures that these are made of."""
+    models: Sequence[str | None]
+    """Aligned; None is unknown."""
+    manifests: Sequence[dict | None]
+    targets: Sequence[Target]
+
+
+def retrain(
+    plan: Plan, choice: Choice, out: Path | None, prompts: str | None, allow_missing: bool
+) -> Retrained | None:
+    """Returns what the model trained at β* shows on the validation part, None where it is the aligned one.
+
+    Args:
+      choice: of λ*.
+      out: folder of model and sweep; None is runs/<aligned>-beta=<β*>.
+      prompts: where those of the run lie, if not where its manifest says.
+
+    Raises:
+      ValueError: there is no β*; the run or the model were not made by our commands; prompts that are others.
+      SystemExit: one of the commands failed, and has said why.
+    """
+    _check(plan)
+    if choice.strength == (1.0,):
+        return None
+    (name,), (manifest,), (target,) = plan.models, plan.manifests, plan.targets
+    out = out or Path("runs") / f"{Path(name).name}-beta={retraining.written(target.beta_star)}"
+    module, training = retraining.training_words(manifest, name, target.beta_star, out / "model")
+    model = retraining.retrained_name(name, out / "model")
+    rewards = [each for each in plan.names if each in plan.second.rewards]
+    where = str(plan.second.path)
+    count = len(set(plan.validation.prompts))
+    decoding = retraining.decoding_words(
+        plan.second.manifest, where, model, out / "prompts.jsonl", count, rewards, out / "sweep"
+    )
+    make_folder(out)
+    _write_prompts(plan, prompts, out / "prompts.jsonl")
+    _run(module, training)
+    trained = read_json(out / "model" / "manifest.json")
+    if not trained.get("finished"):
+        raise ValueError(f"--retrain: training stopped before its end in {out}; the same command goes on")
+    for line in retraining.differing_settings(manifest, trained):
+        print(f"warning: the aligned model was trained otherwise: {line}", file=sys.stderr)
+    _run("eval.sweep", decoding)
+    cost = retraining.Cost(
+        aligned=manifest.get("seconds"),
+        retrained=trained.get("seconds"),
+        decoding=(plan.run.manifest or {}).get("decode_seconds"),
+        strengths=retraining.strengths_to_train(plan.validation.strengths),
+    )
+    return _compared(plan, choice, out / "sweep", model, cost, allow_missing)
+
+
+def _check(plan: Plan) -> None:
+    """Raises ValueError where there is nothing to train, or the run does not tell how."""
+    if len(plan.targets) > 1:
+        raise ValueError(f"--retrain: expected one aligned model, found {len(plan.targets)}")
+    if plan.targets[0].beta_star is None:
+        raise ValueError(f"--retrain: {plan.targets[0].reason}")
+    if plan.second.manifest is None:
+        raise ValueError(f"--retrain: no manifest.json beside the rows of {plan.second.path}")
+    if plan.manifests[0] is None:
+        raise ValueError(
+            f"--retrain: no manifest.json in {plan.models[0]}; give the model's folder as --aligned"
+        )
+
+
+def _run(module: str, words: list[str]) -> None:
+    """Runs a command, its output among the progress.
+
+    Raises:
+      SystemExit: it failed, and has said why.
+    """
+    print(" ".join(["python -m", module, *words]), file=sys.stderr)
+    command = importlib.import_module(f"dera_jax.commands.{module.partition('.')[2]}")
+    with redirect_stdout(sys.stderr):
+        code = command.main(words)
+    if code:
+        raise SystemExit(code)
+
+
+def _write_prompts(plan: Plan, spec: str | None, path: Path) -> None:
+    """Writes the validation prompts as the run read them, with all their fields.
+
+    Raises:
+      ValueError: they are not where the run's manifest says, or others are.
+    """
+    spec = spec or plan.second.manifest["extent"].get("prompts")
+    if spec is None:
+        raise ValueError("--retrain: the run's manifest does not tell its prompts; give --prompts")
+    asked = {row["prompt_id"]: row["prompt"] for row in plan.second.rows if not row.get("turn", 0)}
+    wanted, lines = set(plan.validation.prompts), {}
+    for record in load_records(spec):
+        prompt = Prompt.of(record.fields, record.number, record.where)
+        if prompt.prompt_id in wanted:
+            if prompt_text(prompt.at_turn(())) != asked[prompt.prompt_id]:
+                raise ValueError(
+                    f"--prompts: prompt {prompt.prompt_id!r} of {record.where} is another in the run"
+                )
+            lines[prompt.prompt_id] = encode_json(record.fields | {"id": prompt.prompt_id}) + b"\n"
+    if lacking := wanted - lines.keys():
+        raise ValueError(f"--prompts: prompt {min(lacking, key=str)!r} of the run is not in {spec}")
+    write_bytes(path, b"".join(lines.values()))
+
+
+def _compared(
+    plan: Plan, choice: Choice, sweep: Path, model: str, cost: Cost, allow_missing: bool
+) -> Retrained:
+    """Returns the retrained model beside DeRa at λ* and the two models, pair by pair.
+
+    Raises:
+      ValueError: it was decoded in another way than the run.
+    """
+    retrained = read_run(sweep)
+    ways = [
+        run.manifest["identity"] | {"models": run.manifest["identity"]["models"]["reference"]}
+        for run in (plan.second, retrained)
+    ]
+    if name := differing(*ways):
+        told = [f"{way.get(name)!r:.60}" for way in ways]
+        raise ValueError(f"{sweep}: {name} is {told[1]}, of the run {told[0]}: they cannot be compared")
+    needed = {choice.strength, *tune.ends(1), plan.objective.against} & {*plan.validation.strengths}
+    own = set(plan.validation.keys)
+
+    def kept(rows):
+        return [row for row in rows if (row["prompt_id"], row["sample"], row.get("turn", 0)) in own]
+
+    groups = {s: kept(plan.second.by_strength[s]) for s in needed}
+    groups[tune.RETRAINED] = kept(retrained.by_strength[(1.0,)])
+    grid, _ = read_grid(groups, plan.names, model, allow_missing)
+    return Retrained(
+        beta=plan.targets[0].beta_star,
+        model=model,
+        prompts=len(set(grid.prompts)),
+        objective=estimate(plan.objective.values(grid)[grid.index(tune.RETRAINED)], grid.prompts),
+        differences=tune.differences(grid, plan.objective, tune.RETRAINED, [choice.strength, *tune.ends(1)]),
+        margins=tune.margins(grid, plan.constraints, tune.RETRAINED),
+        aligned_allowed=choice.satisfied.get((1.0,)),
+        cost=cost,
+    )

@@ -1,0 +1,183 @@
+"""Picks the strength that is best by an objective, on some of a sweep's prompts, and judges it on the others.
+
+  python -m eval.tune RUN --objective=slots --kl-price=0.02
+  python -m eval.tune RUN --objective=length:40:60 --constraint='slots>=-2%' --constraint='kl<=5'
+  python -m eval.tune RUN --objective=win-rate --judge=model:DIR --against=0
+  python -m eval.tune RUN --retrain
+
+It prints λ*, its value with a 95 % interval on prompts that had no say in the choice, and β* = β/λ*, at
+which a retrained model would do the same. --retrain trains that model, by the aligned model's own recorded
+command, decodes it as RUN was and compares; stopped anywhere, the same command goes on.
+
+A constraint bounds the mean of a reward, of `kl` (nats) or of `length` (tokens): NAME>=NUMBER or
+NAME<=NUMBER; a number with % is the change allowed from λ = 0 (>=-2%: it falls by 2 % at most). The choice
+is among strengths that meet them on its own prompts; whether they hold on the others is told.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dera_jax.commands import cli
+
+
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m eval.tune`."""
+    parser = cli.Parser(__doc__, prog="python -m eval.tune")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a sweep's folder, or its rows.jsonl[.gz|.xz]")
+    group = parser.add_argument_group("what is best")
+    group.add_argument(
+        "--objective",
+        metavar="REWARD|win-rate",
+        help="the mean of a reward of the rows, or how often a completion beats that at --against "
+        "(default: the only reward)",
+    )
+    group.add_argument(
+        "--judge", metavar="REWARD", help="of a win rate: who has more of it wins, a tie is half a win"
+    )
+    group.add_argument(
+        "--against", metavar="STRENGTH", help="λ that a win rate is against (default: 0, the reference)"
+    )
+    group.add_argument(
+        "--kl-price",
+        type=float,
+        default=0.0,
+        metavar="PRICE",
+        help="taken off the objective for each nat of KL from the reference (default %(default)g)",
+    )
+    group.add_argument(
+        "--constraint",
+        action="append",
+        default=[],
+        metavar="BOUND",
+        help="such as 'slots>=-2%%', 'slots>=0.8' or 'kl<=5'; may be repeated",
+    )
+    group = parser.add_argument_group("on which prompts")
+    group.add_argument(
+        "--validation",
+        default="0.5",
+        metavar="SHARE|RUN",
+        help="share of the prompts that judge the choice, or a second run of the same models on others "
+        "(default %(default)s)",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of which prompts those are (default %(default)s)"
+    )
+    group.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="leave out completions that are not there at every strength",
+    )
+    group = parser.add_argument_group("retraining")
+    group.add_argument(
+        "--beta",
+        metavar="B[,B…]",
+        help="KL strength of the aligned model, or of each (default: what rows and manifests say)",
+    )
+    group.add_argument(
+        "--aligned",
+        metavar="MODEL[,MODEL…]",
+        help="where the aligned models lie now (default: where they did)",
+    )
+    group.add_argument("--retrain", action="store_true", help="train at β* and compare")
+    group.add_argument(
+        "--retrain-out",
+        type=Path,
+        metavar="DIR",
+        help="folder for its model and its sweep (default runs/<aligned>-beta=<β*>)",
+    )
+    group.add_argument(
+        "--prompts", metavar="PROMPTS", help="where the run's prompts lie now (default: where they did)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="all figures")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the objective against λ on both parts")
+    return parser
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.tune`."""
+    args = make_parser().parse_args(argv)
+    if args.retrain_out and not args.retrain:
+        raise ValueError("--retrain-out has no meaning without --retrain")
+    share = _share(args.validation)
+
+    from dera_jax import tune, tune_data, tune_report
+    from dera_jax.objectives import parse_constraint
+    from dera_jax.provenance import provenance
+    from dera_jax.retraining import make_target, model_manifest
+
+    run = tune_data.read_run(args.run)
+    second = tune_data.read_run(Path(args.validation)) if share is None else None
+    objective = _objective(args, run)
+    constraints = [parse_constraint(text, run.rewards) for text in args.constraint]
+    names = list(dict.fromkeys([*objective.names, *(each.name for each in constraints)]))
+    choosing, validation = (
+        tune_data.parts_of_two(run, second, names, args.allow_missing)
+        if second
+        else tune_data.parts_of_one(run, names, share, args.seed, args.allow_missing)
+    )
+    models = tune_data.model_names(run, args.aligned)
+    manifests = [name and model_manifest(name) for name in models]
+    betas = tune_data.known_betas(run, manifests, args.beta)
+    found = tune.tune(choosing, validation, objective, constraints)
+    star = found.choice.strength
+    targets = [make_target(*each, run.reference) for each in zip(star, betas, manifests, strict=True)]
+
+    told = found, objective, constraints, targets
+    print(tune_report.format_tuning(*told))
+    figures = {"run": str(args.run), "validation": args.validation, "seed": args.seed}
+    figures |= tune_report.tuning_to_json(*told)
+    figures["provenance"] = provenance(cli.command_line("eval.tune", argv))
+    _write(args, told, figures)
+    if args.retrain:
+        from dera_jax.commands import retrain
+
+        plan = retrain.Plan(
+            run, second or run, validation, objective, constraints, names, models, manifests, targets
+        )
+        retrained = retrain.retrain(plan, found.choice, args.retrain_out, args.prompts, args.allow_missing)
+        if retrained is None:
+            print("\n--retrain: λ* = 1 is the aligned model itself: there is nothing to train")
+        else:
+            print("\n" + tune_report.format_retrained(retrained, star))
+            figures["retrained"] = tune_report.retrained_to_json(retrained, star)
+            _write(args, told, figures, retrained.objective)
+    if written := [str(path) for path in (args.out, args.plot) if path]:
+        print("\n" + ", ".join(written))
+
+
+def _share(text: str) -> float | None:
+    """Returns the share of --validation, None for a run."""
+    try:
+        share = float(text)
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise ValueError(f"--validation: expected a share between 0 and 1, or a run, found {text}")
+    return share
+
+
+def _objective(args, run):
+    """Returns the objective that the options name."""
+    from dera_jax.objectives import WIN_RATE, make_objective
+    from dera_jax.strengths import parse_strengths
+
+    if args.against is not None and args.objective != WIN_RATE:
+        raise ValueError(f"--against has no meaning without --objective={WIN_RATE}")
+    against = (0.0,) * run.models if args.against is None else parse_strengths(args.against, run.models)[0]
+    return make_objective(args.objective, args.judge, against, args.kl_price, run.rewards)
+
+
+def _write(args, told: tuple, figures: dict, retrained=None) -> None:
+    """Writes what --out and --plot ask for."""
+    from dera_jax.files import write_json
+
+    if args.out:
+        write_json(args.out, figures)
+    if args.plot:
+        from dera_jax.reports import describe_models
+        from dera_jax.tune_plot import plot_tuning
+
+        found, objective, constraints, targets = told
+        beta = targets[0].beta if len(targets) == 1 else None
+        plot_tuning(found, objective, constraints, args.plot, beta, retrained, describe_models(args.run))

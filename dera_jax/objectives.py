@@ -1,0 +1,259 @@
+"""What strengths are compared by: figures of the same completions, an objective, constraints.
+
+The objective is a number per completion, to be as large as possible: a reward, or 1, ½ or 0 where the
+completion has more, as much or less of a reward than the one of the same prompt and sample at another
+strength; less a price per nat of KL divergence. A constraint bounds the mean of a figure. NumPy only.
+"""
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from dera_jax.strengths import Strength, format_strength
+
+Key = tuple[int | str, int, int]
+"""prompt_id, sample and turn of a completion."""
+
+FIELDS = {"kl": "kl_to_reference", "length": "length"}
+"""Figures that every row has, beside its rewards, by the field of the row."""
+
+WIN_RATE = "win-rate"
+
+NAMED = 4
+"""Missing cells that an error names."""
+
+_CONSTRAINT = re.compile(r"(.+?)(>=|<=)([+-]?\d*\.?\d+(?:[eE]-?\d+)?)(%?)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Figures of completions that are there at every strength."""
+
+    strengths: tuple[Strength, ...]
+    keys: tuple[Key, ...]
+    """In an order that does not depend on the rows'."""
+    figures: dict[str, Float[np.ndarray, "strengths rows"]]
+
+    @property
+    def prompts(self) -> list[Hashable]:
+        """The prompt_id of each row."""
+        return [key[0] for key in self.keys]
+
+    def index(self, strength: Strength) -> int:
+        """Returns where a strength stands.
+
+        Raises:
+          ValueError: it is not there.
+        """
+        if strength not in self.strengths:
+            there = ", ".join(map(format_strength, self.strengths))
+            raise ValueError(f"λ = {format_strength(strength)} is needed and not among the strengths {there}")
+        return self.strengths.index(strength)
+
+    def part(self, keep: Callable[[Hashable], bool]) -> "Grid":
+        """Returns the rows of those prompts that `keep` says yes to."""
+        rows = np.array([keep(prompt) for prompt in self.prompts], bool)
+        keys = tuple(key for key, kept in zip(self.keys, rows, strict=True) if kept)
+        return Grid(self.strengths, keys, {name: values[:, rows] for name, values in self.figures.items()})
+
+
+def read_grid(
+    groups: Mapping[Strength, Sequence[dict]], names: Sequence[str], where: str, allow_missing: bool = False
+) -> tuple[Grid, int]:
+    """Returns the figures `names` of the completions that have them at every strength, and how many have not.
+
+    Args:
+      groups: rows by strength.
+      where: for errors.
+      allow_missing: whether there may be such that have not.
+
+    Raises:
+      ValueError: a cell is there twice; one is missing, or has no number, and none may.
+    """
+    strengths = tuple(sorted(groups))
+    found = {strength: {_key(row): row for row in groups[strength]} for strength in strengths}
+    for strength in strengths:
+        if len(found[strength]) < len(groups[strength]):
+            raise ValueError(
+                f"{where}: λ = {format_strength(strength)} has two rows of one prompt and sample"
+            )
+    keys = sorted({key for rows in found.values() for key in rows}, key=_order)
+    values = {
+        (key, strength): _numbers(found[strength].get(key), names) for key in keys for strength in strengths
+    }
+    lacking = [cell for cell, numbers in values.items() if None in numbers]
+    if lacking and not allow_missing:
+        raise ValueError(f"{where}: {_missing(lacking, found, values, names)}")
+    incomplete = {key for key, _ in lacking}
+    whole = [key for key in keys if key not in incomplete]
+    table = np.array([[values[key, s] for key in whole] for s in strengths], np.float64)
+    table = table.reshape(len(strengths), len(whole), len(names))
+    figures = {name: table[:, :, i] for i, name in enumerate(names)}
+    return Grid(strengths, tuple(whole), figures), len(incomplete)
+
+
+def _key(row: dict) -> Key:
+    return row["prompt_id"], row["sample"], row.get("turn", 0)
+
+
+def _order(key: Key) -> tuple:
+    return isinstance(key[0], str), *key
+
+
+def _numbers(row: dict | None, names: Sequence[str]) -> list[float | None]:
+    """Returns a row's figures, None for what it has not."""
+    if row is None:
+        return [None]
+    return [row.get(FIELDS[name]) if name in FIELDS else row.get("rewards", {}).get(name) for name in names]
+
+
+def _missing(lacking: Sequence[tuple], found: Mapping, values: Mapping, names: Sequence[str]) -> str:
+    """Returns which cells are missing, or lack a number, and what to do."""
+    absent = [(key, strength) for key, strength in lacking if key not in found[strength]]
+    shown = absent or lacking
+    cells = "; ".join(
+        f"prompt {key[0]!r}, sample {key[1]}, λ = {format_strength(strength)}"
+        for key, strength in shown[:NAMED]
+    )
+    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+    what = "are missing" if absent else f"have no number for {names[values[shown[0]].index(None)]}"
+    return (
+        f"{len(shown)} of {len(values)} cells {what} ({cells}{more}); "
+        "complete the run, or leave out such prompts' samples with --allow-missing"
+    )
+
+
+def reward_names(rows: Sequence[dict]) -> list[str]:
+    """Returns the rewards that rows have."""
+    return list(dict.fromkeys(name for row in rows for name in row.get("rewards", {})))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is to be as large as possible."""
+
+    reward: str
+    """That is its value, or that judges."""
+    kl_price: float = 0.0
+    """Of a nat of KL divergence from the reference, in the objective's unit; ≥ 0."""
+    against: Strength | None = None
+    """The strength that a win rate is against; None is the reward itself."""
+
+    @property
+    def names(self) -> list[str]:
+        """The figures it is made of."""
+        return [self.reward, *(["kl"] if self.kl_price else [])]
+
+    @property
+    def label(self) -> str:
+        """What it is, in a few words."""
+        price = f" − {self.kl_price:g} · KL" if self.kl_price else ""
+        if self.against is None:
+            return self.reward + price
+        return f"win rate by {self.reward} against λ = {format_strength(self.against)}{price}"
+
+    def values(self, grid: Grid) -> Float[np.ndarray, "strengths rows"]:
+        """Returns its value of every completion.
+
+        Raises:
+          ValueError: the strength that it is against is not there.
+        """
+        values = grid.figures[self.reward]
+        if self.against is not None:
+            base = values[grid.index(self.against)]
+            values = (values > base) + 0.5 * (values == base)
+        return values - self.kl_price * grid.figures["kl"] if self.kl_price else values
+
+
+def make_objective(
+    text: str | None, judge: str | None, against: Strength | None, kl_price: float, rewards: Sequence[str]
+) -> Objective:
+    """Returns the objective that options name.
+
+    Args:
+      text: a reward or `win-rate`; None is the only reward.
+      judge: the reward of a win rate.
+      against: λ of a win rate.
+      rewards: those that the rows have.
+
+    Raises:
+      ValueError: the rows have no such reward, or options contradict each other.
+    """
+    if not kl_price >= 0 or kl_price == float("inf"):
+        raise ValueError(f"--kl-price: expected a number of at least 0, found {kl_price}")
+    there = f"the rows have {', '.join(rewards) or 'no rewards; add one with python -m eval.score'}"
+    if text is None and len(rewards) != 1:
+        raise ValueError(f"--objective: expected a reward or {WIN_RATE}; {there}")
+    if text == WIN_RATE:
+        if judge not in rewards:
+            raise ValueError(f"--judge: expected the reward that decides who wins, found {judge}; {there}")
+        return Objective(judge, kl_price, against)
+    if judge is not None:
+        raise ValueError(f"--judge has no meaning without --objective={WIN_RATE}")
+    name = rewards[0] if text is None else text
+    if name not in rewards:
+        raise ValueError(f"--objective: no reward {name!r}; {there}")
+    return Objective(name, kl_price)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on the mean of a figure."""
+
+    text: str
+    name: str
+    at_least: bool
+    """Else at most."""
+    bound: float
+    """In the figure's unit, or, if relative, the change allowed as a share of the mean at λ = 0."""
+    relative: bool
+
+    def margins(self, grid: Grid) -> Float[np.ndarray, "strengths rows"]:
+        """Returns what each completion has to spare: the constraint holds where its mean is ≥ 0.
+
+        Raises:
+          ValueError: the bound is relative to λ = 0, which is not there, or where the mean is 0.
+        """
+        values = grid.figures[self.name]
+        bound = self._relative_to(grid) if self.relative else self.bound
+        return values - bound if self.at_least else bound - values
+
+    def _relative_to(self, grid: Grid) -> Float[np.ndarray, " rows"]:
+        reference = (0.0,) * max(map(len, grid.strengths))
+        base = grid.figures[self.name][grid.index(reference)]
+        if base.mean() == 0:
+            raise ValueError(
+                f"--constraint={self.text}: the mean of {self.name} is 0 at λ = 0; write a number"
+            )
+        # Of a negative mean, −2 % is further down too.
+        return base * (1 + self.bound * np.sign(base.mean()))
+
+
+def parse_constraint(text: str, rewards: Sequence[str]) -> Constraint:
+    """Returns the constraint `NAME>=NUMBER`, `NAME<=NUMBER`; with `%`, the change from λ = 0.
+
+    Args:
+      rewards: that NAME may be, beside `kl` and `length`.
+
+    Raises:
+      ValueError: another form, or no such figure.
+
+    >>> parse_constraint("slots>=-2%", ["slots"]).bound
+    -0.02
+    """
+    match = _CONSTRAINT.fullmatch(text.strip())
+    if not match:
+        raise ValueError(
+            f"--constraint: expected NAME>=NUMBER or NAME<=NUMBER, with % for the change from λ = 0, "
+            f"found {text!r}"
+        )
+    name, sign, number, percent = match.groups()
+    if name.strip() not in (*rewards, *FIELDS):
+        raise ValueError(
+            f"--constraint={text}: no figure {name.strip()!r}; the rows have {', '.join((*rewards, *FIELDS))}"
+        )
+    bound = float(number) / (100 if percent else 1)
+    return Constraint(text.strip(), name.strip(), sign == ">=", bound, bool(percent))

@@ -1,0 +1,271 @@
+"""From a chosen strength to a training: β* = β/λ*, where it is written, the commands, the cost.
+
+The mixture at λ stands for the model trained at β/λ (Eq. 3–5); of several aligned models, model i stands in
+it for one trained at β_i/λ_i. What can be known of a model is in the manifest that our training leaves.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dera_jax.files import read_json
+from dera_jax.strengths import format_strength
+
+TRAINERS = ("train.dpo", "train.rlhf")
+
+PREFERENCES = ("dpo",)
+POLICY_GRADIENT = ("pg", "rloo", "ppo", "policy_gradient")
+"""Methods, as manifests name them."""
+
+NOT_REPEATED = ("coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run")
+"""Options of a sweep that are not its sampling settings."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one aligned model would be retrained at."""
+
+    beta: float | None
+    """KL strength it was trained with; None is unknown."""
+    beta_star: float | None
+    """β/λ, as it is written, in six digits; None where there is none."""
+    reason: str = ""
+    """Why there is none."""
+    method: str | None = None
+    """Of its manifest; None is unknown."""
+    loss: str | None = None
+
+
+def make_target(
+    lambda_: float, beta: float | None, manifest: Mapping | None = None, reference: str | None = None
+) -> Target:
+    """Returns β/λ of one aligned model, or why there is none.
+
+    Args:
+      lambda_: its strength.
+      beta: it was trained with.
+      manifest: of the model.
+      reference: fingerprint of the sweep's reference.
+
+    >>> make_target(1.2, 0.1).beta_star
+    0.0833333
+    """
+    manifest = manifest or {}
+    preference = manifest.get("preference") or {}
+    reason = _no_beta(lambda_, beta, manifest, reference)
+    star = None if reason else float(f"{beta / lambda_:.6g}")
+    return Target(beta, star, reason, manifest.get("method"), preference.get("loss"))
+
+
+def _no_beta(lambda_: float, beta: float | None, manifest: Mapping, reference: str | None) -> str:
+    method = manifest.get("method")
+    if method is not None and method not in (*PREFERENCES, *POLICY_GRADIENT):
+        return f"the aligned model was made by {method}, which has no reference and so no β"
+    if (manifest.get("preference") or {}).get("sync_ref_model"):
+        return "the aligned model's reference followed it in training (--sync-ref-model): λ scales no one β"
+    if manifest.get("target_kl") is not None:
+        return "the aligned model's β was adapted in training (--target-kl)"
+    held = (manifest.get("reference") or {}).get("fingerprint")
+    if reference and held and held != reference:
+        return f"the run's reference is not the model that the aligned one was held near ({held} there)"
+    if lambda_ == 0:
+        return "λ* = 0 is the reference itself (β = ∞): there is nothing to train"
+    if lambda_ < 0:
+        return "λ* < 0 moves away from the aligned model, which no β > 0 stands for"
+    return "β is unknown: give it as --beta=B" if beta is None else ""
+
+
+def written(beta: float) -> str:
+    """Returns β as it is written in commands and configurations."""
+    return f"{beta:.6g}"
+
+
+def changes(target: Target) -> list[tuple[str, str]]:
+    """Returns, by tool, the line that a training at β* changes."""
+    beta, lines = written(target.beta_star), []
+    if target.method not in POLICY_GRADIENT:
+        lines.append(("dera_jax", f"python -m train.dpo … --beta={beta}"))
+    if target.method not in PREFERENCES:
+        lines.append(("dera_jax", f"python -m train.rlhf … --beta={beta}"))
+    trl = "RLOO" if target.method in POLICY_GRADIENT else "KTO" if target.loss == "kto" else "DPO"
+    rl = {"RLOO": "grpo", "KTO": "kto"}.get(trl, "ipo" if target.loss == "ipo" else "dpo")
+    return [
+        *lines,
+        ("TRL", f"{trl}Config(beta={beta}), or --beta {beta}"),
+        ("axolotl", f"rl_beta: {beta}  # with rl: {rl}"),
+    ]
+
+
+def model_manifest(model: str) -> dict | None:
+    """Returns the manifest in the folder of a MODEL, of its adapter if it has one; None if there is none."""
+    folder = Path(model) if Path(model).is_dir() else Path(model.rpartition("+")[2])
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    manifest = read_json(path)
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path}: expected an object, found {type(manifest).__name__}")
+    return manifest
+
+
+def replaced(words: Sequence[str], options: Mapping[str, str | None]) -> list[str]:
+    """Returns the words of a command with options set to other values, or, at None, left out.
+
+    >>> replaced(["--beta", "0.1", "--max_steps=2", "--out=a"], {"beta": "0.05", "out": "b"})
+    ['--max_steps=2', '--beta=0.05', '--out=b']
+    """
+    kept: list[str] = []
+    dropping = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if word.startswith("--"):
+            dropping = name[2:].replace("_", "-") in options
+            if not dropping:
+                kept.append(word)
+            dropping = dropping and not equals
+        elif dropping:
+            dropping = False  # the value of an option written without =
+        else:
+            kept.append(word)
+    return [*kept, *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+
+
+def training_words(manifest: Mapping, where: str, beta: float, out: Path) -> tuple[str, list[str]]:
+    """Returns the module and the words that train as a model was trained, at another β.
+
+    Args:
+      manifest: of the model.
+      where: it comes from, for errors.
+
+    Raises:
+      ValueError: it was not made by one of our commands.
+    """
+    command = (manifest.get("provenance") or {}).get("command") or []
+    module, words = _module(command)
+    if module not in TRAINERS:
+        made = " ".join(command[:3]) or "no command that it tells"
+        raise ValueError(f"--retrain: {where} was made by {made}; expected {' or '.join(TRAINERS)}")
+    seed = (manifest.get("train_config") or {}).get("seed", 0)
+    return module, replaced(words, {"beta": written(beta), "seed": str(seed), "out": str(out)})
+
+
+def _module(command: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns what follows `python -m`, and the words after that."""
+    if list(command[1:2]) == ["-m"] and len(command) > 2:
+        return command[2], list(command[3:])
+    name = Path(command[0]).stem if command else ""
+    return f"train.{name}", list(command[1:])  # as recorded when the commands were scripts
+
+
+def decoding_words(
+    manifest: Mapping,
+    where: str,
+    aligned: str,
+    prompts: Path,
+    num_prompts: int,
+    rewards: Sequence[str],
+    out: Path,
+) -> list[str]:
+    """Returns the words of `eval.sweep` that decode a model as it is, with a run's sampling settings.
+
+    Args:
+      manifest: of the run.
+      where: it comes from, for errors.
+      aligned: the model.
+      prompts: file of so many.
+      rewards: that judge the completions.
+
+    Raises:
+      ValueError: the run was not made by `python -m eval.sweep`.
+    """
+    told = manifest.get("provenance") or {}
+    module, words = _module(told.get("command") or [])
+    if module != "eval.sweep" or not told.get("models"):
+        raise ValueError(
+            f"--retrain: {where} was not made by python -m eval.sweep, whose settings are repeated"
+        )
+    options = {name: None for name in (*NOT_REPEATED, "beta", "reward")} | {
+        "num-samples": str(manifest["extent"]["num_samples"]),
+        "num-prompts": str(num_prompts),
+        "reference": told["models"][0]["name"],
+        "aligned": aligned,
+        "lambda": "1",
+        "prompts": str(prompts),
+        "out": str(out),
+    }
+    return replaced(words, options | ({"reward": ",".join(rewards)} if rewards else {}))
+
+
+def retrained_name(model: str, folder: Path) -> str:
+    """Returns the MODEL that was trained anew in `folder`, in the place of `model`: the same base and part."""
+    base, plus, _ = model.rpartition("+")
+    own = folder / "best" if Path(model).name == "best" else folder
+    return f"{base}+{own}" if plus and not Path(model).is_dir() else str(own)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What finding a strength by DeRa takes, and what a model trained for every strength would."""
+
+    aligned: float | None
+    """Seconds of training; None is unknown."""
+    retrained: float | None
+    decoding: float | None
+    """Seconds that the sweep at all strengths took."""
+    strengths: int
+    """Positive ones, each of which a sweep over β trains a model for."""
+
+    @property
+    def sweep_seconds(self) -> float | None:
+        """What the sweep over β would take to train, by the mean of the two trainings."""
+        if self.aligned is None or self.retrained is None:
+            return None
+        return self.strengths * (self.aligned + self.retrained) / 2
+
+    @property
+    def saved(self) -> float | None:
+        """Share of the training time that is saved; negative if there are fewer than two strengths."""
+        whole = self.sweep_seconds
+        return None if not whole else 1 - (self.aligned + self.retrained) / whole
+
+
+def strengths_to_train(strengths: Sequence[tuple[float, ...]]) -> int:
+    """Returns for how many strengths of one aligned model there is a β/λ."""
+    return sum(strength[0] > 0 and math.isfinite(strength[0]) for strength in strengths)
+
+
+def describe_betas(targets: Sequence[Target], strength: Sequence[float]) -> str:
+    """Returns the arithmetic: `β* = β/λ* = 0.1/2 = 0.05`, for each aligned model."""
+    sole = len(targets) == 1
+    parts = []
+    for number, (target, lambda_) in enumerate(zip(targets, strength, strict=True), start=1):
+        i = "" if sole else "₁₂₃₄₅₆₇₈₉"[number - 1] if number < 10 else f"_{number}"
+        text = format_strength((lambda_,))
+        if target.beta_star is None:
+            parts.append(f"no β*{i}: {target.reason}")
+        else:
+            star = written(target.beta_star)
+            parts.append(f"β*{i} = β{i}/λ*{i} = {written(target.beta)}/{text} = {star}")
+    return "\n".join(parts)
+
+
+def differing_settings(there: Mapping, here: Mapping) -> list[str]:
+    """Returns what decided the training of one manifest and is otherwise in the other, β aside.
+
+    A recorded command trains otherwise where a default has changed since, or the data.
+    """
+    left_out = ("beta", "provenance", "seconds", "steps", "evaluation", "best", "finished")
+    names = [name for name in there if name in here and name not in left_out]
+    return [
+        f"{name} {there[name]!r:.40} there, {here[name]!r:.40} here"
+        for name in names
+        if _common(there[name], here[name]) != _common(here[name], there[name])
+    ]
+
+
+def _common(value: object, other: object) -> object:
+    """Returns the value; of an object, what the other has too: newer versions tell more."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return {name: each for name, each in value.items() if name in other}
+    return value

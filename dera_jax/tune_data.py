@@ -1,0 +1,182 @@
+"""What a strength is chosen and judged on: the runs, their parts, and what is known of their models."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dera_jax.objectives import FIELDS, Grid, read_grid, reward_names
+from dera_jax.results import read_manifest, read_rows
+from dera_jax.strengths import Strength, strength_from_json
+from dera_jax.tune import check_parts, split
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sweep's rows."""
+
+    path: Path
+    rows: list[dict]
+    manifest: dict | None
+    """None where it is not beside the rows."""
+
+    @cached_property
+    def by_strength(self) -> dict[Strength, list[dict]]:
+        """The rows of each strength.
+
+        Raises:
+          ValueError: strengths of different numbers of models.
+        """
+        groups = defaultdict(list)
+        for row in self.rows:
+            groups[strength_from_json(row["lambda"])].append(row)
+        if len(counts := {len(strength) for strength in groups}) > 1:
+            raise ValueError(
+                f"{self.path}: expected strengths of one number of aligned models, found {sorted(counts)}"
+            )
+        return dict(groups)
+
+    @property
+    def models(self) -> int:
+        """How many aligned models there are."""
+        return len(next(iter(self.by_strength)))
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of those that the rows have."""
+        return reward_names(self.rows)
+
+    @property
+    def reference(self) -> str | None:
+        """Fingerprint of the reference, where the manifest tells."""
+        return ((self.manifest or {}).get("identity", {}).get("models") or {}).get("reference")
+
+
+def read_run(path: Path) -> Run:
+    """Returns the run in a folder, or of a file of rows.
+
+    Raises:
+      ValueError: there are no rows.
+    """
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path}: no rows yet")
+    folder = path if path.is_dir() else path.parent
+    return Run(path, rows, read_manifest(folder) if (folder / "manifest.json").exists() else None)
+
+
+def parts_of_one(
+    run: Run, names: Sequence[str], share: float, seed: int, allow_missing: bool
+) -> tuple[Grid, Grid]:
+    """Returns a run's completions to choose on, and those to validate on, on other prompts.
+
+    Args:
+      names: figures.
+      share: of the prompts that validate.
+      seed: of which.
+
+    Raises:
+      ValueError: cells are missing, or there are too few prompts or strengths.
+    """
+    return split(_grid(run, run.by_strength, names, allow_missing), share, seed)
+
+
+def parts_of_two(
+    run: Run, second: Run, names: Sequence[str], allow_missing: bool, option: str = "--validation"
+) -> tuple[Grid, Grid]:
+    """Returns the completions of a run to choose on, and those of a second to validate on.
+
+    Raises:
+      ValueError: cells are missing, or there are too few prompts or strengths; the second run is of other
+        models, decoded otherwise, or has draws of the first.
+    """
+    where = f"{option}={second.path}"
+    ways = [_way(each.manifest) for each in (run, second) if each.manifest]
+    if len(ways) == 2 and (name := differing(*ways)):
+        raise ValueError(f"{where}: {name} is not that of {run.path}")
+    draws = [{(str(row.get("prompt")), row.get("seed")) for row in each.rows} for each in (run, second)]
+    if same := len(draws[0] & draws[1]):
+        raise ValueError(f"{where}: {same} of its prompts are those of {run.path}, with the same seed")
+    for name in names:
+        if name not in (*second.rewards, *FIELDS):
+            raise ValueError(
+                f"{where}: no reward {name!r}; the rows have {', '.join(second.rewards) or 'none'}"
+            )
+    common = run.by_strength.keys() & second.by_strength.keys()
+    if len(common) < len(run.by_strength):
+        print(f"{len(common)} of {len(run.by_strength)} strengths are in both runs", file=sys.stderr)
+    choosing, validation = (
+        _grid(each, {s: each.by_strength[s] for s in common}, names, allow_missing) for each in (run, second)
+    )
+    check_parts(choosing, validation)
+    return choosing, validation
+
+
+def _grid(
+    run: Run, groups: Mapping[Strength, Sequence[dict]], names: Sequence[str], allow_missing: bool
+) -> Grid:
+    grid, left_out = read_grid(groups, names, str(run.path), allow_missing)
+    if left_out:
+        print(f"{run.path}: {left_out} completions left out, not there at every strength", file=sys.stderr)
+    return grid
+
+
+def _way(manifest: Mapping) -> dict:
+    """Returns what rows must share to be compared: all but the seed of their draws."""
+    decode = {name: value for name, value in manifest["identity"].get("decode", {}).items() if name != "seed"}
+    return manifest["identity"] | {"decode": decode}
+
+
+def differing(there: Mapping, here: Mapping) -> str | None:
+    """Returns the first name whose value is another in the two, None if there is none."""
+    return next((name for name in {**there, **here} if there.get(name) != here.get(name)), None)
+
+
+def model_names(run: Run, given: str | None) -> list[str | None]:
+    """Returns where the aligned models lie, None where that is unknown.
+
+    Args:
+      given: names with commas between, if not those of the run's manifest.
+
+    Raises:
+      ValueError: another number of them.
+    """
+    told = (run.manifest or {}).get("provenance", {}).get("models", [])
+    names = given.split(",") if given else [model["name"] for model in told[1:]]
+    if given and len(names) != run.models:
+        raise ValueError(f"--aligned: the run has {run.models} aligned, found {len(names)} in {given!r}")
+    return names if len(names) == run.models else [None] * run.models
+
+
+def known_betas(run: Run, manifests: Sequence[dict | None], given: str | None) -> list[float | None]:
+    """Returns the KL strength of each aligned model: as given, as in the rows, or as in its manifest.
+
+    Args:
+      manifests: of the models, None where there is none.
+      given: numbers with commas between.
+
+    Raises:
+      ValueError: not such; or the rows have others.
+    """
+    told = {str(beta): beta for row in run.rows if (beta := row.get("beta")) is not None}
+    in_rows = _for_each(next(iter(told.values())), run.models) if len(told) == 1 else None
+    if given is None:
+        return in_rows or [(manifest or {}).get("beta") for manifest in manifests]
+    try:
+        betas = _for_each([float(part) for part in given.split(",")], run.models)
+    except ValueError:
+        betas = []
+    if len(betas) != run.models or not all(0 <= beta < float("inf") for beta in betas):
+        raise ValueError(
+            f"--beta: expected a number of at least 0, or one for each aligned model, found {given!r}"
+        )
+    if in_rows and in_rows != betas:
+        raise ValueError(f"--beta: the rows have {', '.join(map(str, in_rows))}, found {given}")
+    return betas
+
+
+def _for_each(value: float | list[float], count: int) -> list[float]:
+    values = value if isinstance(value, list) else [value]
+    return values * count if len(values) == 1 else values

@@ -1,0 +1,286 @@
+"""A tuning as text and as JSON: the table of strengths, what was chosen, how sure, what retraining showed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dera_jax.metrics import Estimate
+from dera_jax.objectives import Constraint, Objective
+from dera_jax.reports import estimate_to_json
+from dera_jax.retraining import Cost, Target, changes, describe_betas, written
+from dera_jax.strengths import Strength, format_strength, strength_to_json
+from dera_jax.tables import Column, estimate_cells, format_columns, short_names, strength_cells
+from dera_jax.tune import Part, Tuning, ends, finer_range, wider_ranges
+
+NAMES = {"kl": "KL (nats)", "length": "length (tokens)"}
+
+NOT_COMPARED = (
+    "not compared: models trained at the other β, so whether one of them were better still is not known, "
+    "and trainings with other seeds, whose spread is not in these intervals"
+)
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A model trained at β*, on the validation prompts, as it is."""
+
+    beta: float
+    model: str
+    prompts: int
+    objective: Estimate
+    differences: dict[Strength, Estimate]
+    """The objective less that of DeRa at λ*, λ = 0 and λ = 1, pair by pair."""
+    margins: dict[str, Estimate]
+    """What each constraint has to spare."""
+    aligned_allowed: bool | None
+    """Whether λ = 1 meets them where the choice was made; None if it is not in the run."""
+    cost: Cost
+
+
+def format_tuning(
+    tuning: Tuning, objective: Objective, constraints: Sequence[Constraint], targets: Sequence[Target]
+) -> str:
+    """Returns the report of a choice, without a newline at its end."""
+    star = tuning.choice.strength
+    lines = [
+        f"objective: {objective.label}, the larger the better",
+        *([f"constraints: {', '.join(each.text for each in constraints)}"] if constraints else []),
+        f"chosen on {_extent(tuning.choosing)}, validated on {_extent(tuning.validation)}",
+        "",
+        _table(tuning, constraints, targets),
+        "",
+        *_chosen(tuning),
+        *_certainty(tuning),
+        *(f"  {text}: {_held(margin)} on the validation part" for text, margin in tuning.margins.items()),
+        *_edges(tuning),
+        "",
+        describe_betas(targets, star),
+    ]
+    if len(targets) == 1 and targets[0].beta_star is not None:
+        lines += [f"  {tool:<8}  {line}" for tool, line in changes(targets[0])]
+    return "\n".join(lines)
+
+
+def _extent(part: Part) -> str:
+    return f"{part.prompts} prompts ({part.completions} completions per strength)"
+
+
+def _table(tuning: Tuning, constraints: Sequence[Constraint], targets: Sequence[Target]) -> str:
+    """Returns the strengths with both parts' means; what a constraint excludes has a cross."""
+    strengths = list(tuning.choosing.objective)
+    choice, beta = tuning.choice, targets[0].beta if len(targets) == 1 else None
+    stars = [
+        f"{cell} *" if s == choice.strength else f"{cell}  "
+        for s, cell in zip(strengths, strength_cells(strengths), strict=True)
+    ]
+    columns = [Column("λ  ", stars)]
+    if beta is not None:
+        columns.append(Column("β/λ", [_ratio(beta, s[0]) for s in strengths]))
+    columns += [
+        Column("chosen on", estimate_cells([tuning.choosing.objective[s] for s in strengths])),
+        Column("validation", estimate_cells([tuning.validation.objective[s] for s in strengths])),
+    ]
+    names = short_names(list(dict.fromkeys(each.name for each in constraints)))
+    for name, short in names.items():
+        cells = estimate_cells([tuning.choosing.figures[name][s] for s in strengths])
+        columns.append(Column(NAMES.get(name, short), cells))
+    if constraints:
+        columns.append(Column("allowed", ["yes" if choice.satisfied[s] else "✗" for s in strengths]))
+    columns.append(Column("chosen in", [f"{100 * choice.shares[s]:.0f} %" for s in strengths]))
+    legend = "*: λ*; ± is half a 95 % interval over prompts; chosen in: share of resamples of the prompts"
+    return f"{format_columns(columns)}\n\n{legend}"
+
+
+def _ratio(beta: float, lambda_: float) -> str:
+    return "∞" if lambda_ == 0 else f"{beta / lambda_:.3g}" if lambda_ > 0 else "—"
+
+
+def _chosen(tuning: Tuning) -> list[str]:
+    star = tuning.choice.strength
+    lines = [
+        f"λ* = {format_strength(star)}: objective {show(tuning.validation.objective[star])} on the validation "
+        f"part ({show(tuning.choosing.objective[star])} where it was chosen, which flatters on average)"
+    ]
+    for other, difference in tuning.differences.items():
+        lines.append(f"  less λ = {format_strength(other)}, paired: {show(difference)}")
+    missing = [s for s in ends(len(star)) if s not in tuning.choosing.objective]
+    if missing:
+        lines.append(f"  not compared with λ = {', '.join(map(format_strength, missing))}: not in the run")
+    return lines
+
+
+def _certainty(tuning: Tuning) -> list[str]:
+    choice = tuning.choice
+    none = 1 - sum(choice.shares.values())
+    undecided = f"; in {none:.0%} no strength meets the constraints" if none > 0.0005 else ""
+    return [
+        f"  the same choice in {choice.shares[choice.strength]:.0%} of the resamples; "
+        f"95 % choose among {', '.join(map(format_strength, choice.likely))}{undecided}"
+    ]
+
+
+def _held(margin: Estimate) -> str:
+    """Returns whether a constraint holds, and how surely."""
+    word = "holds" if margin.mean >= 0 else "is missed"
+    open_ = "" if math.isnan(margin.low) or margin.low >= 0 or margin.high < 0 else ", within noise"
+    return f"{word} by {show(Estimate(abs(margin.mean), *_sides(margin)))}{open_}"
+
+
+def _sides(margin: Estimate) -> tuple[float, float]:
+    return (margin.low, margin.high) if margin.mean >= 0 else (-margin.high, -margin.low)
+
+
+def _edges(tuning: Tuning) -> list[str]:
+    """Returns what to try where the grid, or a constraint, ends at the chosen strength."""
+    star = tuning.choice.strength
+    if finer := finer_range(tuning.choice):
+        other, text = finer
+        return [
+            f"  constraints exclude the next strength, {format_strength(other)}: "
+            f"add those between, --lambda={text}, to the sweep"
+        ]
+    lines = []
+    for number, (wider, value) in enumerate(zip(_wider(tuning), star, strict=True), start=1):
+        if wider:
+            which = "λ*" if len(star) == 1 else f"λ* of aligned model {number}"
+            side = "largest" if value == max(s[number - 1] for s in tuning.choosing.objective) else "smallest"
+            lines.append(
+                f"  {which} is the {side} strength tried: the best may lie beyond; add {wider} to the sweep"
+            )
+    return lines
+
+
+def _wider(tuning: Tuning) -> list[str | None]:
+    """Returns the ranges beyond the grid, as the sweep's option where there is one aligned model."""
+    ranges = wider_ranges(list(tuning.choosing.objective), tuning.choice.strength)
+    return [r and (f"--lambda={r}" if len(ranges) == 1 else r) for r in ranges]
+
+
+def show(value: Estimate) -> str:
+    """Returns a mean with its interval, in two digits of half its width."""
+    if math.isnan(value.low):
+        return f"{value.mean:.3g}"
+    half = value.half_width
+    digits = min(max(1 - math.floor(math.log10(half)), 0), 6) if half > 0 else 3
+    return f"{value.mean:z.{digits}f} [{value.low:z.{digits}f}, {value.high:z.{digits}f}]"
+
+
+def format_retrained(retrained: Retrained, strength: Strength) -> str:
+    """Returns what the model trained at β* shows, and what it does not."""
+    star = format_strength(strength)
+    lines = [
+        f"retrained at β* = {written(retrained.beta)} ({retrained.model}), as it is on {retrained.prompts} "
+        f"validation prompts: objective {show(retrained.objective)}"
+    ]
+    for other, difference in retrained.differences.items():
+        name = f"DeRa at λ* = {star}" if other == strength else f"λ = {format_strength(other)}"
+        lines.append(f"  less {name}, paired: {show(difference)}")
+    lines += [f"  {text}: {_held(margin)}" for text, margin in retrained.margins.items()]
+    return "\n".join([*lines, *_verdict(retrained, strength), f"  {NOT_COMPARED}", _cost(retrained.cost)])
+
+
+def _verdict(retrained: Retrained, strength: Strength) -> list[str]:
+    """Returns whether DeRa told what retraining gives, and whether retraining there was worth it."""
+    predicted = retrained.differences[strength]
+    told = "as DeRa told, within the interval" if predicted.low <= 0 <= predicted.high else "not as DeRa told"
+    verdict = choice_verdict(retrained)
+    return [f"  prediction: {told}", *([f"  choice: {verdict}"] if verdict else [])]
+
+
+def choice_verdict(retrained: Retrained) -> str | None:
+    """Returns whether training at β* was right: by the constraints, then against the aligned model."""
+    missed = [text for text, margin in retrained.margins.items() if margin.high < 0]
+    if missed:
+        return f"wrong: the retrained model misses {', '.join(missed)}"
+    gained = retrained.differences.get((1.0,))
+    if gained is None:
+        return None
+    if not retrained.aligned_allowed:
+        if all(margin.low >= 0 for margin in retrained.margins.values()):
+            return "right: the retrained model meets the constraints, which the aligned one misses"
+        return "open: whether the retrained model meets the constraints, which the aligned one misses, is not sure"
+    if gained.low > 0:
+        return "right: the retrained model is better than the aligned one"
+    if gained.high < 0:
+        return "wrong: the retrained model is worse than the aligned one"
+    return "open: the retrained model is neither surely better nor surely worse than the aligned one"
+
+
+def _cost(cost: Cost) -> str:
+    if cost.saved is None:
+        return "cost: unknown, a manifest tells no training seconds"
+    decoding = "" if cost.decoding is None else f"; decoding the sweep took {cost.decoding:.0f} s more"
+    return (
+        f"cost: 2 trainings, {cost.aligned + cost.retrained:.0f} s, against {cost.strengths} of a sweep over β, "
+        f"about {cost.sweep_seconds:.0f} s at the mean of the two: {cost.saved:.0%} saved{decoding}"
+    )
+
+
+def tuning_to_json(
+    tuning: Tuning, objective: Objective, constraints: Sequence[Constraint], targets: Sequence[Target]
+) -> dict:
+    """Returns all figures of a choice."""
+    choice, star = tuning.choice, tuning.choice.strength
+    return {
+        "objective": {
+            "label": objective.label,
+            "reward": objective.reward,
+            "kl_price": objective.kl_price,
+            "against": None if objective.against is None else strength_to_json(objective.against),
+        },
+        "constraints": [each.text for each in constraints],
+        "parts": {name: _part_extent(getattr(tuning, name)) for name in ("choosing", "validation")},
+        "strengths": [_strength_to_json(tuning, strength) for strength in tuning.choosing.objective],
+        "lambda": strength_to_json(star),
+        "value": estimate_to_json(tuning.validation.objective[star]),
+        "value_where_chosen": estimate_to_json(tuning.choosing.objective[star]),
+        "differences": _by_text(tuning.differences),
+        "margins": {text: estimate_to_json(margin) for text, margin in tuning.margins.items()},
+        "share_of_resamples": choice.shares[star],
+        "likely": list(map(strength_to_json, choice.likely)),
+        "wider": wider_ranges(list(tuning.choosing.objective), star),
+        "finer": (finer := finer_range(choice)) and finer[1],
+        "beta": [target.beta for target in targets],
+        "beta_star": [target.beta_star for target in targets],
+        "no_beta_star": [target.reason or None for target in targets],
+        "retrained": None,
+    }
+
+
+def _part_extent(part: Part) -> dict:
+    return {"prompts": part.prompts, "completions_per_strength": part.completions}
+
+
+def _by_text(estimates: dict[Strength, Estimate]) -> dict[str, dict]:
+    return {format_strength(strength): estimate_to_json(value) for strength, value in estimates.items()}
+
+
+def _strength_to_json(tuning: Tuning, strength: Strength) -> dict:
+    def part(found: Part) -> dict:
+        figures = {name: estimate_to_json(each[strength]) for name, each in found.figures.items()}
+        return {"objective": estimate_to_json(found.objective[strength]), "figures": figures}
+
+    return {
+        "lambda": strength_to_json(strength),
+        "choosing": part(tuning.choosing),
+        "validation": part(tuning.validation),
+        "allowed": tuning.choice.satisfied[strength],
+        "share_of_resamples": tuning.choice.shares[strength],
+    }
+
+
+def retrained_to_json(retrained: Retrained, strength: Strength) -> dict:
+    """Returns all figures of the model trained at β*."""
+    cost = retrained.cost
+    return {
+        "beta": retrained.beta,
+        "model": retrained.model,
+        "prompts": retrained.prompts,
+        "objective": estimate_to_json(retrained.objective),
+        "less_dera": estimate_to_json(retrained.differences[strength]),
+        "differences": _by_text({s: d for s, d in retrained.differences.items() if s != strength}),
+        "margins": {text: estimate_to_json(margin) for text, margin in retrained.margins.items()},
+        "choice": choice_verdict(retrained),
+        "not_compared": NOT_COMPARED,
+        "cost": vars(cost) | {"sweep_seconds": cost.sweep_seconds, "saved": cost.saved},
+    }

@@ -1,0 +1,6 @@
+"""`python -m eval.tune`; the body is in dera_jax/commands/tune.py."""
+
+from dera_jax.commands.tune import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
