@@ -4,6 +4,7 @@
   bash scripts/reproduce.sh --smoke              the same at toy size, in minutes, below runs/smoke
   bash scripts/reproduce.sh stories-length-rloo  one experiment
   bash scripts/reproduce.sh --list               what there is, and what is missing
+  bash scripts/reproduce.sh --preset=zephyr-7b   an experiment at the paper's size, in runs/zephyr-7b
 
 Rows lie in results/reproduction as soon as a sweep has ended; killed anywhere and run again, only what is missing
 is made. --jobs=N makes N sweeps at a time, each with a share of the cores: for models as small as these two
@@ -11,16 +12,19 @@ processes on a core each are faster than one on two.
 """
 
 import os
+import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dera_jax.commands import cli
 from dera_jax.experiments import Step
+from dera_jax.presets import Preset, find_preset
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.runner import Folders, is_kept, make
-from scripts.reproduce.smoke import shrink, shrink_step
+from scripts.reproduce.smoke import exchange, shrink, shrink_preset, shrink_step
 
 
 @cli.command
@@ -31,16 +35,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="at toy size")
     parser.add_argument("--list", action="store_true", help="say what is missing, and stop")
     parser.add_argument("--rows-only", action="store_true", help="no figures and no report")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default %(default)s)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes (default 2; 1 with --preset, whose device is not shared)",
+    )
+    parser.add_argument("--preset", metavar="NAME", help="of dera_jax/presets.py; an unknown one lists them")
+    parser.add_argument(
+        "--print", action="store_true", help="with --preset: its record and its commands in order, and stop"
+    )
+    parser.add_argument(
+        "--instead", action="append", default=[], metavar="NAME=OTHER",
+        help="with --preset: another model or data set (a file, say) for one it names; may be repeated",
+    )  # fmt: skip
     parser.add_argument(
         "--shared", default="../shared", metavar="DIR", help="models and data (default %(default)s)"
     )
-    parser.add_argument("--work", type=Path, metavar="DIR", help="models (default runs/reproduce)")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="rows, figures (default results/reproduction)"
+        "--work", type=Path, metavar="DIR", help="models (default runs/reproduce, runs/PRESET)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="rows, figures (default results/reproduction, WORK/results)"
     )
     args = parser.parse_args(argv)
 
+    if args.preset:
+        _make_preset(args, argv)
+        return
+    if args.print or args.instead:
+        raise ValueError(f"--{'print' if args.print else 'instead'} has a meaning only with --preset")
     recipes = Recipes(args.shared)
     experiments, others = recipes.experiments(), recipes.others()
     if args.smoke:
@@ -50,20 +74,86 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = _chosen(known, args.experiments)
     work = args.work or Path("runs/smoke/work" if args.smoke else "runs/reproduce")
     folders = Folders(work, args.out or Path("runs/smoke/results" if args.smoke else "results/reproduction"))
-    steps = [step for several in chosen.values() for step in several]
+    _make([step for several in chosen.values() for step in several], folders, args, argv, jobs=2)
+    if not args.rows_only and not args.list:
+        from scripts.reproduce.report import write_report
+
+        write_report(experiments, others, recipes, folders)
+
+
+def _make(
+    steps: Sequence[Step], folders: Folders, args: Namespace, argv: Sequence[str] | None, jobs: int
+) -> None:
+    """Makes what is missing of the measurements, or says what that is."""
     missing = [step for step in steps if not is_kept(step, folders)]
-    print(f"{len(steps)} measurements in {len(chosen)} experiments, {len(missing)} missing", flush=True)
+    print(f"{len(steps)} measurements, {len(missing)} missing", flush=True)
     if args.list:
         for step in missing:
             print(step.folder)
         return
-    if missing and args.jobs > 1:
-        _make_side_by_side(args.jobs, sys.argv[1:] if argv is None else argv)
+    if missing and (args.jobs or jobs) > 1:
+        _make_side_by_side(args.jobs or jobs, sys.argv[1:] if argv is None else argv)
     make(missing, folders)
-    if not args.rows_only:
-        from scripts.reproduce.report import write_report
 
-        write_report(experiments, others, recipes, folders)
+
+def _make_preset(args: Namespace, argv: Sequence[str] | None) -> None:
+    """Makes, or prints, an experiment of the paper's size."""
+    if args.experiments:
+        raise ValueError(
+            f"--preset={args.preset}: expected no experiment beside it, found {args.experiments[0]}"
+        )
+    preset = find_preset(args.preset, args.shared)
+    experiment = exchange(preset.experiment, dict(map(_instead, args.instead)))
+    if args.smoke:
+        experiment = shrink_preset(experiment, args.shared)
+    work = args.work or Path("runs", *["smoke"] * args.smoke, args.preset)
+    folders = Folders(work, args.out or work / "results")
+    steps = experiment.measurements()
+    if args.print:
+        print("\n".join(_script(preset, steps, folders)))
+        return
+    _make(steps, folders, args, argv, jobs=1)
+    if not (args.list or args.rows_only or args.smoke):
+        print("\nwhat remains is for a judge:", *_after(preset, folders), sep="\n")
+
+
+def _instead(text: str) -> tuple[str, str]:
+    name, equals, other = text.partition("=")
+    if not (name and equals and other):
+        raise ValueError(f"--instead: expected NAME=OTHER, found {text!r}")
+    return name, other
+
+
+def _script(preset: Preset, steps: Sequence[Step], folders: Folders) -> list[str]:
+    """Returns a preset's record and its commands, each behind those it needs."""
+    lines = [f"# {line}".rstrip() for line in preset.record.split("\n")]
+    for step in _in_order(steps):
+        needs = ", ".join(need.folder for need in step.needs()) or "nothing made here"
+        lines += ["", f"# {step.folder} needs {needs}", _command(step, folders.work)]
+    return [*lines, "", f"# with the rows of the above in {folders.results}, as this script keeps them",
+            *_after(preset, folders)]  # fmt: skip
+
+
+def _after(preset: Preset, folders: Folders) -> list[str]:
+    return [line.replace("{results}", str(folders.results)) for line in preset.after]
+
+
+def _in_order(steps: Sequence[Step]) -> list[Step]:
+    """Returns steps and all they need, each once and behind what it needs."""
+    found: dict[Step, None] = {}
+    for step in steps:
+        found.update(dict.fromkeys([*_in_order(step.needs()), step]))
+    return list(found)
+
+
+def _command(step: Step, work: Path) -> str:
+    """Returns a step as a shell takes it."""
+    if ":" not in step.command:
+        return shlex.join(["python", "-m", *step.words(work)])
+    module, _, function = step.command.partition(":")
+    given = ", ".join(f"{name}={value!r}" for name, value in step.arguments(work).items() if name != "out")
+    call = f"{function}(Path({f'{work}/{step.folder}'!r}), {given})"
+    return shlex.join(["python", "-c", f"from pathlib import Path; from {module} import {function}; {call}"])
 
 
 def _chosen(known: Mapping[str, list[Step]], names: Sequence[str]) -> dict[str, list[Step]]:

@@ -5,6 +5,7 @@ mixture (Eq. 5). The curves of one experiment share prompts, so a difference is 
 """
 
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -230,6 +231,15 @@ def win_rate(rows: Rows, against: Rows, quantity: Quantity) -> Estimate:
 def rows_at(rows: dict[tuple[float, int], Rows], strength: float) -> Rows:
     """Returns the rows of one strength, of all seeds."""
     return [row for (at, _), some in sorted(rows.items()) if at == strength for row in some]
+
+
+def half(rows: dict[tuple[float, int], Rows], which: int) -> dict[tuple[float, int], Rows]:
+    """Returns the rows of one half of the prompts, 0 to choose on or 1 to judge by."""
+
+    def belongs(row: dict) -> bool:
+        return zlib.crc32(str(row["prompt_id"]).encode()) % 2 == which
+
+    return {at: list(filter(belongs, some)) for at, some in rows.items()}
 
 
 def lengths(rows: Sequence[dict]) -> np.ndarray:

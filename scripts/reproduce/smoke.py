@@ -1,9 +1,13 @@
 """The same experiments at toy size: every command runs, nothing is learned."""
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from dera_jax.experiments import Experiment, Place, Step
+from dera_jax import presets
+from dera_jax.experiments import Experiment, Place, Source, Step
 
 TRAINING = {
     "max_steps": 2,
@@ -15,6 +19,12 @@ TRAINING = {
     "max_length": 96,
 }
 SWEEP = {"num_prompts": 12, "num_samples": 2, "max_new_tokens": 24}
+HERE = "scripts.reproduce"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Of the chat that a model without one leads."""
 
 
 def shrink(experiment: Experiment) -> Experiment:
@@ -47,3 +57,96 @@ def shrink_step(value: Any) -> Any:
     if value.command.startswith("train."):
         options["max_steps"] = TRAINING["max_steps"]
     return replace(value, options=options)
+
+
+def shrink_preset(experiment: Experiment, shared: str) -> Experiment:
+    """Returns an experiment of the paper's size at toy size, with what is here for what is on the hub.
+
+    Args:
+      shared: holds models/stories260K and data/.
+    """
+    small = shrink(exchange(experiment, stand_ins(shared)))
+    return replace(
+        small,
+        strengths=tuple(s for s in small.strengths if s in (0.0, 1.0, *small.retrained[:1])),
+        retrained=small.retrained[:1],
+        decoding={**small.decoding, "num_prompts": 4, "num_samples": 1},
+    )
+
+
+def exchange(value: Any, known: Mapping[str, Source]) -> Any:
+    """Returns an experiment, a step or an option's value with other models and data for those `known`."""
+    if isinstance(value, Experiment):
+        names = ("reference", "training", "pairs", "decoding", "aligned_model")
+        return replace(value, **{name: exchange(getattr(value, name), known) for name in names})
+    if isinstance(value, Mapping):
+        return {name: exchange(each, known) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(exchange(each, known) for each in value)
+    if isinstance(value, Place):
+        return replace(value, step=exchange(value.step, known))
+    if isinstance(value, Step):
+        return replace(value, options=exchange(value.options, known))
+    return known.get(value, value) if isinstance(value, str) else value
+
+
+def stand_ins(shared: str) -> dict[str, Source]:
+    """Returns what is here for each model and data set of the presets, with the same fields."""
+    texts = Step(
+        f"{HERE}.data:e2e",
+        "stand-ins/e2e",
+        {"data": f"{shared}/data/e2e", "held_out": 32, "vocabulary": 512, "longest": 64},
+    )
+    t5 = Step(f"{HERE}.smoke:untrained", "stand-ins/t5", {"model": texts / "model"})
+    chat = Step(f"{HERE}.smoke:chatting", "stand-ins/chat", {"model": f"{shared}/models/stories260K"})
+    chats = Step(f"{HERE}.smoke:chats", "stand-ins/chats", {"data": texts / "train.jsonl"})
+
+    def few(name: str, part: str, **templates: str) -> Place:
+        options = {"data": texts / f"{part}.jsonl", "first": 32, **templates}
+        return Step("dera_jax.recast:recast", f"stand-ins/{name}", options) / "data.jsonl"
+
+    pair = {"prompt": "{prompt}", "rejected": "{prompt}"}
+    return {
+        presets.T5_SMALL: t5,
+        presets.T5_LARGE: t5,
+        presets.ZEPHYR_SFT: chat,
+        presets.ZEPHYR: chat,
+        presets.ULTRAFEEDBACK: chats / "data.jsonl",
+        f"{presets.XSUM}:train": few("xsum", "train", document="{prompt}", summary="{completion}"),
+        f"{presets.XSUM}:test": few(
+            "xsum-test", "held_out", document="{prompt}", summary="{references[0]}", id="{id}"
+        ),
+        f"{presets.TLDR}:train": few("tldr", "train", prompt="{prompt}", completion="{completion}"),
+        f"{presets.TLDR}:test": few("tldr-test", "held_out", prompt="{prompt}"),
+        f"{presets.TLDR_PAIRS}:train": few("pairs", "train", chosen="{completion}", **pair),
+        f"{presets.TLDR_PAIRS}:validation": few("pairs-test", "held_out", chosen="{references[0]}", **pair),
+    }
+
+
+def untrained(out: Path, model: str) -> None:
+    """Writes a model with random weights, of the architecture and with the tokenizer of another."""
+    from dera_jax.policies import fresh_policy, save_policy
+
+    save_policy(fresh_policy(model, 0), out)
+
+
+def chatting(out: Path, model: str) -> None:
+    """Writes a copy of a model, with a chat template."""
+    shutil.copytree(model, out, dirs_exist_ok=True)
+    (out / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def chats(out: Path, data: str) -> None:
+    """Writes pairs as UltraFeedback has them: lists of messages, scores, and the prompt once more."""
+    from dera_jax.data import load_records
+    from scripts.reproduce.data import write_rows
+
+    def said(prompt: str, answer: str) -> list[dict]:
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+    rows = []
+    for record in load_records(data, 16):
+        prompt, answer = record.fields["prompt"][:40], record.fields["completion"]
+        pair = {"chosen": said(prompt, answer), "rejected": said(prompt, answer[:20])}
+        rows.append({"prompt": prompt, **pair, "score_chosen": 8.5, "score_rejected": 4.0})
+    write_rows(out / "data.jsonl", rows)
