@@ -31,14 +31,21 @@ exp(logprob + log_normalizer − sampling_logprob) is the weight of a row that e
 rows of its prompt stand for the mixture of whole responses (Eq. 5) instead of that of tokens (Eq. 6).
 """
 
-import fcntl
 import json
 import os
 import secrets
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from dera_jax.files import decode_json, encode_json, read_bytes, read_json, write_bytes, write_json
+from dera_jax.files import (
+    decode_json,
+    encode_json,
+    lock_folder,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from dera_jax.row_files import RowFile, RowKey, encode_rows, parse_rows, part_paths, row_key
 from dera_jax.strengths import strength_from_json
 
@@ -90,6 +97,28 @@ def _rows_if_there(path: Path) -> list[dict]:
 def _new_rows(rows: list[dict], keys: set[RowKey]) -> list[dict]:
     """Returns those rows that are not in `keys`, each once."""
     return list({key: row for row in rows if (key := row_key(row)) not in keys}.values())
+
+
+def tell_missing(run: str | Path, rows: list[dict]) -> str | None:
+    """Returns which completions a run lacks that its others ask for, in words; None if it is whole.
+
+    A strength that has fewer than half of the prompts is the prompts' own, and lacks none.
+    """
+    by: dict[str, set] = {}
+    for row in rows:
+        prompt_id, sample, strength, turn = row_key(row)
+        by.setdefault(strength, set()).add((prompt_id, sample, turn))
+    whole = set().union(*by.values())
+    lacking = {s: whole - there for s, there in by.items() if 2 * len(there) > len(whole) > len(there)}
+    if lacking:
+        strength, cells = next(iter(lacking.items()))
+        prompt_id, sample, _ = min(cells, key=str)
+        count = sum(map(len, lacking.values()))
+        return f"{count} completions are missing, the first at λ = {strength}: prompt {prompt_id!r}, sample {sample}"
+    manifest = Path(run) / "manifest.json"
+    if manifest.exists() and not read_json(manifest).get("extent"):
+        return f"the run has not ended: {len(rows)} completions so far"
+    return None
 
 
 def read_manifest(run: str | Path) -> dict:
@@ -158,7 +187,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_strangers()
-            self._take_lock()
+            self._lock = lock_folder(self.path)
             self._open_manifest()
             self._open_rows()
             self.collect()
@@ -240,14 +269,6 @@ class RunFolder:
                     f"{self.path} is not empty and holds no run ({path.name}): choose another --out"
                 )
 
-    def _take_lock(self) -> None:
-        # The file stays: removing it would let a third run lock a new one beside the old.
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another run is writing to {self.path}") from None
-
     def _open_manifest(self) -> None:
         if not (self.path / "manifest.json").exists():
             manifest = {
@@ -269,7 +290,9 @@ class RunFolder:
             for packed in (Path(f"{path}{ending}") for ending in ENDINGS[1:]):
                 if packed.exists():
                     tool = "gunzip" if packed.suffix == ".gz" else "unxz"
-                    raise ValueError(f"the rows of {self.path} are compressed: run `{tool} {packed}` to add to them")
+                    raise ValueError(
+                        f"the rows of {self.path} are compressed: run `{tool} {packed}` to add to them"
+                    )
         self._file = RowFile(path)
         self.rows = self._file.rows
         self.keys = set(map(row_key, self.rows))

@@ -841,6 +841,14 @@ def test_plot_takes_several_runs_and_files_of_rows(call, run, tmp_path):
     assert code == 0 and str(run) in out and str(other / "rows.jsonl") in out
 
 
+def test_plot_refuses_a_run_that_is_not_complete(call, refused, run):
+    rows = (run / "rows.jsonl").read_text().splitlines(keepends=True)
+    (run / "rows.jsonl").write_text("".join(rows[:-1]))
+    assert "1 completions are missing, the first at λ = " in refused(plot.main, run)
+    code, out, err = call(plot.main, run, "--table=markdown", "--allow-missing")
+    assert code == 0 and out.startswith("| λ |") and err.startswith("warning: ")
+
+
 def test_plot_says_what_is_wrong_with_a_run(refused, tmp_path):
     (tmp_path / "rows.jsonl").write_text("")
     assert "no rows yet" in refused(plot.main, tmp_path)

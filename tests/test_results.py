@@ -1,6 +1,7 @@
 import errno
 import gzip
 import json
+import lzma
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from dera_jax.files import read_json, write_json, write_text
 from dera_jax.provenance import _git, provenance
-from dera_jax.results import RunFolder, read_manifest, read_rows, row_key, sort_rows
+from dera_jax.results import RunFolder, read_manifest, read_rows, row_key, sort_rows, tell_missing
 from dera_jax.row_files import RowFile, encode_rows, part_path
 
 ROOT = Path(__file__).parents[1]
@@ -53,18 +54,33 @@ def test_rows_come_back_as_they_were(tmp_path):
         assert run.rows == rows and run.keys == set(map(row_key, rows))
 
 
-def test_compressed_rows_are_read_and_not_written_beside(tmp_path):
+@pytest.mark.parametrize(
+    "ending, compress, tool", [("gz", gzip.compress, "gunzip"), ("xz", lzma.compress, "unxz")]
+)
+def test_compressed_rows_are_read_and_not_written_beside(tmp_path, ending, compress, tool):
     with folder(tmp_path) as run:
         run.append([row()])
-    path = tmp_path / "rows.jsonl"
-    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path, packed = tmp_path / "rows.jsonl", tmp_path / f"rows.jsonl.{ending}"
+    packed.write_bytes(compress(path.read_bytes()))
     path.unlink()
     assert read_rows(tmp_path) == [row()]
-    with pytest.raises(ValueError, match=r"gunzip .*rows\.jsonl\.gz"), folder(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tool} .*rows\.jsonl\.{ending}"), folder(tmp_path):
         pass
-    (tmp_path / "rows.jsonl.gz").write_bytes((tmp_path / "rows.jsonl.gz").read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"cannot read .*rows\.jsonl\.gz: \w+"):
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"cannot read .*rows\.jsonl\.{ending}: \w+"):
         read_rows(tmp_path)
+
+
+def test_what_is_missing_is_told(tmp_path):
+    whole = [row(prompt_id=p, **{"lambda": s}) for p in range(3) for s in (0.0, 0.5)]
+    assert tell_missing(tmp_path, whole) is None
+    told = tell_missing(tmp_path, whole[:-1])
+    assert told == "1 completions are missing, the first at λ = 0.5: prompt 2, sample 0"
+    own = [row(prompt_id=p, **{"lambda": float(p)}) for p in range(4)]  # each prompt its own strength
+    assert tell_missing(tmp_path, own) is None
+    with folder(tmp_path) as run:
+        run.append(whole)
+    assert "has not ended: 6 completions" in tell_missing(tmp_path, whole)
 
 
 @pytest.mark.parametrize("lost", range(1, 60, 7))

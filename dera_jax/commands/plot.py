@@ -7,6 +7,7 @@
 Several sweeps share their panels, a colour and a marker each.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="the figure (default: sweep.png in the first run's folder)",
     )
     parser.add_argument("--table", choices=("terminal", "markdown", "latex"), help="print a table instead")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="show a run that is not complete, with a warning"
+    )
     args = parser.parse_args(argv)
 
     from dera_jax import metrics, reports, results, tables
@@ -36,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = results.read_rows(run)
         if not rows:
             raise ValueError(f"{run}: no rows yet")
+        if told := results.tell_missing(run, rows):
+            if not args.allow_missing:
+                raise ValueError(f"{run}: {told}; complete the run, or --allow-missing shows what is there")
+            print(f"warning: {run}: {told}", file=sys.stderr)
         summaries[_name(run, args.runs)] = metrics.summarize(rows)
     if args.table:
         for name, found in summaries.items():
