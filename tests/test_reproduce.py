@@ -14,7 +14,7 @@ from dera_jax.data import ASSETS
 from dera_jax.experiments import Experiment, Step
 from dera_jax.files import read_json, write_text
 from dera_jax.metrics import Estimate
-from scripts.reproduce import claims, runner
+from scripts.reproduce import claims, runner, subjects
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.rewards import invented, inventions
@@ -197,12 +197,12 @@ def test_seed_noise_is_the_mean_distance_of_two_seeds():
 def test_distance_of_lengths_is_scipys():
     rng = np.random.default_rng(0)
     a, b = ([row(0, n, int(v)) for n, v in enumerate(rng.poisson(mean, 300))] for mean in (40, 44))
-    assert claims.ks(a, b) == pytest.approx(stats.ks_2samp(ev.lengths(a), ev.lengths(b)).statistic)
+    assert subjects.ks(a, b) == pytest.approx(stats.ks_2samp(ev.lengths(a), ev.lengths(b)).statistic)
 
 
 def test_a_claim_without_rows_is_not_tested():
     for test in claims.OF_SUBJECTS:
-        assert test([]).verdict == claims.OPEN
+        assert test([]).verdict == subjects.OPEN
 
 
 def test_what_a_text_invents():

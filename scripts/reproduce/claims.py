@@ -1,72 +1,26 @@
 """The paper's twelve claims, each tested on our rows: what was found, and whether it holds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from dera_jax.metrics import Estimate
 from scripts.reproduce import evidence as ev
-from scripts.reproduce.evidence import Evidence, Quantity
+from scripts.reproduce.subjects import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Subject,
+    Verdict,
+    chosen,
+    difference,
+    ks,
+    range_of,
+    show,
+    together,
+)
 
-HOLDS, FAILS, PARTLY, OPEN = "holds", "fails", "partly", "not tested yet"
 CLOSE = 0.06
 """Mean |DeRa − retrained| of a reward in [−1, 0] that counts as agreement; the paper's is about 0.05."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An experiment with what it is judged by."""
-
-    evidence: Evidence
-    reward: Quantity
-    """What the models were trained for; in the reward's unit."""
-    quality: dict[str, Quantity]
-    """What nobody paid for: larger is better."""
-    objective: Quantity
-    """What a user would choose a strength by."""
-    told: str
-    """The objective in words."""
-
-    @property
-    def name(self) -> str:
-        """Of the experiment."""
-        return self.evidence.experiment.name
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one claim came to."""
-
-    number: int
-    claim: str
-    paper: str
-    ours: list[str]
-    """A finding for each experiment that can say something."""
-    verdict: str
-
-
-def show(found: Estimate, digits: int = 3) -> str:
-    """Returns a mean with its interval."""
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
-def _together(found: list[bool]) -> str:
-    return OPEN if not found else HOLDS if all(found) else PARTLY if any(found) else FAILS
-
-
-def _difference(ours: ev.Rows, theirs: ev.Rows, quantity: Quantity) -> Estimate:
-    """Returns the mean of `ours` less `theirs`, prompt by prompt."""
-    a, b = ({p: v for p, v in _prompt_means(rows, quantity).items()} for rows in (ours, theirs))
-    prompts = sorted(a.keys() & b.keys(), key=str)
-    return ev.estimate([a[p] - b[p] for p in prompts], prompts)
-
-
-def _prompt_means(rows: ev.Rows, quantity: Quantity) -> dict:
-    by: dict = {}
-    for (prompt, _), value in ev.values(rows, quantity).items():
-        by.setdefault(prompt, []).append(value)
-    return {prompt: float(np.mean(values)) for prompt, values in by.items()}
 
 
 def reward_rises(subjects: list[Subject]) -> Verdict:
@@ -81,7 +35,7 @@ def reward_rises(subjects: list[Subject]) -> Verdict:
         rank = ev.rank_correlation(found, subject.reward)
         top = max(s for s, _ in found.dera)
         rises = [
-            _difference(ev.rows_at(rows, top), ev.rows_at(found.dera, 0.0), subject.reward).low > 0
+            difference(ev.rows_at(rows, top), ev.rows_at(found.dera, 0.0), subject.reward).low > 0
             for rows in (found.dera, found.retrained)
         ]
         lines.append(
@@ -96,7 +50,7 @@ def reward_rises(subjects: list[Subject]) -> Verdict:
         "Reward rises with λ for DeRa and retrained models alike; the curves stay close",
         "Fig. 2a: mean gap .046, largest .149, Spearman .99",
         lines,
-        _together(good),
+        together(good),
     )
 
 
@@ -132,16 +86,8 @@ def lengths_agree(subjects: list[Subject]) -> Verdict:
         "Length distributions agree at equal λ",
         "Fig. 2b, c: means within 2.3 tokens",
         lines,
-        _together(good),
+        together(good),
     )
-
-
-def ks(a: ev.Rows, b: ev.Rows) -> float:
-    """Returns the Kolmogorov–Smirnov distance of two sets' lengths, in [0, 1]."""
-    ours, theirs = np.sort(ev.lengths(a)), np.sort(ev.lengths(b))
-    at = np.union1d(ours, theirs)
-    shares = [np.searchsorted(some, at, side="right") / len(some) for some in (ours, theirs)]
-    return float(np.abs(shares[0] - shares[1]).max())
 
 
 def hacking(subjects: list[Subject]) -> Verdict:
@@ -154,11 +100,11 @@ def hacking(subjects: list[Subject]) -> Verdict:
                 top = max((s for s, _ in rows), default=0.0)
                 if top <= 1:
                     continue
-                change = _difference(ev.rows_at(rows, top), ev.rows_at(found.dera, 0.0), quantity)
+                change = difference(ev.rows_at(rows, top), ev.rows_at(found.dera, 0.0), quantity)
                 lines.append(f"{subject.name}: {name} from λ = 0 to {top:g}, {way} {show(change)}")
                 good.append(change.high < 0)
     return Verdict(
-        3, "More of the length reward costs quality", "Fig. 5: win rate .50 → .24–.28", lines, _together(good)
+        3, "More of the length reward costs quality", "Fig. 5: win rate .50 → .24–.28", lines, together(good)
     )
 
 
@@ -174,8 +120,8 @@ def better_strengths(subjects: list[Subject]) -> Verdict:
             continue
         dera, retrained = (ev.half(rows, 1) for rows in (subject.evidence.dera, subject.evidence.retrained))
         base = ev.rows_at(dera, 1.0)
-        predicted = _difference(ev.rows_at(dera, best), base, subject.objective)
-        confirmed = _difference(ev.rows_at(retrained, best), base, subject.objective)
+        predicted = difference(ev.rows_at(dera, best), base, subject.objective)
+        confirmed = difference(ev.rows_at(retrained, best), base, subject.objective)
         kind = "over-regularized" if best > 1 else "under-regularized"
         sure = predicted.low > 0 and confirmed.low > 0
         directions[kind] |= sure
@@ -183,7 +129,7 @@ def better_strengths(subjects: list[Subject]) -> Verdict:
             f"{subject.name} ({subject.told}): chosen λ = {best:g}, base {kind}; against λ = 1 on other prompts DeRa "
             f"{show(predicted)}, retrained {show(confirmed)}: {'confirmed' if sure else 'not confirmed'}"
         )
-    verdict = _together(list(directions.values())) if lines else OPEN
+    verdict = together(list(directions.values())) if lines else OPEN
     return Verdict(
         4,
         "DeRa finds strengths better than the base β: above 1 if over-regularized, below if under-regularized",
@@ -191,19 +137,6 @@ def better_strengths(subjects: list[Subject]) -> Verdict:
         lines,
         verdict,
     )
-
-
-def chosen(subject: Subject) -> float | None:
-    """Returns the strength, of those retrained too, that DeRa's objective is best at on half of the prompts.
-
-    None where there is nothing to choose from.
-    """
-    found = subject.evidence
-    tried = {s for s, _ in found.dera} & {s for s, _ in found.retrained} - {0.0}
-    if len(tried) < 2:
-        return None
-    means = ev.curve(ev.half(found.dera, 0), subject.objective)
-    return max(sorted(tried), key=lambda s: means[s].mean)
 
 
 def beyond_one(subjects: list[Subject]) -> Verdict:
@@ -214,7 +147,7 @@ def beyond_one(subjects: list[Subject]) -> Verdict:
         gaps = ev.gaps(found, subject.reward)
         if not gaps:
             continue
-        scale = _range(found, subject.reward)
+        scale = range_of(found, subject.reward)
         far = {s: abs(gap.mean) / scale for s, gap in gaps.items()}
         below, two, beyond = (
             [gap for s, gap in far.items() if low < s <= high] for low, high in ((0, 1), (1, 2), (2, 99))
@@ -234,14 +167,8 @@ def beyond_one(subjects: list[Subject]) -> Verdict:
         "Agreement persists for λ > 1 (by the paper's figures: to about 2, not at 5 and 10)",
         "Fig. 3a: .006 for λ ≤ 1, .067 above; Fig. 7a: .008, .107",
         lines,
-        _together(good),
+        together(good),
     )
-
-
-def _range(found: Evidence, quantity: Quantity) -> float:
-    """Returns how far the means of both ways reach."""
-    means = [v.mean for rows in (found.dera, found.retrained) for v in ev.curve(rows, quantity).values()]
-    return max(means) - min(means) or 1.0
 
 
 def accuracy_is_a_poor_proxy(subjects: list[Subject]) -> Verdict:
@@ -267,7 +194,7 @@ def accuracy_is_a_poor_proxy(subjects: list[Subject]) -> Verdict:
         "Pairwise accuracy (Eq. 14) agrees for small λ, drifts beyond 1, and keeps rising where samples do not",
         "Fig. 6: gap .002 for λ ≤ 1, .022 above; .590 → .622 for λ = 2 → 10",
         lines,
-        _together(good),
+        together(good),
     )
 
 
@@ -280,7 +207,7 @@ def incoherence(subjects: list[Subject]) -> Verdict:
             continue
         for name in ("likelihood", "known words"):
             if quantity := subject.quality.get(name):
-                change = _difference(ev.rows_at(found.dera, top), ev.rows_at(found.dera, 1.0), quantity)
+                change = difference(ev.rows_at(found.dera, top), ev.rows_at(found.dera, 1.0), quantity)
                 lines.append(f"{subject.name}: {name} from λ = 1 to {top:g} {show(change)}")
                 good.append(change.high < 0)
     return Verdict(
@@ -288,7 +215,7 @@ def incoherence(subjects: list[Subject]) -> Verdict:
         "At very large λ text loses coherence",
         "Fig. 1, 4: texts at λ = 10 and 100",
         lines,
-        _together(good),
+        together(good),
     )
 
 
@@ -301,7 +228,7 @@ def logits_beat_weights(subjects: list[Subject]) -> Verdict:
         if not strengths:
             continue
         gains = {
-            s: _difference(ev.rows_at(found.dera, s), found.combined[s, 0], subject.objective)
+            s: difference(ev.rows_at(found.dera, s), found.combined[s, 0], subject.objective)
             for s in strengths
         }
         inside, outside = ([g.mean for s, g in gains.items() if (s < 1) == below] for below in (True, False))
@@ -321,7 +248,7 @@ def logits_beat_weights(subjects: list[Subject]) -> Verdict:
         "Mixing logits beats mixing weights, most of all in extrapolation",
         "Fig. 8: 7.03 against 5.63 at λ = 2",
         lines,
-        _together(good),
+        together(good),
     )
 
 
@@ -333,8 +260,8 @@ def retrained_as_predicted(subjects: list[Subject]) -> Verdict:
         if best is None:
             continue
         dera, retrained = (ev.half(rows, 1) for rows in (found.dera, found.retrained))
-        gap = _difference(ev.rows_at(dera, best), ev.rows_at(retrained, best), subject.objective)
-        scale = _range(found, subject.objective)
+        gap = difference(ev.rows_at(dera, best), ev.rows_at(retrained, best), subject.objective)
+        scale = range_of(found, subject.objective)
         truth = ev.curve(retrained, subject.objective)
         really = max((s for s in truth if s), key=lambda s: truth[s].mean)
         saved = 1 - 2 / len([s for s in truth if s])
@@ -349,7 +276,7 @@ def retrained_as_predicted(subjects: list[Subject]) -> Verdict:
         "A model retrained at the β/λ that DeRa found behaves as DeRa predicted",
         "Fig. 9: 7.23 retrained at β = .2, 7.37 by DeRa",
         lines,
-        _together(good),
+        together(good),
     )
 
 
@@ -358,7 +285,7 @@ def any_alignment(subjects: list[Subject]) -> Verdict:
     lines, good = [], []
     for subject in subjects:
         if gaps := ev.gaps(subject.evidence, subject.reward):
-            scale = _range(subject.evidence, subject.reward)
+            scale = range_of(subject.evidence, subject.reward)
             near = [abs(g.mean) / scale for s, g in gaps.items() if s <= 2]
             lines.append(f"{subject.name}: mean |gap| for λ ≤ 2 {100 * np.mean(near):.1f} % of the range")
             good.append(np.mean(near) < 0.1)
@@ -367,7 +294,7 @@ def any_alignment(subjects: list[Subject]) -> Verdict:
         "It does not matter how the aligned model was made, nor which kind of model the reference is",
         "PPO, policy gradient, DPO; claimed for pretrained references, not shown",
         lines,
-        _together(good),
+        together(good),
     )
 
 

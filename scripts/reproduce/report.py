@@ -10,10 +10,10 @@ from scripts.reproduce import claims, figures
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import hallucination as ha
 from scripts.reproduce import quantities as qu
-from scripts.reproduce.claims import Subject, Verdict, show
 from scripts.reproduce.evidence import Evidence
 from scripts.reproduce.recipes import BANDS, Recipes
 from scripts.reproduce.runner import Folders, is_kept, make_step
+from scripts.reproduce.subjects import Subject, Verdict
 
 LONGEST = 120
 """Tokens in histograms."""
@@ -277,6 +277,19 @@ def _text(
     return "\n".join(lines)
 
 
+def _hardware(subjects: Sequence[Subject]) -> str:
+    """Returns what the manifests say of the machines."""
+    made = (
+        m["provenance"]
+        for subject in subjects
+        for m in subject.evidence.manifests.values()
+        if "provenance" in m
+    )
+    return "; ".join(
+        sorted({f"{told['device']}, {told['platform']}, JAX {told['versions']['jax']}" for told in made})
+    )
+
+
 def _agreement_lines(subject: Subject) -> list[str]:
     found, lines = subject.evidence, []
     told = {"reward": subject.reward, "length": qu.length, "KL": qu.kl, **subject.quality}
@@ -309,5 +322,3 @@ Written by `bash scripts/reproduce.sh` from the rows beside it. Every experiment
 CPU cores can do, on real models and data; each claim with what was found, good or bad. Intervals are 95 %, by bootstrap
 over prompts; they do not include what another training would change, which is told beside them where there are seeds.
 """
-
-__all__ = ["show", "write_report"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from dera_jax import presets
 from dera_jax.experiments import Experiment, Place, Source, Step
+from dera_jax.files import read_json, write_json, write_text
 
 TRAINING = {
     "max_steps": 2,
@@ -25,6 +26,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 """Of the chat that a model without one leads."""
+LAYERS = ("num_layers", "num_decoder_layers", "num_hidden_layers")
+"""What configurations call their number."""
 
 
 def shrink(experiment: Experiment) -> Experiment:
@@ -66,8 +69,10 @@ def shrink_preset(experiment: Experiment, shared: str) -> Experiment:
       shared: holds models/stories260K and data/.
     """
     small = shrink(exchange(experiment, stand_ins(shared)))
+    training = replace(small.training, options={**small.training.options, "max_steps": 1})
     return replace(
         small,
+        training=training,
         strengths=tuple(s for s in small.strengths if s in (0.0, 1.0, *small.retrained[:1])),
         retrained=small.retrained[:1],
         decoding={**small.decoding, "num_prompts": 4, "num_samples": 1},
@@ -97,8 +102,12 @@ def stand_ins(shared: str) -> dict[str, Source]:
         "stand-ins/e2e",
         {"data": f"{shared}/data/e2e", "held_out": 32, "vocabulary": 512, "longest": 64},
     )
-    t5 = Step(f"{HERE}.smoke:untrained", "stand-ins/t5", {"model": texts / "model"})
-    chat = Step(f"{HERE}.smoke:chatting", "stand-ins/chat", {"model": f"{shared}/models/stories260K"})
+    stories = f"{shared}/models/stories260K"
+
+    def model(name: str, source: Source, seed: int = 0) -> Step:
+        return Step(f"{HERE}.smoke:untrained", f"stand-ins/{name}", {"model": source, "seed": seed})
+
+    t5 = model("t5", texts / "model")
     chats = Step(f"{HERE}.smoke:chats", "stand-ins/chats", {"data": texts / "train.jsonl"})
 
     def few(name: str, part: str, **templates: str) -> Place:
@@ -109,8 +118,8 @@ def stand_ins(shared: str) -> dict[str, Source]:
     return {
         presets.T5_SMALL: t5,
         presets.T5_LARGE: t5,
-        presets.ZEPHYR_SFT: chat,
-        presets.ZEPHYR: chat,
+        presets.ZEPHYR_SFT: model("chat-sft", stories),
+        presets.ZEPHYR: model("chat", stories, 1),
         presets.ULTRAFEEDBACK: chats / "data.jsonl",
         f"{presets.XSUM}:train": few("xsum", "train", document="{prompt}", summary="{completion}"),
         f"{presets.XSUM}:test": few(
@@ -123,17 +132,15 @@ def stand_ins(shared: str) -> dict[str, Source]:
     }
 
 
-def untrained(out: Path, model: str) -> None:
-    """Writes a model with random weights, of the architecture and with the tokenizer of another."""
+def untrained(out: Path, model: str, seed: str) -> None:
+    """Writes one layer of another model's kind with random weights, its tokenizer, and a chat template."""
     from dera_jax.policies import fresh_policy, save_policy
 
-    save_policy(fresh_policy(model, 0), out)
-
-
-def chatting(out: Path, model: str) -> None:
-    """Writes a copy of a model, with a chat template."""
-    shutil.copytree(model, out, dirs_exist_ok=True)
-    (out / "chat_template.jinja").write_text(TEMPLATE)
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    config = read_json(out / "config.json")
+    write_json(out / "config.json", config | {name: 1 for name in LAYERS if name in config})
+    write_text(out / "chat_template.jinja", TEMPLATE)
+    save_policy(fresh_policy(str(out), int(seed)), out)
 
 
 def chats(out: Path, data: str) -> None:
