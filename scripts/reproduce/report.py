@@ -268,7 +268,8 @@ def _text(
     )
     lines += [line for subject in subjects for line in _agreement_lines(subject)]
     lines.append(
-        "\n## Experiments\n\n| experiment | seeds | completions | time | command |\n|---|--:|--:|--:|---|"
+        f"\n## Experiments\n\nMade on {_hardware(subjects)}, one core a process; times include other work on them.\n\n"
+        "| experiment | seeds | completions | time | command |\n|---|--:|--:|--:|---|"
     )
     lines += map(_experiment_line, subjects)
     lines += told
