@@ -286,9 +286,8 @@ def _hardware(subjects: Sequence[Subject]) -> str:
         for m in subject.evidence.manifests.values()
         if "provenance" in m
     )
-    return "; ".join(
-        sorted({f"{told['device']}, {told['platform']}, JAX {told['versions']['jax']}" for told in made})
-    )
+    seen = {(told["device"], told["platform"].partition("-")[0], told["versions"]["jax"]) for told in made}
+    return "; ".join(f"{device} ({system}), JAX {version}" for device, system, version in sorted(seen))
 
 
 def _agreement_lines(subject: Subject) -> list[str]:
