@@ -13,6 +13,7 @@ Each writes rows-<process>.jsonl, which become rows.jsonl at the end; if one is 
 any number of processes keeps its rows and makes the rest. --rows=N is of all of them together.
 """
 
+import argparse
 import hashlib
 import json
 import sys
@@ -68,6 +69,11 @@ def make_parser() -> cli.Parser:
         "--out", type=Path, metavar="DIR", help="the run's folder (default runs/<reference>-<aligned>-<hash>)"
     )
     parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="decode as an experiment of the paper does, zephyr-7b for instance; other options win",
+    )
+    parser.add_argument(
         "--config", metavar="FILE", help="JSON with option names as keys; options on the command line win"
     )
     parser.add_argument(
@@ -81,7 +87,7 @@ def make_parser() -> cli.Parser:
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.sweep`."""
-    args = cli.apply_config_file(make_parser(), argv)
+    args = _arguments(argv)
     decode = cli.decode_config(args)
     check_count("--num-prompts", args.num_prompts)
     check_count("--num-samples", args.num_samples)
@@ -114,6 +120,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, used = folder.rows, folder.manifest.get("resources") if usage.slot_steps else None
     if leads():
         _report(out, rows, seconds, used)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments: of the command line, else of --config, else of --preset, else the defaults."""
+    parser = make_parser()
+    args = cli.apply_config_file(parser, argv)
+    if args.preset is None:
+        return args
+    from dera_jax.presets import sweep_defaults
+
+    parser.set_defaults(**sweep_defaults(args.preset))
+    args = cli.apply_config_file(parser, argv)
+    if missing := [name for name in ("reference", "aligned", "prompts") if getattr(args, name) is None]:
+        raise ValueError(
+            f"--preset={args.preset}: expected {', '.join(map(cli.option, missing))}, which it makes itself: "
+            f"bash scripts/reproduce.sh --preset={args.preset}"
+        )
+    return args
 
 
 def _plan(args, decode):

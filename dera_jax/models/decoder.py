@@ -264,7 +264,8 @@ class Decoder(nnx.Module):
             x += self.positions(positions)
         kinds = [(block.attention.rope, config.window(layer)) for layer, block in enumerate(self.blocks)]
         of_kind = {kind: see(_angles(config, kind[0], positions), kind[1]) for kind in dict.fromkeys(kinds)}
-        seen, call = [of_kind[kind] for kind in kinds], block_caller(config.remat)
+        # With a cache there are no gradients to save activations for.
+        seen, call = [of_kind[kind] for kind in kinds], block_caller(config.remat and past is None)
         if config.scan and past is None:
             x, present = scan_blocks(self.blocks, x, seen, call)
             return self.norm(x), present

@@ -209,7 +209,7 @@ class Stack(nnx.Module):
         self.dtype, self.remat = config.dtype, config.remat
 
     def __call__(self, x, seen: Seen, past=None, cross=None):
-        x, present, call = x.astype(jnp.float32), [], block_caller(self.remat)
+        x, present, call = x.astype(jnp.float32), [], block_caller(self.remat and past is None)
         for layer, block in enumerate(self.blocks):
             x, keys_and_values = call(block, x, seen, past and past[layer], cross and cross[layer])
             present.append(keys_and_values)

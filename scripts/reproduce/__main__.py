@@ -3,7 +3,8 @@
   bash scripts/reproduce.sh                      everything that is missing
   bash scripts/reproduce.sh --smoke              the same at toy size, in minutes, below runs/smoke
   bash scripts/reproduce.sh stories-length-rloo  one experiment
-  bash scripts/reproduce.sh --list               what there is, and what is missing
+  bash scripts/reproduce.sh --list               what is missing
+  bash scripts/reproduce.sh --report             figures and report from the rows that are there
   bash scripts/reproduce.sh --preset=zephyr-7b   an experiment at the paper's size, in runs/zephyr-7b
 
 Rows lie in results/reproduction as soon as a sweep has ended; killed anywhere and run again, only what is missing
@@ -35,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="at toy size")
     parser.add_argument("--list", action="store_true", help="say what is missing, and stop")
     parser.add_argument("--rows-only", action="store_true", help="no figures and no report")
+    parser.add_argument("--report", action="store_true", help="figures and report only, make no rows")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="write the report although measurements are missing"
+    )
     parser.add_argument(
         "--jobs",
         type=int,
@@ -74,11 +79,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = _chosen(known, args.experiments)
     work = args.work or Path("runs/smoke/work" if args.smoke else "runs/reproduce")
     folders = Folders(work, args.out or Path("runs/smoke/results" if args.smoke else "results/reproduction"))
-    _make([step for several in chosen.values() for step in several], folders, args, argv, jobs=2)
-    if not args.rows_only and not args.list:
-        from scripts.reproduce.report import write_report
+    if not args.report:
+        _make([step for several in chosen.values() for step in several], folders, args, argv, jobs=2)
+    if args.rows_only or args.list:
+        return
+    missing = [s.folder for steps in known.values() for s in steps if not is_kept(s, folders)]
+    if missing and not args.allow_missing:
+        raise ValueError(
+            f"no report: {len(missing)} measurements are missing, the first {missing[0]}; make them, or "
+            "--allow-missing writes it with what is there"
+        )
+    from scripts.reproduce.report import write_report
 
-        write_report(experiments, others, recipes, folders)
+    write_report(experiments, others, recipes, folders)
 
 
 def _make(

@@ -75,7 +75,8 @@ def shrink_preset(experiment: Experiment, shared: str) -> Experiment:
         training=training,
         strengths=tuple(s for s in small.strengths if s in (0.0, 1.0, *small.retrained[:1])),
         retrained=small.retrained[:1],
-        decoding={**small.decoding, "num_prompts": 4, "num_samples": 1},
+        # As many rows at a time in every sweep: what one has compiled serves the others.
+        decoding={**small.decoding, "num_prompts": 4, "num_samples": 1, "max_new_tokens": 16, "rows": 4},
     )
 
 
@@ -104,8 +105,9 @@ def stand_ins(shared: str) -> dict[str, Source]:
     )
     stories = f"{shared}/models/stories260K"
 
-    def model(name: str, source: Source, seed: int = 0) -> Step:
-        return Step(f"{HERE}.smoke:untrained", f"stand-ins/{name}", {"model": source, "seed": seed})
+    def model(name: str, source: Source, seed: int = 0, dtype: str = "float32") -> Step:
+        options = {"model": source, "seed": seed, "dtype": dtype}
+        return Step(f"{HERE}.smoke:untrained", f"stand-ins/{name}", options)
 
     t5 = model("t5", texts / "model")
     chats = Step(f"{HERE}.smoke:chats", "stand-ins/chats", {"data": texts / "train.jsonl"})
@@ -118,8 +120,8 @@ def stand_ins(shared: str) -> dict[str, Source]:
     return {
         presets.T5_SMALL: t5,
         presets.T5_LARGE: t5,
-        presets.ZEPHYR_SFT: model("chat-sft", stories),
-        presets.ZEPHYR: model("chat", stories, 1),
+        presets.ZEPHYR_SFT: model("chat-sft", stories, 0, "bfloat16"),
+        presets.ZEPHYR: model("chat", stories, 1, "bfloat16"),
         presets.ULTRAFEEDBACK: chats / "data.jsonl",
         f"{presets.XSUM}:train": few("xsum", "train", document="{prompt}", summary="{completion}"),
         f"{presets.XSUM}:test": few(
@@ -132,7 +134,7 @@ def stand_ins(shared: str) -> dict[str, Source]:
     }
 
 
-def untrained(out: Path, model: str, seed: str) -> None:
+def untrained(out: Path, model: str, seed: str, dtype: str) -> None:
     """Writes one layer of another model's kind with random weights, its tokenizer, and a chat template."""
     from dera_jax.policies import fresh_policy, save_policy
 
@@ -140,7 +142,7 @@ def untrained(out: Path, model: str, seed: str) -> None:
     config = read_json(out / "config.json")
     write_json(out / "config.json", config | {name: 1 for name in LAYERS if name in config})
     write_text(out / "chat_template.jinja", TEMPLATE)
-    save_policy(fresh_policy(str(out), int(seed)), out)
+    save_policy(fresh_policy(str(out), int(seed), dtype), out)
 
 
 def chats(out: Path, data: str) -> None:
