@@ -1,6 +1,7 @@
 """TPU chips and the slices that they come in. One table; standard library only."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -85,14 +86,15 @@ def parse_slice(text: str) -> Slice:
     'v5p:2x2x2'
 
     Raises:
-      ValueError: none of those that are known; with all of them.
+      ValueError: none of those that are known; with those of its chip, or all of them.
     """
     for chip in CHIPS.values():
         for slice_ in slices(chip):
             count = math.prod(slice_.shape) * chip.counted
             if text in (slice_.name, f"{chip.cloud}-{count}"):
                 return slice_
-    raise ValueError(f"topology: expected one of {known()}; got {text!r}")
+    meant = [c for c in CHIPS.values() if text.startswith((f"{c.name}:", f"{c.cloud}-")) or text == c.name]
+    raise ValueError(f"topology: expected one of {known(meant or CHIPS.values())}; got {text!r}")
 
 
 def slices(chip: Chip) -> list[Slice]:
@@ -100,9 +102,9 @@ def slices(chip: Chip) -> list[Slice]:
     return [Slice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes]
 
 
-def known() -> str:
-    """Returns all slices in a line."""
+def known(chips: Iterable[Chip]) -> str:
+    """Returns all slices of `chips` in a line."""
     return "; ".join(
         f"{chip.name}:{'|'.join(chip.shapes)}" + (f" ({chip.cloud}-N)" if chip.cloud else "")
-        for chip in CHIPS.values()
+        for chip in chips
     )

@@ -142,7 +142,7 @@ def preference_loss(model: ModelConfig, preference: PreferenceConfig) -> Loss:
             values,
             batch.weights,
             {
-                "accuracy": chosen > rejected,
+                "accuracy": losses.preferred(chosen, rejected),
                 "margin": beta * (chosen - rejected),
                 "chosen_reward": beta * chosen,
                 "rejected_reward": beta * rejected,
@@ -226,6 +226,16 @@ def _source(
 
 
 def _kto_sides(examples: Sequence[Example]) -> list[tuple]:
-    """Returns prompts with their own completion and the next example's, which estimates the KL divergence."""
-    others = [*examples[1:], *examples[:1]]
-    return [(e.prompt, e.completion, other.completion) for e, other in zip(examples, others, strict=True)]
+    """Returns prompts with their own completion and another prompt's, which estimates the KL divergence.
+
+    It is the next example's that has another prompt: of pairs, the next may be the other answer. Where
+    all have one prompt, it is the next example's.
+    """
+    count = len(examples)
+    other = [(n + 1) % count for n in range(count)]
+    several = len({example.prompt for example in examples}) > 1
+    # Twice from the end on, so that the last ones find the first.
+    for n in [*range(count), *range(count)][::-1] if several else []:
+        following = (n + 1) % count
+        other[n] = following if examples[following].prompt != examples[n].prompt else other[following]
+    return [(e.prompt, e.completion, examples[n].completion) for e, n in zip(examples, other, strict=True)]

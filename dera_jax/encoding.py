@@ -53,6 +53,27 @@ def encode_prompts(
     return [encode_turn(policies, prompt, (), max_new_tokens) for prompt in prompts]
 
 
+def encode_fitting(
+    policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int
+) -> tuple[list[EncodedPrompt], str]:
+    """Returns the prompts that fit the policy's context, as ids, and a line that tells of the others.
+
+    Raises:
+      ValueError: none of them fits, or one is empty.
+    """
+    encoded, first, dropped = [], "", 0
+    for prompt in prompts:
+        try:
+            encoded.append(encode_turn((policy,), prompt, (), max_new_tokens))
+        except DoesNotFit as error:
+            first, dropped = first or f"{prompt.where}: {error}", dropped + 1
+    told = f"{len(encoded)} used; {dropped} prompt{'s' * (dropped != 1)} dropped"
+    told += f" (too long, the first {first})" if dropped else ""
+    if not encoded:
+        raise ValueError(f"expected prompts that fit, found none: {told}")
+    return encoded, told
+
+
 def encode_turn(
     policies: Sequence[Policy], prompt: Prompt, answers: Sequence[str], max_new_tokens: int
 ) -> EncodedPrompt:

@@ -45,6 +45,8 @@ class Report:
     """Records that were left out, by reason."""
     cut: int = 0
     """Completions that lost their end, and EOS with it."""
+    chosen: int = 0
+    """Of the examples: those that are the better answer of a pair, whose other one is not used."""
 
     def __str__(self) -> str:
         """Returns one line for the user.
@@ -54,8 +56,9 @@ class Report:
         """
         dropped, cut = sum(self.dropped.values()), self.cut
         why = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        of_pairs = f" ({self.chosen} the chosen completion of a pair)" if self.chosen else ""
         return (
-            f"{self.used} used; {dropped} record{'s' * (dropped != 1)} dropped{f' ({why})' * bool(why)}; "
+            f"{self.used} used{of_pairs}; {dropped} record{'s' * (dropped != 1)} dropped{f' ({why})' * bool(why)}; "
             f"{cut} completion{'s' * (cut != 1)} cut"
         )
 
@@ -95,7 +98,8 @@ def encode_examples(
         for e in encoded
         for completion, label in zip(e.completions, _labels(e, labelled), strict=True)
     ]
-    return examples, Report(len(examples), report.dropped, report.cut)
+    chosen = 0 if labelled else sum(shapes.has_pair(e.record) for e in encoded)
+    return examples, Report(len(examples), report.dropped, report.cut, chosen)
 
 
 def encode_pairs(policy: Policy, records: Sequence[Record], max_length: int) -> tuple[list[Pair], Report]:

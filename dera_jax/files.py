@@ -1,5 +1,6 @@
 """Files, written whole or not at all and read strictly; failures are one line."""
 
+import fcntl
 import gzip
 import json
 import lzma
@@ -38,6 +39,22 @@ def make_folder(path: str | Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot make {path}: {error.strerror}") from None
+
+
+def lock_folder(folder: Path) -> int:
+    """Returns the descriptor of FOLDER/.lock; until it is closed, or this process ends, no other has it.
+
+    Raises:
+      ValueError: another process has it.
+    """
+    # The file stays: removing it would let a third process lock a new one beside the old.
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ValueError(f"another run is writing to {folder}") from None
+    return lock
 
 
 def write_text(path: str | Path, text: str) -> None:

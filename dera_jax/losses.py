@@ -127,6 +127,23 @@ def kto_loss(
     )
 
 
+def preferred(
+    chosen_ratio: Float[Array, " rows"], rejected_ratio: Float[Array, " rows"], noise: Scalar = 1e-4
+) -> Float[Array, " rows"]:
+    """Returns 1 where ρ_w > ρ_l, 0 where ρ_w < ρ_l, and ½ where they differ by rounding alone.
+
+    Before the first step policy and reference are equal, and which of two zeros is larger says nothing.
+
+    Args:
+      noise: nats up to which two log-ratios count as equal.
+
+    >>> [float(value) for value in preferred(jnp.array([1.0, 0.0, 2e-6]), jnp.array([0.0, 1.0, 0.0]))]
+    [1.0, 0.0, 0.5]
+    """
+    margin = chosen_ratio - rejected_ratio
+    return jnp.where(jnp.abs(margin) <= noise, 0.5, jnp.where(margin > 0, 1.0, 0.0))
+
+
 def soft_update(reference: PyTree, policy: PyTree, alpha: Scalar) -> PyTree:
     """Returns a reference that follows the policy:  θ_ref ← (1 − α) θ_ref + α θ,  in its own dtype.
 

@@ -91,7 +91,7 @@ def ppo_method(
             f"({config.batch_size}), got {ppo.num_mini_batches} × {config.gradient_accumulation_steps}"
         )
     values = _ValueModel(policy, ppo)
-    draw = drawer(policy, reference, prompts, rewards, rollout, config)
+    draw, drawn_last = drawer(policy, reference, prompts, rewards, rollout, config)
     permute = partial(_permutations, config, ppo)
 
     def loss(params: PyTree, given: dict, seen: Experience) -> Terms:
@@ -127,6 +127,7 @@ def ppo_method(
         constants={"frozen": values.frozen},
         updates=ppo.num_ppo_epochs * ppo.num_mini_batches,
         evaluate=evaluator(policy, reference, held_out, rewards, rollout, values.frozen, values.of_policy),
+        drawn=None if held_out else drawn_last,
         **adaptive_beta(rollout, config),
     )
 

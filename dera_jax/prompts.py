@@ -24,6 +24,8 @@ class Prompt:
     """Start of every answer, which the policies continue, or one per turn."""
     columns: dict = field(default_factory=dict)
     """Every other field, handed to rewards."""
+    where: str = field(default="", repr=False, compare=False)
+    """File and line, for errors."""
 
     @classmethod
     def of(cls, value: object, number: int = 0, where: str | None = None) -> "Prompt":
@@ -65,6 +67,7 @@ class Prompt:
             lambda_=None if known["lambda"] is None else _lambda(known["lambda"], where),
             prefix=_prefix(known["prefix"], where),
             columns=columns,
+            where=where,
         )
         for name, given in (("lambda", prompt.lambda_), ("prefix", prompt.prefix)):
             if isinstance(given, tuple) and len(given) != prompt.num_turns:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dera_jax.slots import slot_coverage
@@ -46,6 +46,8 @@ class Reward:
     name: str
     """The specification as written."""
     function: Callable[[Completions], Sequence[float | None]]
+    weight: float = 1.0
+    """In a sum of several; what the reward itself gives is not multiplied."""
 
     def check(self, prompts: Sequence[str | Sequence[Mapping]]) -> None:
         """Raises ValueError where the function has a `check` of its own that refuses the prompts."""
@@ -107,7 +109,7 @@ def parse_rewards(text: str) -> tuple[Reward, ...]:
 
 
 def weigh_rewards(rewards: Sequence[Reward], weights: str | None) -> tuple[Reward, ...]:
-    """Returns rewards times the numbers that `weights` lists between commas; as they are without it.
+    """Returns rewards with the weights in their sum that `weights` lists between commas; 1 each without it.
 
     Raises:
       ValueError: another count than that of the rewards, or what is no finite number.
@@ -122,15 +124,17 @@ def weigh_rewards(rewards: Sequence[Reward], weights: str | None) -> tuple[Rewar
         raise ValueError(
             f"--reward-weights: expected a number for each of {len(rewards)} rewards, found {weights!r}"
         )
-    return tuple(map(_weighted, rewards, numbers))
+    return tuple(replace(reward, weight=number) for reward, number in zip(rewards, numbers, strict=True))
 
 
-def _weighted(reward: Reward, weight: float) -> Reward:
-    def function(completions: Completions) -> list[float | None]:
-        return [None if value is None else weight * value for value in reward(completions)]
+def short_names(rewards: Sequence[Reward]) -> list[str]:
+    """Returns the rewards' names, paths cut to their last part unless two rewards would have one name.
 
-    function.check = reward.check
-    return Reward(reward.name, function)
+    >>> short_names([Reward("model:runs/judge", len), Reward("length:1:9", len)])
+    ['model:judge', 'length:1:9']
+    """
+    short = [re.sub("^(model|lexicon):.*/(?=.)", r"\1:", reward.name) for reward in rewards]
+    return short if len(set(short)) == len(short) else [reward.name for reward in rewards]
 
 
 def length(argument: str, spec: str) -> Callable[[Completions], list[float]]:

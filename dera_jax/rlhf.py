@@ -73,7 +73,7 @@ def policy_gradient_method(
     if algorithm == "rloo" and rollout.num_samples < 2:
         raise ValueError(f"rloo: expected at least 2 samples of each prompt, got {rollout.num_samples}")
     start, frozen = trained.split(policy.params)
-    draw = drawer(policy, reference, prompts, rewards, rollout, config)
+    draw, drawn_last = drawer(policy, reference, prompts, rewards, rollout, config)
 
     def loss(params: PyTree, given: dict, judged: Judged) -> Terms:
         params = trained.whole(policy.config, params, given["frozen"])
@@ -101,6 +101,7 @@ def policy_gradient_method(
         batches,
         constants={"frozen": frozen},
         evaluate=evaluator(policy, reference, held_out, rewards, rollout, frozen),
+        drawn=None if held_out else drawn_last,
         **adaptive_beta(rollout, config),
     )
 
@@ -112,8 +113,8 @@ def drawer(
     rewards: Sequence[Reward],
     rollout: RolloutConfig,
     config: TrainConfig,
-) -> Callable[[dict, int], Rollout]:
-    """Returns what draws a step's completions from the policy with given parameters.
+) -> tuple[Callable[[dict, int], Rollout], Callable[[], list[dict]]]:
+    """Returns what draws a step's completions from the policy with given parameters, and samples of the last.
 
     Prompts are cycled through in a new order every epoch.
 
@@ -128,6 +129,7 @@ def drawer(
     if num_prompts > len(prompts):
         raise ValueError(f"expected at least {num_prompts} prompts, found {len(prompts)}")
     order = shuffled(len(prompts), num_prompts, config.seed)
+    last: list[Rollout] = []
 
     def draw(params: dict, step: int) -> Rollout:
         # Where an epoch ends within the step, a prompt may come twice: others stand in, so that every
@@ -135,16 +137,21 @@ def drawer(
         numbers = list(dict.fromkeys([*order(step).tolist(), *range(len(prompts))]))[:num_prompts]
         chosen = [prompts[number] for number in numbers]
         drawing = with_params(policy, params)
-        return draw_rollout(drawing, reference, chosen, rollout.num_samples, rewards, rollout.decode, step)
+        last[:] = [
+            draw_rollout(drawing, reference, chosen, rollout.num_samples, rewards, rollout.decode, step)
+        ]
+        return last[0]
 
-    return draw
+    return draw, lambda: [sample for one in last for sample in samples(one)]
 
 
 def summary(rollout: Rollout) -> dict[str, float]:
     """Returns what a step's completions are like."""
     completions = rollout.completions
+    several = rollout.each if len(rollout.each) > 1 else {}
     return {
         "reward": float(rollout.rewards.mean()),
+        **{f"rewards/{name}": float(values.mean()) for name, values in several.items()},
         "kl": float(rollout.log_ratio.mean()),
         "length": sum(c.length for c in completions) / len(completions),
         "ended": sum(c.finish_reason != "length" for c in completions) / len(completions),
@@ -174,15 +181,19 @@ def evaluator(
         params = trained.whole(policy.config, part(state.params), frozen)
         drawn = draw_rollout(with_params(policy, params), reference, held_out, 1, rewards, rollout.decode, -1)
         figures = summary(drawn)
-        samples = [
-            {"prompt_id": c.cell.prompt.id, "completion": c.text, "reward": float(reward)}
-            for c, reward in zip(drawn.completions[:8], drawn.rewards[:8], strict=True)
-        ]
         seconds = round(time.perf_counter() - start, 4)
         figures.pop("tokens")
-        return {f"eval_{n}": v for n, v in figures.items()} | {"eval_seconds": seconds}, samples
+        return {f"eval_{n}": v for n, v in figures.items()} | {"eval_seconds": seconds}, samples(drawn)
 
     return evaluate
+
+
+def samples(rollout: Rollout, count: int = 8) -> list[dict]:
+    """Returns the first completions of a rollout, for a person to read."""
+    return [
+        {"prompt_id": c.cell.prompt.id, "completion": c.text, "reward": float(reward)}
+        for c, reward in zip(rollout.completions[:count], rollout.rewards[:count], strict=True)
+    ]
 
 
 def adaptive_beta(rollout: RolloutConfig, config: TrainConfig) -> dict:

@@ -13,7 +13,7 @@ from dera_jax.configs import DecodeConfig
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.generate import Cell, Completion, complete
 from dera_jax.policies import Policy
-from dera_jax.rewards import Completions, Reward
+from dera_jax.rewards import Completions, Reward, short_names
 from dera_jax.score import completion_logprobs
 
 _logprobs = jax.jit(completion_logprobs, static_argnames="config")
@@ -29,6 +29,8 @@ class Rollout:
     logprobs: Float[np.ndarray, "rows completion"]
     """log π of each token, in nats; 0 where there is none."""
     reference_logprobs: Float[np.ndarray, "rows completion"]
+    each: dict[str, Float[np.ndarray, " rows"]]
+    """What every single reward gave, by its short name; `rewards` is their weighted sum."""
     seconds: dict[str, float]
     """What drawing, the reference and the rewards took."""
 
@@ -47,7 +49,7 @@ def draw_rollout(
     config: DecodeConfig,
     step: int,
 ) -> Rollout:
-    """Returns `num_samples` completions of each prompt; several rewards are added up.
+    """Returns `num_samples` completions of each prompt; several rewards are added up by their weights.
 
     The policy decodes alone, one model at weight 1; the reference then reads all completions at once.
 
@@ -72,14 +74,16 @@ def draw_rollout(
     for row, completion in enumerate(completions):
         logprobs[row, : len(completion.tokens)] = completion.logprobs
     read = time.perf_counter()
-    judged = sum((judge(reward, completions, policy, step) for reward in rewards), np.zeros(len(cells)))
+    each = [judge(reward, completions, policy, step) for reward in rewards]
+    judged = sum((r.weight * found for r, found in zip(rewards, each, strict=True)), np.zeros(len(cells)))
     seconds = {
         "rollout_seconds": drawn - start,
         "reference_seconds": read - drawn,
         "reward_seconds": time.perf_counter() - read,
     }
     rounded = {name: round(value, 4) for name, value in seconds.items()}
-    return Rollout(completions, batch, judged, logprobs, of_reference, rounded)
+    named = dict(zip(short_names(rewards), each, strict=True))
+    return Rollout(completions, batch, judged, logprobs, of_reference, named, rounded)
 
 
 def judge(

@@ -41,7 +41,11 @@ class RunLog:
         first = (sizes or {}).get("steps", 0)
         self._steps = first
         self._board = _board(out / "tensorboard", first) if report_to == "tensorboard" else None
-        self._bar = tqdm(total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes)
+        self._bar = tqdm(
+            total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes,
+            postfix="compiling",
+        )  # fmt: skip
+        self._first = first
 
     def __enter__(self) -> "RunLog":
         return self
@@ -77,7 +81,13 @@ class RunLog:
         if "tokens_per_second" in speed:
             shown["tokens/s"] = f"{speed['tokens_per_second']:.0f}"
         self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+        if step == self._first:
+            # Compiled in it: the rate, and what is left, are those of the steps behind.
+            self._bar.n = self._bar.initial = self._bar.last_print_n = step + 1
+            self._bar.unpause()
+            self._bar.refresh()
+        else:
+            self._bar.update()
 
     def sample(self, step: int, samples: list[dict]) -> None:
         """Appends texts that the policy writes after `step` steps."""

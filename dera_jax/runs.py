@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from dera_jax import hosts
 from dera_jax.configs import RunConfig, TrainConfig
-from dera_jax.files import make_folder, read_json, write_json
+from dera_jax.files import lock_folder, make_folder, read_json, write_json
 from dera_jax.training import Method, fit
 
 Save = Callable[[PyTree, Path, dict], None]
@@ -22,6 +25,12 @@ Save = Callable[[PyTree, Path, dict], None]
 
 AFTERWARDS = ("finished", "provenance", "seconds", "steps", "evaluation", "best")
 """What a manifest says beside the settings that decide the parameters."""
+HASHES = {
+    "data": ("examples_hash", "prompts_hash"),
+    "start.model": ("start.fingerprint",),
+    "reference.model": ("reference.fingerprint",),
+}
+"""Settings that say where something lies, and the hashes of what lies there."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,35 @@ def run_training(
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
-def is_finished(out: Path, settings: dict, config: TrainConfig) -> bool:
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keeps other runs out of OUT.
+
+    Raises:
+      ValueError: another run is in it; in all processes of this one.
+    """
+
+    def hold() -> int:
+        if not hosts.leads():
+            return -1
+        make_folder(out)
+        return lock_folder(out)
+
+    lock = hosts.together(hold)
+    try:
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str] = ()) -> bool:
     """Whether OUT holds the finished run of these settings; False if it is not there, or half done.
+
+    The same data and models may lie elsewhere.
+
+    Args:
+      given: names of settings that the user has chosen; of what differs, they are told first.
 
     Raises:
       ValueError: OUT holds something else; names the settings that differ.
@@ -104,8 +140,15 @@ def is_finished(out: Path, settings: dict, config: TrainConfig) -> bool:
     there = read_json(path)
     here = json.loads(json.dumps(settings | {"train_config": asdict(config)}))
     before, now = (_flat({k: v for k, v in m.items() if k not in AFTERWARDS}) for m in (there, here))
+    if before.get("method") != now.get("method"):
+        raise ValueError(
+            f"{out}: holds a run of another method ({_told(before.get('method'))} there, "
+            f"{_told(now.get('method'))} now); choose another --out or remove it"
+        )
+    _leave_places(before, now)
     differing = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
     if differing:
+        differing.sort(key=lambda name: name.rpartition(".")[2] not in given)
         told = "; ".join(f"{n}: {_told(before.get(n))} there, {_told(now.get(n))} now" for n in differing)
         raise ValueError(
             f"{out}: holds a run with other settings ({told}); choose another --out or remove it"
@@ -119,6 +162,20 @@ def fingerprint(items: Sequence) -> str:
     for item in items:
         told.update(repr(item).encode())
     return told.hexdigest()[:16]
+
+
+def _leave_places(before: dict, now: dict) -> None:
+    """Takes out of the settings of two runs where something lies that is the same by its hash."""
+    for place, hashes in HASHES.items():
+        # Random parameters have a seed in the place of a hash.
+        told = [now[name] for name in hashes if name in now and now[name] == before.get(name)]
+        if told and not str(told[0]).startswith("random-"):
+            before.pop(place, None)
+            now.pop(place, None)
+        else:
+            for name in hashes:  # which runs of older versions may lack
+                if name not in before:
+                    now.pop(name, None)
 
 
 def _best_so_far(out: Path) -> dict:

@@ -246,6 +246,5 @@ def _number(record: Record, name: str) -> float:
 
 
 def _missing(record: Record, expected: str) -> ValueError:
-    return ValueError(
-        f"{record.where}: expected {expected}; found {', '.join(map(str, record.fields)) or 'none'}"
-    )
+    found = (f"{name} (null)" if value is None else str(name) for name, value in record.fields.items())
+    return ValueError(f"{record.where}: expected {expected}; found {', '.join(found) or 'none'}")

@@ -36,6 +36,8 @@ AXES = {
 """Dimensions of the matrices, by the modules that hold them."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """Of the environment: what `start_processes` takes where it is given nothing."""
+OPTIONS = dict(zip(VARIABLES, ("--coordinator", "--num-processes", "--process-id"), strict=True))
+"""What commands call the same."""
 
 
 def check_heads(mesh: Mesh | AbstractMesh, name: str, config: WeightsConfig) -> None:
@@ -152,8 +154,8 @@ def axes_of(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str | None, 
     Example: `("blocks", "3", "attention", "out", "lora_a")` of shape (64, 8) is (heads, None).
     """
     axes = AXES.get(path[-2] if len(path) > 1 else "", ())
-    if len(shape) != len(axes):
-        return (None,) * len(shape)  # norms, biases, and what has a single output
+    if not axes or len(shape) != len(axes):
+        return (None,) * len(shape)  # norms, biases, what has a single output, and numbers such as β
     return {"lora_a": (axes[0], None), "lora_b": (None, axes[1])}.get(path[-1].rstrip("0123456789"), axes)
 
 
@@ -285,6 +287,11 @@ def start_processes(
         if os.environ.get(VARIABLES[0]) == "auto":  # which JAX would take for an address
             del os.environ[VARIABLES[0]]
         return _meet((), "the coordinator that the cluster (Slurm, TPU pod …) names", timeout)
+    if missing := [n for n, value in zip(VARIABLES, (address, count, number), strict=True) if value is None]:
+        told = ", ".join(f"{OPTIONS[name]} (or {name})" for name in missing)
+        raise ValueError(
+            f"processes: expected a coordinator host:port, their number and this one's; missing {told}"
+        )
     host, _, port = str(address).rpartition(":")
     numbers = all(text.isascii() and text.isdigit() for text in (port, str(count), str(number)))
     if not (host and numbers and int(number) < int(count)):
@@ -310,6 +317,11 @@ def _meet(arguments: tuple, where: str, timeout: float) -> None:
     thread.join(timeout)
     if thread.is_alive():
         raise ValueError(f"{where}: not reached by all of them within {timeout:g} s")
+    if failures and not arguments and "should be defined" in str(failures[0]):
+        raise ValueError(
+            "--coordinator=auto: found no cluster here (Slurm, TPU pod …) that tells who the others are; give "
+            f"{', '.join(OPTIONS.values())} in each process, or none of them for a single process"
+        ) from failures[0]
     if failures:
         raise ValueError(f"{where}: {' '.join(str(failures[0]).split())}") from failures[0]
 

@@ -49,6 +49,8 @@ class Method:
     """Of the parameters in a step; if more, the batch has one entry in front for each."""
     evaluate: Callable[[TrainState, dict], tuple[dict, list[dict]]] | None = None
     """(state, constants) to figures to log, and samples to keep."""
+    drawn: Callable[[], list[dict]] | None = None
+    """Samples of what was drawn for the last batch, to keep some where there is a checkpoint or evaluation."""
 
 
 class Preempted(Exception):
@@ -102,6 +104,10 @@ def fit(
                 waiting = step, logged, time.perf_counter() - started, figures
                 evaluated = {}
                 evaluate = method.evaluate and _due(step, run.eval_steps, config.max_steps)
+                if method.drawn and any(
+                    _due(step, every, config.max_steps) for every in (run.eval_steps, run.save_steps)
+                ):
+                    log.sample(step, method.drawn())
                 how = asked.how
                 save = how or _due(step, run.save_steps, config.max_steps)
                 if evaluate or save:

@@ -214,7 +214,11 @@ def test_broken_adapters(base, tmp_path):
     (adapter / "adapter_model.bin").unlink()
     assert refusal(f"{base}+{adapter}") == f"{weights}: no such file"
     assert refusal(f"{base}+{base}") == f"{base}: expected a PEFT adapter, found no adapter_config.json"
-    assert refusal(f"{adapter}").endswith(f"model folder, found a PEFT adapter; write BASE+{adapter}")
+    trained_on = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    written = f"found a PEFT adapter; write {trained_on or 'BASE'}+{adapter}"
+    assert refusal(f"{adapter}").endswith(written)
+    grid = f"found folders of models (3: adapter, base, cut); write {adapter}, or another of them"
+    assert refusal(f"{tmp_path}").endswith(grid)
     assert refusal(f"{base}+") == f"{base}+: expected BASE+ADAPTER"
 
 

@@ -254,6 +254,18 @@ def test_a_wrong_argument_is_one_line(refused, base, tmp_path, monkeypatch, word
         (sft, ["--dataset_name=x"], "unknown option --dataset-name: here it is --data"),
         (sft, ["--model=x"], "the following arguments are required: --out, --data"),
         (rlhf, ["--lr=1"], "unknown option --lr: here it is --learning-rate"),
+        (
+            rlhf,
+            ["--bf16", "--reward_model_path=x"],
+            "unknown option --bf16: here it is --dtype=bfloat16; "
+            "unknown option --reward-model-path: here it is --reward=model:DIR",
+        ),
+        (
+            dpo,
+            ["--loss_type=ipo", "--logging-steps=1"],
+            "unknown option --loss-type: here it is --loss; "
+            "unknown option --logging-steps: every step is logged",
+        ),
     ],
 )
 def test_a_wrong_argument_of_other_commands_is_one_line(
@@ -727,7 +739,7 @@ def test_killed_and_interrupted_sweeps_complete_to_the_same_rows(call, long, tmp
         found = read_rows(run) if rows.exists() else []
         assert before <= len(found) < len(expected)
         if kind == signal.SIGINT:
-            assert process.returncode == 2 and "Traceback" not in error
+            assert process.returncode == 130 and "Traceback" not in error
             assert error.splitlines()[-1] == (
                 f"interrupted: {run} keeps what has ended; the same command goes on from there"
             )
@@ -756,7 +768,8 @@ def test_what_a_user_can_mend_is_one_line(call, error, line):
         raise error
 
     code, out, err = call(cli.command(fail))
-    assert (code, out) == (2, "") and err.startswith(line) and err.count("\n") == 1
+    assert code == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert out == "" and err.startswith(line) and err.count("\n") == 1
 
 
 def test_a_bug_shows_where_it_is():

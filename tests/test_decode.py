@@ -8,9 +8,9 @@ import pytest
 
 from dera_jax import decode, tokenizer
 from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt, encode_prompts
+from dera_jax.encoding import EncodedPrompt, encode_fitting, encode_prompts
 from dera_jax.generate import Cell, complete
-from dera_jax.prompts import Prompt
+from dera_jax.prompts import Prompt, load_prompts
 from dera_jax.score import score_tokens
 
 generate = importlib.import_module("dera_jax.generate")
@@ -184,3 +184,16 @@ def test_teacher_forcing_gives_the_figures_of_decoding(pair, all_rows):
 def test_prompts_that_do_not_fit_are_refused(pair):
     with pytest.raises(ValueError, match=r"prompt 7: .* do not fit the context .*512 tokens"):
         encode_prompts(pair, [Prompt(7, "word " * 600)], 40)
+
+
+def test_prompts_that_do_not_fit_are_told(pair, tmp_path):
+    texts = ["Once", "word " * 600, "One day", "word " * 700]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    prompts = load_prompts(str(tmp_path / "a.txt"))
+    fitting, told = encode_fitting(pair[0], prompts, 40)
+    assert [prompt.prompt.text for prompt in fitting] == ["Once", "One day"]
+    assert told.startswith(
+        f"2 used; 2 prompts dropped (too long, the first {tmp_path / 'a.txt'}:2: prompt 1: "
+    )
+    with pytest.raises(ValueError, match="expected prompts that fit, found none: 0 used; 1 prompt dropped"):
+        encode_fitting(pair[0], prompts[1:2], 40)

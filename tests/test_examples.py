@@ -141,7 +141,7 @@ def test_a_pair_is_two_labelled_examples_as_trl_unpairs_it(trl, policy):
     assert [example.desirable for example in ours] == [True, False, True, False]
     chosen, report = encode_examples(policy, [record(**row) for row in rows], LONG)
     assert chosen == [replace(example, desirable=None) for example in ours if example.desirable]
-    assert report.used == 2
+    assert report.used == 2 and str(report).startswith("2 used (2 the chosen completion of a pair);")
 
 
 # Tokens
@@ -252,7 +252,7 @@ CHAT = [user("a"), assistant("b")]
     [
         ({"question": "?"}, "expected text in `prompt` and `completion`, or in `text`, .*; found question"),
         ({"prompt": "a", "answer": "b"}, "expected text in .*; found prompt, answer"),
-        ({"prompt": "a", "completion": None}, "expected text in .*; found prompt, completion"),
+        ({"prompt": "a", "completion": None}, "expected text in .*; found prompt, completion \\(null\\)"),
         ({"prompt": "a", "completion": ""}, "completion is empty"),
         ({"prompt": "a", "completion": 3}, "completion: expected a string or a list of messages, found a nu"),
         ({"prompt": "a", "completion": CHAT}, "completion: expected a string as `prompt` is one, found a li"),
@@ -286,6 +286,10 @@ def test_a_bad_example_is_named(policy, fields, message):
 @pytest.mark.parametrize(
     "fields, message",
     [
+        (
+            {"prompt": "a", "chosen": "b", "rejected": None},
+            r"expected .*; found prompt, chosen, rejected \(null\)",
+        ),
         ({"prompt": "a", "chosen": "b"}, "expected `chosen` and `rejected`, .*; found prompt, chosen"),
         ({"prompt": "a", "chosen": "b", "rejected": ""}, "rejected is empty"),
         (

@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dera_jax import hosts, read_rows, sharding, writers
-from dera_jax.commands import sft, sweep
+from dera_jax.commands import dpo, sft, sweep
 from dera_jax.policies import TOY
 from dera_jax.results import RunFolder, sort_rows
 from dera_jax.row_files import parse_rows
@@ -372,24 +372,29 @@ def test_a_killed_process_leaves_rows_that_a_rerun_completes(tmp_path):
     assert_agree(found, expected, "killed and rerun")
 
 
-@pytest.mark.parametrize("mesh", ["data:2,model:2", "model:4"])
-def test_two_processes_train_what_one_does(mesh, tmp_path):
+@pytest.mark.parametrize("mesh, command", [("data:2,model:2", sft), ("model:4", dpo)])
+def test_two_processes_train_what_one_does(mesh, command, tmp_path):
     data = tmp_path / "data.jsonl"
-    records = [{"prompt": f"the cat {i}", "completion": f" sat on mat {i * 7 % 13}"} for i in range(40)]
+    answer, name = ("chosen", "dpo") if command is dpo else ("completion", "sft")
+    records = [
+        {"prompt": f"the cat {i}", answer: f" sat on mat {i * 7 % 13}", "rejected": f" ran {i} miles"}
+        for i in range(40)
+    ]
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
     words = [f"--model={TOY / 'reference'}", f"--data={data}", "--max-steps=4", "--batch-size=8"]
     words += ["--eval-share=0.2", "--eval-steps=2", "--save-steps=2"]
     await_all(
-        launch(["train.sft", *words, f"--mesh={mesh}", f"--out={tmp_path / 'two'}"], 2, tmp_path), tmp_path
+        launch([f"train.{name}", *words, f"--mesh={mesh}", f"--out={tmp_path / 'two'}"], 2, tmp_path),
+        tmp_path,
     )
-    assert sft.main([*words, f"--out={tmp_path / 'one'}"]) == 0
+    assert command.main([*words, f"--out={tmp_path / 'one'}"]) == 0
     two, one = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("two", "one")
     )
     assert [line["step"] for line in two] == [0, 1, 2, 3]
     for ours, other in zip(two, one, strict=True):
-        assert ours == pytest.approx(other, rel=1e-4)
+        assert ours == pytest.approx(other, rel=1e-4, abs=1e-5)
     ours, other = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     for name, value in other.items():
         np.testing.assert_allclose(ours[name], value, atol=1e-4, err_msg=name)

@@ -10,17 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-0  configs strengths files provenance chips
+0  configs strengths files provenance chips experiments presets
 1  hlo traffic realign sampling measure losses slots rewards tokenizer row_files results metrics reports
+1  objectives tune retraining tune_data
 2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
-2  trained data prompts batches tables panels plots calibration sharding hosts
+2  trained data recast prompts batches tables panels plots tune_report tune_plot calibration sharding hosts
 3  loading.files loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
 3  loading.lora sizes policies encoding decode shapes examples
-4  stopwatch reward_models generate samples conversation score stored writers rollout reference_logprobs
+4  stopwatch usage reward_models generate samples conversation score stored writers rollout reference_logprobs
+4  likelihood judge_prompts judge_endpoint judges compare
 5  combine checkpoints run_log optimization training supervised packing sft dpo reward_training rlhf ppo runs
 5  cells sweep divergence precision pairs torch_baseline bench schedule_bench torch_training plain_script
-5  train_bench aot plan
+5  train_bench aot plan harness benchmarks
 """
 """Modules of `dera_jax`; each imports only what stands above its line, or before it in its line."""
 

@@ -232,7 +232,11 @@ def test_meshes_that_suit_the_heads():
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--topology=v5e:3x3"], "topology: expected one of"),
+        (
+            ["--topology=v5e:3x3"],
+            "topology: expected one of v5e:1x1|2x2|2x4|4x4|4x8|8x8|8x16|16x16 (v5litepod-N); ",
+        ),
+        (["--topology=H100"], "topology: expected one of v4:"),
         (["--reference=no-such-model", "--aligned=mistral-7b"], "no-such-model: expected a folder, a hub id"),
         (["--mesh=data:3,model:2"], "expected rows that 3 divides, found 16"),
         (["--mesh=columns:2"], "--mesh: expected data:N,model:M, got 'columns:2'"),

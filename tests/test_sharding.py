@@ -416,10 +416,19 @@ def test_processes_that_cannot_be(given, monkeypatch):
     for name in sharding.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(
-        ValueError, match=r"^processes: expected a coordinator host:port, [^\n]*; got [^\n]*$"
+        ValueError, match=r"^processes: expected a coordinator host:port, [^\n]*; (got|missing) [^\n]*$"
     ):
         sharding.start_processes(*given)
     sharding.start_processes()  # nothing asked, nothing done
+
+
+def test_a_cluster_that_is_none(monkeypatch):
+    def fail(*_, **__):  # as JAX does where no cluster is found
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(ValueError, match=r"^--coordinator=auto: found no cluster here [^\n]*$"):
+        sharding.start_processes("auto")
 
 
 def test_one_device_is_a_mesh_of_one():

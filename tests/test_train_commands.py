@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from dera_jax.commands import dpo as dpo_command
 from dera_jax.commands import reward as reward_command
 from dera_jax.commands import rlhf as rlhf_command
 from dera_jax.commands import sft as sft_command
+from dera_jax.policies import TOY, fresh_policy, save_policy
 from dera_jax.reward_models import load_reward_model, reward_texts
 from dera_jax.run_log import read_metrics
 from tests.conftest import SHARED
+from tests.test_sharding import environment
 
 ROOT = Path(__file__).parents[1]
 OPENINGS = [
@@ -103,7 +106,7 @@ def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, stories, openings, tmp
     code = rlhf_command.main(
         [f"--model={stories}", f"--data={openings}", "--reward=keywords:happy", "--beta=0.02", f"--out={out}",
          "--max-steps=12", "--batch-size=64", "--num-samples=8", "--max-new-tokens=24",
-         f"--learning-rate={rate}", f"--algorithm={algorithm}", "--vf-coef=1"]
+         f"--learning-rate={rate}", f"--algorithm={algorithm}", *(["--vf-coef=1"] * (algorithm == "ppo"))]
     )  # fmt: skip
     assert code == 0
     lines = read_metrics(out)
@@ -115,13 +118,21 @@ def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, stories, openings, tmp
     assert 0 < lines[0]["entropy"] < np.log(512)
 
 
-def test_dpo_trains_a_grid_of_adapters(stories, preferences, tmp_path):
-    out = tmp_path / "grid"
-    code = dpo_command.main(
-        [f"--model={stories}", f"--data={preferences}", f"--out={out}", "--beta=0.1,0.5", "--lora-r=4",
-         "--learning-rate=0.003", "--max-steps=15", "--batch-size=16", "--eval-share=0.2"]
-    )  # fmt: skip
-    assert code == 0
+def test_dpo_trains_a_grid_of_adapters(stories, preferences, tmp_path, capsys):
+    out, copy = tmp_path / "grid", shutil.copy(preferences, tmp_path / "copy.jsonl")
+    words = [
+        f"--model={stories}", f"--out={out}", "--lora-r=4", "--learning-rate=0.003", "--max-steps=15",
+        "--batch-size=16", "--eval-share=0.2",
+    ]  # fmt: skip
+    assert dpo_command.main([*words, f"--data={preferences}", "--beta=0.1,0.5"]) == 0
+    said = capsys.readouterr().err
+    assert "\nbeta=0.1, 1 of 2\n" in said and "\nbeta=0.5, 2 of 2\n" in said
+    # The same data from elsewhere; other data are refused before the reference has read them.
+    assert dpo_command.main([*words, f"--data={copy}", "--beta=0.1,0.5"]) == 0
+    assert capsys.readouterr().out.count("trained already") == 2
+    copy.write_text("".join(copy.read_text().splitlines(keepends=True)[:80]))
+    assert dpo_command.main([*words, f"--data={copy}", "--beta=0.1,0.5"]) == 2
+    assert "holds a run with other settings (data: " in capsys.readouterr().err.splitlines()[-1]
     for beta in (0.1, 0.5):
         run = out / f"beta={beta}"
         lines = read_metrics(run)
@@ -227,9 +238,67 @@ def test_eight_devices_train_as_one_and_go_on_to_the_bit(stories, texts, tmp_pat
     assert apart < 1e-4
 
 
+METHODS = {
+    "reward": (reward_command, []),
+    "dpo": (dpo_command, ["--sync-ref-model", "--ref-model-sync-steps=1"]),
+    "kto": (dpo_command, ["--loss=kto"]),
+    "ppo": (rlhf_command, ["--algorithm=ppo", "--num-ppo-epochs=2", "--target-kl=1"]),
+}
+
+
+def train_all(work: Path, folder: str, *mesh: str) -> None:
+    """Takes two steps by every method."""
+    for name, (command, words) in METHODS.items():
+        given = [
+            f"--model={work / 'model'}",
+            f"--data={work / 'data.jsonl'}",
+            f"--out={work / folder / name}",
+        ]
+        given += ["--max-steps=2", "--batch-size=8", *words, *mesh]
+        if command is rlhf_command:
+            given += ["--reward=length:2:6,keywords:a", "--max-new-tokens=8", "--num-samples=2"]
+        assert command.main(given) == 0, name
+
+
+def test_every_method_trains_on_eight_devices_as_on_one(tmp_path):
+    """A model of one small layer: its programs are quick to compile. SFT is further up."""
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOY / "reference" / file, tmp_path)
+    small = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 4,
+    }  # fmt: skip
+    config = json.loads((TOY / "reference" / "config.json").read_text()) | small
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_policy(fresh_policy(str(tmp_path), 0), tmp_path / "model")
+    rows = [
+        {"prompt": f"a cat {n}", "chosen": f" sat on {n * 7 % 9}", "rejected": f" ran {n * 5 % 7} miles"}
+        for n in range(16)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    started = [
+        run("tests.test_train_commands", tmp_path, *words, env=environment(devices))
+        for devices, words in ((1, ["one"]), (8, ["eight", "--mesh=data:4,model:2"]))
+    ]
+    for process in started:
+        finish(process)
+    for name in METHODS:
+        for one, other in zip(*(read_metrics(tmp_path / d / name) for d in ("one", "eight")), strict=True):
+            found, expected = ([line[f] for f in ("loss", "grad_norm")] for line in (other, one))
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-4), (name, one, other)
+            assert one["grad_norm"] > 0
+    # Without prompts to evaluate on, what was drawn last; of two rewards, each.
+    drawn = map(json.loads, (tmp_path / "one" / "ppo" / "samples.jsonl").read_text().splitlines())
+    assert [sample["step"] for sample in drawn] == [1] * 8
+    line = read_metrics(tmp_path / "one" / "ppo")[0]
+    assert line["reward"] == pytest.approx(line["rewards/length:2:6"] + line["rewards/keywords:a"])
+    # Which of two equal log-ratios is larger says nothing.
+    assert read_metrics(tmp_path / "one" / "dpo")[0]["accuracy"] == 0.5
+
+
 MISTAKES = [
     ("sft", {"--data": "missing.jsonl"}, "missing.jsonl"),
-    ("sft", {"--learning-rate": "-1"}, "learning_rate: expected a number"),
+    ("sft", {"--learning-rate": "-1"}, "--learning-rate: expected a number"),
     ("sft", {"--seed": "1,1"}, "--seed: '1,1' has a number twice"),
     ("sft", {"--seed": "x"}, "--seed: expected numbers with commas between"),
     ("sft", {"--gradient-accumulation-steps": "3"}, "expected a divisor of the batch size (32), got 3"),
@@ -239,14 +308,31 @@ MISTAKES = [
     ("sft", {"--lora-r": "4", "--lora-target-modules": "nothing"}, "found 'nothing'"),
     ("sft", {"--eval-share": "0.1", "--eval-data": "x.jsonl"}, "expected --eval-data or --eval-share"),
     ("dpo", {"--beta": "-1"}, "--beta: expected a number"),
-    ("dpo", {"--label-smoothing": "0.7"}, "label_smoothing"),
-    ("rlhf", {"--reward": "keywords:a", "--num-samples": "3"}, "batch_size 32 and num_samples 3"),
+    ("dpo", {"--label-smoothing": "0.7"}, "--label-smoothing: expected a number from 0 to 0.5"),
+    ("dpo", {"--beta": "0.1,0"}, "--beta: expected a number above 0, got 0"),
+    ("dpo", {"--loss": "ipo", "--label-smoothing": "0.1"}, "--label-smoothing has an effect with --loss=sig"),
+    ("dpo", {"--desirable-weight": "2"}, "--desirable-weight has an effect with --loss=kto only"),
+    ("dpo", {"--ref-model-mixup-alpha": "1"}, "--ref-model-mixup-alpha has an effect with --sync-ref-model"),
+    ("sft", {"--lora-alpha": "8"}, "--lora-alpha has an effect with --lora-r only"),
+    ("sft", {"--coordinator": "localhost:1"}, "missing --num-processes (or JAX_NUM_PROCESSES), --process-id"),
+    ("rlhf", {"--reward": "keywords:a", "--num-ppo-epochs": "2"}, "has an effect with --algorithm=ppo only"),
+    ("rlhf", {"--reward": "keywords:a", "--num-samples": "3"}, "expected a multiple of --num-samples=3"),
+    ("rlhf", {"--reward": "keywords:a", "--num-samples": "1"}, "--algorithm=rloo expects 2 or more"),
+    ("rlhf", {"--reward": "keywords:a", "--num-samples": "2"}, "takes 16 prompts a step, found 8 in"),
     (
         "rlhf",
         {"--reward": "python:tests.test_train_commands:broken"},
         "reward python:tests.test_train_commands:broken",
     ),
 ]
+
+
+EARLY = [
+    said
+    for _, _, said in MISTAKES
+    if said.startswith(("--", "missing --", "has an", "takes", "expected a mu"))
+]
+"""Told before anything is loaded, of the devices too."""
 
 
 def broken(prompts, completions, **columns):
@@ -274,4 +360,9 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err
     assert code == 2 and said in error.splitlines()[-1], error
     assert "Traceback" not in error
+    assert said not in EARLY or error.count("\n") == 1
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+if __name__ == "__main__":
+    train_all(Path(sys.argv[1]), *sys.argv[2:])

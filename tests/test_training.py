@@ -1,24 +1,25 @@
 """The training loop and its methods: laws, and what the loop promises of a stop."""
 
+import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import losses, trained
+from dera_jax import losses, runs, trained
 from dera_jax.batches import make_batch
 from dera_jax.configs import RunConfig, TrainConfig
-from dera_jax.dpo import PreferenceConfig, preference_method
+from dera_jax.dpo import PreferenceConfig, _kto_sides, preference_method
 from dera_jax.examples import Example, Pair
 from dera_jax.optimization import Terms, init_state, make_optimizer, make_update
 from dera_jax.policies import with_lora, with_params
 from dera_jax.reward_models import fresh_reward_model, reward_texts, with_reward_params
 from dera_jax.reward_training import reward_method
-from dera_jax.run_log import read_metrics
+from dera_jax.run_log import RunLog, read_metrics
 from dera_jax.score import completion_logprobs
 from dera_jax.sft import sft_method
 from dera_jax.training import Method, Preempted, fit
@@ -167,6 +168,17 @@ def test_preferences_are_learned(loss, tiny, tmp_path):
         assert metrics[-1]["eval_accuracy"] == 1
 
 
+def test_kto_takes_another_prompts_completion():
+    """Of pairs the next example may be the other answer to the same prompt."""
+    examples = [Example((p,), (p, n)) for p, n in ((1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (1, 2))]
+    found = [(prompt[0], own, other) for prompt, own, other in _kto_sides(examples)]
+    assert found == [
+        (1, (1, 0), (2, 0)), (1, (1, 1), (2, 0)), (2, (2, 0), (3, 0)), (3, (3, 0), (1, 2)),
+        (3, (3, 1), (1, 2)), (1, (1, 2), (2, 0)),
+    ]  # fmt: skip
+    assert [other for *_, other in _kto_sides(examples[:2])] == [(1, 1), (1, 0)]
+
+
 def following(policy, tmp_path, alpha, every):
     preference = PreferenceConfig(
         sync_ref_model=True, ref_model_mixup_alpha=alpha, ref_model_sync_steps=every
@@ -291,6 +303,47 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     assert "damaged" in (said := capsys.readouterr().err) and "going on from step 2" in said
     assert all(np.array_equal(straight[name], params[name]) for name in params)
     assert [m["step"] for m in metrics] == list(range(6))
+
+
+def test_one_run_at_a_time(tmp_path):
+    refused = pytest.raises(ValueError, match=f"^another run is writing to {tmp_path / 'out'}$")
+    with runs.alone(tmp_path / "out"), refused, runs.alone(tmp_path / "out"):
+        pass
+    with runs.alone(tmp_path / "out"):
+        pass
+
+
+def test_what_another_run_is_told_of_one_that_is_there(tmp_path):
+    def settings(method="dpo", data="a", hash_="1", beta=0.1, **more):
+        start = {"model": data, "fingerprint": more.pop("fingerprint", "f")}
+        return {"method": method, "start": start, "data": data, "examples_hash": hash_, "beta": beta} | more
+
+    def ask(there, now, *given):
+        told = there | {"train_config": asdict(CONFIG), "finished": True}
+        (tmp_path / "manifest.json").write_text(json.dumps(told))
+        return runs.is_finished(tmp_path, now, CONFIG, given)
+
+    assert ask(settings(), settings(data="elsewhere"))
+    old = settings()
+    del old["examples_hash"]
+    assert ask(old, settings())
+    with pytest.raises(ValueError, match=r"another method \(\"dpo\" there, \"sft\" now\); choose"):
+        ask(settings(), settings("sft", beta=0.2))
+    with pytest.raises(
+        ValueError, match=r"other settings \(beta: 0.1 there, 0.2 now; a: nothing there, 1 now\)"
+    ):
+        ask(settings(), settings(beta=0.2, a=1), "beta")
+    with pytest.raises(ValueError, match=r"settings \(start\.model: "):
+        ask(settings(fingerprint="random-0"), settings(data="b", fingerprint="random-0"))
+
+
+def test_the_step_that_compiles_is_not_in_the_rate(tmp_path):
+    with RunLog(tmp_path, 9) as log:
+        log.write(0, {}, 60.0, {"loss": 1.0})
+        shown = log._bar.format_dict
+        assert (shown["n"], shown["initial"], log._bar.last_print_n) == (1, 1, 1) and shown["elapsed"] < 0.5
+        log.write(1, {}, 1.0, {"loss": 1.0})
+        assert log._bar.n == 2
 
 
 def test_policies_share_what_is_not_trained(tiny):

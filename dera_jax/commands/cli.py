@@ -49,10 +49,31 @@ HABITS = {
     "--kl-coef": "--beta",
     "--num-train-steps": "--max-steps",
     "--lr": "--learning-rate",
+    "--bf16": "--dtype=bfloat16",
+    "--fp16": "--dtype=float16|--dtype=bfloat16",
+    "--torch-dtype": "--dtype",
+    "--loss-type": "--loss",
+    "--eval-strategy": "--eval-steps",
+    "--evaluation-strategy": "--eval-steps",
+    "--save-strategy": "--save-steps",
+    "--max-seq-length": "--max-length",
+    "--max-completion-length": "--max-new-tokens",
+    "--response-length": "--max-new-tokens",
+    "--epochs": "--num-train-epochs",
+    "--num-epochs": "--num-train-epochs",
+    "--lora-rank": "--lora-r",
+    "--use-peft": "--lora-r",
+    "--reward-model": "--reward=model:DIR",
+    "--reward-model-path": "--reward=model:DIR",
+    "--rloo-k": "--num-samples",
+    "--logging-steps": "every step is logged (--report-to)",
+    "--logging-strategy": "every step is logged (--report-to)",
 }
 """Names of other tools and what we call the same thing; of alternatives, the first that a command has."""
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal."""
 LESS_MEMORY = "fewer --rows (--batch-size), shorter texts, --dtype=bfloat16, a larger `model` in --mesh help"
 
 
@@ -60,6 +81,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with exit code 2."""
 
     def __init__(self, doc: str, **kwargs):
+        self.given: frozenset[str] = frozenset()
+        """Options of the command line that was parsed last, without their values."""
         super().__init__(
             description=doc,
             allow_abbrev=False,
@@ -70,9 +93,11 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         words = _normalize(sys.argv[1:] if args is None else list(args))
         # Before argparse misses a required option that is there under another name.
-        for name in (word.partition("=")[0] for word in words):
-            if name.startswith("--") and name != "--" and name not in self._option_string_actions:
-                self.error(self.unknown(name))
+        names = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
+        self.given = frozenset(names)
+        unknown = [name for name in dict.fromkeys(names) if name not in self._option_string_actions]
+        if unknown:
+            self.error("; ".join(map(self.unknown, unknown)))
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -85,7 +110,8 @@ class Parser(argparse.ArgumentParser):
         for alternative in HABITS.get(name, "").split("|"):
             names = re.findall(r"--[\w-]+", alternative)
             if names and all(n in ours for n in names):
-                return f"unknown option {name}: here it is {alternative}"
+                where = "here it is " if alternative.startswith("--") else ""
+                return f"unknown option {name}: {where}{alternative}"
         close = [n for n in ours if n.startswith(name)] or difflib.get_close_matches(
             name, ours, 1, cutoff=0.8
         )
@@ -107,7 +133,10 @@ def _normalize(argv: list[str]) -> list[str]:
 
 
 def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], int]:
-    """Turns a command's body into a `main` that returns its exit code: 2 and one line for bad input."""
+    """Turns a command's body into a `main` that returns its exit code: 2 and one line for bad input.
+
+    Ctrl-C has a line too, and the code that shells give it.
+    """
 
     @wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +149,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
         except (ValueError, OSError) as error:
             return _fail(f"error: {_one_line(error)}")
         except KeyboardInterrupt as interruption:
-            code = _fail(": ".join(["interrupted", *map(str, interruption.args)]))
+            code = _fail(": ".join(["interrupted", *map(str, interruption.args)]), INTERRUPTED)
             if argv is None:  # as a process: taken down in the middle of a compilation, JAX would crash
                 os._exit(code)
             return code
@@ -133,13 +162,13 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
     return wrapped
 
 
-def _fail(line: str) -> int:
+def _fail(line: str, code: int = 2) -> int:
     try:
         sys.stdout.flush()
     except OSError:  # a full disk under standard output, which Python would report once more at exit
         _close_stdout()
     print(line, file=sys.stderr)
-    return 2
+    return code
 
 
 def _close_stdout() -> None:

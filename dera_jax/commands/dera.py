@@ -3,8 +3,11 @@
   dera sweep       decode at many strengths
   dera generate    one prompt, strengths side by side
   dera score       rewards of stored rows, preference pairs, divergences
+  dera compare     win rates of one run over another, by a judge
+  dera tune        the best strength, and β to retrain at
   dera plot        figures and tables of sweeps
   dera combine     the weight-combined model of a pair
+  dera lm_eval     lm-evaluation-harness at many strengths
   dera bench       speed, as ratios in one run
   dera plan        a TPU that is not here: does it fit, how fast
   dera sft         train on text
@@ -19,7 +22,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("sweep", "generate", "score", "plot", "combine", "bench", "plan", "sft", "reward", "dpo", "rlhf")
+COMMANDS = "sweep generate score compare tune plot combine lm_eval bench plan sft reward dpo rlhf".split()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

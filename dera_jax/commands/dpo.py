@@ -6,10 +6,25 @@ sweeps over it can show β/λ. Several values of --beta and --seed train a grid,
 own folder.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from dera_jax.commands import cli, train_options
+from dera_jax.commands import cli, train_checks, train_options
+
+
+def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """Raises ValueError for options that cannot be, or that do nothing."""
+    idle = {}
+    if args.loss not in ("sigmoid", "sigmoid_norm"):
+        idle["--label-smoothing"] = "--loss=sigmoid or sigmoid_norm"
+    if args.loss != "kto":
+        idle |= dict.fromkeys(("--desirable-weight", "--undesirable-weight"), "--loss=kto")
+    if not args.sync_ref_model:
+        idle |= dict.fromkeys(("--ref-model-mixup-alpha", "--ref-model-sync-steps"), "--sync-ref-model")
+    if any(beta == 0 for _, _, beta in train_options.grid(args)):
+        raise ValueError("--beta: expected a number above 0, got 0: nothing would be learned")
+    train_checks.check(parser, args, idle)
 
 
 @cli.command
@@ -60,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train_options.add_train_options(parser, learning_rate=1e-5, batch_size=32)
     args = parser.parse_args(argv)
-    train_options.check(args)
+    _check(parser, args)
 
     from dera_jax.dpo import PreferenceConfig, preference_method
     from dera_jax.examples import encode_examples, encode_pairs
@@ -68,11 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.samples import sampler
 
     names = [field.name for field in fields(PreferenceConfig)]
-    preference = PreferenceConfig(**{name: getattr(args, name) for name in names})
+    given = {name: getattr(args, name) for name in names}
+    preference = train_checks.as_options(args, lambda: PreferenceConfig(**given))
     cli.announce_devices()
     loaded: dict = {}
 
-    def prepare(seed, beta, out):
+    def prepare(seed, beta):
         policy = train_options.load_policy(args, seed, loaded)
         reference = train_options.load_reference(args, loaded)
         max_length = args.max_length or policy.config.max_positions
@@ -86,17 +102,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             loaded["data"] = train_options.Data(args, encode)
         data = loaded["data"]
         config = train_options.train_config(args, seed, len(data.items))
-        method = preference_method(
-            policy,
-            reference,
-            data.items,
-            beta,
-            preference,
-            config,
-            args.out / "cache",
-            held_out=data.held_out,
-            sample=sampler(policy, data.prompts, seed),
-        )
+
+        def method():
+            return preference_method(
+                policy,
+                reference,
+                data.items,
+                beta,
+                preference,
+                config,
+                args.out / "cache",
+                held_out=data.held_out,
+                sample=sampler(policy, data.prompts, seed),
+            )
+
         settings = train_options.settings(args, "dpo", policy) | data.settings
         settings |= {
             "beta": beta,

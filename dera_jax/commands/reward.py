@@ -9,7 +9,7 @@ probabilities can be trusted.
 import sys
 from collections.abc import Sequence
 
-from dera_jax.commands import cli, train_options
+from dera_jax.commands import cli, train_checks, train_options
 from dera_jax.configs import check_number
 from dera_jax.files import make_folder, write_json
 
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train_options.add_train_options(parser, learning_rate=1e-4, batch_size=32)
     args = parser.parse_args(argv)
-    train_options.check(args)
     check_number("--center-rewards-coefficient", args.center_rewards_coefficient, 0.0, float("inf"))
+    train_checks.check(parser, args)
 
     from dera_jax import trained
     from dera_jax.calibration import as_json, calibrate, plot_calibration
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.announce_devices()
     loaded: dict = {}
 
-    def prepare(seed, beta, out):
+    def prepare(seed, beta):
         policy = train_options.load_policy(args, seed, loaded)
         reward = fresh_reward_model(policy, seed)
         max_length = args.max_length or policy.config.max_positions
@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = loaded["data"]
         config = train_options.train_config(args, seed, len(data.items))
         center = args.center_rewards_coefficient
-        method = reward_method(reward, data.items, config, center=center, held_out=data.held_out)
+
+        def method():
+            return reward_method(reward, data.items, config, center=center, held_out=data.held_out)
+
         settings = train_options.settings(args, "reward", policy) | data.settings
         settings |= {"max_length": max_length, "center_rewards_coefficient": center}
 

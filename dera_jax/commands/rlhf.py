@@ -7,10 +7,12 @@ in its manifest, so that sweeps over it can show β/λ. Several values of --beta
 a grid, each run in its own folder.
 """
 
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from dera_jax.commands import cli, train_options
+from dera_jax.commands import cli, train_checks, train_options
 from dera_jax.configs import DecodeConfig
 
 CONSTANTS = {
@@ -112,7 +114,21 @@ def _add_options(parser: cli.Parser) -> None:
         metavar="T",
         help="of sampling (default %(default)s, which is on-policy)",
     )
-    train_options.add_train_options(parser, epochs=False, learning_rate=1e-4, max_steps=100, batch_size=128)
+    train_options.add_train_options(
+        parser, epochs=False, learning_rate=1e-4, max_steps=100, batch_size=128,
+        save_steps=20,
+    )  # fmt: skip
+
+
+def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """Raises ValueError for options that cannot be, or that do nothing."""
+    idle = {}
+    if args.algorithm != "ppo":
+        idle |= dict.fromkeys(map(cli.option, (*CONSTANTS, "value_head")), "--algorithm=ppo")
+    if args.target_kl is None:
+        idle["--kl-horizon"] = "--target-kl"
+    train_checks.check_rollouts(args)
+    train_checks.check(parser, args, idle)
 
 
 @cli.command
@@ -121,16 +137,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(__doc__, prog="python -m train.rlhf")
     _add_options(parser)
     args = parser.parse_args(argv)
-    train_options.check(args)
+    _check(parser, args)
 
-    from dera_jax.encoding import encode_prompts
+    from dera_jax.encoding import encode_fitting
     from dera_jax.ppo import PPOConfig, ppo_method
     from dera_jax.prompts import check_one_turn, load_prompts
     from dera_jax.rewards import parse_rewards, weigh_rewards
     from dera_jax.rlhf import RolloutConfig, policy_gradient_method
-    from dera_jax.runs import Best
+    from dera_jax.runs import Best, fingerprint
 
-    ppo = PPOConfig(**{field.name: getattr(args, field.name) for field in fields(PPOConfig)})
+    constants = {field.name: getattr(args, field.name) for field in fields(PPOConfig)}
+    ppo = train_checks.as_options(args, lambda: PPOConfig(**constants))
 
     def rollout_config(seed, beta):
         decode = DecodeConfig(
@@ -142,27 +159,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         return RolloutConfig(decode, args.num_samples, beta, args.target_kl, args.kl_horizon)
 
     for _, seed, beta in train_options.grid(args):
-        rollout_config(seed, beta)
+        train_checks.as_options(args, lambda seed=seed, beta=beta: rollout_config(seed, beta))
     rewards = weigh_rewards(parse_rewards(args.reward), args.reward_weights)
     prompts = load_prompts(args.data, args.num_prompts)
     held_out = load_prompts(args.eval_data) if args.eval_data else []
     check_one_turn([*prompts, *held_out])
+    train_checks.check_prompts(args, len(prompts))
     cli.announce_devices()
     loaded: dict = {}
 
-    def prepare(seed, beta, out):
+    def prepare(seed, beta):
         policy = train_options.load_policy(args, seed, loaded)
         reference = train_options.load_reference(args, loaded)
         rollout, config = rollout_config(seed, beta), train_options.train_config(args, seed)
-        encoded, asked = (
-            encode_prompts((policy,), some, args.max_new_tokens) for some in (prompts, held_out)
-        )
-        given = policy, reference, encoded, rewards, rollout
-        method = (
-            ppo_method(*given, ppo, config, held_out=asked)
-            if args.algorithm == "ppo"
-            else policy_gradient_method(*given, config, algorithm=args.algorithm, held_out=asked)
-        )
+        for name, some in (("data", prompts), ("eval_data", held_out)):
+            if some and name not in loaded:
+                loaded[name], told = encode_fitting(policy, some, args.max_new_tokens)
+                print(f"{getattr(args, name)}: {told}", file=sys.stderr)
+        encoded, asked = loaded["data"], loaded.get("eval_data", [])
+        train_checks.check_prompts(args, len(encoded))
+
+        def method():
+            given = policy, reference, encoded, rewards, rollout
+            if args.algorithm == "ppo":
+                return ppo_method(*given, ppo, config, held_out=asked)
+            return policy_gradient_method(*given, config, algorithm=args.algorithm, held_out=asked)
+
         settings = train_options.settings(args, args.algorithm, policy) | {
             "beta": beta,
             "reward": args.reward,
@@ -170,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
             "data": args.data,
             "prompts": len(encoded),
+            "prompts_hash": fingerprint(encoded),
             "num_samples": args.num_samples,
             "max_new_tokens": args.max_new_tokens,
             "temperature": args.temperature,

@@ -5,7 +5,7 @@ Data: `prompt` and `completion` (texts or messages), `messages`, or `text`; or .
 
 from collections.abc import Sequence
 
-from dera_jax.commands import cli, train_options
+from dera_jax.commands import cli, train_checks, train_options
 
 
 @cli.command
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train_options.add_train_options(parser, learning_rate=1e-3, batch_size=32)
     args = parser.parse_args(argv)
-    train_options.check(args)
+    train_checks.check(parser, args)
 
     from dera_jax.examples import encode_examples
     from dera_jax.packing import pack
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.announce_devices()
     loaded: dict = {}
 
-    def prepare(seed, beta, out):
+    def prepare(seed, beta):
         policy = train_options.load_policy(args, seed, loaded)
         max_length = args.max_length or policy.config.max_positions
         if "data" not in loaded:
@@ -47,14 +47,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = loaded["data"]
         rows = pack(data.items, max_length) if args.packing else data.items
         config = train_options.train_config(args, seed, len(rows))
-        method = sft_method(
-            policy,
-            data.items,
-            config,
-            held_out=data.held_out,
-            sample=sampler(policy, data.prompts, seed),
-            packed_length=max_length if args.packing else None,
-        )
+
+        def method():
+            return sft_method(
+                policy,
+                data.items,
+                config,
+                held_out=data.held_out,
+                sample=sampler(policy, data.prompts, seed),
+                packed_length=max_length if args.packing else None,
+            )
+
         settings = train_options.settings(args, "sft", policy) | data.settings
         settings |= {"max_length": max_length, "packing": args.packing}
         return method, train_options.save_of(policy, args), config, settings, Best("eval_loss")

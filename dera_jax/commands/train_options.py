@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -92,9 +93,11 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_train_options(parser: argparse.ArgumentParser, *, epochs: bool = True, **defaults) -> None:
+def add_train_options(
+    parser: argparse.ArgumentParser, *, epochs: bool = True, save_steps: int = 100, **defaults
+) -> None:
     """Adds the options of `TrainConfig` and `RunConfig` under the names that TRL gives them."""
-    config, run = TrainConfig(**defaults), RunConfig()
+    config, run = TrainConfig(**defaults), RunConfig(save_steps=save_steps)
     group = parser.add_argument_group("training")
     if epochs:
         group.add_argument(
@@ -133,16 +136,6 @@ def add_train_options(parser: argparse.ArgumentParser, *, epochs: bool = True, *
     meshes.add_mesh_options(parser)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that cannot be, before anything is loaded."""
-    run_config(args)
-    if getattr(args, "from_scratch", False) and args.lora_r is not None:
-        raise ValueError("--from-scratch --lora-r: adapters on random weights are of no use without those")
-    for _, seed, _ in grid(args):
-        train_config(args, seed)
-    meshes.start(args)
-
-
 def train_config(args: argparse.Namespace, seed: int, examples: int | None = None) -> TrainConfig:
     """Returns the validated training options.
 
@@ -177,30 +170,50 @@ def grid(args: argparse.Namespace) -> Iterator[tuple[Path, int, float | None]]:
 def run_grid(
     args: argparse.Namespace,
     command: Sequence[str],
-    prepare: Callable[[int, float | None, Path], tuple],
+    prepare: Callable[[int, float | None], tuple],
 ) -> None:
     """Trains every run of the grid that is not finished.
 
     Args:
-      prepare: (seed, β, folder) to method, save, config, settings and best, see `runs.run_training`.
+      prepare: (seed, β) to what makes the method, save, config, settings and best, see
+        `runs.run_training`. The method is made once the run is known to go on: that may take a while.
     """
     from dera_jax import runs
+    from dera_jax.hosts import leads
     from dera_jax.provenance import provenance
     from dera_jax.training import Preempted
 
-    mesh = _mesh(args)
-    for out, seed, beta in grid(args):
-        method, save, config, settings, best = prepare(seed, beta, out)
-        if runs.is_finished(out, settings, config):
-            print(f"{out}: trained already, {config.max_steps} steps")
-            continue
-        made = provenance(list(command))
-        try:
-            runs.run_training(method, save, config, run_config(args), out, settings, made, best, mesh)
-        except Preempted as preempted:
-            print(preempted, file=sys.stderr)
-            return
-        print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
+    mesh, members = _mesh(args), list(grid(args))
+    _check_batch(args, mesh)
+    given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command}
+    for number, (out, seed, beta) in enumerate(members, 1):
+        if len(members) > 1 and leads():
+            print(f"{out.name}, {number} of {len(members)}", file=sys.stderr)
+        make, save, config, settings, best = prepare(seed, beta)
+        finished = partial(runs.is_finished, out, settings, config, given)
+        # Looked at before the folder is touched, and again when no other run is in it.
+        if not finished():
+            with runs.alone(out):
+                if not finished():
+                    made = provenance(list(command))
+                    given_run = make(), save, config, run_config(args), out, settings, made, best, mesh
+                    try:
+                        runs.run_training(*given_run)
+                    except Preempted as preempted:
+                        print(preempted, file=sys.stderr)
+                        return
+                    print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
+                    continue
+        print(f"{out}: trained already, {config.max_steps} steps")
+
+
+def _check_batch(args: argparse.Namespace, mesh) -> None:
+    """Raises ValueError where the mesh does not divide a batch."""
+    rows, parts = args.batch_size, mesh.shape["data"] if mesh else 1
+    if rows % parts:
+        raise ValueError(
+            f"--batch-size={rows}: expected a multiple of the {parts} devices that rows are split over (--mesh)"
+        )
 
 
 TRAINING_BYTES = 16
@@ -295,16 +308,12 @@ class Data:
           encode: records to items and a report.
 
         Raises:
-          ValueError: data that cannot be read or used, or options that contradict each other.
+          ValueError: data that cannot be read or used.
         """
         from dera_jax.data import load_records
         from dera_jax.runs import fingerprint
         from dera_jax.supervised import hold_out
 
-        if args.eval_share is not None:
-            if args.eval_data:
-                raise ValueError("expected --eval-data or --eval-share, found both")
-            check_number("--eval-share", args.eval_share, 0.0, 0.9)
         self.items, report = encode(load_records(args.data))
         print(f"{args.data}: {report}", file=sys.stderr)
         self.held_out = []

@@ -249,10 +249,7 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / "config.json"
     if not path.is_file():
-        found = "no config.json"
-        if (folder / "adapter_config.json").is_file():
-            found = f"a PEFT adapter; write BASE+{folder}"
-        raise ValueError(f"{folder}: expected a Hugging Face model folder, found {found}")
+        raise ValueError(f"{folder}: expected a Hugging Face model folder, found {_found(folder)}")
     raw = read_object(path)
     kind = raw.get("model_type")
     if "auto_map" in raw and kind not in FAMILIES:
@@ -263,6 +260,19 @@ def read_config(folder: Path) -> dict:
         # Old files tell it by another setting, which what we save may have to change.
         raw.setdefault("scale_decoder_outputs", raw.get("tie_word_embeddings") is not False)
     return raw
+
+
+def _found(folder: Path) -> str:
+    """Returns what lies in the place of a model, and how to write what may be meant."""
+    if (folder / "adapter_config.json").is_file():
+        base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        return f"a PEFT adapter; write {base or 'BASE'}+{folder}"
+    kinds = "config.json", "adapter_config.json"
+    runs = sorted(p.name for p in folder.glob("*") if any((p / kind).is_file() for kind in kinds))
+    if runs:
+        shown = ", ".join(runs[:6]) + ", …" * (len(runs) > 6)
+        return f"folders of models ({len(runs)}: {shown}); write {folder / runs[0]}, or another of them"
+    return "no config.json"
 
 
 def check_language_model(folder: Path, raw: dict) -> None:

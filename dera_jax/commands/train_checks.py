@@ -1,0 +1,76 @@
+"""Mistakes in the options of a training command, told before anything is loaded, in the words of the options."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from dera_jax.commands import cli, meshes, train_options
+from dera_jax.configs import check_count, check_number
+
+T = TypeVar("T")
+
+
+def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] | None = None) -> None:
+    """Raises ValueError for options that cannot be, or have no effect; then joins the other processes.
+
+    Args:
+      idle: further options that have no effect as the others stand, and with which they would.
+    """
+    idle = dict(idle or {})
+    if getattr(args, "lora_r", 0) is None:
+        idle |= dict.fromkeys(("--lora-alpha", "--lora-target-modules"), "--lora-r")
+    for name, needed in idle.items():
+        if name in parser.given:
+            raise ValueError(f"{name} has an effect with {needed} only")
+    as_options(args, lambda: train_options.run_config(args))
+    for _, seed, _ in train_options.grid(args):
+        as_options(args, lambda seed=seed: train_options.train_config(args, seed))
+    if getattr(args, "from_scratch", False) and args.lora_r is not None:
+        raise ValueError("--from-scratch --lora-r: adapters on random weights are of no use without those")
+    if getattr(args, "lora_r", None) is not None:
+        check_count("--lora-r", args.lora_r)
+    if getattr(args, "max_length", None) is not None:
+        check_count("--max-length", args.max_length, least=2)
+    if getattr(args, "eval_share", None) is not None:
+        if args.eval_data:
+            raise ValueError("expected --eval-data or --eval-share, found both")
+        check_number("--eval-share", args.eval_share, 0.0, 0.9)
+    cli.check_folder(args.out)
+    meshes.start(args)
+
+
+def check_rollouts(args: argparse.Namespace) -> None:
+    """Raises ValueError where a batch cannot be made of --num-samples completions of prompts, or not be split."""
+    rows, samples = args.batch_size, args.num_samples
+    check_count("--num-samples", samples)
+    if rows % samples:
+        raise ValueError(f"--batch-size={rows}: expected a multiple of --num-samples={samples}")
+    if args.algorithm == "rloo" and samples < 2:
+        raise ValueError(f"--num-samples={samples}: --algorithm=rloo expects 2 or more; pg takes 1")
+    parts = args.num_mini_batches * args.gradient_accumulation_steps
+    if args.algorithm == "ppo" and rows % max(parts, 1):
+        raise ValueError(
+            f"--batch-size={rows}: expected a multiple of --num-mini-batches={args.num_mini_batches} × "
+            f"--gradient-accumulation-steps={args.gradient_accumulation_steps}"
+        )
+
+
+def check_prompts(args: argparse.Namespace, count: int) -> None:
+    """Raises ValueError where a step takes more prompts than there are."""
+    needed = args.batch_size // args.num_samples
+    if needed > count:
+        raise ValueError(
+            f"--batch-size={args.batch_size} with --num-samples={args.num_samples} takes {needed} prompts a "
+            f"step, found {count} in {args.data}"
+        )
+
+
+def as_options(args: argparse.Namespace, make: Callable[[], T]) -> T:
+    """Returns what `make` returns; an error that begins with a setting's name begins with the option's."""
+    try:
+        return make()
+    except ValueError as error:
+        name = str(error).partition(":")[0]
+        raise ValueError(
+            f"{cli.option(name)}{str(error)[len(name) :]}" if hasattr(args, name) else error
+        ) from error
