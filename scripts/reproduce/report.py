@@ -13,7 +13,7 @@ from scripts.reproduce import quantities as qu
 from scripts.reproduce.evidence import Evidence
 from scripts.reproduce.recipes import BANDS, Recipes
 from scripts.reproduce.runner import Folders, is_kept, make_step
-from scripts.reproduce.subjects import Subject, Verdict
+from scripts.reproduce.subjects import Subject, Verdict, span
 
 LONGEST = 120
 """Tokens in histograms."""
@@ -192,16 +192,14 @@ def _agreement(subjects: Sequence[Subject], results: Path) -> list[tuple[str, st
     for subject in subjects:
         found = subject.evidence
         for quantity in (subject.reward, qu.length, *subject.quality.values()):
-            gaps = ev.gaps(found, quantity)
-            theirs = ev.curve(found.retrained, quantity)
+            gaps = {s: gap.mean for s, gap in ev.gaps(found, quantity).items() if s <= 2}
             if len(gaps) < 2:
                 continue
-            means = [v.mean for v in theirs.values()]
-            low, scale = min(means), max(means) - min(means) or 1.0
+            theirs = ev.curve(found.retrained, quantity)
+            low, high = span(found, quantity)
             for strength, gap in gaps.items():
-                if strength <= 2:
-                    middle = theirs[strength].mean + gap.mean / 2
-                    points.append((subject.name, 100 * (middle - low) / scale, 100 * gap.mean / scale))
+                middle = theirs[strength].mean + gap / 2
+                points.append((subject.name, 100 * (middle - low) / (high - low), 100 * gap / (high - low)))
     if not points:
         return []
     path = results / "figures" / "agreement.png"
@@ -260,7 +258,7 @@ def _text(
         lines += [f"- {finding}" for finding in verdict.ours] or ["- nothing measured yet"]
     lines.append("\n## Agreement of DeRa with retrained models\n")
     lines.append(
-        "Mean |DeRa − retrained| over the strengths but 0 and 1 and up to 2, in % of the range of the retrained means; "
+        "Mean |DeRa − retrained| over the strengths but 0 and 1 and up to 2, in % of the range of all means; "
         "beside it how far two trainings with different seeds are apart.\n"
     )
     lines.append(
@@ -297,8 +295,8 @@ def _agreement_lines(subject: Subject) -> list[str]:
         gaps = {s: gap for s, gap in ev.gaps(found, quantity).items() if s <= 2}
         if not gaps:
             continue
-        means = [v.mean for v in ev.curve(found.retrained, quantity).values()]
-        scale = max(means) - min(means) or 1.0
+        low, high = span(found, quantity)
+        scale = high - low
         error = 100 * sum(abs(gap.mean) for gap in gaps.values()) / len(gaps) / scale
         noise, rank = ev.seed_noise(found.retrained, quantity), ev.rank_correlation(found, quantity)
         seeds = "" if noise is None else f"{100 * noise / scale:.1f}"

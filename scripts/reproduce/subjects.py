@@ -88,7 +88,13 @@ def chosen(subject: Subject) -> float | None:
     return max(sorted(tried), key=lambda s: means[s].mean)
 
 
+def span(found: Evidence, quantity: Quantity) -> tuple[float, float]:
+    """Returns the smallest and the largest mean of DeRa and retrained models, never equal."""
+    means = [v.mean for rows in (found.dera, found.retrained) for v in ev.curve(rows, quantity).values()]
+    return min(means), max(means) if max(means) > min(means) else min(means) + 1.0
+
+
 def range_of(found: Evidence, quantity: Quantity) -> float:
     """Returns how far the means of both ways reach."""
-    means = [v.mean for rows in (found.dera, found.retrained) for v in ev.curve(rows, quantity).values()]
-    return max(means) - min(means) or 1.0
+    low, high = span(found, quantity)
+    return high - low
