@@ -12,7 +12,7 @@ from dera_jax.files import read_json
 
 CONTEXT = 4
 """Prompt tokens decoded together with a completion."""
-SMALLEST_BUCKET = 32
+SMALLEST_BUCKET = 16
 """Prompts are padded to at least this many tokens."""
 
 

@@ -195,8 +195,10 @@ def test_slices_by_their_names():
     for chip in CHIPS.values():
         sizes = [int(np.prod(each.shape)) for each in slices(chip)]
         assert sizes == sorted(set(sizes))
-    with pytest.raises(ValueError, match=r"expected one of v4:2x2x1\|.*v5litepod-N.*; got 'v5e:3x3'"):
+    with pytest.raises(ValueError, match=r"expected one of v5e:1x1\|.*v5litepod-N.*; got 'v5e:3x3'"):
         parse_slice("v5e:3x3")
+    with pytest.raises(ValueError, match=r"expected one of v4:2x2x1\|.*v5e:1x1\|.*; got 'v9:2x2'"):
+        parse_slice("v9:2x2")
 
 
 def test_the_longer_of_bytes_and_operations():
