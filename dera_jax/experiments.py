@@ -30,8 +30,10 @@ class Step:
 
     def needs(self) -> list["Step"]:
         """Returns the steps whose folders this one reads."""
-        found = (_step_of(each) for value in self.options.values() for each in _several(value))
-        return list(dict.fromkeys(step for step in found if step))
+        found = (
+            step for value in self.options.values() for each in _several(value) for step in _steps_of(each)
+        )
+        return list(dict.fromkeys(found))
 
     def arguments(self, work: Path | str) -> dict[str, str]:
         """Returns the options as text, `--out` among them; a flag's is empty."""
@@ -56,10 +58,13 @@ class Place:
     part: str = ""
     kind: str = ""
     """Written before the path, such as `model:`."""
+    base: "Source | None" = None
+    """Of an adapter: the model that it adapts, BASE+ADAPTER."""
 
     def path(self, work: Path | str) -> str:
         """Returns where it is."""
-        return "/".join(filter(None, (f"{self.kind}{work}", self.step.folder, self.part)))
+        before = self.kind if self.base is None else f"{_text(self.base, work)}+"
+        return "/".join(filter(None, (f"{before}{work}", self.step.folder, self.part)))
 
 
 Source = Step | Place | str
@@ -79,8 +84,10 @@ def _several(value: Any) -> Sequence:
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
-def _step_of(value: Any) -> Step | None:
-    return value.step if isinstance(value, Place) else value if isinstance(value, Step) else None
+def _steps_of(value: Any) -> list[Step]:
+    if isinstance(value, Place):
+        return [*_steps_of(value.base), value.step]
+    return [value] if isinstance(value, Step) else []
 
 
 def _text(value: Any, work: Path | str) -> str:
@@ -134,11 +141,12 @@ class Experiment:
         if self.aligned_model is not None and strength == 1:
             return self.aligned_model
         beta = f"{self.beta / strength:.6g}"
-        return replace(
+        trained = replace(
             self.training,
             folder=f"{self.name}/beta={beta}-seed={seed}",
             options={**self.training.options, "beta": beta, "seed": seed},
         )
+        return Place(trained, base=self.reference) if self.training.options.get("lora_r") else trained
 
     def dera(self, seed: int = 0) -> Step:
         """Returns the sweep over all strengths; of further seeds only over the repeated ones."""

@@ -75,6 +75,13 @@ def test_a_model_that_is_there_is_not_trained():
     assert isinstance(ready.aligned(0.5), Step)
 
 
+def test_an_adapter_comes_with_what_it_adapts():
+    lora = replace(EXPERIMENT, training=replace(EXPERIMENT.training, options={"model": SFT, "lora_r": 16}))
+    sweep = lora.retrained_sweep(0.5)
+    assert "--aligned=runs/models/sft+runs/length/beta=0.2-seed=0" in sweep.words("runs")
+    assert {"models/sft", "length/beta=0.2-seed=0"} <= {step.folder for step in sweep.needs()}
+
+
 @pytest.mark.parametrize(
     "wrong, told",
     [

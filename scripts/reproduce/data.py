@@ -61,12 +61,13 @@ def e2e(out: Path, data: str, held_out: str, vocabulary: str, longest: str) -> N
     write_rows(out / "held_out.jsonl", held)
 
 
-def hh(out: Path, data: str, context: str) -> None:
+def hh(out: Path, data: str, context: str, longest: str) -> None:
     """Writes Anthropic's preference pairs of both subsets, split by a hash of the first question.
 
     policy.jsonl (two fifths: what policies and their reward model learn from), judge.jsonl (two fifths:
-    what the judge learns from) and held_out.jsonl. Of a conversation the last `context` characters
-    before the answers are kept; pairs with an empty answer or two equal ones are left out.
+    what the judge learns from) and held_out.jsonl, of which pairs.jsonl has those with answers of at most `longest`
+    characters, which fit the context. Of a conversation the last `context` characters before the answers
+    are kept; pairs with an empty answer or two equal ones are left out.
     """
     parts: dict[str, list[dict]] = {"policy": [], "judge": [], "held_out": []}
     for file in sorted(Path(data).glob("*.jsonl.gz")):
@@ -78,6 +79,9 @@ def hh(out: Path, data: str, context: str) -> None:
                 name = "held_out" if part == 0 else "policy" if part < 3 else "judge"
                 pair = {"prompt": prompt[-int(context) :], "chosen": chosen, "rejected": rejected}
                 parts[name].append({"id": f"{file.name.split('.')[0]}-{len(parts[name])}", **pair})
+    parts["pairs"] = [
+        row for row in parts["held_out"] if max(len(row["chosen"]), len(row["rejected"])) <= int(longest)
+    ]
     for name, rows in parts.items():
         write_rows(out / f"{name}.jsonl", rows)
 

@@ -72,7 +72,9 @@ class Recipes:
             "data/e2e",
             {"data": f"{data}/e2e", "held_out": 128, "vocabulary": 1024, "longest": 64},
         )
-        self.hh = Step(f"{HERE}.data:hh", "data/hh", {"data": f"{data}/hh_rlhf", "context": 160})
+        self.hh = Step(
+            f"{HERE}.data:hh", "data/hh", {"data": f"{data}/hh_rlhf", "context": 160, "longest": 600}
+        )
 
     def experiments(self) -> dict[str, Experiment]:
         """Returns every experiment by its name, in the order in which they are made."""
@@ -302,7 +304,7 @@ class Recipes:
             "max_new_tokens": 64,
             "reward": (Place(judge, kind="model:"), Place(learned, kind="model:")),
         }
-        held_out = self.hh / "held_out.jsonl"
+        held_out = self.hh / "pairs.jsonl"
         by_reward = {
             "model": sft,
             "data": self.hh / "policy.jsonl",

@@ -52,7 +52,7 @@ def shrink_step(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(map(shrink_step, value))
     if isinstance(value, Place):
-        return replace(value, step=shrink_step(value.step))
+        return replace(value, step=shrink_step(value.step), base=shrink_step(value.base))
     if not isinstance(value, Step):
         return value
     sizes = {"train": TRAINING, "eval": SWEEP}.get(value.command.partition(".")[0], {})
