@@ -73,7 +73,7 @@ class Recipes:
             {"data": f"{data}/e2e", "held_out": 128, "vocabulary": 1024, "longest": 64},
         )
         self.hh = Step(
-            f"{HERE}.data:hh", "data/hh", {"data": f"{data}/hh_rlhf", "context": 160, "longest": 600}
+            f"{HERE}.data:hh", "data/hh", {"data": f"{data}/hh_rlhf", "context": 160, "longest": 480}
         )
 
     def experiments(self) -> dict[str, Experiment]:
