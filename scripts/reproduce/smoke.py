@@ -59,6 +59,8 @@ def shrink_step(value: Any) -> Any:
     options = {name: sizes.get(name, shrink_step(each)) for name, each in value.options.items()}
     if value.command.startswith("train."):
         options["max_steps"] = TRAINING["max_steps"]
+    if value.command == "eval.sweep":
+        options |= SWEEP
     return replace(value, options=options)
 
 
