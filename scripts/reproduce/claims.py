@@ -294,7 +294,7 @@ def any_alignment(subjects: list[Subject]) -> Verdict:
         "It does not matter how the aligned model was made, nor which kind of model the reference is",
         "PPO, policy gradient, DPO; claimed for pretrained references, not shown",
         lines,
-        together(good),
+        together(good) if len(good) > 1 else OPEN,
     )
 
 
