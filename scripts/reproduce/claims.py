@@ -227,10 +227,7 @@ def logits_beat_weights(subjects: list[Subject]) -> Verdict:
         strengths = sorted({s for s, _ in found.combined} & {s for s, _ in found.dera} - {0.0, 1.0})
         if not strengths:
             continue
-        gains = {
-            s: difference(ev.rows_at(found.dera, s), found.combined[s, 0], subject.objective)
-            for s in strengths
-        }
+        gains = {s: difference(found.dera[s, 0], found.combined[s, 0], subject.objective) for s in strengths}
         inside, outside = ([g.mean for s, g in gains.items() if (s < 1) == below] for below in (True, False))
         top = max(strengths)
         lines.append(

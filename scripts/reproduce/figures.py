@@ -89,14 +89,19 @@ def ways(
 
     def draw(ax: Axes) -> None:
         strengths = {s for s, _ in found.dera}
-        line(ax, "retrained", ev.curve(found.retrained, quantity))
-        line(ax, "DeRa", ev.curve(found.dera, quantity))
-        if weighted:
-            rows = {s: ev.rows_at(found.dera, s) for s in strengths}
-            found_for = {s: ev.weighted(some, quantity) for s, some in rows.items()}
-            line(ax, "DeRa, weighted to Eq. 5", {s: mean for s, mean in found_for.items() if mean})
+        several = {"retrained": found.retrained, "DeRa": found.dera}
         if combined:
-            line(ax, "weights combined", ev.curve(found.combined, quantity))
+            several["weights combined"] = found.combined
+        for name, rows in several.items():
+            # The line is one training's: where there are several, means would bend it.
+            first = {at: some for at, some in rows.items() if at[1] == 0}
+            line(ax, name, ev.curve(first, quantity))
+            others = [(s, ev.mean(some, quantity).mean) for (s, seed), some in rows.items() if seed and s]
+            if others:
+                ax.plot(*np.array(others).T, **LOOKS[name], linestyle="none", markersize=3, alpha=0.5)
+        if weighted:
+            found_for = {s: ev.weighted(found.dera[s, 0], quantity) for s in strengths}
+            line(ax, "DeRa, weighted to Eq. 5", {s: mean for s, mean in found_for.items() if mean})
         over_strength(ax, label, wide=max(strengths) > 4)
 
     return draw

@@ -180,8 +180,9 @@ def _note(found: Evidence) -> str:
     rows = [len(some) for some in found.dera.values()]
     prompts = len({row["prompt_id"] for some in found.dera.values() for row in some})
     seeds = len({seed for _, seed in found.retrained})
+    several = f"{seeds} seeds (lines: the first; points: the others)" if seeds > 1 else "1 seed"
     return (
-        f"n = {min(rows):,} completions of {prompts} prompts per strength and seed; {seeds} seed{'s' * (seeds > 1)}; "
+        f"n = {min(rows):,} completions of {prompts} prompts per strength and seed; {several}; "
         "bars: 95 % intervals, bootstrap over prompts"
     )
 
