@@ -3,14 +3,13 @@
 recast(out, data="hf:EdinburghNLP/xsum:train", prompt="summarize: {document}", completion="{summary}")
 """
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 from dera_jax.data import Record, load_records
-from dera_jax.files import encode_json, make_folder
+from dera_jax.files import encode_json, make_folder, write_bytes
 
 
 def recast(out: Path, data: str, first: str | None = None, **templates: str) -> None:
@@ -37,7 +36,7 @@ def recast(out: Path, data: str, first: str | None = None, **templates: str) -> 
     records = load_records(data, None if first is None else int(first))
     make_folder(out)
     made = ({name: _fill(name, text, record) for name, text in templates.items()} for record in records)
-    _write_lines(out / "data.jsonl", (encode_json(fields) + b"\n" for fields in made))
+    write_bytes(out / "data.jsonl", b"".join(encode_json(fields) + b"\n" for fields in made))
 
 
 class _Fields(Formatter):
@@ -82,18 +81,3 @@ def _fill(name: str, template: str, record: Record) -> Any:
         ) from error
     except (ValueError, TypeError) as error:
         raise ValueError(f"{record.where}: {name}={template!r}: {error}") from error
-
-
-def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Writes a file line by line, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -132,6 +132,16 @@ def test_gaps_pair_prompts():
     assert same == Estimate(0.0, 0.0, 0.0)
 
 
+def test_all_seeds_count():
+    """A mean over seeds is of every seed's rows; where rows are paired, two seeds cannot pass for one."""
+    rows = {(0.5, seed): [row(p, 0, float(seed)) for p in range(12)] for seed in (0, 1, 2)}
+    assert ev.curve(rows, x)[0.5].mean == 1.0
+    both = ev.rows_at(rows, 0.5)
+    assert subjects.difference(both, rows[0.5, 0], x).mean == 1.0
+    with pytest.raises(ValueError, match="rows of one seed"):
+        ev.win_rate(both, rows[0.5, 0], x)
+
+
 def test_mean_gap_is_of_absolute_values():
     strengths = {0.5: 0.2, 2.0: -0.4}
     ours = {(s, 0): [row(p, 0, gap, s) for p in range(12)] for s, gap in strengths.items()}

@@ -106,15 +106,36 @@ def by_strength(rows: Iterable[dict]) -> dict[float, Rows]:
 
 
 def values(rows: Rows, quantity: Quantity) -> dict[tuple, float]:
-    """Returns what rows show, by (prompt, sample)."""
-    shown = ((row, quantity(row)) for row in rows)
-    return {(row["prompt_id"], row["sample"]): value for row, value in shown if value is not None}
+    """Returns what rows of one seed show, by (prompt, sample).
+
+    Raises:
+      ValueError: two rows of one cell, as several seeds have: one would stand for both.
+    """
+    found: dict[tuple, float] = {}
+    for row in rows:
+        if (value := quantity(row)) is not None:
+            cell = row["prompt_id"], row["sample"]
+            if cell in found:
+                raise ValueError(
+                    f"prompt {cell[0]!r}, sample {cell[1]}: expected rows of one seed, found two"
+                )
+            found[cell] = value
+    return found
 
 
 def mean(rows: Rows, quantity: Quantity) -> Estimate:
-    """Returns the mean of what rows show, with its interval over prompts."""
-    found = values(rows, quantity)
-    return estimate(list(found.values()), [prompt for prompt, _ in found])
+    """Returns the mean of what rows show, with its interval over prompts; of several seeds, of all their rows."""
+    found = [(value, row["prompt_id"]) for row in rows if (value := quantity(row)) is not None]
+    return estimate([value for value, _ in found], [prompt for _, prompt in found])
+
+
+def prompt_means(rows: Rows, quantity: Quantity) -> dict:
+    """Returns the mean of what the rows of each prompt show; of several seeds, of all their rows."""
+    shown = defaultdict(list)
+    for row in rows:
+        if (value := quantity(row)) is not None:
+            shown[row["prompt_id"]].append(value)
+    return {prompt: float(np.mean(each)) for prompt, each in shown.items()}
 
 
 def curve(rows: dict[tuple[float, int], Rows], quantity: Quantity) -> dict[float, Estimate]:
@@ -140,12 +161,7 @@ def gaps(evidence: Evidence, quantity: Quantity) -> dict[float, Estimate]:
 
 
 def _by_prompt(rows: dict[tuple[float, int], Rows], strength: float, quantity: Quantity) -> dict:
-    shown = defaultdict(list)
-    for (at, _), some in rows.items():
-        if at == strength:
-            for (prompt, _), value in values(some, quantity).items():
-                shown[prompt].append(value)
-    return {prompt: float(np.mean(each)) for prompt, each in shown.items()}
+    return prompt_means(rows_at(rows, strength), quantity)
 
 
 def mean_gap(evidence: Evidence, quantity: Quantity) -> Estimate:

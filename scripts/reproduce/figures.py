@@ -134,7 +134,7 @@ def wins(found: Evidence, quantity: Quantity, against: float | None, label: str)
 
     def draw(ax: Axes) -> None:
         dera, other = (
-            {s: ev.rows_at(rows, s) for s in sorted({s for s, _ in rows})}
+            {s: some for (s, seed), some in sorted(rows.items()) if seed == 0}
             for rows in (found.dera, found.retrained)
         )
         if against is None:

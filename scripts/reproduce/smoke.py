@@ -92,7 +92,7 @@ def exchange(value: Any, known: Mapping[str, Source]) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(exchange(each, known) for each in value)
     if isinstance(value, Place):
-        return replace(value, step=exchange(value.step, known))
+        return replace(value, step=exchange(value.step, known), base=exchange(value.base, known))
     if isinstance(value, Step):
         return replace(value, options=exchange(value.options, known))
     return known.get(value, value) if isinstance(value, str) else value

@@ -55,16 +55,9 @@ def together(found: list[bool]) -> str:
 
 def difference(ours: ev.Rows, theirs: ev.Rows, quantity: Quantity) -> Estimate:
     """Returns the mean of `ours` less `theirs`, prompt by prompt."""
-    a, b = (_prompt_means(rows, quantity) for rows in (ours, theirs))
+    a, b = (ev.prompt_means(rows, quantity) for rows in (ours, theirs))
     prompts = sorted(a.keys() & b.keys(), key=str)
     return ev.estimate([a[p] - b[p] for p in prompts], prompts)
-
-
-def _prompt_means(rows: ev.Rows, quantity: Quantity) -> dict:
-    by: dict = {}
-    for (prompt, _), value in ev.values(rows, quantity).items():
-        by.setdefault(prompt, []).append(value)
-    return {prompt: float(np.mean(values)) for prompt, values in by.items()}
 
 
 def ks(a: ev.Rows, b: ev.Rows) -> float:
