@@ -102,19 +102,21 @@ def _new_rows(rows: list[dict], keys: set[RowKey]) -> list[dict]:
 def tell_missing(run: str | Path, rows: list[dict]) -> str | None:
     """Returns which completions a run lacks that its others ask for, in words; None if it is whole.
 
-    A strength that has fewer than half of the prompts is the prompts' own, and lacks none.
+    A strength that has fewer than half of the prompts is the prompts' own, and lacks none. Later turns are
+    not looked at: where one does not fit the context, it is rightly not there.
     """
     by: dict[str, set] = {}
     for row in rows:
-        prompt_id, sample, strength, turn = row_key(row)
-        by.setdefault(strength, set()).add((prompt_id, sample, turn))
+        prompt_id, sample, strength, _ = row_key(row)
+        by.setdefault(strength, set()).add((prompt_id, sample))
     whole = set().union(*by.values())
     lacking = {s: whole - there for s, there in by.items() if 2 * len(there) > len(whole) > len(there)}
     if lacking:
         strength, cells = next(iter(lacking.items()))
-        prompt_id, sample, _ = min(cells, key=str)
+        prompt_id, sample = min(cells, key=str)
         count = sum(map(len, lacking.values()))
-        return f"{count} completions are missing, the first at λ = {strength}: prompt {prompt_id!r}, sample {sample}"
+        told = f"{count} completions are" if count > 1 else "1 completion is"
+        return f"{told} missing, the first at λ = {strength}: prompt {prompt_id!r}, sample {sample}"
     manifest = Path(run) / "manifest.json"
     if manifest.exists() and not read_json(manifest).get("extent"):
         return f"the run has not ended: {len(rows)} completions so far"

@@ -857,7 +857,7 @@ def test_plot_takes_several_runs_and_files_of_rows(call, run, tmp_path):
 def test_plot_refuses_a_run_that_is_not_complete(call, refused, run):
     rows = (run / "rows.jsonl").read_text().splitlines(keepends=True)
     (run / "rows.jsonl").write_text("".join(rows[:-1]))
-    assert "1 completions are missing, the first at λ = " in refused(plot.main, run)
+    assert "1 completion is missing, the first at λ = " in refused(plot.main, run)
     code, out, err = call(plot.main, run, "--table=markdown", "--allow-missing")
     assert code == 0 and out.startswith("| λ |") and err.startswith("warning: ")
 

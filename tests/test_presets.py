@@ -67,7 +67,7 @@ def printed(capsys, *words):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_printed_command_is_one(name, capsys, parse, tmp_path, monkeypatch):
-    lines = printed(capsys, f"--preset={name}", f"--work={tmp_path}/work")
+    lines = printed(capsys, f"--preset={name}", f"--work={tmp_path}/made")
     assert not list(tmp_path.iterdir())  # nothing has run
     made = set()
     for line in lines:
@@ -90,7 +90,7 @@ def test_every_printed_command_is_one(name, capsys, parse, tmp_path, monkeypatch
         else:
             assert not words or words[0] == "unxz"
     kept = {step.folder for step in find_preset(name).experiment.measurements()}
-    assert {f"{tmp_path}/work/{folder}" for folder in kept} <= made
+    assert {f"{tmp_path}/made/{folder}" for folder in kept} <= made
     # What comes last is of what was measured.
     for line in find_preset(name).after:
         for word in shlex.split(line):

@@ -75,7 +75,9 @@ def test_what_is_missing_is_told(tmp_path):
     whole = [row(prompt_id=p, **{"lambda": s}) for p in range(3) for s in (0.0, 0.5)]
     assert tell_missing(tmp_path, whole) is None
     told = tell_missing(tmp_path, whole[:-1])
-    assert told == "1 completions are missing, the first at λ = 0.5: prompt 2, sample 0"
+    assert told == "1 completion is missing, the first at λ = 0.5: prompt 2, sample 0"
+    turns = [*whole, row(prompt_id=0, **{"lambda": 0.0}, turn=1)]  # that of λ = 0.5 did not fit
+    assert tell_missing(tmp_path, turns) is None
     own = [row(prompt_id=p, **{"lambda": float(p)}) for p in range(4)]  # each prompt its own strength
     assert tell_missing(tmp_path, own) is None
     with folder(tmp_path) as run:

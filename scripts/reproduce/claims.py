@@ -51,6 +51,7 @@ def reward_rises(subjects: list[Subject]) -> Verdict:
         "Fig. 2a: mean gap .046, largest .149, Spearman .99",
         lines,
         together(good),
+        holds_if="both rewards at the largest λ are above those at 0 by their intervals; the mean gap is at most 0.06",
     )
 
 
@@ -87,6 +88,7 @@ def lengths_agree(subjects: list[Subject]) -> Verdict:
         "Fig. 2b, c: means within 2.3 tokens",
         lines,
         together(good),
+        holds_if="the mean distance is below a quarter of that from λ = 0 to the largest, or 1.5 times the seeds'",
     )
 
 
@@ -104,7 +106,12 @@ def hacking(subjects: list[Subject]) -> Verdict:
                 lines.append(f"{subject.name}: {name} from λ = 0 to {top:g}, {way} {show(change)}")
                 good.append(change.high < 0)
     return Verdict(
-        3, "More of the length reward costs quality", "Fig. 5: win rate .50 → .24–.28", lines, together(good)
+        3,
+        "More of the length reward costs quality",
+        "Fig. 5: win rate .50 → .24–.28",
+        lines,
+        together(good),
+        holds_if="each quality falls from λ = 0 to the largest, by its interval",
     )
 
 
@@ -136,6 +143,7 @@ def better_strengths(subjects: list[Subject]) -> Verdict:
         "Fig. 3: 2 against 5 retrained; Fig. 7: .5 for both",
         lines,
         verdict,
+        holds_if="both directions are found, each confirmed by retraining on prompts that had no part in the choice",
     )
 
 
@@ -168,6 +176,7 @@ def beyond_one(subjects: list[Subject]) -> Verdict:
         "Fig. 3a: .006 for λ ≤ 1, .067 above; Fig. 7a: .008, .107",
         lines,
         together(good),
+        holds_if="the gap for 1 < λ ≤ 2 is less than twice that below 1 (at least 5 %), and larger beyond 2",
     )
 
 
@@ -195,6 +204,7 @@ def accuracy_is_a_poor_proxy(subjects: list[Subject]) -> Verdict:
         "Fig. 6: gap .002 for λ ≤ 1, .022 above; .590 → .622 for λ = 2 → 10",
         lines,
         together(good),
+        holds_if="the gap is no larger below 1 than above, and accuracy no lower at the largest λ than at the best",
     )
 
 
@@ -216,6 +226,7 @@ def incoherence(subjects: list[Subject]) -> Verdict:
         "Fig. 1, 4: texts at λ = 10 and 100",
         lines,
         together(good),
+        holds_if="each falls from λ = 1 to the largest, by its interval",
     )
 
 
@@ -246,6 +257,7 @@ def logits_beat_weights(subjects: list[Subject]) -> Verdict:
         "Fig. 8: 7.03 against 5.63 at λ = 2",
         lines,
         together(good),
+        holds_if="logits are better at the largest λ, by the interval",
     )
 
 
@@ -274,6 +286,7 @@ def retrained_as_predicted(subjects: list[Subject]) -> Verdict:
         "Fig. 9: 7.23 retrained at β = .2, 7.37 by DeRa",
         lines,
         together(good),
+        holds_if="the gap at the chosen λ is below a tenth of the range",
     )
 
 
@@ -292,6 +305,7 @@ def any_alignment(subjects: list[Subject]) -> Verdict:
         "PPO, policy gradient, DPO; claimed for pretrained references, not shown",
         lines,
         together(good) if len(good) > 1 else OPEN,
+        holds_if="the gap is below a tenth of the range in two experiments or more",
     )
 
 
@@ -306,7 +320,14 @@ def twice_the_cost(cost: dict | None) -> Verdict:
             f"parameters {memory:.2f} times; {cost['rows']} rows of stories260K, {cost['device']}"
         ]
         verdict = HOLDS if 1.5 < ratio["median"] < 2.5 and 1.9 < memory < 2.1 else FAILS
-    return Verdict(11, "Twice the decoding time and memory", "stated, never measured", lines, verdict)
+    return Verdict(
+        11,
+        "Twice the decoding time and memory",
+        "stated, never measured",
+        lines,
+        verdict,
+        holds_if="1.5 to 2.5 times the time, 1.9 to 2.1 times the parameters",
+    )
 
 
 def strength_per_prompt(own: ev.Rows, fixed: dict[float, ev.Rows]) -> Verdict:
@@ -321,7 +342,14 @@ def strength_per_prompt(own: ev.Rows, fixed: dict[float, ev.Rows]) -> Verdict:
             "completions are those of a batch of that strength, token for token"
         ]
         verdict = HOLDS if same and np.mean(same) > 0.999 else FAILS
-    return Verdict(12, "Strength per user, prompt or task", "stated, never shown", lines, verdict)
+    return Verdict(
+        12,
+        "Strength per user, prompt or task",
+        "stated, never shown",
+        lines,
+        verdict,
+        holds_if="more than 99.9 % are equal",
+    )
 
 
 OF_SUBJECTS: tuple[Callable[[list[Subject]], Verdict], ...] = (

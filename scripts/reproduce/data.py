@@ -5,25 +5,20 @@ import gzip
 import json
 import math
 import random
-import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dera_jax.files import encode_json, write_bytes
+from scripts.tinystories_prompts import openings as first_words
 
 ANSWER = "\n\nAssistant:"
 
 
 def openings(out: Path, stories: str, words: str, held_out: str) -> None:
-    """Writes the first words of each story, no two alike, as train.jsonl and held_out.jsonl.
-
-    Paragraphs of a story are set apart by an empty line, stories by the end of a line alone.
-    """
-    texts = re.split(r"(?<!\n)\n(?!\n)", Path(stories).read_text())
-    first = (text.split()[: int(words)] for text in texts)
-    prompts = list(dict.fromkeys(" ".join(found) for found in first if len(found) == int(words)))
+    """Writes the first words of each story, no two alike, as train.jsonl and held_out.jsonl."""
+    prompts = first_words(Path(stories).read_text(), int(words))
     random.Random(0).shuffle(prompts)
     for name, part in (("held_out", prompts[: int(held_out)]), ("train", prompts[int(held_out) :])):
         rows = ({"id": f"{name}-{n}", "prompt": prompt} for n, prompt in enumerate(part))

@@ -89,7 +89,10 @@ def ways(
 
     def draw(ax: Axes) -> None:
         strengths = {s for s, _ in found.dera}
-        several = {"retrained": found.retrained, "DeRa": found.dera}
+        # The ends, which both share, are no retrained models.
+        several = ({"retrained": found.retrained} if found.experiment.retrained else {}) | {
+            "DeRa": found.dera
+        }
         if combined:
             several["weights combined"] = found.combined
         for name, rows in several.items():

@@ -258,7 +258,9 @@ def _text(
     lines.append("## Claims\n\n| | claim | the paper | here |\n|--:|---|---|---|")
     lines += [f"| {v.number} | {v.claim} | {v.paper} | **{v.verdict}** |" for v in verdicts]
     for verdict in verdicts:
-        lines.append(f"\n**{verdict.number}. {verdict.claim}**: {verdict.verdict}.\n")
+        lines.append(
+            f"\n**{verdict.number}. {verdict.claim}**: {verdict.verdict} (holds if {verdict.holds_if}).\n"
+        )
         lines += [f"- {finding}" for finding in verdict.ours] or ["- nothing measured yet"]
     lines.append("\n## Agreement of DeRa with retrained models\n")
     lines.append(

@@ -41,6 +41,8 @@ class Verdict:
     ours: list[str]
     """A finding for each experiment that can say something."""
     verdict: str
+    holds_if: str
+    """What each finding is held to: ours, for the paper states none."""
 
 
 def show(found: Estimate, digits: int = 3) -> str:
