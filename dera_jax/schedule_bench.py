@@ -34,9 +34,9 @@ from dera_jax.usage import Usage
 STRENGTHS = tuple(i / 5 for i in range(11))
 LONG_PROMPT, SHORT_COMPLETION, LONG_ROWS = 384, 64, 16
 """Tokens and rows (one for each prompt), where strengths are compared."""
-LONGEST, SKEWED_ROWS = 256, 32
+LONGEST, SKEWED_ROWS = 224, 32
 """Tokens of a completion and rows, where slots are compared; most completions are much shorter."""
-SAMPLES = 48
+SAMPLES = 96
 RANK = 8
 STRENGTHS_TARGET, REFILL_TARGET, UTILIZATION_TARGET, LORA_TARGET = 1.3, 1.5, 0.9, 1.15
 STARTS = {"cold": "nothing compiled before", "warm": "compiled by an earlier command"}
