@@ -93,7 +93,8 @@ def gold_pairs(out: Path, rows: str, reward: str, temperature: str, held_out: st
     """Writes pairs of a model's own completions, labelled by a known reward with Bradley–Terry noise.
 
     P(a ≻ b) = σ((r(a) − r(b)) / temperature) for two samples of one prompt, drawn at random: samples 0
-    and 1, 2 and 3, …  Written are train.jsonl and held_out.jsonl, a share of the prompts, with true margins.
+    and 1, 2 and 3, …; two alike, or an empty one, make none. Written are train.jsonl and held_out.jsonl, a
+    share of the prompts, with true margins.
     """
     from dera_jax.results import read_rows
 
@@ -104,7 +105,8 @@ def gold_pairs(out: Path, rows: str, reward: str, temperature: str, held_out: st
     parts: dict[str, list[dict]] = {"train": [], "held_out": []}
     for number, drawn in enumerate(by_prompt.values()):
         for a, b in zip(drawn[::2], drawn[1::2], strict=False):
-            if a["completion"] == b["completion"]:
+            texts = {a["completion"], b["completion"]}
+            if len(texts) == 1 or not all(map(str.strip, texts)):
                 continue
             margin = a["rewards"][reward] - b["rewards"][reward]
             prefers_a = noise.random() < 1 / (1 + math.exp(-margin / float(temperature)))
