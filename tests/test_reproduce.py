@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dera_jax.data import ASSETS
+from dera_jax.data import ASSETS, load_records
 from dera_jax.experiments import Experiment, Step
 from dera_jax.files import read_json, write_text
 from dera_jax.metrics import Estimate
-from scripts.reproduce import claims, runner, subjects
+from scripts.reproduce import claims, data, runner, subjects
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.rewards import invented, inventions
@@ -213,6 +213,28 @@ def test_distance_of_lengths_is_scipys():
 def test_a_claim_without_rows_is_not_tested():
     for test in claims.OF_SUBJECTS:
         assert test([]).verdict == subjects.OPEN
+
+
+def test_labels_follow_bradley_terry_and_empty_completions_make_no_pair(tmp_path):
+    """P(a ≻ b) = σ(margin / temperature), here of a margin of 1 at 0.5; samples 2 and 3 are no pair."""
+    texts = (("good", 1.0), ("bad", 0.0), ("", 0.0), ("word", 1.0), ("same", 0.0), ("same", 0.0))
+    rows = [
+        {"prompt_id": n, "sample": i, "lambda": 0, "prompt": "p", "completion": text, "rewards": {"r": value}}
+        for n in range(2000)
+        for i, (text, value) in enumerate(texts)
+    ]
+    data.write_rows(tmp_path / "rows.jsonl", rows)
+    data.gold_pairs(tmp_path, str(tmp_path), "r", temperature="0.5", held_out="0.2")
+    parts = {
+        name: [record.fields for record in load_records(str(tmp_path / f"{name}.jsonl"))]
+        for name in ("train", "held_out")
+    }
+    assert {name: len(pairs) for name, pairs in parts.items()} == {"train": 1600, "held_out": 400}
+    pairs = [pair for part in parts.values() for pair in part]
+    assert all((pair["chosen"] == "good") == (pair["margin_true"] == 1) for pair in pairs)
+    expected = 1 / (1 + math.exp(-1 / 0.5))
+    found = np.mean([pair["chosen"] == "good" for pair in pairs])
+    assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / len(pairs))
 
 
 def test_what_a_text_invents():
