@@ -219,12 +219,21 @@ def test_labels_follow_bradley_terry_and_empty_completions_make_no_pair(tmp_path
     """P(a ≻ b) = σ(margin / temperature), here of a margin of 1 at 0.5; samples 2 and 3 are no pair."""
     texts = (("good", 1.0), ("bad", 0.0), ("", 0.0), ("word", 1.0), ("same", 0.0), ("same", 0.0))
     rows = [
-        {"prompt_id": n, "sample": i, "lambda": 0, "prompt": "p", "completion": text, "rewards": {"r": value}}
+        {
+            "prompt_id": n,
+            "sample": i,
+            "lambda": 0,
+            "prompt": "p",
+            "completion": text,
+            "rewards": {"lexicon": value},
+            "reference_logprob": 0.0,
+            "tokens": [1],
+        }
         for n in range(2000)
         for i, (text, value) in enumerate(texts)
     ]
     data.write_rows(tmp_path / "rows.jsonl", rows)
-    data.gold_pairs(tmp_path, str(tmp_path), "r", temperature="0.5", held_out="0.2")
+    data.gold_pairs(tmp_path, str(tmp_path), temperature="0.5", held_out="0.2")
     parts = {
         name: [record.fields for record in load_records(str(tmp_path / f"{name}.jsonl"))]
         for name in ("train", "held_out")

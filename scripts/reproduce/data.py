@@ -89,14 +89,15 @@ def _last_turn(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:start], chosen[start:], rejected[start:]
 
 
-def gold_pairs(out: Path, rows: str, reward: str, temperature: str, held_out: str) -> None:
-    """Writes pairs of a model's own completions, labelled by a known reward with Bradley–Terry noise.
+def gold_pairs(out: Path, rows: str, temperature: str, held_out: str) -> None:
+    """Writes pairs of a model's own completions, labelled by the gold reward with Bradley–Terry noise.
 
     P(a ≻ b) = σ((r(a) − r(b)) / temperature) for two samples of one prompt, drawn at random: samples 0
     and 1, 2 and 3, …; two alike, or an empty one, make none. Written are train.jsonl and held_out.jsonl, a
     share of the prompts, with true margins.
     """
     from dera_jax.results import read_rows
+    from scripts.reproduce.quantities import gold
 
     by_prompt = defaultdict(list)
     for row in sorted(read_rows(rows), key=lambda row: (str(row["prompt_id"]), row["sample"])):
@@ -108,7 +109,7 @@ def gold_pairs(out: Path, rows: str, reward: str, temperature: str, held_out: st
             texts = {a["completion"], b["completion"]}
             if len(texts) == 1 or not all(map(str.strip, texts)):
                 continue
-            margin = a["rewards"][reward] - b["rewards"][reward]
+            margin = gold(a) - gold(b)
             prefers_a = noise.random() < 1 / (1 + math.exp(-margin / float(temperature)))
             chosen, rejected = (a, b) if prefers_a else (b, a)
             is_held = number % round(1 / float(held_out)) == 0
@@ -117,7 +118,7 @@ def gold_pairs(out: Path, rows: str, reward: str, temperature: str, held_out: st
                     "prompt": a["prompt"],
                     "chosen": chosen["completion"],
                     "rejected": rejected["completion"],
-                    "margin_true": chosen["rewards"][reward] - rejected["rewards"][reward],
+                    "margin_true": gold(chosen) - gold(rejected),
                 }
             )
     for name, found in parts.items():

@@ -93,3 +93,13 @@ def less(gain: Quantity, price: float, paid: Quantity) -> Quantity:
 def both(one: Quantity, other: Quantity) -> Quantity:
     """Returns the sum of two."""
     return less(one, -1.0, other)
+
+
+def gold(row: dict) -> float | None:
+    """Returns the known reward of the gold experiments: a story shall be happy, and be English.
+
+    The mean rating of its words in the lexicon, −4 to 4, plus the log-probability per token under the
+    untouched model, in nats. A reward model that learns from the reference's own samples, all of them fluent, sees
+    the second part badly: what over-optimizes it loses there.
+    """
+    return both(reward("lexicon"), likelihood)(row)

@@ -44,7 +44,7 @@ REWARD = {
     "num_train_epochs": 2,
     "warmup_ratio": 0.1,
 }
-DPO = {"batch_size": 16, "learning_rate": 5e-4, "num_train_epochs": 1, "warmup_ratio": 0.1}
+DPO = {"batch_size": 32, "learning_rate": 1e-4, "num_train_epochs": 1, "warmup_ratio": 0.1}
 SFT = {"batch_size": 32, "learning_rate": 2e-3, "num_train_epochs": 1, "warmup_ratio": 0.1}
 HH_STEPS = {"max_steps": 100, "batch_size": 64, "num_samples": 4, "learning_rate": 2e-4}
 PREFERENCES = {"strengths": WIDE, "retrained": WIDE[1:], "combined": (0.5, 2.0, 5.0)}
@@ -231,9 +231,9 @@ class Recipes:
         )
 
     def gold(self) -> list[Experiment]:
-        """Returns Fig. 3, 6 and 7 where the truth is known: stories shall be happy, by a learned reward.
+        """Returns Fig. 3, 6 and 7 where the truth is known: stories shall be happy and fluent, by a learned reward.
 
-        Pairs of the reference's own paragraphs are labelled by their sentiment with Bradley–Terry noise; a
+        Pairs of the reference's own paragraphs are labelled by the gold reward with Bradley–Terry noise; a
         reward model learns from them, policy gradient from it, DPO from the pairs.
         """
         drawn = Step(
@@ -245,23 +245,22 @@ class Recipes:
                 "lambda_": "0",
                 "prompts": self.openings / "train.jsonl",
                 "num_prompts": 600,
-                "num_samples": 8,
+                "num_samples": 32,
                 "reward": self.sentiment,
                 "stop": r"\n",
             },
         )
         pairs = Step(
-            f"{HERE}.data:gold_pairs",
-            "data/gold",
-            {"rows": drawn, "reward": self.sentiment, "temperature": 0.5, "held_out": 0.2},
+            f"{HERE}.data:gold_pairs", "data/gold", {"rows": drawn, "temperature": 0.5, "held_out": 0.2}
         )
+        held_out = pairs / "held_out.jsonl"
         given = {"model": self.stories, "data": pairs / "train.jsonl"}
-        judge = Step(
-            "train.reward", "models/gold-reward", given | {"eval_data": pairs / "held_out.jsonl"} | REWARD
+        few = REWARD | {"batch_size": 32, "num_train_epochs": 1}
+        learned = Place(
+            Step("train.reward", "models/gold-reward", given | {"eval_data": held_out} | few), kind="model:"
         )
-        learned = Place(judge, kind="model:")
         by_reward = {"model": self.stories, "data": self.openings / "train.jsonl", "reward": learned}
-        decoding, held_out = self._on_openings(self.sentiment, learned), pairs / "held_out.jsonl"
+        common = {"decoding": self._on_openings(self.sentiment, learned), "pairs": held_out}
         return [
             Experiment(
                 "gold-pg",
@@ -269,8 +268,7 @@ class Recipes:
                 self.stories,
                 Step("train.rlhf", "", by_reward | STORIES),
                 beta=0.5,
-                decoding=decoding,
-                pairs=held_out,
+                **common,
                 **PREFERENCES,
             ),
             Experiment(
@@ -279,9 +277,20 @@ class Recipes:
                 self.stories,
                 Step("train.dpo", "", given | DPO),
                 beta=0.1,
-                decoding=decoding,
-                pairs=held_out,
+                **common,
                 **PREFERENCES,
+            ),
+            # With a small β one epoch ends far from the reference only at a larger rate.
+            Experiment(
+                "gold-dpo-weak",
+                "stories260K, happy paragraphs by pairs, DPO with a small β",
+                self.stories,
+                Step("train.dpo", "", given | DPO | {"learning_rate": 3e-4}),
+                beta=0.005,
+                strengths=(0.0, 0.05, 0.1, 0.2, 0.5, 1.0),
+                retrained=(0.05, 0.1, 0.2, 0.5),
+                combined=(0.2, 0.5),
+                **common,
             ),
         ]
 
