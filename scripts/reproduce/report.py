@@ -17,6 +17,15 @@ from scripts.reproduce.subjects import Subject, Verdict, span
 
 LONGEST = 120
 """Tokens in histograms."""
+UNITS = {
+    "likelihood": "nats per token, untouched model",
+    "known words": "share of a text's words",
+    "variety": "share of word pairs not said before",
+    "slots": "share of the input's slots",
+    "BLEU of a text": "BLEU, 0 to 100",
+    "invented": "0 nothing invented, −1 something",
+}
+"""Of what nobody paid for, and of inventions."""
 
 
 def write_report(
@@ -126,7 +135,7 @@ def _draw(subject: Subject, results: Path) -> list[tuple[str, str]]:
             ],
         )
         panels = [
-            (f"({x}) {n}", figures.ways(found, q, n))
+            (f"({x}) {n}", figures.ways(found, q, UNITS.get(n, n)))
             for x, (n, q) in zip("abc", subject.quality.items(), strict=False)
         ]
         judge_name, judge = next(iter(subject.quality.items()))
@@ -155,8 +164,8 @@ def _draw(subject: Subject, results: Path) -> list[tuple[str, str]]:
             "fig4",
             "Fig. 4: what is invented",
             [
-                (n, figures.ways(found, q, n))
-                for n, q in (("invented (0 none, −1 some)", subject.reward), *subject.quality.items())
+                (n, figures.ways(found, q, UNITS.get(n, n)))
+                for n, q in (("invented", subject.reward), *subject.quality.items())
             ],
         )
     if found.experiment.combined and len(found.combined) > 2:
@@ -164,7 +173,7 @@ def _draw(subject: Subject, results: Path) -> list[tuple[str, str]]:
             ("(a) reward", figures.ways(found, subject.reward, "mean reward", combined=True)),
             ("(b) KL to the reference", figures.ways(found, qu.kl, "nats", combined=True)),
             *(
-                (f"(c) {n}", figures.ways(found, q, n, combined=True))
+                (f"(c) {n}", figures.ways(found, q, UNITS.get(n, n), combined=True))
                 for n, q in list(subject.quality.items())[:1]
             ),
         ]
