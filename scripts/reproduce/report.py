@@ -16,7 +16,7 @@ from scripts.reproduce.runner import Folders, is_kept, make_step
 from scripts.reproduce.subjects import Subject, Verdict, span
 
 LONGEST = 120
-"""Tokens in histograms."""
+"""Tokens in histograms, at most."""
 UNITS = {
     "likelihood": "nats per token, untouched model",
     "known words": "share of a text's words",
@@ -123,13 +123,15 @@ def _draw(subject: Subject, results: Path) -> list[tuple[str, str]]:
     if name in BANDS:
         shown = [s for s in (0.0, 0.4, 0.8, 1.0, 1.4, 2.0) if (s, 0) in found.dera]
         by = {way: {s: ev.rows_at(rows, s) for s in shown if (s, 0) in rows} for way, rows in _both(found)}
+        drawn_lengths = [ev.lengths(rows) for each in by.values() for rows in each.values()]
+        longest = min(LONGEST, max(map(max, drawn_lengths)))
         save(
             "fig2",
             "Fig. 2: length reward and lengths",
             [
                 ("(a) reward", figures.ways(found, subject.reward, "mean reward", weighted=True)),
                 *(
-                    (f"({letter}) lengths, {way}", figures.histograms(rows, BANDS[name], LONGEST))
+                    (f"({letter}) lengths, {way}", figures.histograms(rows, BANDS[name], longest))
                     for letter, (way, rows) in zip("bc", by.items(), strict=True)
                 ),
             ],
