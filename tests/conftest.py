@@ -27,6 +27,7 @@ install_import_hook("dera_jax", "tests.typecheck.check")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+pytest_plugins = ["tests.command_runs"]
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -24,7 +24,7 @@ from dera_jax.commands import dpo, sft, sweep
 from dera_jax.policies import TOY
 from dera_jax.results import RunFolder, sort_rows
 from dera_jax.row_files import parse_rows
-from tests.test_sharding import ROOT, environment, free_port
+from tests.processes import ROOT, environment, free_port
 
 SUMS = (
     "logprob", "reference_logprob", "aligned_logprob", "sampling_logprob", "kl_to_reference", "log_normalizer"

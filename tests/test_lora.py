@@ -17,7 +17,7 @@ from dera_jax.loading.adapters import read_adapter
 from dera_jax.policies import save_adapter, with_lora, with_params
 from dera_jax.score import completion_logprobs
 from dera_jax.trees import flatten, unflatten
-from tests import test_t5
+from tests import t5_models
 from tests.test_models import SHAPES, exact_logits, our_logits, padded, random_model, save
 
 torch = pytest.importorskip("torch")
@@ -53,7 +53,7 @@ def bases(tmp_path_factory, stories):
         if name not in folders:
             folder = tmp_path_factory.mktemp("base")
             if name == "t5":
-                folders[name] = test_t5.save(test_t5.random_model({}), folder)
+                folders[name] = t5_models.save(t5_models.random_model({}), folder)
             else:
                 folders[name] = save(random_model(SHAPES[name], gain=0.7), folder, stories)
         return folders[name]
@@ -76,7 +76,7 @@ def logits_of(policy):
     if policy.config.start_token is None:
         tokens, mask = padded()
         return np.asarray(our_logits(policy, tokens, mask))[mask]
-    batch, count = test_t5.random_batch(), test_t5.random_batch().completions.shape[1]
+    batch, count = t5_models.random_batch(), t5_models.random_batch().completions.shape[1]
     forward = jax.jit(lambda p, t, m: models.bind(policy.config, p).completion_logits(t, m, count))
     return np.asarray(forward(policy.params, batch.tokens, batch.mask))[batch.completion_mask]
 
@@ -90,8 +90,8 @@ def logits_of_peft(base, folder, t5):
     def logits(model):
         if not t5:
             return exact_logits(model, *padded())
-        batch = test_t5.random_batch()
-        return test_t5.torch_logits(test_t5.in_float64(model), batch).numpy()[batch.completion_mask]
+        batch = t5_models.random_batch()
+        return t5_models.torch_logits(t5_models.in_float64(model), batch).numpy()[batch.completion_mask]
 
     beside = logits(adapted.get_base_model())
     return beside, logits(adapted.merge_and_unload())

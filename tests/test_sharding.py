@@ -1,134 +1,42 @@
 """Meshes: where parameters and batches lie, and that models compute there what they compute on one device.
 
-What needs several devices or processes runs as `python -m tests.test_sharding NAME ARGUMENTS` with eight
-devices made of this machine's processor; each check is a function `check_…` here.
+What needs several devices runs as `python -m tests.test_sharding FOLDER` with eight devices made of this
+machine's processor; each check is a function `check_…` here.
 """
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import traceback
 from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dera_jax import models, sharding
-from dera_jax.batches import Batch, make_batch
+from dera_jax.batches import Batch
 from dera_jax.loading import families, weights
-from dera_jax.models.decoder import DecoderConfig
-from dera_jax.models.linear import Adapter
-from dera_jax.models.reward import RewardConfig
-from dera_jax.score import completion_logits, completion_logprobs
+from dera_jax.score import completion_logits
 from dera_jax.trees import flatten
+from tests.processes import ROOT, environment
+from tests.tiny_models import (
+    OPTIMIZER,
+    SMALL,
+    assert_close,
+    configs,
+    gradient,
+    make_step,
+    random_batch,
+    random_params,
+)
 
-ROOT = Path(__file__).parents[1]
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-2)))
 LARGE = 64 * 96 // 4
 """Elements of the smallest matrices that have to be split, in models of width 64 and 32."""
 MESHES = ("data:2,model:4", "data:8", "model:8")
-
-SMALL = DecoderConfig(
-    vocab_size=512, width=32, mlp_width=64, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=64
-)  # fmt: skip
-
-
-@cache
-def configs():
-    """Returns the tiny configuration of every family in its variants, and what is built upon them."""
-    from transformers import AutoConfig
-
-    from tests.test_models import BASE, SHAPES
-    from tests.test_t5 import BASE as T5_BASE
-    from tests.test_t5 import SHAPES as T5_SHAPES
-
-    found = {}
-    for name, settings in SHAPES.items():
-        settings = settings if settings.get("model_type") == "gpt2" else BASE | settings
-        found[name] = {"model_type": "llama"} | settings
-    found |= {f"t5 {name}": T5_BASE | settings for name, settings in T5_SHAPES.items()}
-    for name, settings in found.items():
-        kind, tied = settings.pop("model_type"), settings.pop("tied", True)
-        raw = AutoConfig.for_model(kind, **settings).to_dict()
-        found[name] = families.model_config(Path("nowhere"), raw)
-        if name.startswith("t5"):
-            found[name] = replace(found[name], tie_embeddings=tied)
-    llama, t5 = found["llama, biases"], found["t5 v1.1, tied"]
-    kernels = [path for path in flatten(models.param_shapes(llama)) if path.endswith("kernel")]
-    adapters = tuple(Adapter(path.removesuffix(".kernel"), 4, 2.0) for path in kernels if "head" not in path)
-    found["llama, lora"] = replace(llama, adapters=adapters)
-    found["llama, int8, lora"] = replace(llama, quantization="int8", adapters=adapters)
-    found["llama, nf4"] = replace(llama, quantization="nf4", width=128, mlp_width=256, num_layers=1)
-    found["reward of llama"] = RewardConfig(trunk=replace(found["llama, tied"]))
-    for head in ("encoder", "decoder"):
-        found[f"reward of t5's {head}"] = RewardConfig(trunk=t5, head=head)
-    return found
-
-
-def random_params(config, seed=0):
-    """Returns parameters none of which has its initial value."""
-    numbers = np.random.default_rng(seed)
-
-    def draw(shape):
-        if not jnp.issubdtype(shape.dtype, jnp.floating):
-            return jnp.asarray(numbers.integers(0, 15, shape.shape), shape.dtype)
-        noise = numbers.standard_normal(shape.shape)
-        value = noise / shape.shape[-1] ** 0.5 if len(shape.shape) > 1 else 1 + 0.3 * noise
-        return jnp.asarray(value, shape.dtype)
-
-    return jax.tree.map(draw, models.param_shapes(config))
-
-
-def random_batch(rows=8, seed=1):
-    numbers = np.random.default_rng(seed)
-    prompts, completions = (
-        [numbers.integers(3, 500, size=n).tolist() for n in numbers.integers(1, longest, size=rows)]
-        for longest in (30, 14)
-    )
-    return make_batch(prompts, completions)
-
-
-def loss(config, params, batch, beta):
-    """Returns a loss that reads every completion token, or every row's reward, and what the model says."""
-    if isinstance(config, RewardConfig):
-        reward = models.bind(config, params)(batch.tokens, batch.mask)
-        return jnp.mean(jax.nn.softplus(-beta * reward)), reward
-    logprobs = completion_logprobs(config, params, batch)
-    return jnp.mean(jax.nn.softplus(-beta * logprobs.sum(axis=1) / 10)), completion_logits(
-        config, params, batch
-    )
-
-
-def gradient(config):
-    """Returns the function (parameters, batch, beta) -> ((loss, logits), gradients)."""
-    return jax.value_and_grad(partial(loss, config), has_aux=True)
-
-
-def make_step(config):
-    """Returns the function (parameters, optimizer state, batch, beta) -> the same after a step, loss, gradients."""
-
-    def step(params, state, batch, beta):
-        (value, _), gradients = gradient(config)(params, batch, beta)
-        updates, state = OPTIMIZER.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, value, gradients
-
-    return step
-
-
-def assert_close(ours, expected, bound):
-    """Compares two trees, each array's differences with its largest value."""
-    for (path, one), other in zip(flatten(ours).items(), flatten(expected).values(), strict=True):
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        assert abs(one - other).max() <= bound * max(abs(other).max(), 1e-3), path
 
 
 def held(tree, device):
@@ -325,112 +233,6 @@ def check_batches_are_dealt_by_rows():
         sharding.local_rows(mesh, 6)
 
 
-# What runs in several processes.
-
-
-def process(text):
-    """Prints this process's view of two training steps, its rows told by `local_rows`."""
-    sharding.start_processes()
-    config, mesh, batch = SMALL, sharding.parse_mesh(text), random_batch()
-    params = sharding.shard_flat(random_params(config), mesh)
-    rows = sharding.local_rows(mesh, len(batch.tokens))
-    fed = sharding.shard_batch((jax.tree.map(lambda a: a[rows], batch), np.float32(0.7)), mesh)
-    for ours, other in zip(*map(jax.tree.leaves, (fed[0], sharding.shard_rows(batch, mesh))), strict=True):
-        assert ours.shape == other.shape == (len(batch.tokens), other.shape[1])
-        for one, two in zip(ours.addressable_shards, other.addressable_shards, strict=True):
-            np.testing.assert_array_equal(one.data, two.data)
-    places = sharding.like_params(OPTIMIZER, params, mesh)
-    state = jax.jit(OPTIMIZER.init, out_shardings=places)(params)
-    whole = NamedSharding(mesh, P())
-    kept = jax.tree.map(lambda a: a.sharding, (params, state))
-    step = jax.jit(make_step(config), out_shardings=(*kept, whole, whole))
-    params, state, value, gradients = step(params, state, *fed)
-    _, _, second, _ = step(params, state, *fed)
-    told = {path: np.asarray(g).tolist() for path, g in flatten(gradients).items()}
-    print(json.dumps([rows.tolist(), float(value), float(second), told]))
-
-
-def free_port():
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
-
-
-def environment(devices, **more):
-    # Compiling takes most of the time, whatever the programs do.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more
-
-
-@pytest.mark.parametrize("text, devices", [("data:2,model:2", 2), ("model:2", 1)])
-def test_two_processes_take_the_step_of_one(text, devices, tmp_path):
-    command = [sys.executable, "-m", "tests.test_sharding", "process", text]
-    address, started = f"127.0.0.1:{free_port()}", []
-    outs = [tmp_path / "0", tmp_path / "1"]
-    for number, path in enumerate(outs):
-        numbers = {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(number),
-        }
-        # Files, not pipes: a full pipe would keep one from the barrier where the other waits.
-        with path.open("w") as out:
-            env = environment(devices, **numbers)
-            started.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env))
-    try:
-        codes = [each.wait(timeout=120) for each in started]
-    finally:
-        for each in started:
-            each.kill()
-    told = [path.read_text() for path in outs]
-    assert codes == [0, 0], told
-    params, batch, beta = random_params(SMALL), random_batch(), np.float32(0.7)
-    step = jax.jit(make_step(SMALL))
-    after = step(params, OPTIMIZER.init(params), batch, beta)
-    second = step(*after[:2], batch, beta)[2]
-    fed = []
-    for out in told:
-        rows, *values, gradients = json.loads(
-            next(line for line in out.splitlines() if line.startswith("[["))
-        )
-        fed.append(rows)
-        np.testing.assert_allclose(values, [after[2], second], rtol=1e-5)
-        assert_close({path: np.array(g) for path, g in gradients.items()}, flatten(after[3]), 1e-4)
-    assert fed == ([[0, 1, 2, 3], [4, 5, 6, 7]] if "data" in text else [[*range(8)]] * 2)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        ("127.0.0.1:1234", None, None),
-        (None, 2, 0),
-        ("127.0.0.1:1234", 2, 2),
-        ("127.0.0.1:1234", 0, 0),
-        ("127.0.0.1", 2, 0),
-        ("127.0.0.1:port", 2, 0),
-        (":1234", 2, 0),
-        ("127.0.0.1:1234", 2, -1),
-    ],
-)
-def test_processes_that_cannot_be(given, monkeypatch):
-    for name in sharding.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(
-        ValueError, match=r"^processes: expected a coordinator host:port, [^\n]*; (got|missing) [^\n]*$"
-    ):
-        sharding.start_processes(*given)
-    sharding.start_processes()  # nothing asked, nothing done
-
-
-def test_a_cluster_that_is_none(monkeypatch):
-    def fail(*_, **__):  # as JAX does where no cluster is found
-        raise ValueError("coordinator_address should be defined.")
-
-    monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(ValueError, match=r"^--coordinator=auto: found no cluster here [^\n]*$"):
-        sharding.start_processes("auto")
-
-
 def test_one_device_is_a_mesh_of_one():
     mesh, params, batch = sharding.parse_mesh(), random_params(SMALL), random_batch()
     assert mesh.shape == {"data": jax.device_count(), "model": 1}
@@ -452,7 +254,7 @@ CHECKS = {name: value for name, value in globals().items() if name.startswith("c
 @pytest.fixture(scope="module")
 def outcomes(stories):
     """Each check's traceback, or nothing."""
-    command = [sys.executable, "-m", "tests.test_sharding", "checks", str(stories)]
+    command = [sys.executable, "-m", "tests.test_sharding", str(stories)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment(8), cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
@@ -476,4 +278,4 @@ def run_checks(folder):
 
 
 if __name__ == "__main__":
-    {"checks": run_checks, "process": process}[sys.argv[1]](sys.argv[2])
+    run_checks(sys.argv[1])

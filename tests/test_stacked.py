@@ -10,7 +10,7 @@ import pytest
 from dera_jax import models
 from dera_jax.models.stacked import _period
 from dera_jax.score import completion_logprobs
-from tests.test_sharding import configs, random_batch, random_params
+from tests.tiny_models import configs, random_batch, random_params
 
 
 @pytest.mark.parametrize("remat", [False, True])

@@ -1,52 +1,33 @@
-"""Sweeps: rows hold what the contract says, obey the method's identities, and grow without changing."""
+"""Rows of a sweep: they hold what the contract says and obey the method's identities."""
 
 import dataclasses
-import importlib
-import itertools
-import json
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import parse_rewards, read_rows, sweep
+from dera_jax import sweep
 from dera_jax.configs import DecodeConfig
 from dera_jax.encoding import encode_prompts
 from dera_jax.generate import Cell, complete
 from dera_jax.policies import with_params
 from dera_jax.prompts import as_prompts
-from dera_jax.realign import mix_logits
-from dera_jax.results import read_manifest, row_key, sort_rows
+from dera_jax.results import sort_rows
 from dera_jax.rewards import Reward
-from dera_jax.sharding import Group, parse_mesh
-from dera_jax.sweep import Sweep, run_conversations
-
-MODULES = {name: importlib.import_module(f"dera_jax.{name}") for name in ("sweep", "generate")}
-"""Whose names in the package are functions."""
-
-TEXTS = ["Once upon a time", "Lily had a dog", "Tom saw"]
-LAMBDAS = [-0.5, 0.0, 0.5, 1.0, 1.5]
-SETTINGS = {"max_new_tokens": 24, "rows": 4}
-"""The same everywhere, so that little is compiled."""
+from tests.swept import (
+    LAMBDAS,
+    SETTINGS,
+    TEXTS,
+    another_aligned,
+    assert_contains,
+    by_key,
+    ending_at_full_stops,
+)
 
 
 @pytest.fixture(scope="module")
 def policies(pair):
-    """The pair, with full stops that end a completion: some then end, and some are cut off."""
-    full_stop = pair[0].tokenizer.convert_tokens_to_ids(".")
-    return tuple(dataclasses.replace(policy, eos_ids=(1, full_stop)) for policy in pair)
-
-
-@pytest.fixture(scope="module")
-def third(policies):
-    """Another aligned policy."""
-    keys = iter(jax.random.split(jax.random.key(11), 100))
-    params = jax.tree.map(
-        lambda a: a * (1 + 0.1 * jax.random.normal(next(keys), a.shape)), policies[0].params
-    )
-    return dataclasses.replace(with_params(policies[0], params), fingerprint="third")
+    return ending_at_full_stops(pair)
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +35,9 @@ def rows(policies):
     return list(sweep(policies, TEXTS, LAMBDAS, num_samples=2, **SETTINGS))
 
 
-def by_key(rows):
-    keyed = {(row["prompt_id"], row["sample"], str(row["lambda"])): row for row in rows}
-    assert len(keyed) == len(rows)
-    return keyed
-
-
-def assert_contains(rows, others):
-    """Every row of `others` is in `rows`, equal in every bit of every field but added rewards."""
-    found = by_key(rows)
-    for key, row in by_key(others).items():
-        there = found[key]
-        assert {**there, "rewards": {name: there["rewards"][name] for name in row["rewards"]}} == row
+@pytest.fixture(scope="module")
+def third(policies):
+    return another_aligned(policies)
 
 
 # What a row is
@@ -263,183 +235,7 @@ def test_a_strength_too_large_for_float32_is_named(policies):
         list(sweep(policies, TEXTS[:1], [1e38], **SETTINGS))
 
 
-# Rules
-
-
-def mixture_by_hand(logits, weights, state):
-    return jnp.einsum("mrv,rm->rv", logits, weights, precision="highest"), state
-
-
-def test_a_rule_that_is_the_mixture_says_the_same(policies, rows):
-    found = list(sweep(policies, TEXTS, LAMBDAS, num_samples=2, rule=mixture_by_hand, **SETTINGS))
-    keyed = by_key(rows)
-    for row in found:
-        same = keyed[row["prompt_id"], row["sample"], str(row["lambda"])]
-        assert row["tokens"] == same["tokens"] and row["rule"].endswith(":mixture_by_hand")
-        assert row["log_normalizer"] is None
-        for name in (
-            "logprob",
-            "sampling_logprob",
-            "reference_logprob",
-            "aligned_logprob",
-            "kl_to_reference",
-        ):
-            assert row[name] == pytest.approx(same[name], abs=1e-3)
-
-
-def every_third(logits, weights, step):
-    """The aligned model's word at every third step, the reference's at the others."""
-    return jnp.where((step % 3 == 0)[:, None], logits[1], logits[0]), step + 1
-
-
-every_third.initial_state = lambda rows: jnp.zeros(rows, jnp.int32)
-
-
-def test_a_rule_keeps_a_state_for_each_row(pair):
-    encoded = encode_prompts(pair, as_prompts(TEXTS), 24)
-    # More cells than slots: a slot's next completion starts from the initial state.
-    cells = [Cell(prompt, sample, (1.0,)) for prompt in encoded for sample in range(3)]
-    found = list(complete(pair, cells, DecodeConfig(max_new_tokens=24), 4, every_third))
-    assert len(found) == 9
-    for completion in found:
-        steps = np.arange(len(completion.tokens))
-        expected = completion.model_logprobs[steps, (steps % 3 == 0).astype(int)]
-        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-5)
-
-
-def not_a_number(logits, weights, state):
-    return mix_logits(logits, weights) * jnp.nan, state
-
-
-def wrong_shape(logits, weights, state):
-    return logits, state
-
-
-def no_state(logits, weights, state):
-    return logits[0]
-
-
-def forgets_state(logits, weights, state):
-    return logits[0], None
-
-
-forgets_state.initial_state = lambda rows: jnp.zeros(rows)
-
-
-def fails(logits, weights, state):
-    raise KeyError("gone")
-
-
-@pytest.mark.parametrize(
-    "rule, message",
-    [
-        (not_a_number, r"not_a_number: logits are not finite at token 1 of the completion of prompt 0"),
-        (wrong_shape, r"wrong_shape: expected logits of shape \(2, 512\), found \(2, 2, 512\)"),
-        (no_state, "no_state fails"),
-        (forgets_state, "forgets_state: expected a state"),
-        (fails, "fails fails on .*KeyError: 'gone'"),
-    ],
-)
-def test_rules_that_are_none_are_named(policies, rule, message):
-    with pytest.raises(ValueError, match=message):
-        list(sweep(policies, TEXTS[:1], [0.5], rule=rule, **SETTINGS))
-
-
-# Folders
-
-
-def test_a_folder_grows_and_changes_nothing(policies, rows, tmp_path):
-    run = tmp_path / "run"
-
-    def grow(texts, lambdas, samples, rewards=()):
-        given = sweep(policies, texts, lambdas, rewards, out=run, num_samples=samples, **SETTINGS)
-        found = list(given)
-        assert len(found) == len(texts) * len(lambdas) * samples
-        assert_contains(read_rows(run), found)
-        return read_rows(run)
-
-    steps = [grow(TEXTS[:1], [0.5], 1)]
-    steps.append(grow(TEXTS[:1], [0.0, 0.5, 1.0], 1))
-    steps.append(grow(TEXTS[:1], [0.5], 2, "length:1:23"))
-    steps.append(grow(TEXTS, LAMBDAS, 2, "length:1:23,keywords:a|the"))
-    for before, after in itertools.pairwise(steps):
-        assert len(after) > len(before)
-        assert_contains(after, before)
-    assert_contains(steps[-1], rows)
-    for row in steps[-1]:
-        words = row["completion"].lower().replace(",", " ").replace(".", " ").replace('"', " ").split()
-        assert row["rewards"] == {
-            "length:1:23": 0.0 if 1 <= row["length"] <= 23 else -1.0,
-            "keywords:a|the": (("a" in words) + ("the" in words)) / 2,
-        }
-    manifest = read_manifest(run)
-    extent = {name: manifest["extent"][name] for name in ("num_prompts", "num_samples", "lambda", "rewards")}
-    assert extent == {
-        "num_prompts": 3,
-        "num_samples": 2,
-        "lambda": ["-0.5", "0", "0.5", "1", "1.5"],
-        "rewards": ["length:1:23", "keywords:a|the"],
-    }
-    assert len(manifest["commands"]) == 4
-
-
-def test_asking_again_for_less_decodes_and_writes_nothing(policies, tmp_path, monkeypatch):
-    list(sweep(policies, TEXTS, [0.0, 1.0], "length:1:5", out=tmp_path / "run", **SETTINGS))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    monkeypatch.setattr(MODULES["generate"].decode, "decode_chunk", None)
-    found = list(sweep(policies, TEXTS[:2], [1.0], out=tmp_path / "run", **SETTINGS))
-    assert len(found) == 2 and all(row["lambda"] == 1 for row in found)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
-
-
-@pytest.mark.parametrize("taken", [0, 1, 3, 7])
-def test_an_interrupted_sweep_completes_to_the_same_rows(policies, rows, tmp_path, monkeypatch, taken):
-    monkeypatch.setattr(MODULES["sweep"], "FLUSH_ROWS", 2)
-    started = sweep(policies, TEXTS, LAMBDAS, out=tmp_path / "run", num_samples=2, **SETTINGS)
-    for _ in range(taken):
-        next(started)
-    started.close()
-    assert_contains(rows, read_rows(tmp_path / "run") if taken else [])
-    list(sweep(policies, TEXTS, LAMBDAS, out=tmp_path / "run", num_samples=2, **SETTINGS))
-    assert sort_rows(read_rows(tmp_path / "run")) == sort_rows(rows)
-
-
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
-def test_rows_that_ended_before_an_interruption_are_kept(policies, rows, tmp_path, monkeypatch, kind):
-    batch_class = MODULES["generate"]._Batch
-    finish, ended = batch_class._finished, []
-
-    def interrupted(batch, slot):
-        completion = finish(batch, slot)
-        if completion and len(ended) == 6:
-            raise kind("enough")
-        ended.extend([completion] if completion else [])
-        return completion
-
-    monkeypatch.setattr(batch_class, "_finished", interrupted)
-    with pytest.raises(kind, match="enough"):
-        list(sweep(policies, TEXTS, LAMBDAS, out=tmp_path / "run", num_samples=2, **SETTINGS))
-    kept = read_rows(tmp_path / "run")
-    assert len(kept) == 6
-    assert_contains(rows, kept)
-
-
-def test_a_reward_that_fails_loses_no_row(policies, rows, tmp_path):
-    def broken(completions):
-        raise ValueError("reward broken: no")
-
-    def even(completions):
-        return [float(len(tokens) % 2 == 0) for tokens in completions.tokens]
-
-    out = tmp_path / "run"
-    with pytest.raises(ValueError, match="reward broken"):
-        list(sweep(policies, TEXTS, LAMBDAS, [Reward("even", broken)], out=out, num_samples=2, **SETTINGS))
-    assert_contains(rows, read_rows(out))
-    assert read_rows(out)
-    list(sweep(policies, TEXTS, LAMBDAS, [Reward("even", even)], out=out, num_samples=2, **SETTINGS))
-    found = read_rows(out)
-    assert all(row["rewards"] == {"even": float(row["length"] % 2 == 0)} for row in found)
-    assert sort_rows([row | {"rewards": {}} for row in found]) == sort_rows(rows)
+# What a sweep is given
 
 
 def test_rewards_see_the_prompts_columns(policies):
@@ -454,60 +250,6 @@ def test_rewards_see_the_prompts_columns(policies):
     assert seen == {"topic": ["tales", None]}
     assert [row["rewards"] for row in found] == [{"own": None}] * 2
     assert {row["prompt_id"] for row in found} == {"x", "y"}
-
-
-def test_another_identity_is_refused_and_named(policies, third, tmp_path):
-    out = tmp_path / "run"
-    list(sweep(policies, TEXTS[:1], [1.0], out=out, **SETTINGS))
-    before = (out / "rows.jsonl").read_bytes()
-    others = {
-        "decode.seed is 0 there and 1 here": {"seed": 1},
-        "decode.temperature is 1.0 there and 0.5 here": {"temperature": 0.5},
-        "decode.stop": {"stop": ("x",)},
-        "decode.max_new_tokens is 24 there and 23 here": {"max_new_tokens": 23},
-        "rule is": {"rule": mixture_by_hand},
-        "models.aligned": {"policies": (policies[0], third)},
-        "prompt 0 is 'Once upon a time' there and 'Lily had a dog' here": {"prompts": TEXTS[1:]},
-    }
-    for message, changes in others.items():
-        arguments = {"policies": policies, "prompts": TEXTS[:1], "lambdas": [1.0], "out": out, **SETTINGS}
-        with pytest.raises(ValueError, match=message):
-            list(sweep(**arguments | changes))
-    assert (out / "rows.jsonl").read_bytes() == before
-
-
-def test_the_start_of_an_answer_is_part_of_the_prompt(policies, tmp_path):
-    prompts = [{"prompt": "Lily had", "prefix": " a dog"}]
-    [row] = sweep(policies, prompts, [1.0], out=tmp_path / "run", **SETTINGS)
-    assert row["prompt"] == "Lily had a dog"
-    with pytest.raises(ValueError, match="'Lily had a dog' there and 'Lily had a cat' here"):
-        list(sweep(policies, [prompts[0] | {"prefix": " a cat"}], [1.0], out=tmp_path / "run", **SETTINGS))
-
-
-def test_beta_is_added_to_rows_without_it_and_never_changed(policies, tmp_path):
-    aligned = dataclasses.replace(policies[1], beta=0.1)
-    list(sweep(policies, TEXTS[:1], [1.0], out=tmp_path / "run", **SETTINGS))
-    assert [row["beta"] for row in read_rows(tmp_path / "run")] == [None]
-    list(sweep((policies[0], aligned), TEXTS[:1], [0.5, 1.0], out=tmp_path / "run", **SETTINGS))
-    assert [row["beta"] for row in read_rows(tmp_path / "run")] == [0.1, 0.1]
-    for beta in (0.2, None):
-        with pytest.raises(ValueError, match=rf"beta 0.1, here it is {beta}"):
-            list(sweep(policies, TEXTS[:1], [1.0], out=tmp_path / "run", beta=beta, **SETTINGS))
-
-
-def test_a_manifest_says_how_the_rows_were_made(policies, tmp_path):
-    list(sweep(policies, TEXTS[:1], [1.0], out=tmp_path / "run", **SETTINGS))
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    provenance = manifest["provenance"]
-    assert [model["fingerprint"] for model in provenance["models"]] == [p.fingerprint for p in policies]
-    assert provenance["models"][0]["name"] == policies[0].name
-    assert jax.devices()[0].device_kind in provenance["device"]
-    assert provenance["versions"]["jax"] == jax.__version__
-    assert manifest["identity"]["dtype"] == "float32"
-    settings = dataclasses.asdict(DecodeConfig(max_new_tokens=24)) | {"stop": []}
-    # What was not there at first is left out where it is not used: older folders go on.
-    del settings["kv_cache"]
-    assert manifest["identity"]["decode"] == settings
 
 
 def test_bad_settings_are_named_before_anything_runs(policies):
@@ -532,39 +274,3 @@ def test_logits_that_overflow_name_the_model_and_the_token(policies):
     overflowing = dataclasses.replace(with_params(policies[1], params), name="too-large")
     with pytest.raises(ValueError, match=r"too-large: logits are not finite at token 1 .* prompt 0"):
         list(sweep((policies[0], overflowing), TEXTS[:1], [0.0], **SETTINGS))
-
-
-def make_plan(policies, lambdas, **more):
-    prompts = as_prompts(TEXTS)
-    return Sweep(
-        policies=policies,
-        prompts=tuple(prompts),
-        encoded=tuple(encode_prompts(policies, prompts, 24)),
-        lambdas=tuple((lambda_,) for lambda_ in lambdas),
-        rewards=parse_rewards("length:1:9"),
-        decode=DecodeConfig(max_new_tokens=24),
-        rows=4,
-        **more,
-    )
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_groups_of_processes_make_the_missing_rows_once(policies, rows, count):
-    there = {row_key(row): row for row in rows if row["prompt_id"] == 0 or row["lambda"] in (0.0, 1.5)}
-    found = []
-    for number in range(count):
-        group = Group(parse_mesh(f"data:{jax.device_count()}"), number, count, True)
-        plan = make_plan(policies, LAMBDAS, num_samples=2, group=group)
-        found += run_conversations(plan, there, lambda rows: None)
-    assert len(found) == len(rows) - len(there) == 12
-    assert_contains(found, [row for row in rows if row_key(row) not in there])
-
-
-def test_rows_are_kept_before_they_are_given(policies, monkeypatch):
-    """What a consumer has seen is on disk."""
-    monkeypatch.setattr(MODULES["sweep"], "FLUSH_ROWS", 3)
-    plan = make_plan(policies, [0.0, 1.0])
-    kept = []
-    for row in run_conversations(plan, {}, kept.extend):
-        assert row in kept and row["rewards"].keys() == {"length:1:9"}
-    assert len(kept) == 6

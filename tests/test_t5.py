@@ -1,8 +1,5 @@
 """T5 against transformers' on torch, through the files on disk."""
 
-import copy
-import json
-import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -17,118 +14,23 @@ from dera_jax.batches import make_batch
 from dera_jax.models.t5 import T5Config, distance_buckets
 from dera_jax.policies import with_params
 from dera_jax.score import completion_logprobs
-from dera_jax.tokenizer import load_tokenizer
 from dera_jax.trees import flatten
-
-from .conftest import SHARED
+from tests.t5_models import (
+    SHAPES,
+    VOCAB,
+    assert_close,
+    in_float64,
+    one_thread,  # noqa: F401 (pytest looks for it here)
+    our_logits,
+    random_batch,
+    random_model,
+    save,
+    torch_logits,
+)
 
 torch = pytest.importorskip("torch")
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification  # noqa: E402
 from transformers.models.t5.modeling_t5 import T5Attention  # noqa: E402
-
-TOKENIZER = SHARED / "data" / "t5_tokenizer"
-VOCAB = 512
-BASE = {
-    "model_type": "t5", "vocab_size": VOCAB, "d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 3,
-    "num_decoder_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 20, "decoder_start_token_id": 3, "layer_norm_epsilon": 1e-4,
-}  # fmt: skip
-V1_1 = {"feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False}
-SHAPES = {
-    "v1.0": {},
-    "v1.0, untied": {"tied": False},
-    "v1.1": V1_1 | {"tied": False},
-    "v1.1, tied": V1_1,
-    "mt5": {"model_type": "mt5", "feed_forward_proj": "gated-gelu", "tied": False},
-}
-"""Settings that differ from `BASE`; `tied` says whether files hold a head."""
-PROMPTS, COMPLETIONS = (70, 41, 3), (40, 23, 33)
-"""Lengths of the rows of a batch; most distances are beyond those that have buckets."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For models as small as these, threads wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def random_model(settings: dict, auto=AutoModelForSeq2SeqLM, seed: int = 0):
-    """Returns a model on torch none of whose parameters has its initial value."""
-    settings = BASE | settings
-    tied, kind = settings.pop("tied", True), settings.pop("model_type")
-    model = auto.from_config(AutoConfig.for_model(kind, **settings)).eval()
-    if not tied:
-        model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, BASE["d_model"]))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            # Logits deviate by about 1, unless they are tied and not scaled.
-            scaled = getattr(model.config, "scale_decoder_outputs", False)
-            one = "relative" in name or "shared" in name or ("lm_head" in name and scaled)
-            width = 1 if one else value.shape[-1] ** 0.5
-            value.copy_(1 + 0.3 * noise if "norm" in name else noise / width)
-        # Where embedding and head are tied, a token would otherwise be followed by itself.
-        last = model.get_decoder().final_layer_norm.weight
-        last.copy_((last - 1) / 0.3)
-    return model
-
-
-def save(model, folder):
-    model.save_pretrained(folder)
-    shutil.copyfile(TOKENIZER / "t5-base-tokenizer.json", folder / "tokenizer.json")
-    return folder
-
-
-def in_float64(model):
-    """Returns the model computing in float64; its norms by themselves go through float32."""
-    exact = copy.deepcopy(model).double()
-    for module in exact.modules():
-        if type(module).__name__.endswith("T5LayerNorm"):
-            module.forward = lambda x, m=module: (
-                m.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon)
-            )
-    return exact
-
-
-def random_batch(prompts=PROMPTS, completions=COMPLETIONS, seed=1):
-    """Returns prompts padded on the left with completions padded on the right."""
-    ids = np.random.default_rng(seed)
-    return make_batch(
-        *([ids.integers(VOCAB, size=n).tolist() for n in part] for part in (prompts, completions))
-    )
-
-
-def assert_close(ours, theirs, bound=2e-5):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound * max(1.0, np.std(theirs)))
-
-
-def torch_logits(model, batch, start=BASE["decoder_start_token_id"]):
-    count = batch.completion_mask.shape[1]
-    completions = torch.tensor(batch.completions).long()
-    with torch.no_grad():
-        return model(
-            torch.tensor(batch.tokens[:, :-count]).long(),
-            attention_mask=torch.tensor(batch.mask[:, :-count]).long(),
-            decoder_input_ids=torch.nn.functional.pad(completions, (1, -1), value=start),
-        ).logits
-
-
-@partial(jax.jit, static_argnames=("config", "count"))
-def jitted_logits(config, params, tokens, mask, count):
-    return models.bind(config, params).completion_logits(tokens, mask, count)
-
-
-def our_logits(policy, batch):
-    count = batch.completion_mask.shape[1]
-    return jitted_logits(policy.config, policy.params, batch.tokens, batch.mask, count)
 
 
 @pytest.fixture(scope="module", params=[name for name in SHAPES if name != "mt5"])
@@ -267,129 +169,6 @@ def test_what_we_save_transformers_loads(case, tmp_path):
         np.testing.assert_array_equal(value, flatten(changed.params)[name])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_files_as_the_hub_has_them(shape, tmp_path):
-    """Before transformers 5 one setting told the head and the scale, and copies of tensors were kept."""
-    model = random_model(SHAPES[shape])
-    policy = load_policy(str(save(model, tmp_path)))
-    raw = json.loads((tmp_path / "config.json").read_text())
-    scaled = raw.pop("scale_decoder_outputs", None)
-    for name in ("dense_act_fn", "is_gated_act"):
-        raw.pop(name)
-    raw["tie_word_embeddings"] = bool(scaled)
-    if scaled:
-        del raw["tie_word_embeddings"]
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    tensors = load_file(tmp_path / "model.safetensors")
-    old = tensors | {
-        f"{stack}.embed_tokens.weight": tensors["shared.weight"] for stack in ("encoder", "decoder")
-    }
-    old["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = np.zeros(
-        (8, 4), np.float32
-    )
-    save_file(old, tmp_path / "model.safetensors")
-    again = load_policy(str(tmp_path))
-    assert again.config == policy.config
-    # One of the copies may be the only one.
-    save_file({n: t for n, t in old.items() if n != "shared.weight"}, tmp_path / "model.safetensors")
-    np.testing.assert_array_equal(
-        load_policy(str(tmp_path)).params["embed"]["embedding"], policy.params["embed"]["embedding"]
-    )
-
-
-def test_a_head_equal_to_the_embedding(tmp_path):
-    """As early files have it: saved by us, the model computes what it did."""
-    model = random_model(SHAPES["v1.0"])
-    folder = save(model, tmp_path / "old")
-    raw = json.loads((folder / "config.json").read_text())
-    del raw["tie_word_embeddings"], raw["scale_decoder_outputs"]
-    (folder / "config.json").write_text(json.dumps(raw))
-    tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"lm_head.weight": tensors["shared.weight"].copy()}, folder / "model.safetensors")
-    save_policy(load_policy(str(folder)), tmp_path / "new")
-    batch = random_batch()
-    expected = torch_logits(model, batch).numpy()
-    theirs = torch_logits(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "new"), batch).numpy()
-    assert_close(theirs, expected, 1e-6)
-    assert_close(our_logits(load_policy(str(tmp_path / "new")), batch), expected)
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [("v1.0", "bfloat16"), ("v1.1", "bfloat16"), ("v1.1", "float16")]
-)
-def test_half_precision_loses_no_more_than_on_torch(shape, dtype, tmp_path):
-    """Torch keeps the last map of each feed-forward block in float32 where activations are float16."""
-    folder = save(random_model(SHAPES[shape]).to(getattr(torch, dtype)), tmp_path)
-    policy = load_policy(str(folder))
-    assert policy.config.dtype == dtype
-    assert {str(value.dtype) for value in flatten(policy.params).values()} == {dtype}
-    batch = random_batch()
-    real = batch.completion_mask
-    ours = our_logits(policy, batch)
-    assert ours.dtype == jnp.float32
-    assert np.mean(ours != ours.astype(dtype)) > 0.9
-    exact = np.asarray(our_logits(load_policy(str(folder), "float32"), batch))[real]
-    theirs = torch_logits(AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype), batch).float().numpy()
-    error, own_error = abs(np.asarray(ours)[real] - exact).mean(), abs(theirs[real] - exact).mean()
-    print(f"mean error of logits in {dtype}: ours {error:.5f}, torch's {own_error:.5f}")
-    assert error <= own_error
-
-
-def test_float16_does_not_overflow(tmp_path):
-    """The sums in the residual stream of T5 grow beyond 65 504."""
-    model = random_model(SHAPES["v1.1"])
-    with torch.no_grad():
-        for stack in (model.encoder, model.decoder):
-            stack.block[-1].layer[-1].DenseReluDense.wo.weight *= 1e5
-    folder = str(save(model, tmp_path))
-    batch = random_batch()
-    exact, ours = (
-        np.asarray(our_logits(load_policy(folder, dtype), batch)) for dtype in ("float32", "float16")
-    )
-    assert abs(ours - exact).mean() < 0.02 * exact.std()
-
-
-def adapt(folder, out, **settings):
-    """Saves a random PEFT adapter of `folder`'s model; returns the model merged with it."""
-    peft = pytest.importorskip("peft")
-    base = AutoModelForSeq2SeqLM.from_pretrained(folder)
-    model = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=5, **settings))
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.copy_(
-                    0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
-                )
-    model.save_pretrained(out)
-    return model.merge_and_unload().eval()
-
-
-@pytest.mark.parametrize(
-    ("shape", "settings"),
-    [
-        ("v1.0", {"target_modules": ["q", "v"]}),
-        ("v1.1", {"target_modules": ["q", "k", "v", "o", "wi_0", "wi_1", "wo", "lm_head"]}),
-        ("v1.1", {"target_modules": ["k"], "modules_to_save": ["lm_head"]}),
-    ],
-)
-# PEFT's own, and that transformers calls every T5 tied.
-@pytest.mark.filterwarnings(
-    "ignore:.*is_gradient_checkpointing", "ignore:.*save_embedding_layers", "ignore:.*tie"
-)
-def test_an_adapter_changes_what_it_does_on_torch(shape, settings, tmp_path):
-    folder = save(random_model(SHAPES[shape]), tmp_path / "base")
-    merged = adapt(folder, tmp_path / "adapter", **settings)
-    policy = load_policy(f"{folder}+{tmp_path / 'adapter'}")
-    batch = random_batch()
-    ours, theirs = np.asarray(our_logits(policy, batch)), torch_logits(merged, batch).numpy()
-    real = batch.completion_mask
-    assert abs(theirs - np.asarray(our_logits(load_policy(str(folder)), batch)))[real].max() > 0.1
-    assert_close(ours[real], theirs[real], 5e-5)
-    save_policy(policy, tmp_path / "merged")
-    again = torch_logits(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged"), batch).numpy()
-    assert_close(again[real], theirs[real], 5e-5)
-
-
 @pytest.mark.parametrize("case", ["v1.1"], indirect=True, scope="module")
 @pytest.mark.parametrize(("kind", "dtype", "bound"), [("int8", "int8", 0.04), ("nf4", "uint4", 0.4)])
 def test_quantized(kind, dtype, bound, case):
@@ -456,15 +235,3 @@ def test_float32_is_float32_on_accelerators():
 def test_impossible_shapes_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         replace(T5Config(VOCAB, 32, 48, 3, 2, 4, 6), **{field: value})
-
-
-@pytest.mark.parametrize("file", [None, "config.json"])
-def test_the_tokenizer_gives_the_reference_encodings(file, tmp_path):
-    shutil.copyfile(TOKENIZER / "t5-base-tokenizer.json", tmp_path / "tokenizer.json")
-    if file:
-        (tmp_path / file).write_text(json.dumps({"model_type": "t5"}))
-    tokenizer = load_tokenizer(tmp_path)
-    cases = json.loads((TOKENIZER / "t5-base-tests.json").read_text())
-    assert len(cases) == 1995
-    for text, ids, _ in cases:
-        assert tokenizer(text).input_ids == ids

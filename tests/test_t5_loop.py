@@ -11,7 +11,7 @@ from dera_jax import generate, load_policies, load_policy, read_rows, score
 from dera_jax.commands.rlhf import main as rlhf_command
 from dera_jax.commands.sft import main as sft_command
 from dera_jax.commands.sweep import main as sweep_command
-from tests.test_t5 import TOKENIZER
+from tests.t5_models import TOKENIZER
 
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration  # noqa: E402

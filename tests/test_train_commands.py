@@ -21,7 +21,7 @@ from dera_jax.policies import TOY, fresh_policy, save_policy
 from dera_jax.reward_models import load_reward_model, reward_texts
 from dera_jax.run_log import read_metrics
 from tests.conftest import SHARED
-from tests.test_sharding import environment
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[1]
 OPENINGS = [

@@ -1,0 +1,242 @@
+"""What a user asks commands for: help, options, a config file; one line where it cannot be."""
+
+import json
+import re
+
+import pytest
+
+from dera_jax import read_rows
+from dera_jax.commands import dera, dpo, generate, plot, reward, rlhf, sft, sweep
+from dera_jax.commands import score as score_command
+
+# Help
+
+MODEL = ["--reference", "--aligned", "--dtype"]
+DECODE = [
+    "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--stop", "--seed", "--rows", "--rule"
+]  # fmt: skip
+TRAIN = [
+    "--model", "--data", "--out", "--dtype", "--learning-rate", "--max-steps", "--batch-size",
+    "--warmup-ratio", "--lr-scheduler-type", "--weight-decay", "--max-grad-norm", "--seed",
+]  # fmt: skip
+OPTIONS = {
+    sweep: [*MODEL, *DECODE, "--lambda", "--prompts", "--reward", "--out", "--num-prompts", "--num-samples",
+            "--beta", "--config", "--dry-run"],
+    generate: [*MODEL, *DECODE, "--lambda", "--prompt", "--num-samples"],
+    score_command: [*MODEL, "RUN", "--reward", "--pairs", "--models", "--prompts", "--lambda", "--out"],
+    plot: ["RUN", "--table", "--out", "markdown", "latex"],
+    sft: [*TRAIN, "--from-scratch", "--max-length"],
+    reward: [*TRAIN, "--eval-share", "--max-length", "--center-rewards-coefficient"],
+    dpo: [*TRAIN, "--reference", "--beta", "--loss", "--lora-r", "--sync-ref-model", "--label-smoothing"],
+    rlhf: [*TRAIN, "--reference", "--reward", "--beta", "--num-samples", "--max-new-tokens", "--algorithm"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OPTIONS, ids=lambda command: command.__name__.rpartition(".")[2])
+def test_help_names_every_option_and_fits_100_columns(call, command):
+    code, out, err = call(command.main, "--help")
+    assert (code, err) == (0, "")
+    words = set(re.findall(r"--[\w-]+|\w+", out))
+    assert set(OPTIONS[command]) <= words
+    assert max(map(len, out.splitlines())) <= 100
+    # Every option says what it is.
+    described = re.findall(r"^  (?:-h, )?(--[\w-]+).*\n?(?:   .+\n)*", out, re.MULTILINE)
+    assert set(described) >= {option for option in OPTIONS[command] if option.startswith("--")}
+
+
+def test_dera_runs_the_commands(call, refused):
+    code, out, _ = call(dera.main, "--help")
+    assert code == 0 and max(map(len, out.splitlines())) <= 100
+    assert set(dera.COMMANDS) <= set(re.findall(r"\w+", out))
+    for name in dera.COMMANDS:
+        code, out, err = call(dera.main, name, "--help")
+        assert (code, err) == (0, "") and f".{name} " in out.splitlines()[0]
+    assert "unknown command 'swep'; expected one of sweep, " in refused(dera.main, "swep")
+    assert "no command" in refused(dera.main)
+    assert "--lambda" in refused(dera.main, "sweep", "--lambda=x")
+
+
+# Wrong arguments
+
+
+WRONG = {
+    "--lambda=nan": "expected a finite number such as 0.5 or 1/6, found 'nan'",
+    "--lambda=strong": "expected a finite number such as 0.5 or 1/6, found 'strong'",
+    "--lambda=": "a number is missing",
+    "--lambda=0:1": "the range '0:1' has no step",
+    "--lambda=0.5+0.5": "expected one number for the one aligned model",
+    "--lambda=1e39": "too large for float32",
+    "--lambda": "argument --lambda: expected one argument",
+    "--num-prompts=0": "--num-prompts: expected a whole number, at least 1, got 0",
+    "--num-samples=-2": "--num-samples: expected a whole number, at least 1, got -2",
+    "--num-samples=two": "argument --num-samples: invalid int value: 'two'",
+    "--max-new-tokens=0": "max_new_tokens: expected a whole number, at least 1, got 0",
+    "--max-new-tokens=600": "it has room for --max-new-tokens=5",
+    "--temperature=-1": "temperature: expected a number from 0 to inf, got -1.0",
+    "--temperature=nan": "temperature: expected a number",
+    "--temperature=warm": "invalid float value: 'warm'",
+    "--top-p=0": "top_p: expected a number in (0, 1], got 0",
+    "--top-p=2": "top_p: expected a number from 0 to 1, got 2.0",
+    "--top-k=0": "top_k: expected a whole number, at least 1, got 0",
+    "--seed=-1": "seed: expected a whole number, at least 0, got -1",
+    "--rows=0": "--rows: expected a whole number, at least 1, or auto, got '0'",
+    "--rows=many": "--rows: expected a whole number, at least 1, or auto, got 'many'",
+    "--beta=-1": "--beta: expected a number from 0 to inf",
+    "--beta=nan": "--beta: expected a number",
+    "--stop=": "stop: expected texts with at least one character",
+    "--stop=\\": "--stop: broken escape",
+    "--dtype=int8": "invalid choice: 'int8'",
+    "--reward=politeness": "unknown reward 'politeness'; known: length:MIN:MAX[:STOP], lexicon:FILE, ",
+    "--reward=length:9": "expected length:MIN:MAX",
+    "--reward=lexicon:gone.txt": "lexicon:gone.txt: no such file",
+    "--reward=python:json:gone": "has no function gone",
+    "--rule=gone:rule": "expected module:function (ModuleNotFoundError: No module named 'gone')",
+    "--rule=json:gone": "--rule=json:gone: expected module:function",
+    "--rule=json": "--rule=json: expected module:function",
+    "--rule=sys:path": "--rule=sys:path: expected a function",
+    "--rule=json:dumps": "rule json:dumps fails on logits[models, rows, vocab]: TypeError",
+    "--prompts=gone.jsonl": "gone.jsonl: no such file",
+    "--prompts=gone": "no file suffix, no shipped name",
+    "--aligned=a,,b": "--aligned: a model is missing in 'a,,b'",
+    "--aligned=./gone": "./gone: no such folder",
+    "--config=gone.json": "gone.json",
+    "extra": "unexpected extra",
+    "-x": "unexpected -x",
+    "--nonsense=1": "unknown option --nonsense (see python -m eval.sweep --help)",
+    # No abbreviations, but a hint.
+    "--lambd=1": "unknown option --lambd: did you mean --lambda?",
+    "--num-sample=1": "unknown option --num-sample: did you mean --num-samples?",
+    "--temp=1": "unknown option --temp",
+    # Names of other tools.
+    "--model=x": "unknown option --model: here it is --reference and --aligned",
+    "--ref_model=x": "unknown option --ref-model: here it is --reference",
+    "--output_dir=x": "unknown option --output-dir: here it is --out",
+    "--max_tokens=9": "unknown option --max-tokens: here it is --max-new-tokens",
+    "--batch-size=9": "unknown option --batch-size: here it is --rows",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_a_wrong_argument_is_one_line(refused, base, tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    assert WRONG[word] in refused(sweep.main, *base, word)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command, words, message",
+    [
+        (generate, ["--num-samples=0"], "--num-samples"),
+        (generate, ["--prompts=x"], "unknown option --prompts: here it is --prompt"),
+        (generate, ["--prompt="], "prompt is empty"),
+        (generate, ["--reference=x"], "expected both --reference and --aligned"),
+        (generate, ["--aligned=x"], "expected both --reference and --aligned"),
+        (plot, [], "the following arguments are required: RUN"),
+        (plot, ["gone"], "gone"),
+        (plot, ["gone", "--table=html"], "invalid choice: 'html'"),
+        (score_command, [], "expected one of RUN with --reward, --pairs=FILE, or --models=A,B"),
+        (score_command, ["run", "--pairs=x"], "expected one of RUN"),
+        (score_command, ["run"], "RUN: expected --reward"),
+        (score_command, ["gone", "--reward=length:1:2"], "gone: no such folder"),
+        (score_command, ["run", "--reward=length:1:2", "--lambda=1"], "--lambda has no meaning with RUN"),
+        (score_command, ["--pairs=x", "--reward=length:1:2"], "--reward has no meaning with --pairs"),
+        (score_command, ["--pairs=gone.jsonl"], "gone.jsonl: no such file"),
+        (score_command, ["--pairs=gone.jsonl", "--rule=a:b"], "unknown option --rule"),
+        (score_command, ["--models=a"], "--models: expected two models A,B, found 'a'"),
+        (score_command, ["--models=a,"], "--models: expected two models A,B, found 'a,'"),
+        (score_command, ["--models=a,b"], "expected --prompts"),
+        (score_command, ["--models=a,b", "--num-prompts=0", "--prompts=chat"], "at least 1, found 0"),
+        (sft, ["--output_dir=x"], "unknown option --output-dir: here it is --out"),
+        (sft, ["--dataset_name=x"], "unknown option --dataset-name: here it is --data"),
+        (sft, ["--model=x"], "the following arguments are required: --out, --data"),
+        (rlhf, ["--lr=1"], "unknown option --lr: here it is --learning-rate"),
+        (
+            rlhf,
+            ["--bf16", "--reward_model_path=x"],
+            "unknown option --bf16: here it is --dtype=bfloat16; "
+            "unknown option --reward-model-path: here it is --reward=model:DIR",
+        ),
+        (
+            dpo,
+            ["--loss_type=ipo", "--logging-steps=1"],
+            "unknown option --loss-type: here it is --loss; "
+            "unknown option --logging-steps: every step is logged",
+        ),
+    ],
+)
+def test_a_wrong_argument_of_other_commands_is_one_line(
+    refused, tmp_path, monkeypatch, command, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(command.main, *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"prompt": "a"}\n{"prompt": \n', ":2: not valid JSON"),
+        ('{"prompt": "a"}\n\n{"prompt": ""}\n', ":3: prompt is empty"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', ":2: expected one of the fields 'prompt', 'messages' and 'turns'"),
+        ('{"prompt": "a"}\n[1]\n', ":2: expected a JSON object, found a list"),
+        ('{"prompt": "a", "id": 1}\n{"prompt": "b"}\n', "id 1 is already taken"),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "prompt 0: the prompt has `messages`"),
+        (json.dumps({"prompt": "and " * 500, "id": "long"}), "prompt 'long': "),
+        ("", "no prompts in it"),
+    ],
+)  # fmt: skip
+def test_broken_prompts_are_named_by_file_and_line(refused, models, tmp_path, content, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(content)
+    assert message in refused(sweep.main, *models, f"--prompts={path}", f"--out={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_strengths_of_prompts_must_be_there(refused, base):
+    assert "prompt 0 has no `lambda`, which --lambda=prompt needs" in refused(
+        sweep.main, *base, "--lambda=prompt"
+    )
+
+
+# Settings from a file
+
+
+def test_a_config_file_stands_for_options(call, models, prompts, finished, tmp_path):
+    path = tmp_path / "sweep.json"
+    settings = {
+        "lambda": [0, 0.5], "max_new_tokens": 24, "rows": 4, "prompts": prompts.partition("=")[2],
+        "reward": ["length:24:30", "keywords:a"], "stop": ["x\\n", "y,z"], "seed": None, "dry-run": False,
+        "num-prompts": 1,
+    }  # fmt: skip
+    path.write_text(json.dumps(settings))
+    out = tmp_path / "run"
+    code, _, _ = call(sweep.main, *models, f"--config={path}", f"--out={out}", "--num_prompts=2")
+    assert code == 0
+    rows = read_rows(out)
+    # The command line wins.
+    assert {(row["prompt_id"], row["lambda"]) for row in rows} == {(0, 0), (0, 0.5), (1, 0), (1, 0.5)}
+    assert all(row["rewards"].keys() == {"length:24:30", "keywords:a"} for row in rows)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["identity"]["decode"]["stop"] == ["x\n", "y,z"]
+    code, _, _ = call(sweep.main, *models, f"--config={path}", f"--out={tmp_path / 'two'}", "--stop=q")
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert manifest["identity"]["decode"]["stop"] == ["q"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "sweep.json: not JSON"),
+        ("[1]", "sweep.json: expected a JSON object with option names as keys"),
+        ('{"model": "x"}', "sweep.json: unknown option --model: here it is --reference and --aligned"),
+        ('{"help": true}', "sweep.json: unknown option --help"),
+        ('{"seed": true}', "sweep.json: seed: expected a string, a number or a list of them, found True"),
+        ('{"seed": {"a": 1}}', "sweep.json: seed: expected a string, a number"),
+        ('{"dry_run": 1}', "sweep.json: dry-run: expected true or false, found 1"),
+        ('{"seed": "x"}', "argument --seed: invalid int value: 'x'"),
+        ('{"lambda": NaN}', "NaN is no JSON number"),
+    ],
+)
+def test_a_broken_config_file_is_one_line(refused, base, tmp_path, content, message):
+    (tmp_path / "sweep.json").write_text(content)
+    assert message in refused(sweep.main, *base, f"--config={tmp_path / 'sweep.json'}")
