@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from dera_jax.completions import Completions
 from dera_jax.configs import check_choice, check_number
 from dera_jax.files import encode_json
 from dera_jax.judge_endpoint import Answer, Endpoint
@@ -21,7 +22,7 @@ from dera_jax.judge_prompts import (
     grade_messages,
     read_preference,
 )
-from dera_jax.rewards import Completions, Reward, parse_rewards
+from dera_jax.rewards import Reward, parse_rewards
 from dera_jax.stored import Decode, judge
 
 Pair = tuple[dict, dict]

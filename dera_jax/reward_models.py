@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models
+from dera_jax.completions import Completions
 from dera_jax.files import write_json
 from dera_jax.loading import families, hub, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.reward import RewardConfig
 from dera_jax.models.t5 import T5Config
 from dera_jax.policies import Policy
-from dera_jax.rewards import Completions
 from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, save_tokenizer
 
 ROWS = 16

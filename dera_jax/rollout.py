@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from dera_jax.batches import Batch, make_batch
+from dera_jax.completions import Completions
 from dera_jax.configs import DecodeConfig
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.generate import Cell, Completion, complete
 from dera_jax.policies import Policy
-from dera_jax.rewards import Completions, Reward, short_names
+from dera_jax.rewards import Reward, short_names
 from dera_jax.score import completion_logprobs
 
 _logprobs = jax.jit(completion_logprobs, static_argnames="config")

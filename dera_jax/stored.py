@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from dera_jax.completions import Completions
 from dera_jax.provenance import provenance
 from dera_jax.results import RunFolder, read_manifest
-from dera_jax.rewards import Completions, Reward
+from dera_jax.rewards import Reward
 from dera_jax.strengths import format_strength, strength_from_json
 
 Decode = Callable[[Sequence[int]], str]

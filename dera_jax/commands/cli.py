@@ -1,9 +1,8 @@
-"""What all commands share: one-line errors, option names, the decoding options, the device line."""
+"""What all commands share: one-line errors, option names, the device line."""
 
 import argparse
 import difflib
 import glob
-import importlib
 import os
 import re
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from dera_jax.commands.compilations import keep_compilations
-from dera_jax.configs import KV_CACHES, DecodeConfig
 from dera_jax.files import read_json
 from dera_jax.rewards import KNOWN
 
@@ -179,59 +177,6 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
-    """Adds how completions are drawn."""
-    defaults = DecodeConfig(max_new_tokens=max_new_tokens)
-    group = parser.add_argument_group("decoding (of the mixture)")
-    group.add_argument(
-        "--rule", metavar="MODULE:FUNCTION", help="another rule than the linear mixture of logits"
-    )
-    group.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=defaults.max_new_tokens,
-        metavar="N",
-        help="longest completion, in tokens (default %(default)s)",
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=defaults.temperature,
-        metavar="T",
-        help="0 is greedy (default %(default)s)",
-    )
-    group.add_argument(
-        "--top-k", type=int, metavar="K", help="keep the K most probable tokens (default: all)"
-    )
-    group.add_argument(
-        "--top-p", type=float, metavar="P", help="keep the smallest set with probability P (default: all)"
-    )
-    group.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help=r"end a completion at TEXT, escapes such as \n allowed; may be repeated",
-    )
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=defaults.seed,
-        metavar="N",
-        help="of all randomness (default %(default)s)",
-    )
-    group.add_argument(
-        "--kv-cache",
-        choices=KV_CACHES,
-        default=defaults.kv_cache,
-        help="how keys and values of earlier tokens are kept; int8 takes about a quarter of float32 "
-        "(default auto: in the models' type)",
-    )
-    group.add_argument(
-        "--rows", default="auto", metavar="N|auto", help="completions decoded at a time (default auto)"
-    )
-
-
 def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
     """Returns the words of the command, for a manifest."""
     return ["python", "-m", name, *(sys.argv[1:] if argv is None else argv)]
@@ -246,27 +191,6 @@ def check_folder(out: Path) -> None:
 def option(name: str) -> str:
     """Returns a setting's name as an option's."""
     return "--" + name.replace("_", "-")
-
-
-def decode_config(args: argparse.Namespace) -> DecodeConfig:
-    """Returns the validated decoding options."""
-    return DecodeConfig(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        stop=tuple(map(unescape, args.stop)),
-        seed=args.seed,
-        kv_cache=args.kv_cache,
-    )
-
-
-def unescape(text: str) -> str:
-    r"""Returns `text` with escapes such as \n replaced by what they stand for."""
-    try:
-        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--stop: broken escape in {text!r} ({error.reason})") from error
 
 
 def apply_config_file(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -336,41 +260,8 @@ def announce_devices() -> str:
     return kind
 
 
-def load_rule(spec: str | None):
-    """Returns the rule that `module:function` names and the name that rows carry; None is the mixture.
-
-    Raises:
-      ValueError: no such module or function.
-    """
-    from dera_jax.realign import is_mixture, linear_rule
-
-    if spec is None:
-        return linear_rule, "linear"
-    module, _, name = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
-    try:
-        rule = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the module is the user's and may fail in any way
-        raise ValueError(
-            f"--rule={spec}: expected module:function ({type(error).__name__}: {error})"
-        ) from error
-    if not callable(rule):
-        raise ValueError(f"--rule={spec}: expected a function, found {rule!r:.60}")
-    return rule, "linear" if is_mixture(rule) else spec
-
-
 def toy_reward() -> str | None:
     """Returns the reward that the shipped aligned model was trained with."""
     from dera_jax.policies import TOY
 
     return read_json(TOY / "aligned" / "manifest.json")["reward"]
-
-
-def parse_rows(text: str, cells: int) -> int:
-    """Returns the rows of a batch: the number given, or for `auto` at most 32."""
-    if text == "auto":
-        return min(32, max(1, cells))
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise ValueError(f"--rows: expected a whole number, at least 1, or auto, got {text!r}")
-    return int(text)

@@ -9,7 +9,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from dera_jax.commands import cli, models
+from dera_jax.commands import cli, decode_options, models
 from dera_jax.configs import check_count
 
 NARROWEST = 28
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="completions at each strength (default %(default)s)",
     )
     models.add_model_options(parser)
-    cli.add_decode_options(parser)
+    decode_options.add_decode_options(parser)
     args = parser.parse_args(argv)
-    decode = cli.decode_config(args)
+    decode = decode_options.decode_config(args)
     check_count("--num-samples", args.num_samples)
 
     from dera_jax.prompts import Prompt, load_prompts
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         turn = [{"role": "user", "content": args.prompt}]
         prompt = Prompt.of({"messages": turn} if args.chat else args.prompt)
-    rule, _ = cli.load_rule(args.rule)
-    rows = cli.parse_rows(args.rows, len(lambdas) * args.num_samples)
+    rule, _ = decode_options.load_rule(args.rule)
+    rows = decode_options.parse_rows(args.rows, len(lambdas) * args.num_samples)
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)

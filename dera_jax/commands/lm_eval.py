@@ -17,7 +17,7 @@ from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from dera_jax.commands import cli, models
+from dera_jax.commands import cli, decode_options, models
 from dera_jax.configs import check_count
 
 INSTALL = "pip install lm-eval==0.4.13"
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
 
     setup_logging("WARNING")
     check_count("--bootstrap-iters", args.bootstrap_iters, least=0)
-    rows = None if args.rows == "auto" else cli.parse_rows(args.rows, 1)
+    rows = None if args.rows == "auto" else decode_options.parse_rows(args.rows, 1)
     _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     known = {field.name for field in fields(EvaluatorConfig)}

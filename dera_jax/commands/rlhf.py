@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from dera_jax.commands import cli, train_checks, train_options
+from dera_jax.commands import cli, decode_options, train_checks, train_options
 from dera_jax.configs import DecodeConfig
 
 CONSTANTS = {
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         decode = DecodeConfig(
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
-            stop=tuple(map(cli.unescape, args.stop)),
+            stop=tuple(map(decode_options.unescape, args.stop)),
             seed=seed,
         )
         return RolloutConfig(decode, args.num_samples, beta, args.target_kl, args.kl_horizon)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli, judging, models
+from dera_jax.commands import cli, decode_options, judging, models
 
 TEMPLATES = ("chat_template", "reference_chat_template")
 OPTIONS = {
@@ -170,7 +170,7 @@ def _score_pairs(args) -> None:
     _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     loaded = pairs.load_pairs(args.pairs, args.num_prompts)
-    rows = cli.parse_rows(args.rows, len(loaded))
+    rows = decode_options.parse_rows(args.rows, len(loaded))
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
@@ -192,7 +192,7 @@ def _score_models(args) -> None:
     if not args.prompts:
         raise ValueError("--models: expected --prompts, the text on which to compare them")
     prompts = load_prompts(args.prompts, args.num_prompts)
-    rows = cli.parse_rows(args.rows, len(prompts))
+    rows = decode_options.parse_rows(args.rows, len(prompts))
     (_compare_precisions if args.quantize else _compare_models)(args, names, prompts, rows)
 
 

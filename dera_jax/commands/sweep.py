@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli, models
+from dera_jax.commands import cli, decode_options, models
 from dera_jax.configs import check_count, check_number
 
 
@@ -80,7 +80,7 @@ def make_parser() -> cli.Parser:
         "--dry-run", action="store_true", help="print what would be decoded, its memory and time, and stop"
     )
     models.add_model_options(parser)
-    cli.add_decode_options(parser)
+    decode_options.add_decode_options(parser)
     return parser
 
 
@@ -88,12 +88,12 @@ def make_parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.sweep`."""
     args = _arguments(argv)
-    decode = cli.decode_config(args)
+    decode = decode_options.decode_config(args)
     check_count("--num-prompts", args.num_prompts)
     check_count("--num-samples", args.num_samples)
     if args.beta is not None:
         check_number("--beta", args.beta, 0.0, float("inf"))
-    cli.parse_rows(args.rows, 1)
+    decode_options.parse_rows(args.rows, 1)
     if args.out:
         cli.check_folder(args.out)
 
@@ -158,7 +158,7 @@ def _plan(args, decode):
     rewards = parse_rewards(reward) if reward else ()
     prompts = load_prompts(_prompts(args), args.num_prompts)
     check_rewards(rewards, prompts)
-    rule, rule_name = cli.load_rule(args.rule)
+    rule, rule_name = decode_options.load_rule(args.rule)
     mesh = models.open_mesh(args)
 
     def load() -> Sweep:
@@ -186,7 +186,7 @@ def _plan(args, decode):
 def _rows(args, cells: int, group) -> int:
     """Returns the rows of a batch of one group: of those asked for, which all have together, its part."""
     groups = group.count if group else 1
-    rows = cli.parse_rows(args.rows, -(-cells // groups))
+    rows = decode_options.parse_rows(args.rows, -(-cells // groups))
     return rows if args.rows == "auto" else -(-rows // groups)
 
 
