@@ -2,18 +2,16 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from dera_jax.judges import Judge, Pair, RewardJudge, Verdict, parse_judge, same_text
 from dera_jax.metrics import Estimate, estimate
+from dera_jax.missing import Cell, cell_of, cell_order, find_missing, tell_cells
 from dera_jax.reports import estimate_to_json
 from dera_jax.rewards import Reward
 from dera_jax.strengths import Strength, format_strength, strength_from_json, strength_to_json
 from dera_jax.tables import Column, estimate_cells, format_columns, strength_cells
-
-Cell = tuple[Hashable, int, int]
-"""(prompt_id, sample, turn)."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +106,12 @@ def match(
     pairs = list(zip(lambdas, others, strict=True))
     expected = {cell for s, t in pairs for cell in [*a[s], *b.get(t, ())]}
     if not allow_missing:
-        _refuse_missing(expected, [(names[0], s, a[s]) for s in lambdas])
-        _refuse_missing(expected, [(names[1], t, b[t]) for t in dict.fromkeys(others)])
+        _refuse_missing(names[0], expected, {s: a[s] for s in lambdas})
+        _refuse_missing(names[1], expected, {t: b[t] for t in others})
     found = []
     for s, t in pairs:
         # In an order of their own: intervals then do not depend on that of the rows.
-        cells = sorted(a[s].keys() & b.get(t, {}).keys(), key=_order)
+        cells = sorted(a[s].keys() & b.get(t, {}).keys(), key=cell_order)
         both = [(a[s][cell], b[t][cell]) for cell in cells]
         found.append(Match(s, t, both, len(expected) - len(both)))
     if not any(each.pairs for each in found):
@@ -127,13 +125,8 @@ def _by_strength(rows: Sequence[dict], name: str) -> dict[Strength, dict[Cell, d
         raise ValueError(f"{name}: no rows yet")
     found: dict[Strength, dict[Cell, dict]] = defaultdict(dict)
     for row in rows:
-        found[strength_from_json(row["lambda"])][row["prompt_id"], row["sample"], row.get("turn", 0)] = row
+        found[strength_from_json(row["lambda"])][cell_of(row)] = row
     return dict(found)
-
-
-def _order(cell: Cell) -> tuple:
-    prompt_id, *rest = cell
-    return isinstance(prompt_id, str), prompt_id, *rest
 
 
 def _check_prompts(rows_a: Sequence[dict], rows_b: Sequence[dict], names: tuple[str, str]) -> None:
@@ -181,20 +174,12 @@ def _check_strengths(name: str, strengths: Sequence[Strength], there: dict) -> N
             raise ValueError(f"{name} has no rows of λ = {format_strength(strength)}; it has {listed}")
 
 
-def _refuse_missing(expected: set[Cell], places: Sequence[tuple[str, Strength, dict[Cell, dict]]]) -> None:
-    """Raises ValueError, with the first cell, where cells are missing of (run, strength, what is there)."""
-    lacking = [(name, strength, expected - there.keys()) for name, strength, there in places]
-    lacking = [place for place in lacking if place[2]]
-    if not lacking:
-        return
-    name, strength, cells = lacking[0]
-    prompt_id, sample, turn = min(cells, key=_order)
-    count = sum(len(cells) for *_, cells in lacking)
-    where = f"prompt {prompt_id!r}, sample {sample}" + (f", turn {turn + 1}" if turn else "")
-    raise ValueError(
-        f"{name} lacks {count} cell{'s' if count > 1 else ''}, the first: λ = {format_strength(strength)}, {where}; "
-        "complete the run, or --allow-missing compares what both have"
-    )
+def _refuse_missing(name: str, expected: set[Cell], there: Mapping[Strength, Collection[Cell]]) -> None:
+    """Raises ValueError where a run lacks cells of what is expected at each of its strengths."""
+    if lacking := find_missing(there, expected):
+        raise ValueError(
+            f"{name}: {tell_cells(lacking)}; complete the run, or --allow-missing compares what both have"
+        )
 
 
 def _comparison(match: Match, verdicts: Sequence[Verdict]) -> Comparison:

@@ -12,18 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from dera_jax.missing import Cell, cell_of, cell_order, find_missing, tell_cells
 from dera_jax.strengths import Strength, format_strength
-
-Key = tuple[int | str, int, int]
-"""prompt_id, sample and turn of a completion."""
 
 FIELDS = {"kl": "kl_to_reference", "length": "length"}
 """Figures that every row has, beside its rewards, by the field of the row."""
 
 WIN_RATE = "win-rate"
-
-NAMED = 4
-"""Missing cells that an error names."""
 
 _CONSTRAINT = re.compile(r"(.+?)(>=|<=)([+-]?\d*\.?\d+(?:[eE]-?\d+)?)(%?)", re.DOTALL)
 
@@ -33,7 +28,7 @@ class Grid:
     """Figures of completions that are there at every strength."""
 
     strengths: tuple[Strength, ...]
-    keys: tuple[Key, ...]
+    keys: tuple[Cell, ...]
     """In an order that does not depend on the rows'."""
     figures: dict[str, Float[np.ndarray, "strengths rows"]]
 
@@ -74,33 +69,28 @@ def read_grid(
       ValueError: a cell is there twice; one is missing, or has no number, and none may.
     """
     strengths = tuple(sorted(groups))
-    found = {strength: {_key(row): row for row in groups[strength]} for strength in strengths}
+    found = {strength: {cell_of(row): row for row in groups[strength]} for strength in strengths}
     for strength in strengths:
         if len(found[strength]) < len(groups[strength]):
             raise ValueError(
                 f"{where}: λ = {format_strength(strength)} has two rows of one prompt and sample"
             )
-    keys = sorted({key for rows in found.values() for key in rows}, key=_order)
+    keys = sorted({key for rows in found.values() for key in rows}, key=cell_order)
     values = {
-        (key, strength): _numbers(found[strength].get(key), names) for key in keys for strength in strengths
+        (strength, key): _numbers(found[strength].get(key), names) for strength in strengths for key in keys
     }
     lacking = [cell for cell, numbers in values.items() if None in numbers]
     if lacking and not allow_missing:
-        raise ValueError(f"{where}: {_missing(lacking, found, values, names)}")
-    incomplete = {key for key, _ in lacking}
+        raise ValueError(
+            f"{where}: {_told(find_missing(found, keys), lacking, values, names)}; complete the run, "
+            "or leave out such prompts' samples with --allow-missing"
+        )
+    incomplete = {key for _, key in lacking}
     whole = [key for key in keys if key not in incomplete]
-    table = np.array([[values[key, s] for key in whole] for s in strengths], np.float64)
+    table = np.array([[values[s, key] for key in whole] for s in strengths], np.float64)
     table = table.reshape(len(strengths), len(whole), len(names))
     figures = {name: table[:, :, i] for i, name in enumerate(names)}
     return Grid(strengths, tuple(whole), figures), len(incomplete)
-
-
-def _key(row: dict) -> Key:
-    return row["prompt_id"], row["sample"], row.get("turn", 0)
-
-
-def _order(key: Key) -> tuple:
-    return isinstance(key[0], str), *key
 
 
 def _numbers(row: dict | None, names: Sequence[str]) -> list[float | None]:
@@ -110,20 +100,12 @@ def _numbers(row: dict | None, names: Sequence[str]) -> list[float | None]:
     return [row.get(FIELDS[name]) if name in FIELDS else row.get("rewards", {}).get(name) for name in names]
 
 
-def _missing(lacking: Sequence[tuple], found: Mapping, values: Mapping, names: Sequence[str]) -> str:
-    """Returns which cells are missing, or lack a number, and what to do."""
-    absent = [(key, strength) for key, strength in lacking if key not in found[strength]]
-    shown = absent or lacking
-    cells = "; ".join(
-        f"prompt {key[0]!r}, sample {key[1]}, λ = {format_strength(strength)}"
-        for key, strength in shown[:NAMED]
-    )
-    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
-    what = "are missing" if absent else f"have no number for {names[values[shown[0]].index(None)]}"
-    return (
-        f"{len(shown)} of {len(values)} cells {what} ({cells}{more}); "
-        "complete the run, or leave out such prompts' samples with --allow-missing"
-    )
+def _told(absent: Sequence[tuple], lacking: Sequence[tuple], values: Mapping, names: Sequence[str]) -> str:
+    """Returns which cells are missing, or, if none is, lack a number."""
+    if absent:
+        return tell_cells(absent)
+    what = f"no number for {names[values[lacking[0]].index(None)]}"
+    return tell_cells(lacking, f"has {what}", f"have {what}")
 
 
 def reward_names(rows: Sequence[dict]) -> list[str]:

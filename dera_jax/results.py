@@ -46,8 +46,9 @@ from dera_jax.files import (
     write_bytes,
     write_json,
 )
+from dera_jax.missing import find_missing, tell_cells
 from dera_jax.row_files import RowFile, RowKey, encode_rows, parse_rows, part_paths, row_key
-from dera_jax.strengths import strength_from_json
+from dera_jax.strengths import Strength, strength_from_json
 
 FORMAT = 1
 """Of the manifest; a folder of another format is refused."""
@@ -105,18 +106,13 @@ def tell_missing(run: str | Path, rows: list[dict]) -> str | None:
     A strength that has fewer than half of the prompts is the prompts' own, and lacks none. Later turns are
     not looked at: where one does not fit the context, it is rightly not there.
     """
-    by: dict[str, set] = {}
+    by: dict[Strength, set] = {}
     for row in rows:
-        prompt_id, sample, strength, _ = row_key(row)
-        by.setdefault(strength, set()).add((prompt_id, sample))
+        by.setdefault(strength_from_json(row["lambda"]), set()).add((row["prompt_id"], row["sample"], 0))
     whole = set().union(*by.values())
-    lacking = {s: whole - there for s, there in by.items() if 2 * len(there) > len(whole) > len(there)}
-    if lacking:
-        strength, cells = next(iter(lacking.items()))
-        prompt_id, sample = min(cells, key=str)
-        count = sum(map(len, lacking.values()))
-        told = f"{count} completions are" if count > 1 else "1 completion is"
-        return f"{told} missing, the first at λ = {strength}: prompt {prompt_id!r}, sample {sample}"
+    shared = {strength: there for strength, there in by.items() if 2 * len(there) > len(whole)}
+    if lacking := find_missing(shared, whole):
+        return tell_cells(lacking)
     manifest = Path(run) / "manifest.json"
     if manifest.exists() and not read_json(manifest).get("extent"):
         return f"the run has not ended: {len(rows)} completions so far"

@@ -187,11 +187,12 @@ def test_missing_cells_are_named_and_left_out_when_allowed():
         without(b, prompt_id="p3", sample=1, **{"lambda": 0.5}), prompt_id="p4", **{"lambda": 2.0}
     )
     message = (
-        r"B lacks 4 cells, the first: λ = 0.5, prompt 'p3', sample 1; complete the run, or --allow-missing"
+        r"B: 4 completions are missing, the first at λ = 0.5: prompt 'p3', sample 1; complete the run, "
+        "or --allow-missing"
     )
     with pytest.raises(ValueError, match=message):
         compare(a, fewer, WORDS)
-    with pytest.raises(ValueError, match="A lacks 4 cells"):
+    with pytest.raises(ValueError, match="A: 4 completions are missing"):
         compare(fewer, a, WORDS)
     found = compare(a, fewer, WORDS, allow_missing=True)
     assert [each.missing for each in found] == [0, 1, 3]
@@ -200,7 +201,7 @@ def test_missing_cells_are_named_and_left_out_when_allowed():
 
 def test_what_both_runs_lack_at_one_strength_is_missing_too():
     a, b = (without(make_rows(seed), prompt_id="p3", **{"lambda": 0.5}) for seed in (1, 2))
-    with pytest.raises(ValueError, match="A lacks 3 cells"):
+    with pytest.raises(ValueError, match="A: 3 completions are missing"):
         compare(a, b, WORDS)
 
 

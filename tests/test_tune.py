@@ -118,14 +118,16 @@ def test_missing_cells_are_named_or_left_out():
     rows = rows_of(gridded(PEAK, 10))
     lacking = [row for row in rows if (row["prompt_id"], row["sample"], row["lambda"]) != (3, 1, 0.8)]
     groups = {(float(s),): [row for row in lacking if row["lambda"] == s] for s in PEAK}
-    with pytest.raises(ValueError, match=r"run: 1 of 120 cells are missing \(prompt 3, sample 1, λ = 0.8\)"):
+    with pytest.raises(
+        ValueError, match=r"run: 1 completion is missing, the first at λ = 0.8: prompt 3, sample 1;"
+    ):
         read_grid(groups, ["gold"], "run")
     grid, left_out = read_grid(groups, ["gold"], "run", allow_missing=True)
     assert left_out == 1 and len(grid.keys) == 19 and (3, 1, 0) not in grid.keys
     groups[(0.4,)][0]["rewards"]["gold"] = None
     groups[(0.8,)].append(next(row for row in rows if row not in lacking))
     with pytest.raises(
-        ValueError, match=r"1 of 120 cells have no number for gold \(prompt 0, sample 0, λ = 0.4\)"
+        ValueError, match=r"1 completion has no number for gold, the first at λ = 0.4: prompt 0, sample 0;"
     ):
         read_grid(groups, ["gold"], "run")
     with pytest.raises(ValueError, match="two rows"):
