@@ -11,6 +11,7 @@ from scripts.reproduce import evidence as ev
 from scripts.reproduce import hallucination as ha
 from scripts.reproduce import quantities as qu
 from scripts.reproduce.evidence import Evidence
+from scripts.reproduce.page import page
 from scripts.reproduce.recipes import BANDS, Recipes
 from scripts.reproduce.runner import Folders, is_kept, make_step
 from scripts.reproduce.subjects import Subject, Verdict, span
@@ -18,7 +19,7 @@ from scripts.reproduce.subjects import Subject, Verdict, span
 LONGEST = 120
 """Tokens in histograms, at most."""
 UNITS = {
-    "likelihood": "nats per token, untouched model",
+    "likelihood": "nats per token",
     "known words": "share of a text's words",
     "variety": "share of word pairs not said before",
     "slots": "share of the input's slots",
@@ -47,7 +48,7 @@ def write_report(
     missing = [step for evidence in read.values() for step in evidence.missing]
     missing += [step.folder for steps in others.values() for step in steps if not is_kept(step, folders)]
     told = [line for subject in subjects for line in _invented(subject, recipes, folders)]
-    text = _text(subjects, verdicts, drawn, missing, told)
+    text = page(subjects, verdicts, drawn, missing, told)
     write_text(folders.results / "REPRODUCTION.md", text)
     print(f"{folders.results / 'REPRODUCTION.md'}: {len(verdicts)} claims, {len(drawn)} figures")
     for verdict in verdicts:
@@ -236,7 +237,8 @@ def _two_rewards(steps: Sequence[Step], folders: Folders) -> list[tuple[str, str
     both = qu.reward("length"), qu.reward("lexicon")
     path = folders.results / "figures" / "two-rewards.png"
     note = (
-        "labels: λ of length + λ of sentiment; bars: 95 % intervals over prompts; line: DeRa's Pareto front"
+        f"n = {min(map(len, cells.values())):,} completions each; labels: λ of length + λ of sentiment; "
+        "bars: 95 % intervals over prompts; line: DeRa's Pareto front"
     )
     figures.save(path, [("Appendix B", figures.front(cells, sums, both))], note, columns=1)
     return [("figures/two-rewards.png", "Appendix B: two rewards, mixed and trained on their weighted sum")]
@@ -249,91 +251,3 @@ def _extras(steps: Sequence[Step], found: Mapping[str, Evidence], folders: Folde
     pair = found.get("stories-length-rloo")
     fixed = {s: some for (s, seed), some in pair.dera.items() if seed == 0} if pair else {}
     return [claims.twice_the_cost(costs), claims.strength_per_prompt(rows, fixed)]
-
-
-def _text(
-    subjects: Sequence[Subject],
-    verdicts: Sequence[Verdict],
-    drawn: Sequence[tuple[str, str]],
-    missing: Sequence[str],
-    told: Sequence[str],
-) -> str:
-    """Returns REPRODUCTION.md."""
-    lines = [INTRODUCTION]
-    if missing:
-        shown = ", ".join(missing[:12]) + (f" and {len(missing) - 12} more" if len(missing) > 12 else "")
-        lines.append(
-            f"**{len(missing)} measurements are not made yet**: {shown}. Incomplete experiments are left out; "
-            "verdicts are of what is there.\n"
-        )
-    lines.append("## Claims\n\n| | claim | the paper | here |\n|--:|---|---|---|")
-    lines += [f"| {v.number} | {v.claim} | {v.paper} | **{v.verdict}** |" for v in verdicts]
-    for verdict in verdicts:
-        lines.append(
-            f"\n**{verdict.number}. {verdict.claim}**: {verdict.verdict} (holds if {verdict.holds_if}).\n"
-        )
-        lines += [f"- {finding}" for finding in verdict.ours] or ["- nothing measured yet"]
-    lines.append("\n## Agreement of DeRa with retrained models\n")
-    lines.append(
-        "Mean |DeRa − retrained| over the strengths but 0 and 1 and up to 2, in % of the range of all means; "
-        "beside it how far two trainings with different seeds are apart.\n"
-    )
-    lines.append(
-        "| experiment | quantity | error, % | seeds, % | Spearman (strengths) |\n|---|---|--:|--:|--:|"
-    )
-    lines += [line for subject in subjects for line in _agreement_lines(subject)]
-    lines.append(
-        f"\n## Experiments\n\nMade on {_hardware(subjects)}, one core a process; times include other work on them.\n\n"
-        "| experiment | seeds | completions | time | command |\n|---|--:|--:|--:|---|"
-    )
-    lines += map(_experiment_line, subjects)
-    lines += told
-    lines.append("\n## Figures\n")
-    lines += [f"![{caption}]({path})\n\n*{caption}*\n" for path, caption in drawn]
-    return "\n".join(lines)
-
-
-def _hardware(subjects: Sequence[Subject]) -> str:
-    """Returns what the manifests say of the machines."""
-    made = (
-        m["provenance"]
-        for subject in subjects
-        for m in subject.evidence.manifests.values()
-        if "provenance" in m
-    )
-    seen = {(told["device"], told["platform"].partition("-")[0], told["versions"]["jax"]) for told in made}
-    return "; ".join(f"{device} ({system}), JAX {version}" for device, system, version in sorted(seen))
-
-
-def _agreement_lines(subject: Subject) -> list[str]:
-    found, lines = subject.evidence, []
-    told = {"reward": subject.reward, "length": qu.length, "KL": qu.kl, **subject.quality}
-    for name, quantity in told.items():
-        gaps = {s: gap for s, gap in ev.gaps(found, quantity).items() if s <= 2}
-        if not gaps:
-            continue
-        low, high = span(found, quantity)
-        scale = high - low
-        error = 100 * sum(abs(gap.mean) for gap in gaps.values()) / len(gaps) / scale
-        noise, rank = ev.seed_noise(found.retrained, quantity), ev.rank_correlation(found, quantity)
-        seeds = "" if noise is None else f"{100 * noise / scale:.1f}"
-        lines.append(
-            f"| {subject.name} | {name} | {error:.1f} | {seeds} | {f'{rank[0]:.2f} ({rank[1]})' if rank else ''} |"
-        )
-    return lines
-
-
-def _experiment_line(subject: Subject) -> str:
-    found = subject.evidence
-    rows = sum(len(some) for rows in (found.dera, found.retrained, found.combined) for some in rows.values())
-    seeds = len({seed for _, seed in found.retrained})
-    command = f"`bash scripts/reproduce.sh {subject.name}`"
-    return f"| {found.experiment.title} | {seeds} | {rows:,} | {found.seconds / 60:.0f} min | {command} |"
-
-
-INTRODUCTION = """# The paper, reproduced small
-
-Written by `bash scripts/reproduce.sh` from the rows beside it. Every experiment of arXiv:2402.02992 at a size that two
-CPU cores can do, on real models and data; each claim with what was found, good or bad. Intervals are 95 %, by bootstrap
-over prompts; they do not include what another training would change, which is told beside them where there are seeds.
-"""

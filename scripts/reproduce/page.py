@@ -1,0 +1,114 @@
+"""The text of REPRODUCTION.md: claims with their findings, agreement, experiments, figures."""
+
+from collections.abc import Sequence
+
+from scripts.reproduce import evidence as ev
+from scripts.reproduce import quantities as qu
+from scripts.reproduce.subjects import Subject, Verdict, span
+
+
+def page(
+    subjects: Sequence[Subject],
+    verdicts: Sequence[Verdict],
+    drawn: Sequence[tuple[str, str]],
+    missing: Sequence[str],
+    told: Sequence[str],
+) -> str:
+    """Returns REPRODUCTION.md."""
+    lines = [INTRODUCTION]
+    if missing:
+        shown = ", ".join(missing[:12]) + (f" and {len(missing) - 12} more" if len(missing) > 12 else "")
+        lines.append(
+            f"**{len(missing)} measurements are not made yet**: {shown}. Incomplete experiments are left out; "
+            "verdicts are of what is there.\n"
+        )
+    lines.append("## Claims\n\n| | claim | the paper | here |\n|--:|---|---|---|")
+    lines += [f"| {v.number} | {v.claim} | {v.paper} | **{v.verdict}** |" for v in verdicts]
+    for verdict in verdicts:
+        lines.append(
+            f"\n**{verdict.number}. {verdict.claim}**: {verdict.verdict} (holds if {verdict.holds_if}).\n"
+        )
+        lines += [f"- {finding}" for finding in verdict.ours] or ["- nothing measured yet"]
+    lines.append("\n## Agreement of DeRa with retrained models\n")
+    lines.append(
+        "Mean |DeRa − retrained| over the strengths but 0 and 1 and up to 2, in % of the range of all means; "
+        "beside it how far two trainings with different seeds are apart. Spearman's ρ is over all strengths whose "
+        "retrained means differ by more than two standard errors.\n"
+    )
+    lines.append(
+        "| experiment | quantity | error, % | seeds, % | Spearman (strengths) |\n|---|---|--:|--:|--:|"
+    )
+    lines += [line for subject in subjects for line in _agreement_lines(subject)]
+    lines.append(
+        f"\n## Experiments\n\nMade on {_hardware(subjects)}, one core a process; times include other work on them.\n\n"
+        "| experiment | seeds | completions | time | command |\n|---|--:|--:|--:|---|"
+    )
+    lines += map(_experiment_line, subjects)
+    lines += told
+    lines.append(LIMITS)
+    lines.append("## Figures\n")
+    lines += [f"![{caption}]({path})\n\n*{caption}*\n" for path, caption in drawn]
+    return "\n".join(lines)
+
+
+def _hardware(subjects: Sequence[Subject]) -> str:
+    """Returns what the manifests say of the machines."""
+    made = (
+        m["provenance"]
+        for subject in subjects
+        for m in subject.evidence.manifests.values()
+        if "provenance" in m
+    )
+    seen = {(told["device"], told["platform"].partition("-")[0], told["versions"]["jax"]) for told in made}
+    return "; ".join(f"{device} ({system}), JAX {version}" for device, system, version in sorted(seen))
+
+
+def _agreement_lines(subject: Subject) -> list[str]:
+    found, lines = subject.evidence, []
+    told = {"reward": subject.reward, "length": qu.length, "KL": qu.kl, **subject.quality}
+    for name, quantity in told.items():
+        gaps = {s: gap for s, gap in ev.gaps(found, quantity).items() if s <= 2}
+        if not gaps:
+            continue
+        low, high = span(found, quantity)
+        scale = high - low
+        error = 100 * sum(abs(gap.mean) for gap in gaps.values()) / len(gaps) / scale
+        noise, rank = ev.seed_noise(found.retrained, quantity), ev.rank_correlation(found, quantity)
+        seeds = "" if noise is None else f"{100 * noise / scale:.1f}"
+        lines.append(
+            f"| {subject.name} | {name} | {error:.1f} | {seeds} | {f'{rank[0]:.2f} ({rank[1]})' if rank else ''} |"
+        )
+    return lines
+
+
+def _experiment_line(subject: Subject) -> str:
+    found = subject.evidence
+    rows = sum(len(some) for rows in (found.dera, found.retrained, found.combined) for some in rows.values())
+    seeds = len({seed for _, seed in found.retrained})
+    command = f"`bash scripts/reproduce.sh {subject.name}`"
+    return f"| {found.experiment.title} | {seeds} | {rows:,} | {found.seconds / 60:.0f} min | {command} |"
+
+
+INTRODUCTION = """# The paper, reproduced small
+
+Written by `bash scripts/reproduce.sh` from the rows beside it. Every experiment of arXiv:2402.02992 at a size that two
+CPU cores can do, on real models and data; each claim with what was found, good or bad. Intervals are 95 %, by bootstrap
+over prompts; they do not include what another training would change, which is told beside them where there are seeds.
+"""
+
+LIMITS = """
+## What models this small can show, and what not
+
+They can show what mixing does to distributions: rewards that are computed, lengths, KL, and whether a model retrained
+at β/λ does the same. They cannot show what people prefer: on Anthropic HH a reward model of this size ranks held-out
+pairs little better than a bag of words, and no answer of stories260K is one a person would want. Claims 4 to 7 are
+therefore tested where the truth is known: the gold reward is a lexicon's mean rating plus fluency under the untouched
+model, and pairs are labelled by it with Bradley–Terry noise. That a lexicon is no reader is part of the bargain.
+
+Trainings are short (80 to 240 steps). Where a retrained model lies closer to the reference in KL than DeRa at the same
+λ (λ > 1), it has not reached the optimum of Eq. 1 at its β; where it lies further away (λ < 1), the noise of its
+gradients has carried it there, less far at a smaller rate (LOG.md). Both are of training, not of decoding.
+
+A larger budget would buy seeds at every strength (here at 0.5, 1 and 2), longer trainings at smaller rates, and models
+that a judge can read; `--preset` has those of the paper.
+"""
