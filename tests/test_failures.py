@@ -152,7 +152,7 @@ def test_a_full_disk_keeps_what_was_written(fails, call, base, finished, tmp_pat
 @pytest.fixture
 def long(models, prompts):
     """Options of a sweep that takes some seconds."""
-    return [*models, prompts, "--max-new-tokens=64", "--rows=8", "--lambda=0,0.5,1,1.5", "--num-samples=48",
+    return [*models, prompts, "--max-new-tokens=64", "--rows=8", "--lambda=0,0.5,1,1.5", "--num-samples=160",
             "--reward=length:10:64,keywords:a|the"]  # fmt: skip
 
 
