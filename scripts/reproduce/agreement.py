@@ -131,6 +131,8 @@ def accuracy_is_a_poor_proxy(subjects: list[Subject]) -> Verdict:
         ours, theirs = found["DeRa"], found["retrained"]
         gaps = {s: ours[s].mean - theirs[s].mean for s in theirs if s in ours}
         small, large = ([abs(g) for s, g in gaps.items() if (s < 1) == below] for below in (True, False))
+        if not (small and large):
+            continue
         top = max(ours)
         samples = ev.curve(subject.evidence.dera, subject.objective)
         best = max(samples, key=lambda s: samples[s].mean)

@@ -189,7 +189,8 @@ def accuracies(found: Evidence) -> Draw:
     def draw(ax: Axes) -> None:
         for name in ("retrained", "DeRa"):
             line(ax, name, found.accuracies.get(name, {}))
-        over_strength(ax, "share of pairs", wide=True)
+        far = max((s for each in found.accuracies.values() for s in each), default=0.0)
+        over_strength(ax, "share of pairs", wide=far > 4)
 
     return draw
 
