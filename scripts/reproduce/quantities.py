@@ -20,6 +20,15 @@ def reward(start: str) -> Quantity:
     return quantity
 
 
+def reward_by(folder: str) -> Quantity:
+    """Returns the reward of the model in such a folder, wherever all work lay when it was measured."""
+
+    def quantity(row: dict) -> float | None:
+        return next((value for name, value in row["rewards"].items() if name.endswith("/" + folder)), None)
+
+    return quantity
+
+
 def length(row: dict) -> float:
     """Returns a completion's length in tokens."""
     return row["length"]

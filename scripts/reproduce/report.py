@@ -87,7 +87,7 @@ def _subject(evidence: Evidence, recipes: Recipes, folders: Folders) -> Subject:
         return Subject(evidence, trained, quality, qu.less(trained, beta, qu.kl), f"reward − {beta:g} · KL")
     if name.startswith("gold"):
         return Subject(evidence, qu.gold, quality, qu.gold, "gold reward")
-    judge = qu.reward(evidence.experiment.decoding["reward"][0].path(folders.work))
+    judge = qu.reward_by(evidence.experiment.decoding["reward"][0].step.folder)
     return Subject(evidence, judge, {"likelihood": qu.likelihood}, judge, "the judge's reward")
 
 
