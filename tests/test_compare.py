@@ -64,21 +64,6 @@ def stub(monkeypatch):
         yield server
 
 
-@pytest.fixture
-def call(capsys):
-    """A command called as a process would be: words to exit code, standard output and error."""
-
-    def called(main, *words):
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as stopped:
-            code = stopped.code
-        return code, *capsys.readouterr()
-
-    return called
-
-
 # By a reward
 
 

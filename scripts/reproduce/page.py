@@ -101,14 +101,14 @@ LIMITS = """
 
 They can show what mixing does to distributions: rewards that are computed, lengths, KL, and whether a model retrained
 at β/λ does the same. They cannot show what people prefer: on Anthropic HH a reward model of this size ranks held-out
-pairs little better than a bag of words, and no answer of stories260K is one a person would want. Claims 4 to 7 are
+pairs about as well as a bag of words, and no answer of stories260K is one a person would want. Claims 4 to 7 are
 therefore tested where the truth is known: the gold reward is a lexicon's mean rating plus fluency under the untouched
 model, and pairs are labelled by it with Bradley–Terry noise. That a lexicon is no reader is part of the bargain.
 
-Trainings are short (80 to 240 steps). Where a retrained model lies closer to the reference in KL than DeRa at the same
+Alignments are short (58 to 240 steps). Where a retrained model lies closer to the reference in KL than DeRa at the same
 λ (λ > 1), it has not reached the optimum of Eq. 1 at its β; where it lies further away (λ < 1), the noise of its
 gradients has carried it there, less far at a smaller rate (LOG.md). Both are of training, not of decoding.
 
-A larger budget would buy seeds at every strength (here at 0.5, 1 and 2), longer trainings at smaller rates, and models
-that a judge can read; `--preset` has those of the paper.
+A larger budget would buy seeds at every strength (here three at 0.5, 1 and 2 in the length rewards, else one), longer
+trainings at smaller rates, and models that a judge can read; `--preset` has those of the paper.
 """
