@@ -219,9 +219,14 @@ def _summarize_strength(
         log_ratio=None if None in log_ratios else estimate(log_ratios, prompts),
         ended=float(np.mean([row["finish_reason"] in ENDED for row in rows])),
         ess=effective_sample_share(rows),
-        tokens=sum(len(row["tokens"]) for row in rows),
+        tokens=sum(map(drawn_tokens, rows)),
         turn_rewards={name: _by_turn(found) for name, found in values.items()} if several else {},
     )
+
+
+def drawn_tokens(row: dict) -> int:
+    """Returns how many tokens were drawn for a completion, EOS among them."""
+    return row["length"] + (row["finish_reason"] == "eos")
 
 
 def _places(rows: Sequence[dict]) -> set[tuple[Hashable, ...]]:

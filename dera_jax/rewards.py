@@ -126,11 +126,12 @@ def user_function(argument: str, spec: str) -> Callable[[Completions], Sequence[
 
     def reward(completions: Completions) -> object:  # whatever the user gives: `Reward` looks at it
         offered = {
-            "completion_ids": [list(tokens) for tokens in completions.tokens],
             **{name: list(values) for name, values in completions.columns.items()},
             "prompts": list(completions.prompts),
             "completions": list(completions.completions),
         }
+        if "completion_ids" in names or completions.tokens is not None:
+            offered.setdefault("completion_ids", list(map(list, completions.known_tokens())))
         arguments = {name: value for name, value in offered.items() if takes_all or name in names}
         try:
             found = function(**arguments)

@@ -25,12 +25,13 @@ def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: De
         lacking = [row for row in rows if reward.name not in row["rewards"]]
         if not lacking:
             continue
+        tokens = [row["tokens"][: row["length"]] if "tokens" in row else None for row in lacking]
         names = sorted({name for row in lacking for name in columns.get(row["prompt_id"], {})})
         values = reward(
             Completions(
                 prompts=[row["prompt"] for row in lacking],
                 completions=[row["completion"] for row in lacking],
-                tokens=[row["tokens"][: row["length"]] for row in lacking],
+                tokens=tokens if None not in tokens else None,
                 finish_reasons=[row["finish_reason"] for row in lacking],
                 columns={n: [columns.get(row["prompt_id"], {}).get(n) for row in lacking] for n in names},
                 decode=decode,

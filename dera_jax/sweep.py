@@ -251,7 +251,7 @@ def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
             continue
         prompt = prompts[row["prompt_id"]]
         for name, here in (("prompt", prompt_text(prompt.prompt)), ("prompt_tokens", prompt_tokens(prompt))):
-            if here != row[name]:
+            if name in row and here != row[name]:
                 raise ValueError(
                     f"the folder holds another run: {name} {prompt.id!r} is {row[name]!r:.60} there and "
                     f"{here!r:.60} here; choose another --out"

@@ -27,7 +27,7 @@ def length(argument: str, spec: str) -> Callable[[Completions], list[float]]:
     stop = _unescape(stop, spec)
 
     def reward(completions: Completions) -> list[float]:
-        rows = zip(completions.tokens, completions.finish_reasons, strict=True)
+        rows = zip(completions.known_tokens(), completions.finish_reasons, strict=True)
         counts = [
             _length_before(stop, tokens, reason, completions.decode) if stop else len(tokens)
             for tokens, reason in rows

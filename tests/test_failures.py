@@ -151,15 +151,29 @@ def test_a_full_disk_keeps_what_was_written(fails, call, base, finished, tmp_pat
 
 @pytest.fixture
 def long(models, prompts):
-    """Options of a sweep that takes some seconds."""
-    return [*models, prompts, "--max-new-tokens=64", "--rows=8", "--lambda=0,0.5,1,1.5", "--num-samples=160",
+    return [*models, prompts, "--max-new-tokens=64", "--rows=8", "--lambda=0,0.5,1,1.5", "--num-samples=40",
             "--reward=length:10:64,keywords:a|the"]  # fmt: skip
+
+
+SLOWLY = """
+import os, sys, time
+from dera_jax.commands import sweep
+write = os.write
+def slow(file, data):
+    done = write(file, data)
+    if b'"prompt_id"' in bytes(data):
+        time.sleep(1)
+    return done
+os.write = slow
+sys.exit(sweep.main(sys.argv[1:]))
+"""
+"""A sweep that rests after it has written rows, so that it is met in its midst on any machine."""
 
 
 def start(words):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        [sys.executable, "-m", "eval.sweep", *words], cwd=ROOT, env=environment, text=True,
+        [sys.executable, "-c", SLOWLY, *words], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -163,7 +163,7 @@ def test_summaries_are_in_order_and_count():
     assert [s.lambda_ for s in summaries] == [(-1.0,), (0.0,), (0.5,), (2.0,)]
     assert [s.beta_effective for s in summaries] == [None, math.inf, 0.2, 0.05]
     for s in summaries:
-        assert (s.n, s.prompts, s.tokens, s.ended, s.beta) == (4, 2, 12, 0.5, 0.1)
+        assert (s.n, s.prompts, s.tokens, s.ended, s.beta) == (4, 2, 0 + 1 + 10 + 11 + 1, 0.5, 0.1)
         assert s.length.mean == 5.5 and (s.length.low, s.length.high) == (0.5, 10.5)
         assert s.kl_to_reference.mean == 1.5 and s.log_ratio.mean == 3.0
         assert s.rewards == {} and s.reward_differences == {}

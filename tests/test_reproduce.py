@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dera_jax import metrics
 from dera_jax.data import ASSETS, load_records
 from dera_jax.experiments import Experiment, Step
 from dera_jax.files import read_json, write_text
 from dera_jax.metrics import Estimate
+from dera_jax.results import read_rows, sort_rows
 from scripts.reproduce import claims, data, runner, subjects
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.recipes import Recipes
@@ -60,6 +62,22 @@ def test_rows_are_kept_and_made_once(folders, capsys):
     found = ev.read_evidence(PAIR, folders)
     assert {s for s, _ in found.dera} == {0.0, 1.0} and not found.missing
     assert (folders.results / sweep.folder / "rows.jsonl.xz").read_bytes() == first
+
+
+def test_kept_rows_are_lean_and_say_the_same(folders):
+    sweep = replace(PAIR, decoding={**PAIR.decoding, "lambda": "0.6666666666666666,1"}).dera()
+    runner.make_step(sweep, folders)
+    made = read_rows(folders.work / sweep.folder)
+    runner.make([sweep], folders)
+    kept = read_rows(folders.results / sweep.folder)
+    assert len(kept) == 4 and {row["lambda"] for row in kept} == {2 / 3, 1.0}
+    for row, lean in zip(sort_rows(made), kept, strict=True):
+        assert row.keys() - lean.keys() == {"tokens", "prompt_tokens"}
+        assert metrics.drawn_tokens(lean) == len(row["tokens"])
+        sums = {name for name, value in lean.items() if isinstance(value, float)} - {"lambda"}
+        assert {"logprob", "kl_to_reference", "log_normalizer"} <= sums
+        for name, value in lean.items():
+            assert value == (pytest.approx(row[name], rel=1e-5) if name in sums else row[name])
 
 
 def test_another_command_is_another_measurement(folders):
@@ -227,7 +245,8 @@ def test_labels_follow_bradley_terry_and_empty_completions_make_no_pair(tmp_path
             "completion": text,
             "rewards": {"lexicon": value},
             "reference_logprob": 0.0,
-            "tokens": [1],
+            "length": 1,
+            "finish_reason": "stop",
         }
         for n in range(2000)
         for i, (text, value) in enumerate(texts)

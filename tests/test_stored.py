@@ -80,6 +80,23 @@ def test_only_rows_that_lack_a_reward_are_judged():
     assert not judge(rows, [Reward("count", count)], {}, decode=str) and len(seen) == 1
 
 
+def by_text(completions, **more):
+    return [float(len(text)) for text in completions]
+
+
+def by_ids(completion_ids):
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def test_rows_without_ids_are_judged_by_their_text_only():
+    rows = [{name: value for name, value in a_row(0, [5, 1]).items() if name != "tokens"}]
+    assert judge(rows, parse_rewards(f"keywords:words,python:{__name__}:by_text"), {}, decode=str)
+    assert list(rows[0]["rewards"].values()) == [1.0, 5.0]
+    for asks in ("length:1:2", f"python:{__name__}:by_ids"):
+        with pytest.raises(ValueError, match="kept without"):
+            judge(rows, parse_rewards(asks), {}, decode=str)
+
+
 @pytest.fixture
 def run(policies, tmp_path):
     list(sweep(policies, ["Once upon a time", "Tom saw"], [0.0, 1.0], out=tmp_path / "run",

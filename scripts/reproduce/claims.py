@@ -157,10 +157,10 @@ def strength_per_prompt(own: ev.Rows, fixed: dict[float, ev.Rows]) -> Verdict:
     if own:
         known = {(row["prompt_id"], row["sample"], s): row for s, rows in fixed.items() for row in rows}
         pairs = [(row, known.get((row["prompt_id"], row["sample"], row["lambda"]))) for row in own]
-        same = [row["tokens"] == other["tokens"] for row, other in pairs if other]
+        same = [all(row[f] == other[f] for f in ("completion", "length")) for row, other in pairs if other]
         lines = [
             f"{len({row['lambda'] for row in own})} strengths in one batch, one a prompt: {sum(same)} of {len(same)} "
-            "completions are those of a batch of that strength, token for token"
+            "completions are those of a batch of that strength, letter for letter"
         ]
         verdict = HOLDS if same and np.mean(same) > 0.999 else FAILS
     return Verdict(

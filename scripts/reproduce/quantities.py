@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from dera_jax.metrics import drawn_tokens
 from scripts.reproduce.evidence import Quantity, Rows
 
 _WORD = re.compile(r"[a-z']+")
@@ -41,7 +42,7 @@ def kl(row: dict) -> float:
 
 def likelihood(row: dict) -> float:
     """Returns the log-probability per token under the untouched model, in nats."""
-    return row["reference_logprob"] / max(1, len(row["tokens"]))
+    return row["reference_logprob"] / max(1, drawn_tokens(row))
 
 
 def variety(row: dict) -> float:
