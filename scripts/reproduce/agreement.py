@@ -158,6 +158,11 @@ def retrained_as_predicted(subjects: list[Subject]) -> Verdict:
         best, found = chosen(subject), subject.evidence
         if best is None:
             continue
+        if best == 1.0:
+            lines.append(
+                f"{subject.name} ({subject.told}): λ = 1 is chosen, which is the base β: nothing to retrain"
+            )
+            continue
         dera, retrained = (ev.half(rows, 1) for rows in (found.dera, found.retrained))
         gap = difference(ev.rows_at(dera, best), ev.rows_at(retrained, best), subject.objective)
         scale = range_of(found, subject.objective)

@@ -96,15 +96,18 @@ class Recipes:
     def stories_length(self, algorithm: str) -> Experiment:
         """Returns Fig. 2 on stories: the first paragraph shall have 40 to 60 tokens."""
         options = {"reward": PARAGRAPH, "data": self.openings / "train.jsonl"} | STORIES
-        chosen = {
-            "rloo": {"algorithm": "rloo"},
-            "ppo": {"algorithm": "ppo"} | PPO,
-            "lora": {"algorithm": "rloo", "lora_r": 16, "learning_rate": 1e-3},
+        told, chosen = {
+            "rloo": ("policy gradient", {"algorithm": "rloo"}),
+            "ppo": ("PPO", {"algorithm": "ppo"} | PPO),
+            "lora": (
+                "policy gradient of an adapter",
+                {"algorithm": "rloo", "lora_r": 16, "learning_rate": 1e-3},
+            ),
         }[algorithm]
         few = algorithm == "lora"
         return Experiment(
             name=f"stories-length-{algorithm}",
-            title=f"stories260K, length of the first paragraph, {algorithm}",
+            title=f"stories260K, length of the first paragraph, {told}",
             reference=self.stories,
             training=Step("train.rlhf", "", {"model": self.stories} | options | chosen),
             beta=0.1,
@@ -112,11 +115,7 @@ class Recipes:
             retrained=SEEDED if few else GRID[1:],
             repeated=() if few else SEEDED,
             num_seeds=1 if few else 3,
-            combined=()
-            if algorithm == "ppo"
-            else (0.5, 2.0)
-            if few
-            else tuple(s for s in GRID if s not in (0, 1)),
+            combined=tuple(s for s in GRID if s not in (0, 1)) if algorithm == "rloo" else (0.5, 2.0),
             decoding=self._on_openings(PARAGRAPH),
         )
 
@@ -227,6 +226,7 @@ class Recipes:
             training=Step("train.rlhf", "", given | steps),
             beta=0.1,
             strengths=FAR,
+            combined=(0.5, 2.0, 5.0),
             decoding=self._on_e2e(INVENTED, "slots") | {"num_samples": 4},
         )
 
