@@ -16,7 +16,7 @@ from dera_jax.experiments import Experiment, Step
 from dera_jax.files import read_json, write_text
 from dera_jax.metrics import Estimate
 from dera_jax.results import read_rows, sort_rows
-from scripts.reproduce import claims, data, runner, subjects
+from scripts.reproduce import claims, data, report, runner, subjects
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.rewards import invented, inventions
@@ -231,6 +231,24 @@ def test_distance_of_lengths_is_scipys():
 def test_a_claim_without_rows_is_not_tested():
     for test in claims.OF_SUBJECTS:
         assert test([]).verdict == subjects.OPEN
+
+
+def test_where_alignment_moved_nothing_no_claim_is_decided():
+    def subject(name, at_one):
+        noise = np.random.default_rng(0).normal(scale=0.1, size=40)
+        rows = {
+            (s, 0): [row(p, 0, m + noise[p], s) for p in range(40)] for s, m in ((0.0, 0.0), (1.0, at_one))
+        }
+        found = evidence(rows, rows)
+        return subjects.Subject(replace(found, experiment=replace(PAIR, name=name)), x, {}, x, "x")
+
+    def test(some):
+        lines = [one.name for one in some]
+        return subjects.Verdict(1, "", "", lines, subjects.together([one.name == "up" for one in some]), "")
+
+    verdict = report._verdict(test, [subject("none", 0.0), subject("up", 1.0)])
+    assert (verdict.verdict, verdict.ours) == (subjects.HOLDS, ["up", "none (not counted)"])
+    assert report._verdict(test, [subject("none", 0.0)]).verdict == subjects.OPEN
 
 
 def test_labels_follow_bradley_terry_and_empty_completions_make_no_pair(tmp_path):

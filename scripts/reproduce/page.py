@@ -94,6 +94,8 @@ INTRODUCTION = """# The paper, reproduced small
 Written by `bash scripts/reproduce.sh` from the rows beside it. Every experiment of arXiv:2402.02992 at a size that two
 CPU cores can do, on real models and data; each claim with what was found, good or bad. Intervals are 95 %, by bootstrap
 over prompts; they do not include what another training would change, which is told beside them where there are seeds.
+Findings that are *not counted* are of experiments whose aligned model's reward is not told apart from its reference's:
+where nothing moved, nothing can agree.
 """
 
 LIMITS = """

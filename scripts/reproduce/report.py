@@ -1,6 +1,7 @@
 """REPRODUCTION.md and its figures, written from the rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dera_jax.experiments import Experiment, Step
@@ -40,7 +41,9 @@ def write_report(
     # Half an experiment would be judged by the strengths that happen to be there.
     found = {name: evidence for name, evidence in read.items() if not evidence.missing}
     subjects = [_subject(evidence, recipes, folders) for evidence in found.values()]
-    verdicts = [test(_meant(subjects, number)) for number, test in enumerate(claims.OF_SUBJECTS, start=1)]
+    verdicts = [
+        _verdict(test, _meant(subjects, number)) for number, test in enumerate(claims.OF_SUBJECTS, start=1)
+    ]
     verdicts += _extras(others["extras"], found, folders)
     drawn = [draw for subject in subjects for draw in _draw(subject, folders.results)]
     drawn += _two_rewards(others["two-rewards"], folders)
@@ -53,6 +56,12 @@ def write_report(
     print(f"{folders.results / 'REPRODUCTION.md'}: {len(verdicts)} claims, {len(drawn)} figures")
     for verdict in verdicts:
         print(f"  {verdict.number:>2}  {verdict.verdict:<15} {verdict.claim}")
+
+
+def _verdict(test: Callable[[list[Subject]], Verdict], subjects: list[Subject]) -> Verdict:
+    """Returns the verdict of the experiments whose alignment did something, with the findings of all."""
+    verdict, others = (test([s for s in subjects if s.moved == moved]) for moved in (True, False))
+    return replace(verdict, ours=[*verdict.ours, *(f"{line} (not counted)" for line in others.ours)])
 
 
 def _meant(subjects: Sequence[Subject], number: int) -> list[Subject]:

@@ -30,6 +30,13 @@ class Subject:
         """Of the experiment."""
         return self.evidence.experiment.name
 
+    @property
+    def moved(self) -> bool:
+        """Whether alignment did anything to the reward: where nothing moved, nothing can agree or disagree."""
+        dera = self.evidence.dera
+        change = difference(ev.rows_at(dera, 1.0), ev.rows_at(dera, 0.0), self.reward)
+        return change.low > 0 or change.high < 0
+
 
 @dataclass(frozen=True)
 class Verdict:
