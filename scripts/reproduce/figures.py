@@ -25,6 +25,9 @@ LOOKS = {
 WIDTH, HEIGHT = 7.0, 2.5
 """Of a page, and of a row of panels, in inches."""
 
+MARKERS = "osD^vPXph"
+"""Of as many experiments: there are fewer colours than that."""
+
 GREY = "#707070"
 Draw = Callable[[Axes], None]
 
@@ -164,7 +167,8 @@ def bland_altman(points: Sequence[tuple[str, float, float]]) -> Draw:
         names = list(dict.fromkeys(name for name, _, _ in points))
         for number, name in enumerate(names):
             at, gap = np.array([(m, g) for n, m, g in points if n == name]).T
-            ax.plot(at, gap, "o", markersize=3, color=COLORS[number % len(COLORS)], label=name)
+            look = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)]}
+            ax.plot(at, gap, linestyle="none", markersize=3.5, label=name, **look)
         gaps = np.array([gap for _, _, gap in points])
         middle, spread = gaps.mean(), 1.96 * gaps.std(ddof=1)
         for level, style in ((middle, "-"), (middle - spread, "--"), (middle + spread, "--")):

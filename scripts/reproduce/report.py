@@ -168,7 +168,7 @@ def _draw(subject: Subject, results: Path) -> list[tuple[str, str]]:
                 ("(c) DeRa against retrained", figures.wins(found, subject.objective, None, "win rate")),
                 ("(d) reward", figures.ways(found, subject.reward, "mean reward")),
                 ("(e) likelihood, untouched model", figures.ways(found, qu.likelihood, "nats per token")),
-                ("(f) pairwise accuracy (Fig. 6)", figures.accuracies(found)),
+                ("(f) pair accuracy (Fig. 6)", figures.accuracies(found)),
             ],
         )
     else:
@@ -215,9 +215,10 @@ def _agreement(subjects: Sequence[Subject], results: Path) -> list[tuple[str, st
         found = subject.evidence
         for quantity in (subject.reward, qu.length, *subject.quality.values()):
             gaps = {s: gap.mean for s, gap in ev.gaps(found, quantity).items() if s <= 2}
-            if len(gaps) < 2:
-                continue
             theirs = ev.curve(found.retrained, quantity)
+            # A range that is noise is no measure of a gap.
+            if len(gaps) < 2 or len(ev.told_apart(theirs)) < 2:
+                continue
             low, high = span(found, quantity)
             for strength, gap in gaps.items():
                 middle = theirs[strength].mean + gap / 2
@@ -225,7 +226,10 @@ def _agreement(subjects: Sequence[Subject], results: Path) -> list[tuple[str, st
     if not points:
         return []
     path = results / "figures" / "agreement.png"
-    note = f"{len(points)} pairs of means: reward, length, quality at each strength up to 2; dashed: mean ± 1.96 sd"
+    note = (
+        f"{len(points)} pairs of means: reward, length, quality at strengths up to 2, where retraining changed them; "
+        "dashed: mean ± 1.96 sd"
+    )
     figures.save(path, [("Bland–Altman", figures.bland_altman(points))], note, columns=1)
     return [("figures/agreement.png", "Agreement of DeRa with retrained models (Bland–Altman)")]
 
