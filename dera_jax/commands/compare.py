@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.compare`."""
     parser = cli.Parser(__doc__, prog="python -m eval.compare")
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="a sweep's folder, or its rows.jsonl[.gz]")
+    parser.add_argument(
+        "run_a", type=Path, metavar="RUN_A", help="a sweep's folder, or its rows.jsonl[.gz|.xz]"
+    )
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="what it is compared with; may be the same")
     parser.add_argument(
         "--judge",

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.plot`."""
     parser = cli.Parser(__doc__, prog="python -m eval.plot")
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a sweep's folder, or its rows.jsonl[.gz]"
+        "runs", nargs="+", type=Path, metavar="RUN", help="a sweep's folder, or its rows.jsonl[.gz|.xz]"
     )
     parser.add_argument(
         "--out",

@@ -131,16 +131,25 @@ def accuracy_is_a_poor_proxy(subjects: list[Subject]) -> Verdict:
         ours, theirs = found["DeRa"], found["retrained"]
         gaps = {s: ours[s].mean - theirs[s].mean for s in theirs if s in ours}
         small, large = ([abs(g) for s, g in gaps.items() if (s < 1) == below] for below in (True, False))
-        if not (small and large):
+        if not gaps:
             continue
         top = max(ours)
         samples = ev.curve(subject.evidence.dera, subject.objective)
         best = max(samples, key=lambda s: samples[s].mean)
         lines.append(
-            f"{subject.name}: |gap| {np.mean(small):.3f} for λ < 1, {np.mean(large):.3f} above; DeRa's accuracy "
-            f"{ours[best].mean:.3f} at the best samples' λ = {best:g} and {ours[top].mean:.3f} at {top:g}"
+            f"{subject.name}: |gap| "
+            + ", ".join(
+                f"{np.mean(some):.3f} for {name}"
+                for some, name in ((small, "λ < 1"), (large, "λ > 1"))
+                if some
+            )
+            + f"; DeRa's accuracy {ours[best].mean:.3f} at the best samples' λ = {best:g} "
+            f"and {ours[top].mean:.3f} at {top:g}"
         )
-        good.append(np.mean(small) <= np.mean(large) and (best == top or ours[top].mean >= ours[best].mean))
+        if small and large:
+            good.append(
+                np.mean(small) <= np.mean(large) and (best == top or ours[top].mean >= ours[best].mean)
+            )
     return Verdict(
         6,
         "Pairwise accuracy (Eq. 14) agrees for small λ, drifts beyond 1, and keeps rising where samples do not",
@@ -200,5 +209,5 @@ def any_alignment(subjects: list[Subject]) -> Verdict:
         "PPO, policy gradient, DPO; claimed for pretrained references, not shown",
         lines,
         together(good) if len(good) > 1 else OPEN,
-        holds_if="the gap is below a tenth of the range in two experiments or more",
+        holds_if="the gap is below a tenth of the range in every experiment, of two or more",
     )

@@ -91,12 +91,16 @@ def chosen(subject: Subject) -> float | None:
 
 
 def span(found: Evidence, quantity: Quantity) -> tuple[float, float]:
-    """Returns the smallest and the largest mean of DeRa and retrained models, never equal."""
-    means = [v.mean for rows in (found.dera, found.retrained) for v in ev.curve(rows, quantity).values()]
+    """Returns the smallest and the largest mean of DeRa and retrained models up to λ = 2, never equal.
+
+    Beyond, texts fall apart, and any gap would be small beside that.
+    """
+    curves = [ev.curve(rows, quantity) for rows in (found.dera, found.retrained)]
+    means = [value.mean for curve in curves for strength, value in curve.items() if strength <= 2]
     return min(means), max(means) if max(means) > min(means) else min(means) + 1.0
 
 
 def range_of(found: Evidence, quantity: Quantity) -> float:
-    """Returns how far the means of both ways reach."""
+    """Returns how far the means of both ways reach up to λ = 2."""
     low, high = span(found, quantity)
     return high - low
