@@ -3,6 +3,7 @@
 import numpy as np
 
 from scripts.reproduce import evidence as ev
+from scripts.reproduce.evidence import Evidence, Quantity
 from scripts.reproduce.subjects import (
     OPEN,
     Subject,
@@ -12,11 +13,16 @@ from scripts.reproduce.subjects import (
     ks,
     range_of,
     show,
+    tell_sides,
     together,
 )
 
 CLOSE = 0.06
 """Mean |DeRa − retrained| of a reward in [−1, 0] that counts as agreement; the paper's is about 0.05."""
+
+
+NO_STRENGTHS = "; no strengths to compare on both sides of 1 (not counted)"
+"""Behind findings of experiments that a claim about both sides cannot be judged by."""
 
 
 def reward_rises(subjects: list[Subject]) -> Verdict:
@@ -39,6 +45,7 @@ def reward_rises(subjects: list[Subject]) -> Verdict:
             + (f", two trainings apart {noise:.3f}" if noise is not None else "")
             + (f", Spearman {rank[0]:.2f} over {rank[1]} strengths" if rank else "")
             + f"; rises from λ = 0 to {top:g}: DeRa {_yes(rises[0])}, retrained {_yes(rises[1])}"
+            + _weighted(found, subject.reward)
         )
         good.append(all(rises) and gap.mean <= CLOSE)
     return Verdict(
@@ -48,6 +55,23 @@ def reward_rises(subjects: list[Subject]) -> Verdict:
         lines,
         together(good),
         holds_if="both rewards at the largest λ are above those at 0 by their intervals; the mean gap is at most 0.06",
+    )
+
+
+def _weighted(found: Evidence, reward: Quantity) -> str:
+    """Returns what weighting to the sequence-level mixture does to the gap, and what the weights are worth."""
+    strengths = list(ev.gaps(found, reward))
+    theirs = {s: ev.mean(found.retrained[s, 0], reward).mean for s in strengths}
+    plain = {s: abs(ev.mean(found.dera[s, 0], reward).mean - theirs[s]) for s in strengths}
+    means = {s: ev.weighted(found.dera[s, 0], reward) for s in strengths}
+    if None in means.values():
+        return ""
+    weighted = {s: abs(mean.mean - theirs[s]) for s, mean in means.items()}
+    top = max(strengths)
+    samples = max(row["sample"] for row in found.dera[top, 0]) + 1
+    return (
+        f"; |gap| of the first seed {tell_sides(plain, '.3f')}, weighted to Eq. 5 {tell_sides(weighted, '.3f')}: "
+        f"the weights of a prompt's {samples} completions are worth {ev.worth(found.dera[top, 0]):.1f} at λ = {top:g}"
     )
 
 
@@ -105,6 +129,7 @@ def beyond_one(subjects: list[Subject]) -> Verdict:
         lines.append(
             f"{subject.name}: mean |gap| in % of the range "
             + ", ".join(f"{name} {100 * np.mean(some):.1f}" for some, name in told if some)
+            + ("" if below and two else NO_STRENGTHS)
         )
         if below and two:
             good.append(
@@ -137,14 +162,9 @@ def accuracy_is_a_poor_proxy(subjects: list[Subject]) -> Verdict:
         samples = ev.curve(subject.evidence.dera, subject.objective)
         best = max(samples, key=lambda s: samples[s].mean)
         lines.append(
-            f"{subject.name}: |gap| "
-            + ", ".join(
-                f"{np.mean(some):.3f} for {name}"
-                for some, name in ((small, "λ < 1"), (large, "λ > 1"))
-                if some
-            )
-            + f"; DeRa's accuracy {ours[best].mean:.3f} at the best samples' λ = {best:g} "
-            f"and {ours[top].mean:.3f} at {top:g}"
+            f"{subject.name}: |gap| {tell_sides({s: abs(gap) for s, gap in gaps.items()}, '.3f')}"
+            f"; DeRa's accuracy {ours[best].mean:.3f} at the best samples' λ = {best:g} "
+            f"and {ours[top].mean:.3f} at {top:g}" + ("" if small and large else NO_STRENGTHS)
         )
         if small and large:
             good.append(

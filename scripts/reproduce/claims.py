@@ -18,6 +18,7 @@ from scripts.reproduce.subjects import (
     chosen,
     difference,
     show,
+    tell_sides,
     together,
 )
 
@@ -108,15 +109,10 @@ def logits_beat_weights(subjects: list[Subject]) -> Verdict:
         if not strengths:
             continue
         gains = {s: difference(found.dera[s, 0], found.combined[s, 0], subject.objective) for s in strengths}
-        inside, outside = ([g.mean for s, g in gains.items() if (s < 1) == below] for below in (True, False))
         top = max(strengths)
         lines.append(
             f"{subject.name} ({subject.told}): logits less weights "
-            + ", ".join(
-                f"{np.mean(some):+.3f} for {name}"
-                for some, name in ((inside, "λ < 1"), (outside, "λ > 1"))
-                if some
-            )
+            + tell_sides({s: gain.mean for s, gain in gains.items()}, "+.3f")
             + f"; at λ = {top:g} {show(gains[top])}"
         )
         good.append(gains[top].low > 0)

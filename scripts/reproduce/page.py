@@ -107,7 +107,7 @@ over prompts; they do not include what another training would change, which is t
 A claim holds if every experiment that is counted passes what is written behind it, partly if some do, and fails if none
 does; experiments go by the names of the table below. "Range" is how far an experiment's means reach up to λ = 2.
 Findings that are *not counted* are of experiments whose aligned model's reward is not told apart from its reference's:
-where nothing moved, nothing can agree.
+where nothing moved, nothing can agree. Claims 3 and 7 are of other qualities, and count them all.
 """
 
 LIMITS = """

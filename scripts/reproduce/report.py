@@ -17,6 +17,8 @@ from scripts.reproduce.recipes import BANDS, Recipes
 from scripts.reproduce.runner import Folders, is_kept, make_step
 from scripts.reproduce.subjects import Subject, Verdict, span
 
+QUALITIES = {3, 7}
+"""Claims of what nobody paid for, which may change where the reward does not."""
 LONGEST = 120
 """Tokens in histograms, at most."""
 UNITS = {
@@ -42,7 +44,8 @@ def write_report(
     found = {name: evidence for name, evidence in read.items() if not evidence.missing}
     subjects = [_subject(evidence, recipes, folders) for evidence in found.values()]
     verdicts = [
-        _verdict(test, _meant(subjects, number)) for number, test in enumerate(claims.OF_SUBJECTS, start=1)
+        _verdict(test, _meant(subjects, number), moved=number not in QUALITIES)
+        for number, test in enumerate(claims.OF_SUBJECTS, start=1)
     ]
     verdicts += _extras(others["extras"], found, folders)
     drawn = [draw for subject in subjects for draw in _draw(subject, folders.results)]
@@ -58,9 +61,12 @@ def write_report(
         print(f"  {verdict.number:>2}  {verdict.verdict:<15} {verdict.claim}")
 
 
-def _verdict(test: Callable[[list[Subject]], Verdict], subjects: list[Subject]) -> Verdict:
-    """Returns the verdict of the experiments whose alignment did something, with the findings of all."""
-    verdict, others = (test([s for s in subjects if s.moved == moved]) for moved in (True, False))
+def _verdict(
+    test: Callable[[list[Subject]], Verdict], subjects: list[Subject], *, moved: bool = True
+) -> Verdict:
+    """Returns the verdict of the experiments, if `moved` of those whose reward did, with the findings of all."""
+    counted = [subject for subject in subjects if subject.moved or not moved]
+    verdict, others = test(counted), test([subject for subject in subjects if subject not in counted])
     return replace(verdict, ours=[*verdict.ours, *(f"{line} (not counted)" for line in others.ours)])
 
 

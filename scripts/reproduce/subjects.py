@@ -57,6 +57,12 @@ def show(found: Estimate, digits: int = 3) -> str:
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
+def tell_sides(by: dict[float, float], form: str) -> str:
+    """Returns the means of what strengths below and above 1 have, in words; a side without any is left out."""
+    sides = {"λ < 1": [v for s, v in by.items() if s < 1], "λ > 1": [v for s, v in by.items() if s > 1]}
+    return ", ".join(f"{np.mean(some):{form}} for {name}" for name, some in sides.items() if some)
+
+
 def together(found: list[bool]) -> str:
     """Returns the verdict of several findings."""
     return OPEN if not found else HOLDS if all(found) else PARTLY if any(found) else FAILS
