@@ -1,12 +1,28 @@
-"""Files, written whole or not at all and read strictly; failures are one line."""
+"""Files, written whole or not at all and read strictly; failures are one line.
+
+What is read may come from anybody: only ordinary files are opened, and JSON is held to a schema, so that
+no value of an unexpected type goes on into the code.
+"""
 
 import fcntl
 import gzip
 import json
 import lzma
+import math
 import os
+import re
+import secrets
+import stat
 import zlib
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from dera_jax.shown import shown
+
+LARGEST_JSON = 2**28
+"""Bytes of a JSON document, at most; rows and records are read line by line."""
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -16,17 +32,33 @@ def write_bytes(path: str | Path, data: bytes) -> None:
       ValueError: the file cannot be written (disk full, no such folder, no permission).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
+        # A name that nobody can foresee, and never through a link that lies there.
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+        raise ValueError(f"cannot write {shown(path, 200)}: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Returns where a file is written before it takes its name; `remove_leftovers` knows such names."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]+\.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes have left of files that they were writing. The folder is locked."""
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def make_folder(path: str | Path) -> None:
@@ -38,22 +70,25 @@ def make_folder(path: str | Path) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make {path}: {error.strerror}") from None
+        raise ValueError(f"cannot make {shown(path, 200)}: {error.strerror}") from None
 
 
 def lock_folder(folder: Path) -> int:
     """Returns the descriptor of FOLDER/.lock; until it is closed, or this process ends, no other has it.
 
     Raises:
-      ValueError: another process has it.
+      ValueError: another process has it, or it is no ordinary file.
     """
     # The file stays: removing it would let a third process lock a new one beside the old.
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise ValueError(f"cannot lock {shown(folder, 200)}: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise ValueError(f"another run is writing to {folder}") from None
+        raise ValueError(f"another run is writing to {shown(folder, 200)}") from None
     return lock
 
 
@@ -67,17 +102,35 @@ def write_json(path: str | Path, obj) -> None:
     write_bytes(path, encode_json(obj, indent=2) + b"\n")
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path, schema: Any = Any) -> Any:
     """Returns what a JSON file holds.
 
+    Args:
+      schema: type that the value must have, as of `check_type`.
+
     Raises:
-      ValueError: the file cannot be read, or is not JSON.
+      ValueError: the file cannot be read, is not JSON, or holds something else than the schema says.
     """
-    data = read_bytes(Path(path))
+    path = Path(path)
+    data = read_bytes(path, LARGEST_JSON)
     try:
-        return decode_json(data)
+        value = decode_json(data)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise ValueError(f"{shown(path, 200)}: not JSON: {error}") from None
+    try:
+        check_type(value, schema)
+    except ValueError as error:
+        raise ValueError(f"{shown(path, 200)}: {error}") from None
+    return value
+
+
+def read_object(path: Path, schema: Any = dict) -> dict:
+    """Returns the JSON object that a file holds; an empty one where there is no file.
+
+    Raises:
+      ValueError: as `read_json`.
+    """
+    return read_json(path, schema) if path.exists() else {}
 
 
 def encode_json(obj, indent: int | None = None) -> bytes:
@@ -88,26 +141,113 @@ def encode_json(obj, indent: int | None = None) -> bytes:
 
 
 def decode_json(data: bytes):
-    """Returns what strict JSON says."""
+    """Returns what strict JSON says.
 
-    def refuse(name):
-        raise ValueError(f"{name} is no JSON number")
-
+    Raises:
+      ValueError: it is not JSON, nested too deeply, or holds a number that no float can be.
+    """
     try:
-        return json.loads(data, parse_constant=refuse)
+        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text:.20} is beyond the largest number")
+    return number
+
+
+def check_type(value: object, schema: Any) -> None:
+    """Raises ValueError where a decoded JSON value is not of a type; names the place in it.
+
+    Args:
+      schema: a type that msgspec knows: dict[str, float | None], a TypedDict, Annotated[int, Meta(ge=0)].
+        Fields that a TypedDict does not name may hold anything. Numbers for float must be finite.
+
+    >>> check_type({"a": {"b": ["c"]}}, dict[str, dict[str, list[int]]])
+    Traceback (most recent call last):
+    ValueError: at […][…][0]: expected a whole number, found a text
+    """
+    try:
+        msgspec.convert(value, schema)
+    except msgspec.ValidationError as error:
+        raise ValueError(_in_plain_words(error)) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+_WORDS = {
+    "object": "an object",
+    "array": "a list",
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+}
+"""What msgspec calls the types of JSON, and what people do."""
+
+
+def _in_plain_words(error: msgspec.ValidationError) -> str:
+    """Returns `Expected `int`, got `str` - at `$.a`` as `at a: expected a whole number, found a text`."""
+    said, _, place = str(error).partition(" - at ")
+    said = re.sub("`(.*?)`", lambda types: _named_types(types[1]), said)
+    said = said[:1].lower() + said[1:].replace(", got ", ", found ")
+    place = place.strip("`").removeprefix("$").removeprefix(".").replace("[...]", "[…]")
+    return f"at {place}: {said}" if place else said
+
+
+def _named_types(text: str) -> str:
+    return " or ".join(_WORDS.get(name, name) for name in text.split(" | "))
 
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 """What opens files of compressed names."""
 
 
-def read_bytes(path: Path) -> bytes:
-    """Returns a file's bytes, uncompressed if its name ends with .gz or .xz."""
+def open_file(path: Path) -> BinaryIO:
+    """Returns an ordinary file open for reading; a pipe or a device would never end.
+
+    Raises:
+      ValueError: there is none, it cannot be read, or it is something else.
+    """
     try:
-        with OPENERS.get(path.suffix, open)(path, "rb") as file:
-            return file.read()
+        # Opening a pipe would wait for somebody to write to it.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ValueError(f"cannot read {shown(path, 200)}: {getattr(error, 'strerror', error)}") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"cannot read {shown(path, 200)}: expected a file, found a pipe or a device")
+    return file
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """Returns a file's bytes, uncompressed if its name ends with .gz or .xz.
+
+    Args:
+      limit: bytes that it may hold.
+
+    Raises:
+      ValueError: it cannot be read, is no ordinary file, is longer, or is compressed and damaged.
+    """
+    try:
+        with open_file(path) as file, OPENERS.get(path.suffix, _as_it_is)(file) as opened:
+            data = opened.read(-1 if limit is None else limit + 1)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        message = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read {shown(path, 200)}: {message}") from None
+    if limit is not None and len(data) > limit:
+        raise ValueError(f"{shown(path, 200)}: expected at most {limit >> 20} MiB")
+    return data
+
+
+def _as_it_is(file: BinaryIO) -> BinaryIO:
+    return file

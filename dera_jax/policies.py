@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models, sharding
 from dera_jax.configs import check_choice, check_count, check_number, check_seed
-from dera_jax.files import write_json
-from dera_jax.loading import adapters, families, files, hub, lora, tensors, weights
+from dera_jax.files import read_object, write_json
+from dera_jax.loading import adapters, families, hub, lora, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.linear import QUANTIZATIONS
 from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer
@@ -171,7 +171,7 @@ def _load(
         tokenizer=tokenizer,
         eos_ids=_eos_ids(folder, base.raw, tokenizer),
         fingerprint=fingerprint,
-        beta=files.read_object((adapter.folder if adapter else folder) / "manifest.json").get("beta"),
+        beta=read_object((adapter.folder if adapter else folder) / "manifest.json").get("beta"),
         adapter=adapter.folder if adapter else None,
     )
 
@@ -228,7 +228,7 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
         )
     config, params = adapters.merge_adapters(policy.config, policy.params)
     raw = families.read_config(policy.folder)
-    generation = files.read_object(policy.folder / "generation_config.json")
+    generation = read_object(policy.folder / "generation_config.json")
     _start_folder(policy, folder)
     # `torch_dtype` is what older versions of transformers called it.
     settings = {name: value for name, value in raw.items() if name != "torch_dtype"}
@@ -331,7 +331,7 @@ def held_bytes(policies: Sequence[Policy]) -> int:
 def _eos_ids(folder: Path, raw: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     ids: set[int] = set()
     for value in (
-        files.read_object(folder / "generation_config.json").get("eos_token_id"),
+        read_object(folder / "generation_config.json").get("eos_token_id"),
         raw.get("eos_token_id"),
         tokenizer.eos_token_id,
     ):

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 
 from dera_jax import models
+from dera_jax.files import read_object
 from dera_jax.loading import families, hub, lora
-from dera_jax.loading.files import read_object
 from dera_jax.models.linear import Adapter
 
 _MISTRAL = {

@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-0  configs strengths files provenance chips experiments presets
+0  configs strengths shown files provenance chips experiments presets
 1  hlo traffic realign sampling measure losses slots completions text_rewards rewards tokenizer missing row_files
 1  results metrics reports objectives tune retraining tune_data
 2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
 2  trained data recast prompts batches tables panels plots tune_report tune_plot calibration sharding hosts
-3  loading.files loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
+3  loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
 3  loading.lora sizes policies encoding decode shapes examples
 4  stopwatch usage reward_models generate samples conversation score stored writers rollout reference_logprobs
 4  likelihood judge_prompts judge_endpoint judges compare
@@ -78,11 +78,14 @@ def test_nothing_imports_a_command():
                 assert module.split(".")[0] not in ("train", "eval", "scripts", "tests"), path
 
 
-def test_the_lowest_floor_needs_only_the_standard_library():
+def test_the_lowest_floor_needs_only_the_standard_library_and_what_checks_json():
     (lowest,) = (line.split()[1:] for line in FLOORS.split("\n") if line.startswith("0"))
     for module in lowest:
         for imported in imports(MODULES[f"dera_jax.{module}"]):
-            assert imported.split(".")[0] in {*sys.stdlib_module_names, "dera_jax"}, (module, imported)
+            assert imported.split(".")[0] in {*sys.stdlib_module_names, "dera_jax", "msgspec"}, (
+                module,
+                imported,
+            )
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda path: f"{path.parent.name}.{path.stem}")

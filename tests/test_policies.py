@@ -141,7 +141,7 @@ def test_no_config(folder, load):
     [
         (b'{"model_type": "llama",\n', "not JSON: "),
         (b"\xff\xfe\xfd", "not JSON: "),
-        (b"[1, 2]", "expected a JSON object, found list"),
+        (b"[1, 2]", "expected an object, found a list"),
     ],
 )
 def test_broken_json(folder, name, content, message):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax import models
+from dera_jax.files import read_object
 from dera_jax.loading import names, tensors
-from dera_jax.loading.files import read_object
 from dera_jax.loading.weights import full_shapes, is_quantized
 from dera_jax.models.linear import PRECISION, Adapter, quantize_kernel
 from dera_jax.trees import flatten, unflatten

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dera_jax.configs import check_choice
+from dera_jax.files import read_object
 from dera_jax.loading import names, tensors
-from dera_jax.loading.files import read_object
 from dera_jax.models import ModelConfig
 from dera_jax.models.decoder import DecoderConfig
 from dera_jax.models.rope import KINDS, Rope

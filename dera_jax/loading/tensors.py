@@ -11,8 +11,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dera_jax.files import write_json
-from dera_jax.loading.files import read_object
+from dera_jax.files import read_object, write_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
