@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dera_jax.folders import no_such_file
+
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"toy": "toy/prompts.jsonl", "chat": "chat.jsonl"}
 """Names of the prompts that come with the package; a file of that name in the folder does not win."""
@@ -69,7 +71,7 @@ def _rows(spec: str, limit: int | None) -> Iterator[Record]:
 def _lines(spec: str, path: Path) -> Iterator[tuple[int, str]]:
     """Yields the lines that are not blank, numbered from 0, without their ends."""
     if not path.is_file():
-        raise ValueError(f"{spec}: {'is a folder' if path.is_dir() else 'no such file'}")
+        raise ValueError(f"{spec}: {'is a folder' if path.is_dir() else no_such_file(path)}")
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8-sig") as file:
@@ -104,7 +106,7 @@ def _text_rows(spec: str, path: Path) -> Iterator[Record]:
 
 def _parquet_rows(spec: str, path: Path) -> Iterator[Record]:
     if not path.is_file():
-        raise ValueError(f"{spec}: {'is a folder' if path.is_dir() else 'no such file'}")
+        raise ValueError(f"{spec}: {'is a folder' if path.is_dir() else no_such_file(path)}")
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile

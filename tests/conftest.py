@@ -39,18 +39,18 @@ def forget_compiled():
 
 
 @pytest.fixture(scope="session")
-def stories() -> Path:
+def toy() -> Path:
     """The folder of a real pretrained model of 260 032 parameters."""
     return SHARED / "models" / "stories260K"
 
 
 @pytest.fixture(scope="session")
-def pair(stories):
+def pair(toy):
     """A reference and a policy that differs from it: the same weights, disturbed."""
     from dera_jax import load_policy
     from dera_jax.policies import with_params
 
-    reference = load_policy(str(stories))
+    reference = load_policy(str(toy))
     keys = iter(jax.random.split(jax.random.key(7), 100))
 
     def disturb(array):

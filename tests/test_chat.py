@@ -235,8 +235,8 @@ def test_templates_of_both_models_from_the_loader(pair, tmp_path):
 
 
 @pytest.mark.parametrize("messages", [[user("Hi")], [user("Hi"), assistant("Yes."), user("Bye")]])
-def test_bos_is_said_once_where_the_template_says_it(messages, stories):
-    tokenizer = load_tokenizer(stories)
+def test_bos_is_said_once_where_the_template_says_it(messages, toy):
+    tokenizer = load_tokenizer(toy)
     bos = tokenizer.bos_token_id
     ids = encode_prompt(tokenizer, None, messages, template=LLAMA2)
     assert ids[0] == bos and ids[1] != bos
@@ -244,8 +244,8 @@ def test_bos_is_said_once_where_the_template_says_it(messages, stories):
     assert encode_prompt(tokenizer, None, messages, template=CHATML)[0] != bos
 
 
-def test_bos_in_the_text_is_not_doubled(stories):
-    tokenizer = load_tokenizer(stories)
+def test_bos_in_the_text_is_not_doubled(toy):
+    tokenizer = load_tokenizer(toy)
     plain = encode_prompt(tokenizer, "Lily")
     assert plain[0] == tokenizer.bos_token_id
     said = encode_prompt(tokenizer, f"{tokenizer.bos_token}Lily")

@@ -40,10 +40,10 @@ def record(number=0, **fields):
 
 
 @pytest.fixture(scope="module")
-def policy(stories):
+def policy(toy):
     from dera_jax import load_policy
 
-    return load_policy(str(stories))
+    return load_policy(str(toy))
 
 
 @pytest.fixture(scope="module")

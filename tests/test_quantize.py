@@ -58,8 +58,8 @@ def test_nf4_is_the_nearest_of_16_values():
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_quantized_model_is_the_model_of_the_restored_weights(name, kind, tmp_path, stories):
-    folder = save(random_model(SHAPES[name]), tmp_path, stories)
+def test_a_quantized_model_is_the_model_of_the_restored_weights(name, kind, tmp_path, toy):
+    folder = save(random_model(SHAPES[name]), tmp_path, toy)
     full, quantized = load_policy(folder), load_policy(folder, quantize=kind)
     flat = flatten(quantized.params)
     changed = {path.removesuffix("_scale") for path in flat if path.endswith("kernel_scale")}
@@ -81,8 +81,8 @@ def test_a_quantized_model_is_the_model_of_the_restored_weights(name, kind, tmp_
     assert 1e-4 < error < {"int8": 0.05, "nf4": 0.7}[kind]
 
 
-def test_each_model_in_its_own_precision(tmp_path, stories):
-    folder = save(random_model(SHAPES["llama"]), tmp_path, stories)
+def test_each_model_in_its_own_precision(tmp_path, toy):
+    folder = save(random_model(SHAPES["llama"]), tmp_path, toy)
     pair = load_policies(folder, folder, quantize=[None, "int8"])
     assert [policy.config.quantization for policy in pair] == [None, "int8"]
     endless = [replace(policy, eos_ids=()) for policy in pair]
@@ -93,14 +93,14 @@ def test_each_model_in_its_own_precision(tmp_path, stories):
         assert [c.tokens for c in mixed] == [c.tokens for c in alone]
 
 
-def test_what_it_saves(stories):
-    full, int8 = load_policy(stories), load_policy(stories, quantize="int8")
+def test_what_it_saves(toy):
+    full, int8 = load_policy(toy), load_policy(toy, quantize="int8")
     blocks = [sum(a.nbytes for a in jax.tree.leaves(p.params["blocks"])) for p in (full, int8)]
     assert blocks[1] < 0.3 * blocks[0]
 
 
-def test_bfloat16_stays_bfloat16(stories):
-    policy = load_policy(stories, "bfloat16", quantize="int8")
+def test_bfloat16_stays_bfloat16(toy):
+    policy = load_policy(toy, "bfloat16", quantize="int8")
     dtypes = {path.rpartition(".")[2]: str(a.dtype) for path, a in flatten(policy.params).items()}
     assert dtypes == {
         "embedding": "bfloat16",
@@ -110,13 +110,13 @@ def test_bfloat16_stays_bfloat16(stories):
     }
 
 
-def test_refusals(tmp_path, stories):
+def test_refusals(tmp_path, toy):
     with pytest.raises(ValueError, match="quantize: expected one of int8, nf4, got 'int4'"):
-        load_policy(stories, quantize="int4")
+        load_policy(toy, quantize="int4")
     with pytest.raises(ValueError, match="quantize: expected one for each of 2 models, found 1"):
-        load_policies(stories, stories, quantize=["int8"])
+        load_policies(toy, toy, quantize=["int8"])
     with pytest.raises(ValueError, match="expected weights in full precision, found int8"):
-        save_policy(load_policy(stories, quantize="int8"), tmp_path / "saved")
+        save_policy(load_policy(toy, quantize="int8"), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 

@@ -15,7 +15,7 @@ from dera_jax.results import sort_rows
 from tests.command_runs import PNG, TEXTS
 
 
-def test_a_sweep_writes_what_it_promises(finished, base, stories, aligned):
+def test_a_sweep_writes_what_it_promises(finished, base, toy, aligned):
     assert {path.name for path in finished.iterdir()} == {
         ".lock", "rows.jsonl", "manifest.json", "summary.csv", "sweep.png"
     }  # fmt: skip
@@ -43,7 +43,7 @@ def test_a_sweep_writes_what_it_promises(finished, base, stories, aligned):
     assert provenance["command"][3:-3] == base
     assert {"jax", "flax", "transformers", "python"} <= provenance["versions"].keys()
     assert provenance["device"] and "git" in provenance and provenance["time"]
-    assert [model["name"] for model in provenance["models"]] == [str(stories), str(aligned)]
+    assert [model["name"] for model in provenance["models"]] == [str(toy), str(aligned)]
     hashes = [manifest["identity"]["models"]["reference"], *manifest["identity"]["models"]["aligned"]]
     assert hashes == [model["fingerprint"] for model in provenance["models"]]
     assert len(set(hashes)) == 2
@@ -101,14 +101,14 @@ def test_more_samples_and_rewards_change_no_row(call, base, finished, run):
         assert there == row
 
 
-def test_another_runs_folder_is_refused_and_the_difference_named(refused, base, run, stories):
+def test_another_runs_folder_is_refused_and_the_difference_named(refused, base, run, toy):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     out = f"--out={run}"
     for word, message in {
         "--seed=1": "decode.seed is 0 there and 1 here; choose another --out",
         "--temperature=0": "decode.temperature is 1.0 there and 0.0 here",
         "--stop=x": 'decode.stop is [] there and ["x"] here',
-        f"--aligned={stories}": "models.aligned is",
+        f"--aligned={toy}": "models.aligned is",
         "--dtype=bfloat16": 'dtype is "float32" there and "bfloat16" here',
         "--rule=dera_jax.realign:mix": "expected module:function",
         "--beta=0.2": "beta",
@@ -198,8 +198,8 @@ def test_prompts_bring_their_own_strengths(call, base, finished, tmp_path):
     assert [row["tokens"] for row in sort_rows(rows)] == [row["tokens"] for row in sort_rows(expected)]
 
 
-def test_two_aligned_models_take_a_grid(call, base, stories, aligned, tmp_path):
-    words = [f"--aligned={aligned},{stories}", "--lambda=0:1:1x0:0.5:0.5", f"--out={tmp_path / 'run'}"]
+def test_two_aligned_models_take_a_grid(call, base, toy, aligned, tmp_path):
+    words = [f"--aligned={aligned},{toy}", "--lambda=0:1:1x0:0.5:0.5", f"--out={tmp_path / 'run'}"]
     code, out, _ = call(sweep.main, *base, *words)
     assert code == 0 and "0+0.5" in out
     rows = read_rows(tmp_path / "run")

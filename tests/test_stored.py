@@ -30,11 +30,11 @@ LAMBDAS = [0.0, 0.5, 1.0, 2.0]
 
 
 @pytest.fixture(scope="module")
-def policies(pair, stories, tmp_path_factory):
+def policies(pair, toy, tmp_path_factory):
     """The pair as folders."""
     folder = tmp_path_factory.mktemp("models") / "aligned"
     save_policy(pair[1], folder)
-    return load_policies(stories, folder)
+    return load_policies(toy, folder)
 
 
 @pytest.fixture(scope="module")
