@@ -27,8 +27,7 @@ install_import_hook("dera_jax", "tests.typecheck.check")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-pytest_plugins = ["tests.command_runs"]
-SHARED = Path(__file__).parents[2] / "shared"
+pytest_plugins = ["tests.command_runs", "tests.outside_data"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,8 +39,20 @@ def forget_compiled():
 
 @pytest.fixture(scope="session")
 def toy() -> Path:
-    """The folder of a real pretrained model of 260 032 parameters."""
-    return SHARED / "models" / "stories260K"
+    """The folder of a trained model of 319 000 parameters, the reference of the shipped pair."""
+    from dera_jax.policies import TOY
+
+    return TOY / "reference"
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory) -> Path:
+    """A data folder with what looks like the data of the data folder, invented."""
+    from scripts.reproduce.stand_ins import write_stand_ins
+
+    folder = tmp_path_factory.mktemp("stand-ins")
+    write_stand_ins(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

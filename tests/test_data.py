@@ -5,14 +5,11 @@ import json
 import sys
 import textwrap
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from dera_jax.data import load_records
 from dera_jax.prompts import Prompt, as_prompts, load_prompts
-
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture
@@ -58,12 +55,13 @@ def test_limit_takes_the_first_and_reads_no_further(write):
         load_prompts(spec, limit=0)
 
 
-def test_public_data_sets_are_read():
-    records = load_records(str(SHARED / "data/hh_rlhf/harmless-base.test.jsonl.gz"))
+@pytest.mark.data("hh_rlhf", "tinystories")
+def test_public_data_sets_are_read(data):
+    records = load_records(str(data / "hh_rlhf/harmless-base.test.jsonl.gz"))
     assert len(records) == 2312
     assert records[0].fields.keys() == {"chosen", "rejected"}
     assert records[-1].where.endswith("harmless-base.test.jsonl.gz:2312")
-    stories = load_prompts(str(SHARED / "data/tinystories/tiny_stories_head.txt"), limit=5)
+    stories = load_prompts(str(data / "tinystories/tiny_stories_head.txt"), limit=5)
     assert stories[0].text.startswith("One day, a little girl named Lily")
     assert [p.prompt_id for p in stories] == [0, 2, 4, 5, 7]
 

@@ -1,7 +1,6 @@
 """Training data: the field's shapes against TRL's own reading, Anthropic's transcripts, bad records."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,8 +10,7 @@ from dera_jax.data import Record, load_records
 from dera_jax.examples import Example, Pair, encode_examples, encode_pairs
 from dera_jax.models.t5 import T5Config
 from dera_jax.tokenizer import load_tokenizer
-
-from .conftest import SHARED
+from tests.t5_models import write_tokenizer
 
 LONG = 10**6
 TURNS = (
@@ -24,7 +22,7 @@ HEADS = TURNS.replace("{{ eos_token }}", "")
 """Without EOS."""
 SHY = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}?{% endif %}"
 """Writes another text before an answer that is asked for than before one that is there."""
-HH = [SHARED / "data" / "hh_rlhf" / f"{name}-base.test.jsonl.gz" for name in ("harmless", "helpful")]
+HH = ["hh_rlhf/harmless-base.test.jsonl.gz", "hh_rlhf/helpful-base.test.jsonl.gz"]
 
 
 def user(text):
@@ -57,7 +55,7 @@ def chatting(policy):
 @pytest.fixture(scope="module")
 def t5(policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5")
-    shutil.copyfile(SHARED / "data" / "t5_tokenizer" / "t5-base-tokenizer.json", folder / "tokenizer.json")
+    write_tokenizer(folder)
     config = T5Config(32128, 8, 8, 1, 1, 1, 8)
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "pad_token": "<pad>"}')
     return replace(policy, config=config, tokenizer=load_tokenizer(folder), eos_ids=(1,))
@@ -71,9 +69,19 @@ def text_of(policy, *parts):
 # Anthropic's transcripts
 
 
-@pytest.mark.parametrize("path", HH, ids=lambda path: path.name[:8])
-def test_every_transcript_is_read_whole(policy, path):
-    """Tokens decode to the text of the file, whose rows are all accounted for."""
+@pytest.mark.parametrize("name", HH)
+def test_transcripts_are_read_whole(policy, stand_ins, name):
+    read_transcripts(policy, stand_ins / name)
+
+
+@pytest.mark.data("hh_rlhf")
+@pytest.mark.parametrize("name", HH)
+def test_every_transcript_is_read_whole(policy, data, name):
+    read_transcripts(policy, data / name)
+
+
+def read_transcripts(policy, path):
+    """Compares the text that tokens decode to with that of the file, whose rows are all accounted for."""
     records = load_records(str(path))
     pairs, report = encode_pairs(policy, records, LONG)
     print(f"{path.name}: {report}")
@@ -91,7 +99,7 @@ def test_every_transcript_is_read_whole(policy, path):
         pair = next(left)
         assert text_of(policy, pair.prompt).endswith("\n\nAssistant:")
         for whole, completion in ((chosen, pair.chosen), (rejected, pair.rejected)):
-            assert pair.prompt[0] == completion[-1] == 1
+            assert (pair.prompt[0], completion[-1]) == (policy.tokenizer.bos_token_id, *policy.eos_ids)
             assert text_of(policy, pair.prompt, completion) == whole
 
 

@@ -411,14 +411,6 @@ def test_what_we_save_transformers_loads(case, tmp_path):
         np.testing.assert_array_equal(value, flatten(changed.params)[name])
 
 
-def test_a_pretrained_model_tells_its_story(toy):
-    policy = load_policy(str(toy))
-    (completion,) = generate((policy,), ["Once upon a time"], (), temperature=0.0, max_new_tokens=60)
-    assert ("Once upon a time" + completion.text).startswith(
-        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
-    )
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

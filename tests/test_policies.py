@@ -281,21 +281,21 @@ def test_several_aligned_models(toy, folder):
 
 def test_vocabularies_that_differ(toy, folder):
     tokenizer = load_tokenizer(folder)
-    tokenizer.add_tokens(["<pad>"])
+    tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(folder)
     assert refusal(load_policies, str(toy), str(folder)) == (
-        f"the models have different vocabularies: '<pad>' is absent in {toy} (512 words) "
+        f"the models have different vocabularies: '<new>' is absent in {toy} (512 words) "
         f"and 512 in {folder} (513 words)"
     )
     # As many words, and the same, but two of them in each other's place.
     shutil.copyfile(toy / "tokenizer.json", folder / "tokenizer.json")
     raw = json.loads((folder / "tokenizer.json").read_text())
     vocab = raw["model"]["vocab"]
-    vocab["▁was"], vocab["▁the"] = vocab["▁the"], vocab["▁was"]
+    vocab["Ġis"], vocab["Ġthe"] = vocab["Ġthe"], vocab["Ġis"]
     (folder / "tokenizer.json").write_text(json.dumps(raw))
     assert refusal(load_policies, str(toy), str(folder)) == (
-        f"the models have different vocabularies: '▁the' is {vocab['▁was']} in {toy} (512 words) "
-        f"and {vocab['▁the']} in {folder} (512 words)"
+        f"the models have different vocabularies: 'Ġthe' is {vocab['Ġis']} in {toy} (512 words) "
+        f"and {vocab['Ġthe']} in {folder} (512 words)"
     )
 
 

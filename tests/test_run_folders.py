@@ -142,7 +142,7 @@ def test_the_default_folder_is_named_after_models_and_settings(call, base, tmp_p
     first, more_strengths, fewer, others, seed = names
     # What may grow stays in one folder; what may not gets another.
     assert first == more_strengths == fewer and len({first, others, seed}) == 3
-    assert re.fullmatch(r"stories260K-aligned-[0-9a-f]{8}", first)
+    assert re.fullmatch(r"reference-aligned-[0-9a-f]{8}", first)
     assert {path.name for path in Path("runs").iterdir()} == set(names)
 
 
@@ -155,7 +155,7 @@ def test_a_dry_run_writes_nothing(call, base, run, tmp_path, monkeypatch):
     # Two models of 260 032 parameters of 4 bytes.
     assert re.search(r"memory: \d+\.\d MiB \(weights 2\.0 MiB, caches \d+\.\d MiB, logits", out)
     assert re.search(rf"time: at most \d+ s, if all {18 * 24} tokens are drawn", out)
-    assert "folder: runs/stories260K-aligned-" in out
+    assert "folder: runs/reference-aligned-" in out
 
 
 def test_a_dry_run_knows_what_is_there(call, base, run):

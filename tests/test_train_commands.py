@@ -1,4 +1,4 @@
-"""The training commands, as a user runs them: real models and data, stops, grids, mistakes."""
+"""The training commands, as a user runs them: stops, grids, mistakes."""
 
 import json
 import os
@@ -20,7 +20,6 @@ from dera_jax.commands import sft as sft_command
 from dera_jax.policies import TOY, fresh_policy, save_policy
 from dera_jax.reward_models import load_reward_model, reward_texts
 from dera_jax.run_log import read_metrics
-from tests.conftest import SHARED
 from tests.processes import environment
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +29,8 @@ OPENINGS = [
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    lines = (SHARED / "data/tinystories/tiny_stories_head.txt").read_text().split("\n")
+def texts(stand_ins, tmp_path_factory) -> Path:
+    lines = (stand_ins / "tinystories/tiny_stories_head.txt").read_text().split("\n")
     path = tmp_path_factory.mktemp("data") / "stories.txt"
     path.write_text("\n".join(line for line in lines if 80 < len(line) < 200)[:20_000])
     return path
@@ -66,7 +65,7 @@ def manifest(out):
     return json.loads((out / "manifest.json").read_text())
 
 
-def test_sft_learns_real_text_from_scratch(toy, texts, tmp_path, capsys):
+def test_sft_learns_text_from_scratch(toy, texts, tmp_path, capsys):
     out = tmp_path / "sft"
     arguments = [f"--model={toy}", "--from-scratch", f"--data={texts}", f"--out={out}", "--max-length=64"]
     arguments += ["--batch-size=16", "--learning-rate=0.005", "--eval-share=0.1"]
@@ -79,7 +78,7 @@ def test_sft_learns_real_text_from_scratch(toy, texts, tmp_path, capsys):
     assert any((out / "tensorboard").iterdir()) and not (out / "checkpoints").exists()
     from transformers import AutoModelForCausalLM
 
-    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == 260_032
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == 318_160
     weights = (out / "model.safetensors").read_bytes()
     assert (out / "best" / "model.safetensors").read_bytes() == weights  # the last was the best
     # The same command has nothing left to do; another one is told what differs.
@@ -158,7 +157,7 @@ def test_a_reward_model_is_trained_and_serves_as_a_reward(toy, preferences, open
 
     theirs = AutoModelForSequenceClassification.from_pretrained(out)
     ours = load_reward_model(str(out))
-    texts = [[1, 403, 407, 261], [1, 403, 378, 267, 1]]
+    texts = [[1, 403, 407, 261], [1, 403, 378, 267, 2]]
     with torch.no_grad():
         expected = [theirs(torch.tensor([ids])).logits.item() for ids in texts]
     np.testing.assert_allclose(reward_texts(ours, texts), expected, atol=2e-5)
