@@ -192,9 +192,11 @@ def test_what_was_recorded_is_shown_and_code_that_is_named_runs(stranger, capsys
     """A module that leaves a file when it is imported: it is, where the user asks for it, and not before."""
     monkeypatch.chdir(stranger.folder)
     monkeypatch.setattr("sys.path", [*sys.path])
-    (stranger.folder / "of_a_stranger.py").write_text(f"open({str(stranger.flag)!r}, 'w')")
+    (stranger.folder / "of_a_stranger.py").write_text(
+        f"import pathlib\n\npathlib.Path({str(stranger.flag)!r}).touch()"
+    )
     code = "--reward=python:of_a_stranger:f"
-    run, out = stranger(training=[code]), stranger.folder / "out"
+    run, out = stranger(training=[code, "--num-samples=2"]), stranger.folder / "out"
     prompts = stranger.folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"prompt {n}"}) + "\n" for n in range(24)))
     assert retrain(run, out, f"--prompts={prompts}") == 2
