@@ -336,7 +336,7 @@ class _Line:
 
     def _error(self, problem: str) -> ValueError:
         """Returns a failure for good, and stops the other requests."""
-        error = ValueError(f"judge {self._endpoint.name}: {problem}; {self._endpoint.where_kept}")
+        error = ValueError(f"judge {shown(self._endpoint.name)}: {problem}; {self._endpoint.where_kept}")
         self.failure = self.failure or error
         self.stop.set()
         return error
