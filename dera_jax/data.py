@@ -125,6 +125,8 @@ def _hf_rows(spec: str, name: str, split: str, limit: int | None) -> Iterator[Re
         import datasets
     except ImportError as error:
         raise ValueError(f"{spec}: needs the datasets package: pip install datasets") from error
+    if int(datasets.__version__.partition(".")[0]) < 4:  # older ones run the scripts that come with data sets
+        raise ValueError(f"{spec}: expected datasets 4 or newer, found {datasets.__version__}")
     # Streamed, the first rows of a large set come without the rest; a slice of a split cannot be.
     streaming = limit is not None and "[" not in split
     try:

@@ -205,11 +205,20 @@ def apply_config_file(parser: Parser, argv: Sequence[str] | None) -> argparse.Na
     args = parser.parse_args(words)
     if not args.config:
         return args
-    path = Path(args.config)
+    return parser.parse_args([*config_words(parser, args.config, words), *words])
+
+
+def config_words(parser: Parser, file: str, words: Sequence[str]) -> list[str]:
+    """Returns the words of a command line that give the options of a `--config` file, but those given already.
+
+    Raises:
+      ValueError: as `apply_config_file`.
+    """
+    path = Path(file)
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected a JSON object with option names as keys")
-    given = {word.partition("=")[0] for word in _normalize(words)}
+    given = {word.partition("=")[0] for word in _normalize(list(words))}
     from_file: list[str] = []
     for key, value in settings.items():
         name = "--" + key.replace("_", "-")
@@ -218,7 +227,7 @@ def apply_config_file(parser: Parser, argv: Sequence[str] | None) -> argparse.Na
             raise ValueError(f"{path}: {parser.unknown(name)}")
         if name not in given and value is not None:
             from_file += _option_words(name, value, action, path)
-    return parser.parse_args([*from_file, *words])
+    return from_file
 
 
 def _option_words(name: str, value, action: argparse.Action, path: Path) -> list[str]:

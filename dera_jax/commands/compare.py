@@ -165,7 +165,9 @@ def _against(text: str | None, rows: Sequence[dict]):
 
 
 def _about(args) -> str:
-    judge = f"judge: {args.judge}"
+    from dera_jax.shown import shown
+
+    judge = f"judge: {shown(args.judge)}"
     if _by_model(args):
         judge += f", asked for the better {'summary' if args.question == 'summary' else 'answer'}"
         judge += ", in both orders" if args.both_orders else ", in random order"

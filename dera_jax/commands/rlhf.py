@@ -26,7 +26,9 @@ CONSTANTS = {
 }
 
 
-def _add_options(parser: cli.Parser) -> None:
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m train.rlhf`."""
+    parser = cli.Parser(__doc__, prog="python -m train.rlhf")
     train_options.add_model_options(parser)
     parser.add_argument(
         "--data",
@@ -118,6 +120,7 @@ def _add_options(parser: cli.Parser) -> None:
         parser, epochs=False, learning_rate=1e-4, max_steps=100, batch_size=128,
         save_steps=20,
     )  # fmt: skip
+    return parser
 
 
 def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
@@ -134,8 +137,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.rlhf`."""
-    parser = cli.Parser(__doc__, prog="python -m train.rlhf")
-    _add_options(parser)
+    parser = make_parser()
     args = parser.parse_args(argv)
     _check(parser, args)
 

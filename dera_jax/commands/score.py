@@ -150,15 +150,21 @@ def _grades(args) -> tuple[tuple, dict]:
     Raises:
       ValueError: the question is missing, or another judge has answered it for this run.
     """
+    from dera_jax.files import check_type
     from dera_jax.judges import grade_reward, parse_endpoint
     from dera_jax.results import read_manifest
+    from dera_jax.shown import shown
 
     if not args.question:
         raise ValueError("--judge: expected --question=hallucination|mt-bench, what to ask it")
     endpoint = parse_endpoint(args.judge, **judging.endpoint_settings(args))
     judges = read_manifest(args.run).get("judges", {})
-    if judges.get(args.question, endpoint.name) != endpoint.name:
-        raise ValueError(f"{args.run} has {args.question} already, by the judge {judges[args.question]}")
+    try:
+        check_type(judges, dict[str, str])
+    except ValueError as error:
+        raise ValueError(f"{args.run}/manifest.json: judges: {error}") from None
+    if (other := judges.get(args.question, endpoint.name)) != endpoint.name:
+        raise ValueError(f"{args.run} has {args.question} already, by the judge {shown(other, 200)}")
     reward = grade_reward(endpoint, args.question, args.max_failures, args.ask_again)
     return (reward,), {"judges": judges | {args.question: endpoint.name}}
 
