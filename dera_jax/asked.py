@@ -7,12 +7,14 @@ prompts, the others should have. First turns are counted: a later one that does 
 rightly not there.
 """
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dera_jax.manifests import Asked, manifest_path, read_manifest
 from dera_jax.missing import Cell, cell_of, cell_order, tell_share
+from dera_jax.shown import shown
 from dera_jax.strengths import PER_PROMPT, Strength, format_strength, strength_from_json
 
 MOST = 1000
@@ -106,8 +108,38 @@ def _new(prompts: Prompts, earlier: Sequence[Prompts]) -> int:
     return max(0, len(prompts) - first) - within
 
 
+def check_whole(
+    run: str | Path,
+    rows: Sequence[dict],
+    allowed: bool,
+    what: str,
+    strengths: Collection[Strength] | None = None,
+    to_its_end: bool = False,
+) -> None:
+    """Tells on standard error what a run lacks, see `tell_missing`.
+
+    Args:
+      allowed: whether it may lack something, --allow-missing.
+      what: this does then, for the error.
+      strengths: that are looked at; None is all.
+      to_its_end: as in `tell_missing`.
+
+    Raises:
+      ValueError: it lacks something, and may not.
+    """
+    if told := tell_missing(run, rows, strengths, to_its_end):
+        if not allowed:
+            raise ValueError(
+                f"{shown(run, 200)}: {told}; complete the run by its command, or --allow-missing {what}"
+            )
+        print(f"warning: {shown(run, 200)}: {told}", file=sys.stderr)
+
+
 def tell_missing(
-    run: str | Path, rows: Sequence[dict], strengths: Collection[Strength] | None = None
+    run: str | Path,
+    rows: Sequence[dict],
+    strengths: Collection[Strength] | None = None,
+    to_its_end: bool = True,
 ) -> str | None:
     """Returns which completions a run lacks that it was asked for, in words; None if it is whole.
 
@@ -118,6 +150,7 @@ def tell_missing(
       run: its folder, or its file of rows.
       rows: of it.
       strengths: that are looked at; None is all.
+      to_its_end: whether a run that was stopped lacks something where all first turns are there.
 
     Raises:
       ValueError: the manifest is broken.
@@ -134,7 +167,7 @@ def tell_missing(
     asked = manifest.get("asked", [])
     later = any(row.get("turn", 0) for row in rows)
     unended = any(not each["ended"] for each in asked) if asked else not manifest.get("extent", True)
-    if unended and (later or not asked):
+    if to_its_end and unended and (later or not asked):
         return f"the run has not ended: {len(rows)} completions so far"
     return None
 
