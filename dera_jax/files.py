@@ -24,6 +24,9 @@ from dera_jax.shown import shown
 LARGEST_JSON = 2**28
 """Bytes of a JSON document, at most; rows and records are read line by line."""
 
+DEEPEST_JSON = 100
+"""Levels of lists and objects in each other, so that what was read can be written again."""
+
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes a file whole or not at all.
@@ -147,12 +150,28 @@ def decode_json(data: bytes):
       ValueError: it is not JSON, nested too deeply, or holds a number that no float can be.
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    check_nesting(data, value)
+    return value
+
+
+def check_nesting(data: bytes, value: object) -> None:
+    """Raises ValueError where `value`, decoded from `data`, has too many levels."""
+    # Few brackets nest no deeper.
+    if data.count(b"[") + data.count(b"{") > DEEPEST_JSON and _is_deeper(value, DEEPEST_JSON):
+        raise ValueError("nested too deeply")
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    within = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in within)
 
 
 def _refuse_constant(name: str):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from dera_jax.asked import ended, request, with_request
 from dera_jax.cells import Sweep, own_conversations, plan_keys, prompt_text, prompt_tokens, turn_key
 from dera_jax.configs import DecodeConfig
 from dera_jax.conversation import Conversation, converse
@@ -18,6 +19,7 @@ from dera_jax.decode import Rule, rule_name
 from dera_jax.encoding import encode_prompts
 from dera_jax.generate import Completion, warm_up
 from dera_jax.hosts import in_lockstep
+from dera_jax.manifests import Asked
 from dera_jax.models import cache_bytes
 from dera_jax.policies import Policy, held_bytes
 from dera_jax.prompts import Prompt, as_prompts
@@ -25,8 +27,9 @@ from dera_jax.provenance import provenance
 from dera_jax.realign import linear_rule
 from dera_jax.results import RowKey, RunFolder, row_key
 from dera_jax.rewards import Reward, parse_rewards
+from dera_jax.row_files import WHOLE
 from dera_jax.stopwatch import Stopwatch
-from dera_jax.stored import add_beta, extent, judge
+from dera_jax.stored import add_beta, extent, judge, remembered
 from dera_jax.strengths import Strength, strength_from_json, strength_to_json
 from dera_jax.usage import Usage, resources
 from dera_jax.writers import SharedFolder
@@ -113,7 +116,7 @@ def open_run(plan: Sweep, out: str | Path, command: Sequence[str]) -> Iterator[R
     Raises:
       ValueError: it holds another run, rows of other prompts or of another β, or other things.
     """
-    folder = RunFolder(out, plan.identity, sweep_provenance(plan, command))
+    folder = RunFolder(out, plan.identity, sweep_provenance(plan, command), WHOLE)
     prepare = partial(_complete, plan)
     if plan.group is not None:
         with SharedFolder(folder, plan.group, prepare) as shared:
@@ -127,8 +130,16 @@ def open_run(plan: Sweep, out: str | Path, command: Sequence[str]) -> Iterator[R
 def _complete(plan: Sweep, folder: RunFolder) -> None:
     check_same_prompts(plan, folder.rows)
     # Both, whatever the first returns.
-    if any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)]):
+    changed = any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)])
+    if not plan_keys(plan) <= folder.keys:
+        # Before the first of the rows, so that a run that is killed is known to lack the others.
+        folder.record({"asked": with_request(folder.manifest.get("asked", []), _request(plan))})
+    if changed:
         folder.replace_rows(folder.rows)
+
+
+def _request(plan: Sweep) -> Asked:
+    return request([prompt.prompt_id for prompt in plan.prompts], plan.num_samples, plan.lambdas)
 
 
 def run_sweep(
@@ -147,6 +158,7 @@ def run_sweep(
       usage: is added to.
     """
     usage = usage or Usage()
+    plan = replace(plan, rewards=(*plan.rewards, *remembered(folder.rows, plan.rewards)))
     wanted = plan_keys(plan)
     there = {row_key(row): row for row in folder.rows}
     yield from [row for key, row in there.items() if key in wanted]
@@ -156,7 +168,9 @@ def run_sweep(
     folder.collect()
     # What rows are made with is told by a run that made some.
     settings = {"rows": plan.rows, "mesh": plan.mesh} if len(folder.rows) > len(there) else {}
-    more = {"resources": resources(usage)} if usage.slot_steps else None
+    more = {"resources": resources(usage)} if usage.slot_steps else {}
+    if asked := folder.manifest.get("asked"):
+        more["asked"] = ended(asked, _request(plan))
     folder.finish(
         folder.manifest.get("extent", {}) | extent(folder.rows) | settings | {"beta": plan.beta}, more
     )

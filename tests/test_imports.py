@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = """
 0  configs strengths shown files folders provenance chips experiments presets redaction
 1  hlo traffic realign sampling measure losses slots completions text_rewards rewards tokenizer missing row_files
-1  results metrics reports objectives tune retraining tune_data
+1  manifests asked results metrics reports objectives tune retraining tune_data
 2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
 2  trained data recast prompts batches tables panels plots tune_report tune_plot calibration sharding hosts

@@ -121,6 +121,7 @@ def _score_run(args) -> None:
     from dera_jax import metrics, plots, reports, results, tables
     from dera_jax.prompts import load_prompts
     from dera_jax.rewards import parse_rewards
+    from dera_jax.shown import shown
     from dera_jax.stored import judge_run
 
     if bool(args.reward) == bool(args.judge):
@@ -132,15 +133,18 @@ def _score_run(args) -> None:
         rewards, more = parse_rewards(args.reward), None
     columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
     added = judge_run(args.run, rewards, columns, args.command, more)
-    summaries = metrics.summarize(results.read_rows(args.run))
+    rows = results.read_rows(args.run)
+    summaries = metrics.summarize(rows)
     reports.write_summary_csv(args.run / "summary.csv", summaries)
     about = reports.describe_models(args.run)
     plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png", about)
     print(tables.format_table(summaries))
-    for warning in reports.warnings_of(summaries):
+    for warning in reports.warnings_of(summaries, args.run):
         print(f"warning: {warning}", file=sys.stderr)
+    if told := results.tell_missing(args.run, rows):
+        print(f"warning: {told}; eval.sweep completes the run", file=sys.stderr)
     print(
-        f"{args.run}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
+        f"{shown(args.run)}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
     )
 
 
@@ -150,7 +154,6 @@ def _grades(args) -> tuple[tuple, dict]:
     Raises:
       ValueError: the question is missing, or another judge has answered it for this run.
     """
-    from dera_jax.files import check_type
     from dera_jax.judges import grade_reward, parse_endpoint
     from dera_jax.results import read_manifest
     from dera_jax.shown import shown
@@ -159,12 +162,9 @@ def _grades(args) -> tuple[tuple, dict]:
         raise ValueError("--judge: expected --question=hallucination|mt-bench, what to ask it")
     endpoint = parse_endpoint(args.judge, **judging.endpoint_settings(args))
     judges = read_manifest(args.run).get("judges", {})
-    try:
-        check_type(judges, dict[str, str])
-    except ValueError as error:
-        raise ValueError(f"{args.run}/manifest.json: judges: {error}") from None
-    if (other := judges.get(args.question, endpoint.name)) != endpoint.name:
-        raise ValueError(f"{args.run} has {args.question} already, by the judge {shown(other, 200)}")
+    if judges.get(args.question, endpoint.name) != endpoint.name:
+        by = shown(judges[args.question], 100)
+        raise ValueError(f"{shown(args.run, 200)} has {args.question} already, by the judge {by}")
     reward = grade_reward(endpoint, args.question, args.max_failures, args.ask_again)
     return (reward,), {"judges": judges | {args.question: endpoint.name}}
 

@@ -232,6 +232,12 @@ def _run_with_progress(plan, folder) -> tuple:
     return (0.0 if before else watch.seconds), usage
 
 
+def _speed(summaries: Sequence, seconds: float) -> str:
+    """Returns the line that tells how fast all strengths together were decoded."""
+    tokens = sum(summary.tokens for summary in summaries)
+    return f"speed: {tokens / seconds:.0f} tokens/s, all strengths together"
+
+
 def _used(resources: dict) -> str:
     """Returns the line that tells how full the batches were, and the memory at its peak."""
     memory = [
@@ -257,19 +263,23 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
       used: `resources`, if anything was decoded.
     """
     from dera_jax import metrics, plots, reports, tables
+    from dera_jax.results import tell_missing
+    from dera_jax.shown import shown
 
     summaries = metrics.summarize(rows)
     reports.write_summary_csv(out / "summary.csv", summaries)
     plots.plot_sweep({out.name: summaries}, out / "sweep.png", reports.describe_models(out))
-    # Strengths share batches, so each runs at the speed of all.
-    tokens = sum(s.tokens for s in summaries)
-    speed = {s.lambda_: tokens / seconds for s in summaries} if seconds else None
-    print(tables.format_table(summaries, speed=speed))
-    for warning in reports.warnings_of(summaries):
+    print(tables.format_table(summaries))
+    for warning in reports.warnings_of(summaries, out):
         print(f"warning: {warning}", file=sys.stderr)
+    if told := tell_missing(out, rows):
+        print(f"warning: {told}; rerun the command that asked for them", file=sys.stderr)
+    if seconds:
+        print(_speed(summaries, seconds))
     if used:
         print(_used(used))
-    print(f"{out}/: rows.jsonl ({len(rows)} rows), manifest.json, summary.csv, sweep.png")
+        print("slots busy: share of the steps of all --rows that drew a token of a completion")
+    print(f"{shown(out)}/: rows.jsonl ({len(rows)} rows), manifest.json, summary.csv, sweep.png")
 
 
 def _folder_name(plan) -> str:
