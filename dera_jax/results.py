@@ -43,6 +43,8 @@ from dera_jax.files import (
     lock_folder,
     read_bytes,
     read_json,
+    remove_leftovers,
+    unlock,
     write_bytes,
     write_json,
 )
@@ -186,6 +188,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_strangers()
             self._lock = lock_folder(self.path)
+            remove_leftovers(self.path)
             self._open_manifest()
             self._open_rows()
             self.collect()
@@ -200,7 +203,7 @@ class RunFolder:
         if self._file is not None:
             self._file.close()
         if self._lock >= 0:
-            os.close(self._lock)
+            unlock(self._lock)
         self._lock = -1
 
     def append(self, rows: list[dict]) -> None:

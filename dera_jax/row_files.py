@@ -1,11 +1,10 @@
 """Files of rows: what tells rows apart, lines to rows and back, and appending whole lines only."""
 
-import fcntl
 import os
 import re
 from pathlib import Path
 
-from dera_jax.files import decode_json, encode_json, read_bytes
+from dera_jax.files import decode_json, encode_json, lock_file, read_bytes, unlock
 from dera_jax.strengths import format_strength, strength_from_json
 
 KEY_FIELDS = ("prompt_id", "sample", "lambda")
@@ -95,7 +94,7 @@ class RowFile:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             if alone:
-                _lock(self._file, path)
+                lock_file(self._file, path)
             self.rows = self._repaired()
         except BaseException:
             self.close()
@@ -123,7 +122,7 @@ class RowFile:
     def close(self) -> None:
         """Closes the file, if it is open."""
         if self._file >= 0:
-            os.close(self._file)
+            unlock(self._file)
         self._file = -1
 
     def _repaired(self) -> list[dict]:
@@ -135,13 +134,6 @@ class RowFile:
             # Torn just before the end of the line: the row is whole.
             _write_all(self._file, b"\n")
         return rows
-
-
-def _lock(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another run is writing to {path}") from None
 
 
 def _write_all(file: int, data: bytes) -> None:
