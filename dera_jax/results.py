@@ -38,7 +38,16 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from dera_jax.asked import tell_missing
-from dera_jax.files import decode_json, encode_json, lock_folder, read_bytes, write_bytes, write_json
+from dera_jax.files import (
+    decode_json,
+    encode_json,
+    lock_folder,
+    read_bytes,
+    remove_leftovers,
+    unlock,
+    write_bytes,
+    write_json,
+)
 from dera_jax.manifests import FORMAT, read_manifest, tell_difference
 from dera_jax.row_files import (
     KEY_FIELDS,
@@ -178,6 +187,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_strangers()
             self._lock = lock_folder(self.path)
+            remove_leftovers(self.path)
             self._open_manifest()
             with ExitStack() as stack:
                 parts = self._open_parts(stack)
@@ -196,7 +206,7 @@ class RunFolder:
         if self._file is not None:
             self._file.close()
         if self._lock >= 0:
-            os.close(self._lock)
+            unlock(self._lock)
         self._lock = -1
 
     def append(self, rows: list[dict]) -> None:

@@ -319,7 +319,7 @@ def differing_settings(there: Mapping, here: Mapping) -> list[str]:
 
     A recorded command trains otherwise where a default has changed since, or the data.
     """
-    left_out = ("beta", "provenance", "seconds", "steps", "evaluation", "best", "finished")
+    left_out = ("beta", "provenance", "seconds", "steps", "evaluation", "best", "finished", "files")
     names = [name for name in there if name in here and name not in left_out]
     return [
         f"{name} {there[name]!r:.40} there, {here[name]!r:.40} here"

@@ -1,6 +1,5 @@
 """Files of rows: what a row is, what tells rows apart, lines to rows and back, appending whole lines only."""
 
-import fcntl
 import os
 import re
 from collections.abc import Collection
@@ -9,7 +8,15 @@ from typing import Annotated, Literal, Required, TypedDict
 
 import msgspec
 
-from dera_jax.files import check_nesting, check_type, decode_json, encode_json, read_bytes
+from dera_jax.files import (
+    check_nesting,
+    check_type,
+    decode_json,
+    encode_json,
+    lock_file,
+    read_bytes,
+    unlock,
+)
 from dera_jax.shown import shown
 from dera_jax.strengths import format_strength, strength_from_json
 
@@ -214,7 +221,7 @@ class RowFile:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             if alone:
-                _lock(self._file, path)
+                lock_file(self._file, path)
             data = read_bytes(path)
             self.rows, self._length = parse_rows(data, path, needed)
         except BaseException:
@@ -254,15 +261,8 @@ class RowFile:
     def close(self) -> None:
         """Closes the file, if it is open."""
         if self._file >= 0:
-            os.close(self._file)
+            unlock(self._file)
         self._file = -1
-
-
-def _lock(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another run is writing to {shown(path, 200)}") from None
 
 
 def _write_all(file: int, data: bytes) -> None:

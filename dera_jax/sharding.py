@@ -17,7 +17,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
-from dera_jax import models
+from dera_jax import lost, models
 from dera_jax.models.linear import WeightsConfig
 
 MESH_AXES = ("data", "model")
@@ -308,7 +308,8 @@ def _meet(arguments: tuple, where: str, timeout: float) -> None:
 
     def meet():
         try:
-            jax.distributed.initialize(*arguments, initialization_timeout=math.ceil(timeout) + 3600)
+            with lost.ending_by_one_line():
+                jax.distributed.initialize(*arguments, initialization_timeout=math.ceil(timeout) + 3600)
         except Exception as error:
             failures.append(error)
 

@@ -15,8 +15,8 @@ FLOORS = """
 1  manifests asked results metrics reports objectives tune retraining tune_data
 2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
-2  trained data recast prompts batches tables panels plots tune_report tune_plot calibration sharding hosts
-3  loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
+2  trained data recast prompts batches tables panels plots tune_report tune_plot calibration lost sharding hosts
+3  loading.hub loading.tensors loading.manifests loading.names loading.families loading.weights loading.adapters
 3  loading.lora sizes policies encoding decode shapes examples
 4  stopwatch usage reward_models generate samples conversation score stored writers rollout reference_logprobs
 4  likelihood bounded_http chat_completions judge_cache judge_prompts judge_endpoint judges compare

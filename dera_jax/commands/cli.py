@@ -72,7 +72,13 @@ HABITS = {
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal."""
+TERMINATED = 143
+"""Exit code after SIGTERM, in the same way: what was to come after this command cannot."""
 LESS_MEMORY = "fewer --rows (--batch-size), shorter texts, --dtype=bfloat16, a larger `model` in --mesh help"
+
+
+class Terminated(Exception):
+    """The command was asked to end (SIGTERM) before it was done; says what is kept."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,6 +152,8 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
             return 0
         except (ValueError, OSError) as error:
             return _fail(f"error: {_one_line(error)}")
+        except Terminated as terminated:
+            return _fail(str(terminated), TERMINATED)
         except KeyboardInterrupt as interruption:
             code = _fail(": ".join(["interrupted", *map(str, interruption.args)]), INTERRUPTED)
             if argv is None:  # as a process: taken down in the middle of a compilation, JAX would crash

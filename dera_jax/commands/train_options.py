@@ -200,10 +200,10 @@ def run_grid(
                     try:
                         runs.run_training(*given_run)
                     except Preempted as preempted:
-                        print(preempted, file=sys.stderr)
-                        return
+                        raise cli.Terminated(str(preempted)) from None
                     print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
                     continue
+        runs.tidy(out)
         print(f"{out}: trained already, {config.max_steps} steps")
 
 
