@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
 0  configs strengths shown files provenance chips experiments presets
-1  hlo traffic realign sampling measure losses slots completions text_rewards rewards tokenizer missing row_files
+1  hlo traffic realign sampling measure losses slots completions text_rewards user_code user_rewards rewards
+1  tokenizer missing row_files
 1  results metrics reports objectives tune retraining tune_data
 2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
