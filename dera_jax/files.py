@@ -74,7 +74,7 @@ def make_folder(path: str | Path) -> None:
 
 
 def lock_folder(folder: Path) -> int:
-    """Returns the descriptor of FOLDER/.lock; until it is closed, or this process ends, no other has it.
+    """Returns the descriptor of FOLDER/.lock; until `unlock_folder`, or this process ends, no other has it.
 
     Raises:
       ValueError: another process has it, or it is no ordinary file.
@@ -89,7 +89,26 @@ def lock_folder(folder: Path) -> int:
     except BlockingIOError:
         os.close(lock)
         raise ValueError(f"another run is writing to {shown(folder, 200)}") from None
+    _LOCKS.add(lock)
     return lock
+
+
+def unlock_folder(lock: int) -> None:
+    """Lets go of what `lock_folder` returned."""
+    _LOCKS.discard(lock)
+    os.close(lock)
+
+
+_LOCKS: set[int] = set()
+
+
+def _forget_locks() -> None:
+    """Lets go of locks in a forked process, a reward's for instance, which may live longer than this one."""
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -43,6 +43,7 @@ from dera_jax.files import (
     lock_folder,
     read_bytes,
     read_json,
+    unlock_folder,
     write_bytes,
     write_json,
 )
@@ -200,7 +201,7 @@ class RunFolder:
         if self._file is not None:
             self._file.close()
         if self._lock >= 0:
-            os.close(self._lock)
+            unlock_folder(self._lock)
         self._lock = -1
 
     def append(self, rows: list[dict]) -> None:

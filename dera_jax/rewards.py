@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from dera_jax.completions import Completions
 from dera_jax.shown import shown
 from dera_jax.text_rewards import keywords, length, lexicon, slots
+from dera_jax.user_code import UserCodeError
 from dera_jax.user_rewards import repr_of, reward_of, taken, user_function
 
 
@@ -35,7 +36,7 @@ class Reward:
         """Returns the reward of each completion; None where the reward does not apply.
 
         Raises:
-          ValueError: the function returned another count, or what is no finite number.
+          UserCodeError: the function returned another count, or what is no finite number; or it failed.
         """
         found = taken(self.function(completions), len(completions.completions), self.name)
         return [self._checked(value, position) for position, value in enumerate(found)]
@@ -51,7 +52,7 @@ class Reward:
             number = math.nan
         if math.isfinite(number):
             return number
-        raise ValueError(
+        raise UserCodeError(
             f"reward {self.name}: expected a finite number or None, found {repr_of(value)} "
             f"for completion {position}"
         )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,7 +16,7 @@ from jaxtyping import PyTree
 
 from dera_jax import hosts
 from dera_jax.configs import RunConfig, TrainConfig
-from dera_jax.files import lock_folder, make_folder, read_json, write_json
+from dera_jax.files import lock_folder, make_folder, read_json, unlock_folder, write_json
 from dera_jax.training import Method, fit
 
 Save = Callable[[PyTree, Path, dict], None]
@@ -118,7 +117,7 @@ def alone(out: Path) -> Iterator[None]:
         yield
     finally:
         if lock >= 0:
-            os.close(lock)
+            unlock_folder(lock)
 
 
 def is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str] = ()) -> bool:
