@@ -25,6 +25,7 @@ from dera_jax.measure import TokenRecord, measure
 from dera_jax.policies import Policy
 from dera_jax.realign import is_mixture
 from dera_jax.sampling import Sampling, sample
+from dera_jax.user_code import run
 
 Rule = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
 
@@ -41,12 +42,13 @@ def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
     logits = jax.ShapeDtypeStruct((len(policies), rows, vocab), dtype)
     weights = jax.ShapeDtypeStruct((rows, len(policies)), dtype)
     initial = getattr(rule, "initial_state", None)
-    try:
+
+    def traced():
         state = jax.eval_shape(lambda: initial(rows) if initial else None)
         mixed, after = jax.eval_shape(rule, logits, weights, state)
-    except Exception as error:  # the function is the user's and may fail in any way
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ValueError(f"rule {name} fails on logits[models, rows, vocab]: {reason}") from error
+        return state, mixed, after
+
+    state, mixed, after = run(f"rule {name} fails on logits[models, rows, vocab]", traced)
     if getattr(mixed, "shape", None) != (rows, vocab):
         found = getattr(mixed, "shape", type(mixed).__name__)
         raise ValueError(f"rule {name}: expected logits of shape {(rows, vocab)}, found {found}")

@@ -61,6 +61,12 @@ class Completion:
     log_normalizers: np.ndarray | None
 
     @property
+    def prompt(self) -> str | tuple[dict, ...]:
+        """What was asked: the text, or the messages."""
+        asked = self.cell.prompt.prompt
+        return asked.messages if asked.text is None else asked.text
+
+    @property
     def length(self) -> int:
         """Tokens without EOS."""
         return len(self.tokens) - (self.finish_reason == "eos")

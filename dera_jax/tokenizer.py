@@ -9,6 +9,7 @@ from jinja2 import Environment, TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dera_jax.files import put, read_json, staging
+from dera_jax.usable import Unusable
 
 CONTEXT = 4
 """Prompt tokens decoded together with a completion."""
@@ -89,7 +90,7 @@ def encode_prompt(
     if len(tokens) > 1 and tokens[0] == tokens[1] == tokenizer.bos_token_id:
         tokens = tokens[1:]
     if not tokens:
-        raise ValueError("the prompt is empty: it has no tokens")
+        raise Unusable("the prompt is empty: it has no tokens")
     return list(tokens)
 
 

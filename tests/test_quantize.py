@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies, load_policy, save_policy
+from dera_jax.divergence import encode_texts
 from dera_jax.models.linear import quantize_kernel
 from dera_jax.policies import with_params
 from dera_jax.precision import precision_cost
@@ -138,7 +139,7 @@ STRENGTHS = [(0.0,), (0.5,), (1.0,), (2.0,), (4.0,)]
 def test_costs_are_the_divergences(quantized_pair):
     """At λ = 0 and 1 each model's own, in NumPy; in between and beyond of the mixtures."""
     full, lower = quantized_pair[0], quantized_pair[1]["nf4"]
-    found = precision_cost(full, lower, TEXTS, STRENGTHS, rows=2)
+    found = precision_cost(full, lower, encode_texts(full, TEXTS)[0], STRENGTHS, rows=2)
     by_hand = []
     for text in TEXTS:
         ids = np.array([encode_prompt(full[0].tokenizer, text.text)])
@@ -155,10 +156,11 @@ def test_costs_are_the_divergences(quantized_pair):
 
 def test_costs_grow_with_the_strength_and_fall_with_the_bits(quantized_pair):
     full, lower = quantized_pair
-    int8, nf4 = (precision_cost(full, lower[kind], TEXTS, STRENGTHS, 2) for kind in ("int8", "nf4"))
+    texts, _ = encode_texts(full, TEXTS)
+    int8, nf4 = (precision_cost(full, lower[kind], texts, STRENGTHS, 2) for kind in ("int8", "nf4"))
     for coarse, fine in zip(nf4, int8, strict=True):
         assert coarse.kl.mean > 5 * fine.kl.mean > 0
         assert coarse.same_choice.mean <= fine.same_choice.mean
     assert int8[-1].kl.mean > int8[-2].kl.mean > int8[2].kl.mean
-    nothing = precision_cost(full, full, TEXTS, STRENGTHS, 2)
+    nothing = precision_cost(full, full, texts, STRENGTHS, 2)
     assert all(cost.kl.mean == 0 and cost.same_choice.mean == 1 for cost in nothing)

@@ -199,7 +199,7 @@ def test_several_rewards_keep_names_and_order():
         ("keywords:a||b", "keywords:a"),
         ("keywords:a|A", "twice"),
         ("length:1:4,length:1:4", "length:1:4 is listed twice"),
-        ("python:user_rewards", "python:module:function"),
+        ("python:user_rewards", "python:user_rewards: expected module:function"),
         ("python:no_such_module:f", "no_such_module"),
         ("python:user_rewards:none", "no function none"),
         ("python:user_broken:f", "SyntaxError"),

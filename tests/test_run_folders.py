@@ -110,7 +110,7 @@ def test_another_runs_folder_is_refused_and_the_difference_named(refused, base, 
         "--stop=x": 'decode.stop is [] there and ["x"] here',
         f"--aligned={toy}": "models.aligned is",
         "--dtype=bfloat16": 'dtype is "float32" there and "bfloat16" here',
-        "--rule=dera_jax.realign:mix": "expected module:function",
+        "--rule=dera_jax.realign:mix": "the module dera_jax.realign has no function mix",
         "--beta=0.2": "beta",
     }.items():
         assert message in refused(sweep.main, *base, out, "--beta=0.1", word)

@@ -4,6 +4,7 @@ import pytest
 
 from dera_jax import shapes
 from dera_jax.data import Record, load_records
+from dera_jax.usable import Unusable
 
 SUBSETS = ["harmless", "helpful"]
 
@@ -44,7 +45,7 @@ def split_transcripts(folder):
     for row in rows:
         try:
             prompt, (chosen, rejected) = shapes.read_pair(row)
-        except shapes.Dropped:
+        except Unusable:
             continue
         assert (prompt + chosen, prompt + rejected) == (row.fields["chosen"], row.fields["rejected"])
         whole = row.fields["chosen"]

@@ -8,7 +8,7 @@ import pytest
 from dera_jax import load_policies, load_prompts, read_rows
 from dera_jax.commands import plot
 from dera_jax.commands import score as score_command
-from dera_jax.divergence import kl_per_token
+from dera_jax.divergence import encode_texts, kl_per_token
 from tests.command_runs import PNG, TEXTS
 
 # Figures and tables
@@ -87,7 +87,10 @@ def test_score_of_models_is_the_mean_divergence(call, toy, aligned, prompts, tmp
     assert code == 0 and text.startswith(f"KL({aligned} ‖ {toy}) = ")
     found = json.loads(out.read_text())
     # KL of A against B: B is the reference. Held against torch in test_stored.
-    expected = kl_per_token(load_policies(toy, aligned), load_prompts(prompts.partition("=")[2]), rows=3)
+    policies = load_policies(toy, aligned)
+    expected = kl_per_token(
+        policies, encode_texts(policies, load_prompts(prompts.partition("=")[2]))[0], rows=3
+    )
     # Other rows share its batches, and the longest of a batch decides how its queries are split.
     told = {"mean": expected.mean, "low": expected.low, "high": expected.high}
     assert found["kl_per_token"] == pytest.approx(told, rel=1e-4)

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from dera_jax.commands.compilations import keep_compilations
 from dera_jax.files import read_json
-from dera_jax.rewards import KNOWN
+from dera_jax.rewards import HELP
 
-REWARDS = ", ".join(form for _, form in KNOWN.values())
+REWARDS = HELP
 """How rewards are written."""
 
 HABITS = {

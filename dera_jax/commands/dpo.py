@@ -101,8 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def encode(records):
             if preference.loss == "kto":
-                return encode_examples(policy, records, max_length, labelled=True)
-            return encode_pairs(policy, records, max_length)
+                return encode_examples(
+                    policy, records, max_length, labelled=True, truncation_mode=args.truncation_mode
+                )
+            return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode)
 
         if "data" not in loaded:
             loaded["data"] = train_options.Data(args, encode)
