@@ -13,7 +13,7 @@ FLOORS = """
 0  configs strengths shown files provenance chips experiments presets
 1  hlo traffic realign sampling measure losses slots completions text_rewards rewards tokenizer missing row_files
 1  results metrics reports objectives tune retraining tune_data
-2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
+2  keys trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
 2  trained data recast prompts batches tables panels plots tune_report tune_plot calibration sharding hosts
 3  loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
