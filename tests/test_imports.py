@@ -18,7 +18,7 @@ FLOORS = """
 2  trained data recast prompts batches tables panels plots tune_report tune_plot calibration sharding hosts
 3  loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
 3  loading.lora sizes policies encoding decode shapes examples
-4  stopwatch usage reward_models generate samples conversation score stored writers rollout reference_logprobs
+4  stopwatch usage reward_models endings generate samples conversation score stored writers rollout reference_logprobs
 4  likelihood judge_prompts judge_endpoint judges compare
 5  combine checkpoints run_log optimization training supervised packing sft dpo reward_training rlhf ppo runs
 5  cells sweep divergence precision pairs torch_baseline bench schedule_bench torch_training plain_script
