@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32
 
 from dera_jax import models, sharding
 from dera_jax.measure import TokenRecord, measure
@@ -178,13 +178,12 @@ def fill_slots(
     """Returns `state` with `prompt` at the start in `slots`.
 
     Args:
-      slots: row numbers; the number of rows, which is no row, where there is nothing to fill.
+      slots: row numbers, then the number of rows, which is no row, for each that is not filled.
       weights: of the models, for each entry of `slots`.
       key: of the run.
       prompt_hash: of the prompt's id.
       samples: which sample of the prompt each entry is.
     """
-    rows = slots.shape[0]
 
     def put(old, new):
         members = new.shape[0]
@@ -192,9 +191,7 @@ def fill_slots(
         new = jnp.pad(
             new, [(0, there - here) for here, there in zip(new.shape, (members, *old.shape[1:]), strict=True)]
         )
-        old_rows = old.reshape(-1, members, *old.shape[1:])
-        filled = old_rows.at[slots].set(jnp.broadcast_to(new, (rows, *new.shape)), mode="drop")
-        return filled.reshape(old.shape)
+        return sharding.by_rows(_put_rows, mesh)(old, new, slots)
 
     def put_models(old, new):
         return old.at[:, slots].set(new[:, None], mode="drop")
@@ -213,6 +210,27 @@ def fill_slots(
         rule_state=jax.tree.map(put, state.rule_state, initial(1)) if initial else None,
     )
     return _on_mesh(filled, mesh)
+
+
+def _put_rows(
+    first: Int[Array, ""],
+    old: Shaped[Array, "part ..."],
+    new: Shaped[Array, "members ..."],
+    slots: Int[Array, " rows"],
+) -> Shaped[Array, "part ..."]:
+    """Returns a part of a batch, from its row `first` on, with `new` in the slots that lie in it.
+
+    Slot by slot, each in its place: a scatter of all of them copies the whole batch.
+    """
+    members = len(new)
+
+    def put(entry, rows):
+        place = slots[entry] * members - first
+        here = (place >= 0) & (place < len(rows))
+        there = jax.lax.dynamic_slice_in_dim(rows, place, members)
+        return jax.lax.dynamic_update_slice_in_dim(rows, jnp.where(here, new, there), place, axis=0)
+
+    return jax.lax.fori_loop(0, jnp.sum(slots < len(slots)), put, old)
 
 
 def decode_step(

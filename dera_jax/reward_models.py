@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from dera_jax import models
 from dera_jax.completions import Completions
 from dera_jax.files import write_json
+from dera_jax.keys import seed_key
 from dera_jax.loading import families, hub, manifests, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.reward import RewardConfig
@@ -90,7 +91,7 @@ def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
     )
     trunk = {name: value for name, value in policy.params.items() if name != "head"}
     width = config.trunk.width
-    key, last = jax.random.split(jax.random.key(seed))
+    key, last = jax.random.split(seed_key(seed))
     params = {"trunk": trunk, "score": {"kernel": _small(last, (width, 1), config.dtype)}}
     if config.head == "decoder":
         params["score"]["bias"] = jnp.zeros(1, config.dtype)
