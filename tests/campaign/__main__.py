@@ -45,23 +45,56 @@ def main() -> int:
     from tests.campaign import forks
 
     forks.import_all()
+    from tests.campaign.drive import Drive
+    from tests.campaign.kills import Kills
+
     failed = 0
     with tempfile.TemporaryDirectory(prefix="dera_jax-campaign-") as home:
-        if args.inputs or any(" | " in case for case in args.repeat or []):
-            failed += run_inputs(args, Path(home) / "inputs")
+        repeated = args.repeat or []
+        start = time.monotonic()
+        drive = Drive(Path(home) / "inputs")
+        print(f"valid files made in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        if args.inputs or not all(name.startswith("kill | ") for name in repeated):
+            failed += run_inputs(args, drive)
+        if args.kills or any(name.startswith("kill | ") for name in repeated):
+            failed += run_kills(args, Kills(Path(home) / "kills", drive.shelf))
+        drive.end()
     print(f"seed {args.seed}: {failed} failures")
     return int(failed > 0)
 
 
-def run_inputs(args: argparse.Namespace, home: Path) -> int:
-    """Tries bad inputs, prints what came of them, and returns the number of failures."""
-    from tests.campaign import inputs, report
-    from tests.campaign.commands import COMMANDS
-    from tests.campaign.drive import Drive
+def run_kills(args: argparse.Namespace, kills) -> int:
+    """Kills commands, prints what came of it, and returns the number of failures."""
+    from tests.campaign.kills import SCENARIOS, parse, sample
+    from tests.campaign.report import kill_failures, kill_table
 
     start = time.monotonic()
-    drive = Drive(home)
-    print(f"valid files made in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    wanted = [name for name in SCENARIOS if not args.only or name in args.only]
+    if args.repeat:
+        tries = [parse(name) for name in args.repeat if name.startswith("kill | ")]
+        operations = {each.scenario: sum(map(len, kills.whole(each.scenario)[1])) for each in tries}
+    else:
+        all_tries = {name: kills.all_tries(name) for name in wanted}
+        operations = {name: sum(map(len, kills.whole(name)[1])) for name in wanted}
+        tries = sample(all_tries, args.kills, args.seed)
+    print(f"{operations}: {sum(operations.values())} operations", file=sys.stderr, flush=True)
+    found = []
+    for number, each in enumerate(tries, 1):
+        found.append(kills.run(each))
+        if args.verbose or found[-1].fault:
+            told = f"{found[-1].fault or 'same'} {each.name}, {found[-1].where}: {ascii(found[-1].said)}"
+            print(f"[{number}/{len(tries)}] {told}", file=sys.stderr, flush=True)
+    print(kill_table(found, operations))
+    print(kill_failures(found))
+    print(f"{len(found)} kills in {time.monotonic() - start:.0f} s")
+    return sum(bool(each.fault) for each in found)
+
+
+def run_inputs(args: argparse.Namespace, drive) -> int:
+    """Tries bad inputs, prints what came of them, and returns the number of failures."""
+    from tests.campaign import report
+
+    start = time.monotonic()
     chosen, controls = chosen_cases(args, drive)
     outcomes = []
     for number, case in enumerate([*controls, *chosen], 1):
@@ -71,7 +104,6 @@ def run_inputs(args: argparse.Namespace, home: Path) -> int:
             told = "+".join(found.faults) or "fine"
             print(f"[{number}/{len(controls) + len(chosen)}] {told} ({found.code}) {found.case.name}: {ascii(found.said)}",
                   file=sys.stderr, flush=True)  # fmt: skip
-    drive.end()
     print(report.input_table(outcomes))
     print(report.input_failures(outcomes))
     print(f"{len(chosen)} bad inputs in {time.monotonic() - start:.0f} s")
@@ -84,7 +116,7 @@ def chosen_cases(args: argparse.Namespace, drive) -> tuple[list, list[str]]:
     from tests.campaign.commands import COMMANDS
 
     if args.repeat:
-        return [inputs.parse(name) for name in args.repeat if " | " in name], []
+        return [inputs.parse(name) for name in args.repeat if not name.startswith("kill | ")], []
     cases = inputs.all_cases(drive.shelf)
     if args.only:
         cases = {pair: found for pair, found in cases.items() if set(pair) & set(args.only)}

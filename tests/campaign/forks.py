@@ -266,6 +266,27 @@ def wait(pid: int) -> int | str:
         time.sleep(0.05)
 
 
+def poll(pids: list[int]) -> dict[int, int | str]:
+    """Returns how those of some processes have ended that have."""
+    found = {}
+    for pid in pids:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            found[pid] = ended_by(status)
+    return found
+
+
+def wait_any(pids: list[int]) -> dict[int, int | str]:
+    """Returns how the first of some processes to end has ended; those that hang are ended here."""
+    watches = [Watch(pid) for pid in pids]
+    while not (found := poll(pids)):
+        for watch in watches:
+            if watch.problem():
+                kill(watch.pid)
+        time.sleep(0.05)
+    return found
+
+
 def ended_by(status: int) -> int | str:
     """Returns a wait status as an exit code, or as `signal N`."""
     code = os.waitstatus_to_exitcode(status)

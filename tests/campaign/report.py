@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tests.campaign.drive import FAULTS, Outcome
+from tests.campaign.kills import Found
 
 
 def input_table(outcomes: Sequence[Outcome]) -> str:
@@ -35,4 +36,27 @@ def input_failures(outcomes: Sequence[Outcome]) -> str:
         f"{'+'.join(each.faults)} ({each.code}): --repeat={shlex.quote(each.case.name)}\n    {ascii(each.said)[1:-1]}"
         for each in outcomes
         if each.faults
+    )
+
+
+def kill_table(found: Sequence[Found], operations: dict[str, int]) -> str:
+    """Returns a line for each command that was killed, and one for all."""
+    rows = ["command                 operations     tried    killed      same      lost different"]
+    for name in [*dict.fromkeys(each.tried.scenario for each in found), "all"]:
+        own = [each for each in found if name in ("all", each.tried.scenario)]
+        figures = [
+            operations.get(name, sum(operations.values())), len(own), sum(each.reached for each in own),
+            sum(not each.fault for each in own), sum(each.fault == "lost" for each in own),
+            sum(each.fault == "different" for each in own),
+        ]  # fmt: skip
+        rows.append(f"{name:<24}" + "".join(f"{figure:>10}" for figure in figures))
+    return "\n".join(rows)
+
+
+def kill_failures(found: Sequence[Found]) -> str:
+    """Returns each failure on a line, with what repeats it."""
+    return "\n".join(
+        f"{each.fault} after {each.where}: --repeat={shlex.quote(each.tried.name)}\n    {ascii(each.said)[1:-1]}"
+        for each in found
+        if each.fault
     )

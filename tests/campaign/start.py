@@ -11,15 +11,20 @@ from pathlib import Path
 LENGTHS = "length:2:6"
 DECODE = ["--max-new-tokens=8", "--rows=4"]
 PAIR = ["--reference=reference", "--aligned=aligned"]
-SWEEP = [*PAIR, *DECODE, "--prompts=prompts.jsonl", "--num-prompts=4"]
+SWEEP = [*PAIR, *DECODE, "--prompts=prompts.jsonl"]
 TRAIN = ["--max-steps=2", "--batch-size=4"]
 LENGTH = "--max-length=64"
 STOPPED = [
     "--model=base", "--max-steps=3", "--batch-size=4", "--data=completions.jsonl", LENGTH, "--save-steps=1",
     "--out=stopped",
 ]  # fmt: skip
-PROMPTS = ["Mira visits Ida, the painter of Sund.", "How is Mira?", "Sam sees Anna.", "Who is the tailor?"]
-ANSWERS = [" She is well.", " Ida paints.", " They talk a while.", " Anna is."]
+PROMPTS = [
+    f"{start}{name}{end}"
+    for start, end in (("How is ", "?"), ("Sam visits ", ", the painter of Sund."))
+    for name in ("Mira", "Ida", "Anna", "Tom", "Eva", "Jon", "Lea", "Max")
+]
+"""As many as `eval.tune` wants at least."""
+ANSWERS = [" She is well.", " Ida paints.", " They talk a while.", " Anna is."] * 4
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -46,7 +51,7 @@ def write_data(folder: Path) -> None:
     import pyarrow
     from pyarrow.parquet import write_table
 
-    write_table(pyarrow.table({"prompt": PROMPTS, "topic": ["people"] * 4}), folder / "prompts.parquet")
+    write_table(pyarrow.table({"prompt": PROMPTS, "topic": ["people"] * len(PROMPTS)}), folder / "prompts.parquet")
     write_lines(folder / "completions.jsonl", [{"prompt": p, "completion": a} for p, a in asked])
     write_lines(folder / "messages.jsonl", [{"messages": each} for each in turns])
     write_lines(folder / "texts.jsonl", [{"text": p + a} for p, a in asked])
