@@ -258,7 +258,20 @@ def decoding_words(
         "prompts": str(prompts),
         "out": str(out),
     }
-    return replaced(words, options | ({"reward": ",".join(rewards)} if rewards else {}))
+    return replaced(words, options | ({"reward": _specifications(rewards, words)} if rewards else {}))
+
+
+def _specifications(names: Sequence[str], words: Sequence[str]) -> str:
+    """Returns rewards as recorded words specify them: a name alone, where NAME=… was written, says nothing."""
+    texts = [after if word == "--reward" else word.removeprefix("--reward=") for word, after in _pairs(words)]
+    named = {spec.strip().partition("=")[0]: spec.strip() for text in texts for spec in text.split(",")}
+    return ",".join(named.get(name, name) for name in names)
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns each word that gives rewards, with the one after it."""
+    after = [*words[1:], ""]
+    return [each for each in zip(words, after, strict=True) if each[0].partition("=")[0] == "--reward"]
 
 
 def retrained_name(model: str, folder: Path) -> str:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,10 @@ from dera_jax.commands import recorded
 from dera_jax.commands import tune as tune_command
 from dera_jax.commands.recorded import Named, repeatable
 from dera_jax.policies import TOY
+from dera_jax.retraining import decoding_words
 from tests.grids import gridded, rows_of, write_rows
 
-REFUSED = {"help", *recorded.LEFT_OUT}
+REFUSED = {"help", "version", *recorded.LEFT_OUT}
 
 
 @pytest.mark.parametrize("module", recorded.COMMANDS)
@@ -41,6 +43,8 @@ MINE = "python:mine:f"
         ("train.rlhf", [*RLHF, "--reward", f"length:1:2, {MINE}"], f"--reward={MINE}"),
         ("train.rlhf", [*RLHF, "--reward=slots", f"--reward={MINE}"], f"--reward={MINE}"),
         ("eval.sweep", [f"--reward=slots,{MINE}"], f"--reward={MINE}"),
+        ("eval.sweep", [f"--reward=slots=python:a:b,mine={MINE}"], "--reward=slots=python:a:b"),
+        ("eval.sweep", [f"--reward=mine={MINE}"], f"--reward=mine={MINE}"),
         ("eval.sweep", ["--rule=os:getcwd"], "--rule=os:getcwd"),
         ("eval.sweep", ["--rule", "antigravity"], "--rule=antigravity"),
     ],
@@ -50,7 +54,7 @@ def test_code_runs_only_where_it_is_named_again(module, words, code):
         repeatable(module, words, "m", Named())
     assert f"name it here too: {shlex.quote(code)}" in str(caught.value)
     name, _, value = code.partition("=")
-    given = Named((value,)) if name == "--reward" else Named(rule=value)
+    given = Named((value, f"mine={MINE}")) if name == "--reward" else Named(rule=value)
     assert repeatable(module, words, "m", given) == words
     other = Named((value + "x", "slots"), value + "x")
     with pytest.raises(ValueError, match="would run code"):
@@ -64,6 +68,9 @@ def test_code_runs_only_where_it_is_named_again(module, words, code):
         (["--help"], "unknown option --help"),
         (["-h"], "unrecognized arguments: -h"),
         (["--max-new-tokens=many"], "invalid int value"),
+        (["--version"], "unknown option --version"),
+        (["--he"], "unknown option --he"),
+        (["--", "-h"], "unrecognized arguments: -- -h"),
         (["a file"], "unrecognized arguments: a file"),
         (["--x\x1b[2J"], r"unknown option --x\x1b[2J"),
     ],
@@ -102,6 +109,16 @@ def test_a_configuration_file_is_looked_into(tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match="cannot read"):
         repeatable("eval.sweep", words, "m", Named())
+
+
+def test_rewards_that_have_names_are_repeated_with_what_they_are():
+    run = {
+        "provenance": {"command": ["python", "-m", "eval.sweep", "--reward", "mine=python:a:b, other=slots,slots"],
+                       "models": [{"name": "r"}]},
+        "extent": {"num_samples": 1},
+    }  # fmt: skip
+    words = decoding_words(run, "run", "m", Path("p"), 1, ["other", "slots", "mine"], Path("o"))
+    assert "--reward=other=slots,slots,mine=python:a:b" in words
 
 
 def test_a_line_is_what_a_shell_takes():
