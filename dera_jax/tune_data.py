@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dera_jax.files import check_type
 from dera_jax.objectives import FIELDS, Grid, read_grid, reward_names
 from dera_jax.results import read_manifest, read_rows
+from dera_jax.retraining import RunManifest
+from dera_jax.shown import shown
 from dera_jax.strengths import Strength, strength_from_json
 from dera_jax.tune import check_parts, split
 
@@ -51,20 +54,26 @@ class Run:
     @property
     def reference(self) -> str | None:
         """Fingerprint of the reference, where the manifest tells."""
-        return ((self.manifest or {}).get("identity", {}).get("models") or {}).get("reference")
+        found = ((self.manifest or {}).get("identity", {}).get("models") or {}).get("reference")
+        return found if isinstance(found, str) else None
 
 
 def read_run(path: Path) -> Run:
     """Returns the run in a folder, or of a file of rows.
 
     Raises:
-      ValueError: there are no rows.
+      ValueError: there are no rows, or the manifest is broken.
     """
     rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path}: no rows yet")
     folder = path if path.is_dir() else path.parent
-    return Run(path, rows, read_manifest(folder) if (folder / "manifest.json").exists() else None)
+    manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
+    try:
+        check_type(manifest, RunManifest | None)
+    except ValueError as error:
+        raise ValueError(f"{shown(folder, 200)}/manifest.json: {error}") from None
+    return Run(path, rows, manifest)
 
 
 def parts_of_one(
@@ -143,7 +152,7 @@ def model_names(run: Run, given: str | None) -> list[str | None]:
     Raises:
       ValueError: another number of them.
     """
-    told = (run.manifest or {}).get("provenance", {}).get("models", [])
+    told = ((run.manifest or {}).get("provenance") or {}).get("models", [])
     names = given.split(",") if given else [model["name"] for model in told[1:]]
     if given and len(names) != run.models:
         raise ValueError(f"--aligned: the run has {run.models} aligned, found {len(names)} in {given!r}")

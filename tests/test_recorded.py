@@ -1,5 +1,6 @@
 """Commands that somebody's manifest recorded: data, of which nothing runs that today's command line does not name."""
 
+import itertools
 import json
 import shlex
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dera_jax.commands import recorded
+from dera_jax.commands import retrain as retrain_command
 from dera_jax.commands import tune as tune_command
 from dera_jax.commands.recorded import Named, repeatable
 from dera_jax.policies import TOY
@@ -229,3 +231,57 @@ def test_what_was_recorded_is_shown_and_code_that_is_named_runs(stranger, capsys
 def test_words_of_retraining_have_no_meaning_without_it(stranger, capsys, word):
     assert tune_command.main([str(stranger()), word]) == 2
     assert f"{word.partition('=')[0]} has no meaning without --retrain" in capsys.readouterr().err
+
+
+ODD = [
+    None,
+    [],
+    {},
+    "",
+    0,
+    -1.5,
+    True,
+    "x" * 9999,
+    "\x1b[2J",
+    "\ud800",
+    ["\x1b[2J"],
+    {"a": {"b": []}},
+    10**400,
+    "../x",
+]
+
+
+def places(value, path=()):
+    """Yields the places in a JSON value."""
+    yield path
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in items:
+            yield from places(inner, (*path, name))
+
+
+def changed(value, path, new):
+    """Returns a JSON value with another one at a place."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(value[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("whose", ["model", "run"])
+def test_manifests_with_odd_values_anywhere(stranger, capsys, monkeypatch, whose):
+    """A few at each place, other ones at the next: a line and code 2, or the commands as they were recorded."""
+    run, ran = stranger(train_config={"seed": 0}, reference={"fingerprint": "r"}), []
+    monkeypatch.setattr(retrain_command, "_run", lambda *command: ran.append(command))
+    path = stranger.folder / whose / "manifest.json"
+    whole, values = json.loads(path.read_text()), itertools.cycle(ODD)
+    for place in places(whole):
+        for value in itertools.islice(values, 3):
+            path.write_text(json.dumps(changed(whole, place, value)))
+            code = retrain(run, stranger.folder / "out")
+            told = capsys.readouterr()
+            assert code == 2 and "\x1b" not in told.err + told.out, (place, value)
+            assert told.err.splitlines()[-1].startswith("error: "), (place, value)
+            assert not stranger.flag.exists()
+    assert all(module in recorded.COMMANDS for module, _ in ran)
