@@ -8,7 +8,7 @@ import io
 import time
 from dataclasses import dataclass
 from functools import cache
-from http.client import HTTPException, HTTPResponse
+from http.client import BadStatusLine, HTTPException, HTTPResponse, RemoteDisconnected
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -102,8 +102,13 @@ def _read(sent: requests.Response) -> Response:
 
 def _reason(error: Exception) -> str:
     """Returns the innermost reason of a failed connection."""
-    inner = error.args[0] if error.args else error
-    text = " ".join(str(getattr(inner, "reason", inner)).split())
+    while inner := [
+        each for each in (getattr(error, "reason", None), *error.args) if isinstance(each, Exception)
+    ]:
+        error = inner[-1]
+    text = " ".join(str(error).split())
+    if isinstance(error, BadStatusLine) and not isinstance(error, RemoteDisconnected):
+        return f"what came is no HTTP: {text}"
     return text.rpartition(": ")[2].strip("\"'") or type(error).__name__
 
 

@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Required, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 
-from dera_jax.files import check_type, read_json
+from dera_jax.files import read_json
 from dera_jax.shown import shown
 from dera_jax.strengths import format_strength
 
@@ -69,18 +69,25 @@ class ModelManifest(TypedDict, total=False):
     finished: bool | None
 
 
+class Identity(TypedDict, total=False):
+    """`identity`."""
+
+    models: dict[str, Any] | None
+    decode: dict[str, Any]
+
+
 class Extent(TypedDict, total=False):
     """`extent`."""
 
-    num_samples: Required[int]
+    num_samples: int
     prompts: str | None
 
 
 class RunManifest(TypedDict, total=False):
-    """What is used of the manifest of a run that is repeated."""
+    """What is used of a run's manifest."""
 
-    extent: Required[Extent]
-    identity: dict[str, Any]
+    identity: Identity
+    extent: Extent
     provenance: Started | None
     decode_seconds: float | None
 
@@ -237,20 +244,17 @@ def decoding_words(
       rewards: that judge the completions.
 
     Raises:
-      ValueError: the run was not made by `python -m eval.sweep`, or its manifest is broken.
+      ValueError: the run was not made by `python -m eval.sweep`.
     """
-    try:
-        check_type(manifest, RunManifest)
-    except ValueError as error:
-        raise ValueError(f"--retrain: manifest.json of {where}: {error}") from None
     told = manifest.get("provenance") or {}
     module, words = _module(told.get("command") or [])
-    if module != "eval.sweep" or not told.get("models"):
+    samples = (manifest.get("extent") or {}).get("num_samples")
+    if module != "eval.sweep" or not told.get("models") or samples is None:
         raise ValueError(
             f"--retrain: {where} was not made by python -m eval.sweep, whose settings are repeated"
         )
     options = {"beta": None, "reward": None} | {
-        "num-samples": str(manifest["extent"]["num_samples"]),
+        "num-samples": str(samples),
         "num-prompts": str(num_prompts),
         "reference": told["models"][0]["name"],
         "aligned": aligned,
@@ -258,7 +262,20 @@ def decoding_words(
         "prompts": str(prompts),
         "out": str(out),
     }
-    return replaced(words, options | ({"reward": ",".join(rewards)} if rewards else {}))
+    return replaced(words, options | ({"reward": _specifications(rewards, words)} if rewards else {}))
+
+
+def _specifications(names: Sequence[str], words: Sequence[str]) -> str:
+    """Returns rewards as recorded words specify them: a name alone, where NAME=… was written, says nothing."""
+    texts = [after if word == "--reward" else word.removeprefix("--reward=") for word, after in _pairs(words)]
+    named = {spec.strip().partition("=")[0]: spec.strip() for text in texts for spec in text.split(",")}
+    return ",".join(named.get(name, name) for name in names)
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns each word that gives rewards, with the one after it."""
+    after = [*words[1:], ""]
+    return [each for each in zip(words, after, strict=True) if each[0].partition("=")[0] == "--reward"]
 
 
 def retrained_name(model: str, folder: Path) -> str:

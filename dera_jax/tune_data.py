@@ -51,14 +51,15 @@ class Run:
     @property
     def reference(self) -> str | None:
         """Fingerprint of the reference, where the manifest tells."""
-        return ((self.manifest or {}).get("identity", {}).get("models") or {}).get("reference")
+        found = ((self.manifest or {}).get("identity", {}).get("models") or {}).get("reference")
+        return found if isinstance(found, str) else None
 
 
 def read_run(path: Path) -> Run:
     """Returns the run in a folder, or of a file of rows.
 
     Raises:
-      ValueError: there are no rows.
+      ValueError: there are no rows, or the manifest is broken.
     """
     rows = read_rows(path)
     if not rows:
@@ -144,7 +145,7 @@ def model_names(run: Run, given: str | None) -> list[str | None]:
     Raises:
       ValueError: another number of them.
     """
-    told = (run.manifest or {}).get("provenance", {}).get("models", [])
+    told = ((run.manifest or {}).get("provenance") or {}).get("models", [])
     names = given.split(",") if given else [model["name"] for model in told[1:]]
     if given and len(names) != run.models:
         raise ValueError(f"--aligned: the run has {run.models} aligned, found {len(names)} in {given!r}")

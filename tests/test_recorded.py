@@ -1,18 +1,22 @@
 """Commands that somebody's manifest recorded: data, of which nothing runs that today's command line does not name."""
 
+import itertools
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
 from dera_jax.commands import recorded
+from dera_jax.commands import retrain as retrain_command
 from dera_jax.commands import tune as tune_command
 from dera_jax.commands.recorded import Named, repeatable
 from dera_jax.policies import TOY
+from dera_jax.retraining import decoding_words
 from tests.grids import gridded, rows_of, write_rows
 
-REFUSED = {"help", *recorded.LEFT_OUT}
+REFUSED = {"help", "version", *recorded.LEFT_OUT}
 
 
 @pytest.mark.parametrize("module", recorded.COMMANDS)
@@ -41,6 +45,8 @@ MINE = "python:mine:f"
         ("train.rlhf", [*RLHF, "--reward", f"length:1:2, {MINE}"], f"--reward={MINE}"),
         ("train.rlhf", [*RLHF, "--reward=slots", f"--reward={MINE}"], f"--reward={MINE}"),
         ("eval.sweep", [f"--reward=slots,{MINE}"], f"--reward={MINE}"),
+        ("eval.sweep", [f"--reward=slots=python:a:b,mine={MINE}"], "--reward=slots=python:a:b"),
+        ("eval.sweep", [f"--reward=mine={MINE}"], f"--reward=mine={MINE}"),
         ("eval.sweep", ["--rule=os:getcwd"], "--rule=os:getcwd"),
         ("eval.sweep", ["--rule", "antigravity"], "--rule=antigravity"),
     ],
@@ -50,7 +56,7 @@ def test_code_runs_only_where_it_is_named_again(module, words, code):
         repeatable(module, words, "m", Named())
     assert f"name it here too: {shlex.quote(code)}" in str(caught.value)
     name, _, value = code.partition("=")
-    given = Named((value,)) if name == "--reward" else Named(rule=value)
+    given = Named((value, f"mine={MINE}")) if name == "--reward" else Named(rule=value)
     assert repeatable(module, words, "m", given) == words
     other = Named((value + "x", "slots"), value + "x")
     with pytest.raises(ValueError, match="would run code"):
@@ -64,6 +70,9 @@ def test_code_runs_only_where_it_is_named_again(module, words, code):
         (["--help"], "unknown option --help"),
         (["-h"], "unrecognized arguments: -h"),
         (["--max-new-tokens=many"], "invalid int value"),
+        (["--version"], "unknown option --version"),
+        (["--he"], "unknown option --he"),
+        (["--", "-h"], "unrecognized arguments: -- -h"),
         (["a file"], "unrecognized arguments: a file"),
         (["--x\x1b[2J"], r"unknown option --x\x1b[2J"),
     ],
@@ -102,6 +111,16 @@ def test_a_configuration_file_is_looked_into(tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match="cannot read"):
         repeatable("eval.sweep", words, "m", Named())
+
+
+def test_rewards_that_have_names_are_repeated_with_what_they_are():
+    run = {
+        "provenance": {"command": ["python", "-m", "eval.sweep", "--reward", "mine=python:a:b, other=slots,slots"],
+                       "models": [{"name": "r"}]},
+        "extent": {"num_samples": 1},
+    }  # fmt: skip
+    words = decoding_words(run, "run", "m", Path("p"), 1, ["other", "slots", "mine"], Path("o"))
+    assert "--reward=other=slots,slots,mine=python:a:b" in words
 
 
 def test_a_line_is_what_a_shell_takes():
@@ -212,3 +231,57 @@ def test_what_was_recorded_is_shown_and_code_that_is_named_runs(stranger, capsys
 def test_words_of_retraining_have_no_meaning_without_it(stranger, capsys, word):
     assert tune_command.main([str(stranger()), word]) == 2
     assert f"{word.partition('=')[0]} has no meaning without --retrain" in capsys.readouterr().err
+
+
+ODD = [
+    None,
+    [],
+    {},
+    "",
+    0,
+    -1.5,
+    True,
+    "x" * 9999,
+    "\x1b[2J",
+    "\ud800",
+    ["\x1b[2J"],
+    {"a": {"b": []}},
+    10**400,
+    "../x",
+]
+
+
+def places(value, path=()):
+    """Yields the places in a JSON value."""
+    yield path
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in items:
+            yield from places(inner, (*path, name))
+
+
+def changed(value, path, new):
+    """Returns a JSON value with another one at a place."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(value[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("whose", ["model", "run"])
+def test_manifests_with_odd_values_anywhere(stranger, capsys, monkeypatch, whose):
+    """A few at each place, other ones at the next: a line and code 2, or the commands as they were recorded."""
+    run, ran = stranger(train_config={"seed": 0}, reference={"fingerprint": "r"}), []
+    monkeypatch.setattr(retrain_command, "_run", lambda *command: ran.append(command))
+    path = stranger.folder / whose / "manifest.json"
+    whole, values = json.loads(path.read_text()), itertools.cycle(ODD)
+    for place in places(whole):
+        for value in itertools.islice(values, 3):
+            path.write_text(json.dumps(changed(whole, place, value)))
+            code = retrain(run, stranger.folder / "out")
+            told = capsys.readouterr()
+            assert code == 2 and "\x1b" not in told.err + told.out, (place, value)
+            assert told.err.splitlines()[-1].startswith("error: "), (place, value)
+            assert not stranger.flag.exists()
+    assert all(module in recorded.COMMANDS for module, _ in ran)

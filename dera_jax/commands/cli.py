@@ -14,6 +14,7 @@ from typing import NoReturn
 from dera_jax.commands.compilations import keep_compilations
 from dera_jax.files import read_json
 from dera_jax.rewards import HELP
+from dera_jax.shown import shown
 
 REWARDS = HELP
 """How rewards are written."""
@@ -182,7 +183,7 @@ def _close_stdout() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return shown(" ".join(str(error).split()))
 
 
 def command_line(name: str, argv: Sequence[str] | None) -> list[str]:

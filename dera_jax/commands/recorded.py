@@ -6,6 +6,7 @@ the command's own parser reads them, only the options listed here are repeated, 
 """
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,19 +68,18 @@ def repeatable(module: str, words: Sequence[str], where: str, named: Named) -> l
     Raises:
       ValueError: they hold an option that is not repeated, or code that is not named today.
     """
-    parser, args = _parse(module, words, where)
+    known = [*REPEATED[module].split(), *LEFT_OUT]
+    parser, args = _parse(module, words, where, known)
     if file := getattr(args, "config", None):
         words = [*cli.config_words(parser, file, words), *words]
+        _parse(module, words, where, known)
     words = replaced(words, dict.fromkeys(LEFT_OUT))
     _check(module, words, where, named)
     return words
 
 
 def _check(module: str, words: Sequence[str], where: str, named: Named) -> None:
-    parser, args = _parse(module, words, where)
-    for name in sorted(parser.given):
-        if name.removeprefix("--") not in REPEATED[module].split():
-            raise _refusal(module, where, f"has {shown(name, 60)}, which is not repeated")
+    _, args = _parse(module, words, where, REPEATED[module].split())
     for spec in split_rewards(getattr(args, "reward", None)):
         if spec not in named.rewards:
             _check_reward(module, spec, where)
@@ -90,7 +90,7 @@ def _check(module: str, words: Sequence[str], where: str, named: Named) -> None:
 
 def _check_reward(module: str, spec: str, where: str) -> None:
     """Raises ValueError where a reward that is not named today is more than a computation on data."""
-    kind = spec.partition(":")[0]
+    kind = re.sub("^[A-Za-z0-9_.-]+=", "", spec).partition(":")[0]  # behind its name, if it has one
     if kind == "python":
         raise _unnamed(module, where, f"--reward={spec}")
     if kind not in REWARDS:
@@ -102,10 +102,16 @@ def line(module: str, words: Sequence[str]) -> str:
     return shown(shlex.join(["python", "-m", module, *words]))
 
 
-def _parse(module: str, words: Sequence[str], where: str) -> tuple[cli.Parser, argparse.Namespace]:
-    """Returns the command's parser and what it says of the words, for nobody's help."""
+def _parse(
+    module: str, words: Sequence[str], where: str, known: Sequence[str]
+) -> tuple[cli.Parser, argparse.Namespace]:
+    """Returns the command's parser, and what it says of words that hold only `known` options.
+
+    Raises:
+      ValueError: they hold others (--help would end everything), or broken ones.
+    """
     parser = COMMANDS[module].make_parser()
-    for name in ("-h", "--help"):  # which would end everything here
+    for name in [name for name in parser._option_string_actions if name.removeprefix("--") not in known]:
         del parser._option_string_actions[name]
 
     def refuse(message: str) -> NoReturn:

@@ -144,7 +144,7 @@ def _write_prompts(plan: Plan, spec: str | None, path: Path) -> None:
     Raises:
       ValueError: they are not where the run's manifest says, or others are.
     """
-    spec = spec or plan.second.manifest["extent"].get("prompts")
+    spec = spec or plan.second.manifest.get("extent", {}).get("prompts")
     if spec is None:
         raise ValueError("--retrain: the run's manifest does not tell its prompts; give --prompts")
     asked = {row["prompt_id"]: row["prompt"] for row in plan.second.rows if not row.get("turn", 0)}
@@ -171,10 +171,7 @@ def _compared(
       ValueError: it was decoded in another way than the run.
     """
     retrained = read_run(sweep)
-    ways = [
-        run.manifest["identity"] | {"models": run.manifest["identity"]["models"]["reference"]}
-        for run in (plan.second, retrained)
-    ]
+    ways = [run.manifest["identity"] | {"models": run.reference} for run in (plan.second, retrained)]
     if name := differing(*ways):
         told = [f"{way.get(name)!r:.60}" for way in ways]
         raise ValueError(
