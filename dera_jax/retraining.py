@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dera_jax.files import read_json
+from dera_jax.manifests import TrainingManifest
+from dera_jax.shown import shown
 from dera_jax.strengths import format_strength
 
 TRAINERS = ("train.dpo", "train.rlhf")
@@ -61,14 +63,14 @@ def make_target(
 def _no_beta(lambda_: float, beta: float | None, manifest: Mapping, reference: str | None) -> str:
     method = manifest.get("method")
     if method is not None and method not in (*PREFERENCES, *POLICY_GRADIENT):
-        return f"the aligned model was made by {method}, which has no reference and so no β"
+        return f"the aligned model was made by {shown(method, 60)}, which has no reference and so no β"
     if (manifest.get("preference") or {}).get("sync_ref_model"):
         return "the aligned model's reference followed it in training (--sync-ref-model): λ scales no one β"
     if manifest.get("target_kl") is not None:
         return "the aligned model's β was adapted in training (--target-kl)"
     held = (manifest.get("reference") or {}).get("fingerprint")
     if reference and held and held != reference:
-        return f"the run's reference is not the model that the aligned one was held near ({held} there)"
+        return f"the run's reference is not the model that the aligned one was held near ({shown(held, 60)} there)"
     if lambda_ == 0:
         return "λ* = 0 is the reference itself (β = ∞): there is nothing to train"
     if lambda_ < 0:
@@ -81,9 +83,14 @@ def written(beta: float) -> str:
     return f"{beta:.6g}"
 
 
+def rounded(beta: float) -> str:
+    """Returns β as a reader is told it; λ is known to fewer digits still."""
+    return f"{beta:.4g}"
+
+
 def changes(target: Target) -> list[tuple[str, str]]:
     """Returns, by tool, the line that a training at β* changes."""
-    beta, lines = written(target.beta_star), []
+    beta, lines = rounded(target.beta_star), []
     if target.method not in POLICY_GRADIENT:
         lines.append(("dera_jax", f"python -m train.dpo … --beta={beta}"))
     if target.method not in PREFERENCES:
@@ -103,10 +110,7 @@ def model_manifest(model: str) -> dict | None:
     path = folder / "manifest.json"
     if not path.is_file():
         return None
-    manifest = read_json(path)
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{path}: expected an object, found {type(manifest).__name__}")
-    return manifest
+    return read_json(path, TrainingManifest)
 
 
 def replaced(words: Sequence[str], options: Mapping[str, str | None]) -> list[str]:
@@ -144,8 +148,10 @@ def training_words(manifest: Mapping, where: str, beta: float, out: Path) -> tup
     command = (manifest.get("provenance") or {}).get("command") or []
     module, words = _module(command)
     if module not in TRAINERS:
-        made = " ".join(command[:3]) or "no command that it tells"
-        raise ValueError(f"--retrain: {where} was made by {made}; expected {' or '.join(TRAINERS)}")
+        made = shown(" ".join(command[:3]), 200) or "no command that it tells"
+        raise ValueError(
+            f"--retrain: {shown(where, 200)} was made by {made}; expected {' or '.join(TRAINERS)}"
+        )
     seed = (manifest.get("train_config") or {}).get("seed", 0)
     return module, replaced(words, {"beta": written(beta), "seed": str(seed), "out": str(out)})
 
@@ -183,10 +189,10 @@ def decoding_words(
     module, words = _module(told.get("command") or [])
     if module != "eval.sweep" or not told.get("models"):
         raise ValueError(
-            f"--retrain: {where} was not made by python -m eval.sweep, whose settings are repeated"
+            f"--retrain: {shown(where, 200)} was not made by python -m eval.sweep, whose settings are repeated"
         )
     options = {name: None for name in (*NOT_REPEATED, "beta", "reward")} | {
-        "num-samples": str(manifest["extent"]["num_samples"]),
+        "num-samples": str(manifest.get("extent", {}).get("num_samples", 1)),
         "num-prompts": str(num_prompts),
         "reference": told["models"][0]["name"],
         "aligned": aligned,
@@ -245,8 +251,8 @@ def describe_betas(targets: Sequence[Target], strength: Sequence[float]) -> str:
         if target.beta_star is None:
             parts.append(f"no β*{i}: {target.reason}")
         else:
-            star = written(target.beta_star)
-            parts.append(f"β*{i} = β{i}/λ*{i} = {written(target.beta)}/{text} = {star}")
+            star = rounded(target.beta_star)
+            parts.append(f"β*{i} = β{i}/λ*{i} = {rounded(target.beta)}/{text} = {star}")
     return "\n".join(parts)
 
 
@@ -258,7 +264,7 @@ def differing_settings(there: Mapping, here: Mapping) -> list[str]:
     left_out = ("beta", "provenance", "seconds", "steps", "evaluation", "best", "finished")
     names = [name for name in there if name in here and name not in left_out]
     return [
-        f"{name} {there[name]!r:.40} there, {here[name]!r:.40} here"
+        f"{shown(name, 60)} {there[name]!r:.40} there, {here[name]!r:.40} here"
         for name in names
         if _common(there[name], here[name]) != _common(here[name], there[name])
     ]

@@ -14,10 +14,12 @@ from dera_jax import retraining, tune
 from dera_jax.cells import prompt_text
 from dera_jax.data import load_records
 from dera_jax.files import encode_json, make_folder, read_json, write_bytes
+from dera_jax.manifests import TrainingManifest
 from dera_jax.metrics import estimate
 from dera_jax.objectives import Constraint, Grid, Objective, read_grid
 from dera_jax.prompts import Prompt
 from dera_jax.retraining import Cost, Target
+from dera_jax.shown import shown
 from dera_jax.tune import Choice
 from dera_jax.tune_data import Run, differing, read_run
 from dera_jax.tune_report import Retrained
@@ -71,7 +73,7 @@ def retrain(
     make_folder(out)
     _write_prompts(plan, prompts, out / "prompts.jsonl")
     _run(module, training)
-    trained = read_json(out / "model" / "manifest.json")
+    trained = read_json(out / "model" / "manifest.json", TrainingManifest)
     if not trained.get("finished"):
         raise ValueError(f"--retrain: training stopped before its end in {out}; the same command goes on")
     for line in retraining.differing_settings(manifest, trained):
@@ -96,7 +98,8 @@ def _check(plan: Plan) -> None:
         raise ValueError(f"--retrain: no manifest.json beside the rows of {plan.second.path}")
     if plan.manifests[0] is None:
         raise ValueError(
-            f"--retrain: no manifest.json in {plan.models[0]}; give the model's folder as --aligned"
+            f"--retrain: no manifest.json in {shown(plan.models[0], 200)}, which our training leaves: if it was "
+            "trained elsewhere, train it there at β*; if it lies elsewhere now, give its folder as --aligned"
         )
 
 
@@ -120,7 +123,7 @@ def _write_prompts(plan: Plan, spec: str | None, path: Path) -> None:
     Raises:
       ValueError: they are not where the run's manifest says, or others are.
     """
-    spec = spec or plan.second.manifest["extent"].get("prompts")
+    spec = spec or plan.second.manifest.get("extent", {}).get("prompts")
     if spec is None:
         raise ValueError("--retrain: the run's manifest does not tell its prompts; give --prompts")
     asked = {row["prompt_id"]: row["prompt"] for row in plan.second.rows if not row.get("turn", 0)}
@@ -148,7 +151,7 @@ def _compared(
     """
     retrained = read_run(sweep)
     ways = [
-        run.manifest["identity"] | {"models": run.manifest["identity"]["models"]["reference"]}
+        run.manifest["identity"] | {"models": run.manifest["identity"].get("models", {}).get("reference")}
         for run in (plan.second, retrained)
     ]
     if name := differing(*ways):
