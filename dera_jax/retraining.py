@@ -8,11 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
-
-import msgspec
 
 from dera_jax.files import read_json
+from dera_jax.manifests import TrainingManifest
 from dera_jax.shown import shown
 from dera_jax.strengths import format_strength
 
@@ -21,75 +19,6 @@ TRAINERS = ("train.dpo", "train.rlhf")
 PREFERENCES = ("dpo",)
 POLICY_GRADIENT = ("pg", "rloo", "ppo", "policy_gradient")
 """Methods, as manifests name them."""
-
-
-class NamedModel(TypedDict):
-    """Of `provenance.models`."""
-
-    name: str
-
-
-class Started(TypedDict, total=False):
-    """`provenance`."""
-
-    command: list[str]
-    models: list[NamedModel]
-
-
-class Preference(TypedDict, total=False):
-    """`preference`."""
-
-    loss: str
-    sync_ref_model: bool
-
-
-class HeldNear(TypedDict, total=False):
-    """`reference`."""
-
-    fingerprint: str | None
-
-
-class Config(TypedDict, total=False):
-    """`train_config`."""
-
-    seed: int
-
-
-class ModelManifest(TypedDict, total=False):
-    """What is used of the manifest in a model's folder, which may be anybody's."""
-
-    method: str | None
-    beta: Annotated[float, msgspec.Meta(ge=0)] | None
-    target_kl: float | None
-    preference: Preference | None
-    reference: HeldNear | None
-    train_config: Config | None
-    seconds: float | None
-    provenance: Started | None
-    finished: bool | None
-
-
-class Identity(TypedDict, total=False):
-    """`identity`."""
-
-    models: dict[str, Any] | None
-    decode: dict[str, Any]
-
-
-class Extent(TypedDict, total=False):
-    """`extent`."""
-
-    num_samples: int
-    prompts: str | None
-
-
-class RunManifest(TypedDict, total=False):
-    """What is used of a run's manifest."""
-
-    identity: Identity
-    extent: Extent
-    provenance: Started | None
-    decode_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -138,7 +67,7 @@ def _no_beta(lambda_: float, beta: float | None, manifest: Mapping, reference: s
         return "the aligned model's β was adapted in training (--target-kl)"
     held = (manifest.get("reference") or {}).get("fingerprint")
     if reference and held and held != reference:
-        return f"the run's reference is not the model that the aligned one was held near ({shown(held, 80)} there)"
+        return f"the run's reference is not the model that the aligned one was held near ({shown(held, 60)} there)"
     if lambda_ == 0:
         return "λ* = 0 is the reference itself (β = ∞): there is nothing to train"
     if lambda_ < 0:
@@ -151,9 +80,14 @@ def written(beta: float) -> str:
     return f"{beta:.6g}"
 
 
+def rounded(beta: float) -> str:
+    """Returns β as a reader is told it; λ is known to fewer digits still."""
+    return f"{beta:.4g}"
+
+
 def changes(target: Target) -> list[tuple[str, str]]:
     """Returns, by tool, the line that a training at β* changes."""
-    beta, lines = written(target.beta_star), []
+    beta, lines = rounded(target.beta_star), []
     if target.method not in POLICY_GRADIENT:
         lines.append(("dera_jax", f"python -m train.dpo … --beta={beta}"))
     if target.method not in PREFERENCES:
@@ -173,7 +107,7 @@ def model_manifest(model: str) -> dict | None:
     path = folder / "manifest.json"
     if not path.is_file():
         return None
-    return read_json(path, ModelManifest)
+    return read_json(path, TrainingManifest)
 
 
 def replaced(words: Sequence[str], options: Mapping[str, str | None]) -> list[str]:
@@ -211,8 +145,10 @@ def training_words(manifest: Mapping, where: str, beta: float, out: Path) -> tup
     command = (manifest.get("provenance") or {}).get("command") or []
     module, words = _module(command)
     if module not in TRAINERS:
-        made = shown(" ".join(command[:3]), 100) or "no command that it tells"
-        raise ValueError(f"--retrain: {where} was made by {made}; expected {' or '.join(TRAINERS)}")
+        made = shown(" ".join(command[:3]), 200) or "no command that it tells"
+        raise ValueError(
+            f"--retrain: {shown(where, 200)} was made by {made}; expected {' or '.join(TRAINERS)}"
+        )
     seed = (manifest.get("train_config") or {}).get("seed", 0)
     return module, replaced(words, {"beta": written(beta), "seed": str(seed), "out": str(out)})
 
@@ -251,7 +187,7 @@ def decoding_words(
     samples = (manifest.get("extent") or {}).get("num_samples")
     if module != "eval.sweep" or not told.get("models") or samples is None:
         raise ValueError(
-            f"--retrain: {where} was not made by python -m eval.sweep, whose settings are repeated"
+            f"--retrain: {shown(where, 200)} was not made by python -m eval.sweep, whose settings are repeated"
         )
     options = {"beta": None, "reward": None} | {
         "num-samples": str(samples),
@@ -326,8 +262,8 @@ def describe_betas(targets: Sequence[Target], strength: Sequence[float]) -> str:
         if target.beta_star is None:
             parts.append(f"no β*{i}: {target.reason}")
         else:
-            star = written(target.beta_star)
-            parts.append(f"β*{i} = β{i}/λ*{i} = {written(target.beta)}/{text} = {star}")
+            star = rounded(target.beta_star)
+            parts.append(f"β*{i} = β{i}/λ*{i} = {rounded(target.beta)}/{text} = {star}")
     return "\n".join(parts)
 
 
@@ -339,7 +275,7 @@ def differing_settings(there: Mapping, here: Mapping) -> list[str]:
     left_out = ("beta", "provenance", "seconds", "steps", "evaluation", "best", "finished", "files")
     names = [name for name in there if name in here and name not in left_out]
     return [
-        f"{name} {there[name]!r:.40} there, {here[name]!r:.40} here"
+        f"{shown(name, 60)} {there[name]!r:.40} there, {here[name]!r:.40} here"
         for name in names
         if _common(there[name], here[name]) != _common(here[name], there[name])
     ]

@@ -22,6 +22,10 @@ from dera_jax.strengths import Strength, format_strength
 MIN_PROMPTS = 8
 """Of either part; fewer say nothing."""
 
+FEW = f"a sweep of at least {2 * MIN_PROMPTS} (--num-prompts) has enough for both, or --validation=RUN takes another's"
+MORE = "sweep more of them (--num-prompts)"
+"""Ways out where there are too few."""
+
 RESAMPLES = 2000
 
 RETRAINED: Strength = ()
@@ -36,16 +40,18 @@ def split(grid: Grid, share: float, seed: int = 0) -> tuple[Grid, Grid]:
 
     Args:
       share: of the prompts to validate on, in (0, 1); each prompt's side is its own, so that more
-        prompts move none.
+        prompts move none. Where a part so gets too few, its share is exact: the first by their hashes.
 
     Raises:
       ValueError: either part has fewer than 8 prompts.
     """
-    parts = (
-        grid.part(lambda prompt: _place(prompt, seed) >= share),
-        grid.part(lambda prompt: _place(prompt, seed) < share),
-    )
-    check_parts(*parts)
+    places = {prompt: _place(prompt, seed) for prompt in grid.prompts}
+    validating = {prompt for prompt, place in places.items() if place < share}
+    if min(len(validating), len(places) - len(validating)) < MIN_PROMPTS:
+        validating = set(sorted(places, key=places.get)[: round(share * len(places))])
+    parts = grid.part(lambda prompt: prompt not in validating), grid.part(lambda prompt: prompt in validating)
+    halves = "--validation=0.5 leaves enough for both"
+    check_parts(*parts, halves if len(places) >= 2 * MIN_PROMPTS else FEW)
     return parts
 
 
@@ -55,7 +61,7 @@ def _place(prompt_id: Hashable, seed: int) -> float:
     return int.from_bytes(told[:6]) / 2**48
 
 
-def check_parts(choosing: Grid, validation: Grid) -> None:
+def check_parts(choosing: Grid, validation: Grid, way_out: str = MORE) -> None:
     """Raises ValueError where a part has too few prompts, or there is nothing to choose from."""
     if len(choosing.strengths) < 2:
         only = format_strength(choosing.strengths[0]) if choosing.strengths else "none"
@@ -64,7 +70,7 @@ def check_parts(choosing: Grid, validation: Grid) -> None:
     if min(counts) < MIN_PROMPTS:
         raise ValueError(
             f"expected at least {MIN_PROMPTS} prompts to choose on and as many to validate on, "
-            f"found {counts[0]} and {counts[1]}"
+            f"found {counts[0]} and {counts[1]}: {way_out}"
         )
 
 

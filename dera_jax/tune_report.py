@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from dera_jax.metrics import Estimate
 from dera_jax.objectives import Constraint, Objective
 from dera_jax.reports import estimate_to_json
-from dera_jax.retraining import Cost, Target, changes, describe_betas, written
+from dera_jax.retraining import Cost, Target, changes, describe_betas, rounded
+from dera_jax.shown import shown
 from dera_jax.strengths import Strength, format_strength, strength_to_json
 from dera_jax.tables import Column, estimate_cells, format_columns, short_names, strength_cells
 from dera_jax.tune import Part, Tuning, ends, finer_range, wider_ranges
@@ -44,14 +45,18 @@ def format_tuning(
     star = tuning.choice.strength
     lines = [
         f"objective: {objective.label}, the larger the better",
-        *([f"constraints: {', '.join(each.text for each in constraints)}"] if constraints else []),
+        *([f"constraints: {', '.join(shown(each.text) for each in constraints)}"] if constraints else []),
         f"chosen on {_extent(tuning.choosing)}, validated on {_extent(tuning.validation)}",
         "",
         _table(tuning, constraints, targets),
         "",
         *_chosen(tuning),
         *_certainty(tuning),
-        *(f"  {text}: {_held(margin)} on the validation part" for text, margin in tuning.margins.items()),
+        *_better(tuning),
+        *(
+            f"  {shown(text)}: {_held(margin)} on the validation part"
+            for text, margin in tuning.margins.items()
+        ),
         *_edges(tuning),
         "",
         describe_betas(targets, star),
@@ -119,6 +124,18 @@ def _certainty(tuning: Tuning) -> list[str]:
     ]
 
 
+def _better(tuning: Tuning) -> list[str]:
+    """Returns whether λ* is surely better than the aligned model as it is."""
+    star, gain = tuning.choice.strength, tuning.differences.get((1.0,))
+    if star == (1.0,):
+        return ["  verdict: the aligned model as it is; keep β"]
+    if gain is None or math.isnan(gain.low) or not tuning.choice.satisfied[1.0,]:
+        return []
+    if gain.low > 0:
+        return ["  verdict: surely better than λ = 1, the aligned model as it is"]
+    return ["  verdict: not surely better than λ = 1, the aligned model as it is; no reason to change β"]
+
+
 def _held(margin: Estimate) -> str:
     """Returns whether a constraint holds, and how surely."""
     word = "holds" if margin.mean >= 0 else "is missed"
@@ -169,13 +186,13 @@ def format_retrained(retrained: Retrained, strength: Strength) -> str:
     """Returns what the model trained at β* shows, and what it does not."""
     star = format_strength(strength)
     lines = [
-        f"retrained at β* = {written(retrained.beta)} ({retrained.model}), as it is on {retrained.prompts} "
+        f"retrained at β* = {rounded(retrained.beta)} ({shown(retrained.model)}), as it is on {retrained.prompts} "
         f"validation prompts: objective {show(retrained.objective)}"
     ]
     for other, difference in retrained.differences.items():
         name = f"DeRa at λ* = {star}" if other == strength else f"λ = {format_strength(other)}"
         lines.append(f"  less {name}, paired: {show(difference)}")
-    lines += [f"  {text}: {_held(margin)}" for text, margin in retrained.margins.items()]
+    lines += [f"  {shown(text)}: {_held(margin)}" for text, margin in retrained.margins.items()]
     return "\n".join([*lines, *_verdict(retrained, strength), f"  {NOT_COMPARED}", _cost(retrained.cost)])
 
 
@@ -191,7 +208,7 @@ def choice_verdict(retrained: Retrained) -> str | None:
     """Returns whether training at β* was right: by the constraints, then against the aligned model."""
     missed = [text for text, margin in retrained.margins.items() if margin.high < 0]
     if missed:
-        return f"wrong: the retrained model misses {', '.join(missed)}"
+        return f"wrong: the retrained model misses {shown(', '.join(missed))}"
     gained = retrained.differences.get((1.0,))
     if gained is None:
         return None

@@ -58,8 +58,8 @@ def test_each_tool_has_its_line():
         "axolotl": "rl_beta: 0.05  # with rl: kto",
     }
     lines = [line for _, line in changes(make_target(0.3, 0.1))]
-    assert lines[0].startswith("python -m train.dpo") and lines[1] == "python -m train.rlhf … --beta=0.333333"
-    assert "DPOConfig(beta=0.333333)" in lines[2]
+    assert lines[0].startswith("python -m train.dpo") and lines[1] == "python -m train.rlhf … --beta=0.3333"
+    assert "DPOConfig(beta=0.3333)" in lines[2]
     assert "RLOOConfig(beta=0.05)" in dict(changes(make_target(2, 0.1, {"method": "ppo"})))["TRL"]
 
 

@@ -66,8 +66,8 @@ def test_the_command_tells_all_and_the_order_of_rows_does_not_matter(peaked, tmp
     assert [s["allowed"] for s in found["strengths"]] == [True] * 4 + [False] * 2
     text = "\n".join(told[0])
     for line in (
-        "1.2 *", "λ* = 1.2: objective", "rl_beta: 0.0833333", "not compared with λ = 1: not in the run",
-        "quality>=-2%: holds by 0.001", "β* = β/λ* = 0.1/1.2 = 0.0833333",
+        "1.2 *", "λ* = 1.2: objective", "rl_beta: 0.08333", "not compared with λ = 1: not in the run",
+        "quality>=-2%: holds by 0.001", "β* = β/λ* = 0.1/1.2 = 0.08333",
     ):  # fmt: skip
         assert line in text
 

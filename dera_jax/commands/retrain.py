@@ -15,6 +15,7 @@ from dera_jax.commands import recorded
 from dera_jax.commands.recorded import Named
 from dera_jax.data import load_records
 from dera_jax.files import encode_json, make_folder, read_json, write_bytes
+from dera_jax.manifests import TrainingManifest
 from dera_jax.metrics import estimate
 from dera_jax.objectives import Constraint, Grid, Objective, read_grid
 from dera_jax.prompts import Prompt
@@ -77,7 +78,7 @@ def retrain(
     make_folder(out)
     _write_prompts(plan, prompts, out / "prompts.jsonl")
     _run(trainer, training)
-    trained = read_json(out / "model" / "manifest.json")
+    trained = read_json(out / "model" / "manifest.json", TrainingManifest)
     if not trained.get("finished"):
         raise ValueError(f"--retrain: training stopped before its end in {out}; the same command goes on")
     for line in retraining.differing_settings(manifest, trained):
@@ -122,7 +123,8 @@ def _check(plan: Plan) -> None:
         raise ValueError(f"--retrain: no manifest.json beside the rows of {plan.second.path}")
     if plan.manifests[0] is None:
         raise ValueError(
-            f"--retrain: no manifest.json in {plan.models[0]}; give the model's folder as --aligned"
+            f"--retrain: no manifest.json in {shown(plan.models[0], 200)}, which our training leaves: if it was "
+            "trained elsewhere, train it there at β*; if it lies elsewhere now, give its folder as --aligned"
         )
 
 

@@ -115,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.objectives import parse_constraint
     from dera_jax.provenance import provenance
     from dera_jax.retraining import make_target, model_manifest
+    from dera_jax.shown import shown
 
     run = tune_data.read_run(args.run)
     second = tune_data.read_run(Path(args.validation)) if share is None else None
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n" + tune_report.format_retrained(retrained, star))
             figures["retrained"] = tune_report.retrained_to_json(retrained, star)
             _write(args, told, figures, retrained.objective)
-    if written := [str(path) for path in (args.out, args.plot) if path]:
+    if written := [shown(path) for path in (args.out, args.plot) if path]:
         print("\n" + ", ".join(written))
 
 

@@ -82,7 +82,7 @@ def run_kills(args: argparse.Namespace, kills) -> int:
     for number, each in enumerate(tries, 1):
         found.append(kills.run(each))
         if args.verbose or found[-1].fault:
-            told = f"{found[-1].fault or 'same'} {each.name}, {found[-1].where}: {ascii(found[-1].said)}"
+            told = f"{found[-1].fault or 'same'} {each.name}, {found[-1].where}: {found[-1].said!a}"
             print(f"[{number}/{len(tries)}] {told}", file=sys.stderr, flush=True)
     print(kill_table(found, operations))
     print(kill_failures(found))
@@ -102,7 +102,7 @@ def run_inputs(args: argparse.Namespace, drive) -> int:
         outcomes.append(found)
         if args.verbose or found.faults:
             told = "+".join(found.faults) or "fine"
-            print(f"[{number}/{len(controls) + len(chosen)}] {told} ({found.code}) {found.case.name}: {ascii(found.said)}",
+            print(f"[{number}/{len(controls) + len(chosen)}] {told} ({found.code}) {found.case.name}: {found.said!a}",
                   file=sys.stderr, flush=True)  # fmt: skip
     print(report.input_table(outcomes))
     print(report.input_failures(outcomes))
