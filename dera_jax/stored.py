@@ -8,17 +8,29 @@ from dera_jax.completions import Completions
 from dera_jax.provenance import provenance
 from dera_jax.results import RunFolder, read_manifest
 from dera_jax.rewards import Reward
+from dera_jax.shown import shown
 from dera_jax.strengths import format_strength, strength_from_json
 
 Decode = Callable[[Sequence[int]], str]
 
 
-def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: Decode) -> bool:
+Tell = Callable[[str], None]
+"""Is told what is waited for; an empty text when that is over."""
+
+
+def judge(
+    rows: list[dict],
+    rewards: Sequence[Reward],
+    columns: dict,
+    decode: Decode,
+    tell: Tell = lambda waiting: None,
+) -> bool:
     """Adds each reward to those `rows` that lack it; returns whether there was any.
 
     Args:
       columns: the prompts' other fields, by prompt_id.
       decode: token ids to text.
+      tell: a reward may take long.
     """
     added = False
     for reward in rewards:
@@ -26,6 +38,7 @@ def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: De
         if not lacking:
             continue
         tokens = [row["tokens"][: row["length"]] if "tokens" in row else None for row in lacking]
+        tell(f"rewards: {shown(reward.name, 60)}")
         names = sorted({name for row in lacking for name in columns.get(row["prompt_id"], {})})
         values = reward(
             Completions(
@@ -40,6 +53,8 @@ def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: De
         for row, value in zip(lacking, values, strict=True):
             row["rewards"][reward.name] = value
         added = True
+    if added:
+        tell("")
     return added
 
 
