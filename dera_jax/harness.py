@@ -7,6 +7,7 @@ and λ = 1 give that model's numbers. Imported only where lm-eval is wanted.
 
 import copy
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +33,10 @@ from dera_jax.generate import Cell, complete
 from dera_jax.likelihood import Likelihood, likelihoods
 from dera_jax.policies import Policy, load_policies
 from dera_jax.prompts import Prompt
+from dera_jax.shown import shown
 from dera_jax.strengths import Strength, format_strength, parse_strengths, strength_to_json
+
+logger = logging.getLogger(__name__)
 
 SCORING_ROWS, DECODING_ROWS = 8, 32
 """Of a batch, unless the user says."""
@@ -162,9 +166,26 @@ class Realigned(TemplateLM):
         return [self._scored[request.args][self.number] for request in requests]
 
     def _loglikelihood_tokens(self, requests: list[tuple], **kwargs) -> list[tuple[float, bool]]:
-        """Answers requests that lm-eval has made tokens of, at all strengths."""
-        found = self._likelihoods([tokens for _, *tokens in requests])
-        for (texts, *_), each in zip(requests, found, strict=True):
+        """Answers requests that lm-eval has made tokens of, at all strengths.
+
+        Where a token spans a context and its continuation, lm-eval leaves the latter no tokens of its own. It
+        has nothing to say then: log-probability 0, as `hf` gives it beside another choice of the context (alone
+        it ends the run of `hf`).
+        """
+        empty = [texts for texts, _, continuation in requests if not continuation]
+        self._scored |= {texts: [(0.0, True)] * len(self.lambdas) for texts in empty}
+        if empty:
+            context, continuation = (
+                shown(text[-40:] if not n else text, 60) for n, text in enumerate(empty[0])
+            )
+            logger.warning(
+                "%d of %d continuations have no tokens of their own and get log-probability 0, as a token "
+                "spans the border to their contexts; the first: …%s | %s",
+                len(empty), len(requests), context, continuation,
+            )  # fmt: skip
+        asked = [request for request in requests if request[2]]
+        found = self._likelihoods([tokens for _, *tokens in asked])
+        for (texts, *_), each in zip(asked, found, strict=True):
             self._scored[texts] = list(zip(each.logprobs.tolist(), each.is_greedy.tolist(), strict=True))
         return [self._scored[texts][self.number] for texts, *_ in requests]
 

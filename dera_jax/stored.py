@@ -18,12 +18,23 @@ BY_NAME = ("length", "keywords", "slots")
 """Rewards that their names alone decide; others read a file or a model, ask a server, or are somebody's code."""
 
 
-def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: Decode) -> bool:
+Tell = Callable[[str], None]
+"""Is told what is waited for; an empty text when that is over."""
+
+
+def judge(
+    rows: list[dict],
+    rewards: Sequence[Reward],
+    columns: dict,
+    decode: Decode,
+    tell: Tell = lambda waiting: None,
+) -> bool:
     """Adds each reward to those `rows` that lack it; returns whether there was any.
 
     Args:
       columns: the prompts' other fields, by prompt_id.
       decode: token ids to text.
+      tell: a reward may take long.
     """
     added = False
     for reward in rewards:
@@ -31,6 +42,7 @@ def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: De
         if not lacking:
             continue
         tokens = [row["tokens"][: row["length"]] if "tokens" in row else None for row in lacking]
+        tell(f"rewards: {shown(reward.name, 60)}")
         names = sorted({name for row in lacking for name in columns.get(row["prompt_id"], {})})
         values = reward(
             Completions(
@@ -47,6 +59,8 @@ def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: De
         for row, value in zip(lacking, values, strict=True):
             row["rewards"][reward.name] = value
         added = True
+    if added:
+        tell("")
     return added
 
 

@@ -28,7 +28,7 @@ from dera_jax.results import RowKey, RunFolder, row_key
 from dera_jax.rewards import as_rewards
 from dera_jax.row_files import WHOLE
 from dera_jax.stopwatch import Stopwatch
-from dera_jax.stored import add_beta, extent, judge, remembered
+from dera_jax.stored import Tell, add_beta, extent, judge, remembered
 from dera_jax.strengths import PER_PROMPT, as_strengths, strength_to_json
 from dera_jax.usage import Usage, resources
 from dera_jax.writers import SharedFolder
@@ -154,6 +154,7 @@ def run_sweep(
     folder: RunFolder | SharedFolder,
     watch: Stopwatch | None = None,
     usage: Usage | None = None,
+    tell: Tell = lambda waiting: None,
 ) -> Iterator[dict]:
     """Yields the rows of `plan` that `folder` has, then those it lacks, as they are written.
 
@@ -163,6 +164,7 @@ def run_sweep(
       folder: of `open_run`.
       watch: told the seconds of decoding.
       usage: is added to.
+      tell: told of rewards that are waited for.
     """
     usage = usage or Usage()
     plan = replace(plan, rewards=(*plan.rewards, *remembered(folder.rows, plan.rewards)))
@@ -171,7 +173,7 @@ def run_sweep(
     yield from [row for key, row in there.items() if key in wanted]
     # A reward that fails in the one process that judges would leave the others waiting for its next step.
     made = replace(plan, rewards=()) if in_lockstep(plan.group) else plan
-    yield from run_conversations(made, there, folder.append, watch, usage)
+    yield from run_conversations(made, there, folder.append, watch, usage, tell)
     folder.collect()
     # What rows are made with is told by a run that made some.
     settings = {"rows": plan.rows, "mesh": plan.mesh} if len(folder.rows) > len(there) else {}
@@ -189,6 +191,7 @@ def run_conversations(
     keep: Callable[[list[dict]], None],
     watch: Stopwatch | None = None,
     usage: Usage | None = None,
+    tell: Tell = lambda waiting: None,
 ) -> Iterator[dict]:
     """Decodes and judges what is not `there`, yielding rows after `keep` has taken them."""
     pending: list[dict] = []
@@ -198,7 +201,7 @@ def run_conversations(
         nonlocal pending, written
         rows, pending, written = pending, [], time.monotonic()
         try:
-            judge_missing(plan, rows)
+            judge_missing(plan, rows, tell)
         finally:
             # A reward that fails loses no row: a rerun judges those that lack it.
             keep(rows)
@@ -254,13 +257,14 @@ def _total(values) -> float:
     return float(values.sum(dtype="float64"))
 
 
-def judge_missing(plan: Sweep, rows: list[dict]) -> bool:
+def judge_missing(plan: Sweep, rows: list[dict], tell: Tell = lambda waiting: None) -> bool:
     """Adds to `rows` of the plan's prompts each reward that they lack; returns whether there was any."""
     prompts = {prompt.prompt_id: prompt for prompt in plan.prompts}
     tokenizer = plan.policies[-1].tokenizer
     rows = [row for row in rows if row["prompt_id"] in prompts]
     columns = {row["prompt_id"]: prompts[row["prompt_id"]].columns for row in rows}
-    return judge(rows, plan.rewards, columns, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    return judge(rows, plan.rewards, columns, decode, tell)
 
 
 def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:

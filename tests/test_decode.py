@@ -2,6 +2,7 @@
 
 import importlib
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,9 +193,9 @@ def test_prompts_that_do_not_fit_are_told(pair, tmp_path):
     prompts = load_prompts(str(tmp_path / "a.txt"))
     kept, fitting, dropped = encode_usable(pair, prompts, 40)
     assert kept == [prompts[0], prompts[2]] and [prompt.prompt for prompt in fitting] == kept
-    first = f"the first {tmp_path / 'a.txt'}:2: 602 tokens and 40 new ones do not fit the context of"
+    first = f"the first {tmp_path / 'a.txt'}:2: 1802 tokens and 40 new ones do not fit the context of"
     assert str(dropped).startswith(f"2 records dropped (2 prompt too long, {first}")
-    with pytest.raises(ValueError, match=r"a\.txt:2: 602 tokens and 40 new ones do not fit"):
+    with pytest.raises(ValueError, match=r"a\.txt:2: 1802 tokens and 40 new ones do not fit"):
         encode_usable(pair, prompts[1:2], 40)
     with pytest.raises(ValueError, match=r"no record can be used: 2 records dropped \(2 prompt too long"):
         encode_usable(pair, prompts[1::2], 40)

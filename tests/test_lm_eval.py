@@ -104,6 +104,17 @@ def test_loglikelihoods_equal_those_of_hf(ours, theirs):
         assert own._loglikelihood_tokens(written)[-1][1]
 
 
+def test_a_continuation_without_tokens_of_its_own_is_hfs(ours, theirs, caplog):
+    """ "They" is one token: of "The" and "y" the latter has none."""
+    asked = requests("loglikelihood", ("The", "y"), ("The", "n"), ("Once upon a", " time"))
+    assert ours._encode_pair("The", "y")[1] == []
+    for number, other in theirs.items():
+        assert_answers(ours.at(number).loglikelihood(asked), other.loglikelihood(asked))
+        assert ours.at(number).loglikelihood(asked[:1]) == [(0.0, True)]
+    assert "1 of 3 continuations have no tokens of their own" in caplog.text
+    assert caplog.text.count("no tokens of their own") == 1
+
+
 def test_rolling_loglikelihoods_equal_those_of_hf(ours, theirs):
     asked = requests("loglikelihood_rolling", *TEXTS)
     for number, other in theirs.items():

@@ -250,7 +250,7 @@ def _run_with_progress(plan, folder) -> tuple:
     there = len(wanted & folder.keys)
     with (
         tqdm(total=there + len(missing), unit="completion", dynamic_ncols=True, disable=not leads()) as bar,
-        closing(run_sweep(plan, folder, watch, usage)) as found,
+        closing(run_sweep(plan, folder, watch, usage, bar.set_postfix_str)) as found,
     ):
         for _ in found:
             bar.update()
