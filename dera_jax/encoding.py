@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dera_jax import models, tokenizer
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt
+from dera_jax.shown import shown
 
 
 class DoesNotFit(ValueError):
@@ -83,6 +84,13 @@ def encode_turn(
       DoesNotFit: it is too long for a model's context.
       ValueError: it is empty, or a chat template refuses it.
     """
+    try:
+        str(prompt.prompt_id).encode()
+    except UnicodeEncodeError:
+        where = f"{prompt.where}: " if prompt.where else ""
+        raise ValueError(
+            f"{where}id: expected text, found half of a character: {prompt.prompt_id!r}"
+        ) from None
     asked = prompt.at_turn(answers)
     templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
     tokens = []
@@ -115,10 +123,10 @@ def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_toke
         left = context - len(ids)
         raise DoesNotFit(
             f"prompt {prompt.prompt_id!r}: {len(ids)} tokens and {max_new_tokens} new ones do not fit "
-            f"the context of {policy.name} ({context} tokens)"
+            f"the context of {shown(policy.name, 200)} ({context} tokens)"
             + (f"; it has room for --max-new-tokens={left}" if left > 0 else "")
         )
     if max(ids) >= vocab:
         raise ValueError(
-            f"prompt {prompt.prompt_id!r}: token {max(ids)} is beyond the {vocab} words of {policy.name}"
+            f"prompt {prompt.prompt_id!r}: token {max(ids)} is beyond the {vocab} words of {shown(policy.name, 200)}"
         )

@@ -11,12 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
 0  configs strengths shown files provenance chips experiments presets
-1  hlo traffic realign sampling measure losses slots completions text_rewards rewards tokenizer missing row_files
+1  hlo traffic realign sampling measure losses slots completions text_rewards rewards missing row_files
+1  untrusted_worker untrusted chat_templates tokenizer_files tokenizer
 1  results metrics reports objectives tune retraining tune_data
 2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
 2  trained data recast prompts batches tables panels plots tune_report tune_plot calibration sharding hosts
-3  loading.hub loading.tensors loading.names loading.families loading.weights loading.adapters
+3  loading.hub loading.tensors loading.names loading.adapter_settings loading.settings loading.families
+3  loading.weights loading.adapters
 3  loading.lora sizes policies encoding decode shapes examples
 4  stopwatch usage reward_models generate samples conversation score stored writers rollout reference_logprobs
 4  likelihood judge_prompts judge_endpoint judges compare
