@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ from dera_jax.loading.adapters import merge_adapters
 from dera_jax.models import ModelConfig
 from dera_jax.policies import Policy
 from dera_jax.realign import strength_weights
+from dera_jax.shown import shown
 from dera_jax.strengths import Strength
 from dera_jax.trees import flatten, unflatten
 
@@ -97,8 +98,23 @@ def open_folder(out: Path, facts: dict) -> Iterator[None]:
 def _check_same(configs: dict[str, ModelConfig]) -> None:
     *others, last = configs
     for other in others:
-        if replace(configs[other], dtype=configs[last].dtype) != configs[last]:
-            raise ValueError(f"expected one architecture, found {other} and {last} to differ")
+        one, same = replace(configs[other], dtype=configs[last].dtype), configs[last]
+        if one != same:
+            raise ValueError(
+                f"expected one architecture, found {shown(other, 200)} and {shown(last, 200)} to differ: "
+                f"{_difference(one, same)}"
+            )
+
+
+def _difference(one: ModelConfig, other: ModelConfig) -> str:
+    """Returns what two configurations differ in, such as `vocab_size 512 and 576`."""
+    if type(one) is not type(other):
+        return f"{type(one).__name__} and {type(other).__name__}"
+    names = [field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name)]
+    told = [f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in names]
+    if names == ["vocab_size"]:
+        told.append("one embedding is padded: resize_token_embeddings of transformers makes them equal")
+    return shown("; ".join(told), 300)
 
 
 def _merged(policy: Policy) -> Policy:

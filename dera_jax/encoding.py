@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dera_jax import models, tokenizer
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt
+from dera_jax.shown import shown
 from dera_jax.usable import Dropped, Unusable, keep_usable
 
 
@@ -92,6 +93,13 @@ def encode_turn(
       Unusable: it has no tokens.
       ValueError: a chat template refuses it.
     """
+    try:
+        str(prompt.prompt_id).encode()
+    except UnicodeEncodeError:
+        where = f"{prompt.where}: " if prompt.where else ""
+        raise ValueError(
+            f"{where}id: expected text, found half of a character: {prompt.prompt_id!r}"
+        ) from None
     asked = prompt.at_turn(answers)
     templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
     tokens = []
@@ -126,11 +134,11 @@ def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_toke
     if len(ids) + max(0, max_new_tokens - 1) > context:
         left = context - len(ids) + 1
         raise DoesNotFit(
-            f"{len(ids)} tokens and {max_new_tokens} new ones do not fit the context of {policy.name} "
-            f"({context} tokens)"
+            f"{len(ids)} tokens and {max_new_tokens} new ones do not fit the context of "
+            f"{shown(policy.name, 200)} ({context} tokens)"
             + (f"; it has room for --max-new-tokens={left}" if left > 0 and max_new_tokens else "")
         )
     if max(ids) >= vocab:
         raise ValueError(
-            f"prompt {prompt.prompt_id!r}: token {max(ids)} is beyond the {vocab} words of {policy.name}"
+            f"prompt {prompt.prompt_id!r}: token {max(ids)} is beyond the {vocab} words of {shown(policy.name, 200)}"
         )

@@ -275,7 +275,7 @@ def check_type(value: object, schema: Any) -> None:
     try:
         msgspec.convert(value, schema)
     except msgspec.ValidationError as error:
-        raise ValueError(_in_plain_words(error)) from None
+        raise ValueError(_in_plain_words(error, value)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -291,13 +291,24 @@ _WORDS = {
 """What msgspec calls the types of JSON, and what people do."""
 
 
-def _in_plain_words(error: msgspec.ValidationError) -> str:
+def _in_plain_words(error: msgspec.ValidationError, value: object) -> str:
     """Returns `Expected `int`, got `str` - at `$.a`` as `at a: expected a whole number, found a text`."""
     said, _, place = str(error).partition(" - at ")
     said = re.sub("`(.*?)`", lambda types: _named_types(types[1]), said)
     said = said[:1].lower() + said[1:].replace(", got ", ", found ")
+    if ", found " not in said:  # a value of the right type, out of its range
+        said += _found_at(value, place)
     place = place.strip("`").removeprefix("$").removeprefix(".").replace("[...]", "[…]")
     return f"at {place}: {said}" if place else said
+
+
+def _found_at(value: object, place: str) -> str:
+    """Returns `, found 0` for what stands at a place such as `$.a[0].b`; nothing where a name is not told."""
+    if "[...]" in place:
+        return ""
+    for name, number in re.findall(r"\.(\w+)|\[(\d+)\]", place):
+        value = value[int(number)] if number else value[name]
+    return f", found {shown(json.dumps(value), 40)}" if not isinstance(value, dict) else ""
 
 
 def _named_types(text: str) -> str:

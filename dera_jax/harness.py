@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -27,14 +26,18 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from dera_jax.chat_templates import render_chat, render_started
 from dera_jax.configs import DecodeConfig, check_count
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.generate import Cell, complete
 from dera_jax.likelihood import Likelihood, likelihoods
+from dera_jax.loading.hub import split_models
 from dera_jax.policies import Policy, load_policies
 from dera_jax.prompts import Prompt
 from dera_jax.shown import shown
 from dera_jax.strengths import Strength, format_strength, parse_strengths, strength_to_json
+from dera_jax.tokenizer import text_ids
+from dera_jax.untrusted import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +99,7 @@ class Realigned(TemplateLM):
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> "Realigned":
         """Returns the model of lm-eval's `model_args`: reference, aligned, lambda, dtype, rows, max_length."""
         given = dict(arg_dict)
-        aligned = [name for name in str(given.pop("aligned", "")).split(",") if name] or None
+        aligned = [name for name in split_models(str(given.pop("aligned", ""))) if name] or None
         lambdas = parse_strengths(str(given.pop("lambda", 1)), len(aligned or [1]))
         policies = load_policies(given.pop("reference", None), aligned, given.pop("dtype", "auto"))
         return cls(policies, lambdas, **given)
@@ -141,22 +144,22 @@ class Realigned(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
         """Returns the text of a chat; without the system's message where the template has no place for it."""
-        options = {
-            "tokenize": False,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": not add_generation_prompt,
-        }
+
+        def text(chat: list[dict]) -> str:
+            if add_generation_prompt:
+                return render_chat(self.tokenizer, chat)
+            return render_started(self.tokenizer, chat)
+
         try:
-            return self.tokenizer.apply_chat_template(chat_history, **options)
-        except TemplateError:
-            others = [message for message in chat_history if message["role"] != "system"]
-            return self.tokenizer.apply_chat_template(others, **options)
+            return text(chat_history)
+        except Refusal:
+            return text([message for message in chat_history if message["role"] != "system"])
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Returns the ids of a text; BOS is not added to one that begins with it."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        return text_ids(self.tokenizer, string, special=add_special_tokens)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns log π(continuation | context) in nats of each request, and whether it is the greedy one."""
@@ -257,7 +260,7 @@ class Realigned(TemplateLM):
 
     def _encode(self, context: str, room: int) -> EncodedPrompt:
         bare = self.backend == "causal" and has_bos_prefix(context, self.tokenizer.bos_token)
-        ids = self.tokenizer.encode(context, add_special_tokens=not bare)[-room:] or [self.prefix_token_id]
+        ids = text_ids(self.tokenizer, context, special=not bare)[-room:] or [self.prefix_token_id]
         starts = tuple(policy.config.start_token for policy in self.policies)
         return EncodedPrompt(Prompt(context, context), (tuple(ids),) * len(self.policies), starts)
 

@@ -1,20 +1,24 @@
 """Policies: language models ready to decode, from Hugging Face folders and back."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import jax
 from jax.sharding import Mesh
+from msgspec import Meta
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models, sharding
 from dera_jax.configs import check_choice, check_count, check_number, check_seed
-from dera_jax.files import read_object, write_json
-from dera_jax.loading import adapters, families, hub, lora, manifests, tensors, weights
+from dera_jax.files import check_type, read_json, write_json
+from dera_jax.loading import adapters, families, hub, lora, manifests, settings, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.linear import QUANTIZATIONS
+from dera_jax.shown import shown
 from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer, save_tokenizer
 
 TOY = Path(__file__).parent / "assets" / "toy"
@@ -171,7 +175,7 @@ def _load(
         tokenizer=tokenizer,
         eos_ids=_eos_ids(folder, base.raw, tokenizer),
         fingerprint=fingerprint,
-        beta=read_object((adapter.folder if adapter else folder) / "manifest.json").get("beta"),
+        beta=_beta((adapter.folder if adapter else folder) / "manifest.json"),
         adapter=adapter.folder if adapter else None,
     )
 
@@ -228,13 +232,13 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
         )
     config, params = adapters.merge_adapters(policy.config, policy.params)
     raw = families.read_config(policy.folder)
-    generation = read_object(policy.folder / "generation_config.json")
+    generation = settings.read_generation(policy.folder)
     save_tokenizer(policy.tokenizer, folder)
     # `torch_dtype` is what older versions of transformers called it.
-    settings = {name: value for name, value in raw.items() if name != "torch_dtype"}
+    kept = {name: value for name, value in raw.items() if name != "torch_dtype"}
     # An adapter may have untied the head.
     tied = {"tie_word_embeddings": False} if not config.tie_embeddings else {}
-    write_json(folder / "config.json", settings | tied | {"dtype": config.dtype})
+    write_json(folder / "config.json", kept | tied | {"dtype": config.dtype})
     if generation:
         write_json(folder / "generation_config.json", generation)
     named = weights.named_tensors(params, raw["model_type"], config.num_heads)
@@ -323,9 +327,34 @@ def held_bytes(policies: Sequence[Policy]) -> int:
 def _eos_ids(folder: Path, raw: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     ids: set[int] = set()
     for value in (
-        read_object(folder / "generation_config.json").get("eos_token_id"),
+        settings.read_generation(folder).get("eos_token_id"),
         raw.get("eos_token_id"),
         tokenizer.eos_token_id,
     ):
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return tuple(sorted(ids))
+
+
+class _Manifest(TypedDict):
+    """What a training here says of its model in manifest.json."""
+
+    beta: Annotated[float, Meta(ge=0)] | None
+
+
+def _beta(path: Path) -> float | None:
+    """Returns the KL strength that a manifest tells. What is no object is no manifest of ours, and passed over.
+
+    Raises:
+      ValueError: it tells something else than a number.
+    """
+    try:
+        manifest = read_json(path) if path.is_file() else {}
+        check_type(manifest, dict)
+    except ValueError as error:
+        print(f"{shown(path, 200)}: passed over, so β is not known from it: {error}", file=sys.stderr)
+        return None
+    try:
+        check_type({"beta": manifest.get("beta")}, _Manifest)
+    except ValueError as error:
+        raise ValueError(f"{shown(path, 200)}: {error}") from None
+    return manifest.get("beta")

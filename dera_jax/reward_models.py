@@ -20,7 +20,8 @@ from dera_jax.loading.names import NameMap
 from dera_jax.models.reward import RewardConfig
 from dera_jax.models.t5 import T5Config
 from dera_jax.policies import Policy
-from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, save_tokenizer
+from dera_jax.shown import shown
+from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, render_chat, save_tokenizer, text_ids
 
 ROWS = 16
 """Texts read at a time."""
@@ -157,13 +158,13 @@ class ModelReward:
     def _encode(self, prompt: str | Sequence[Mapping], completion: str, reason: str) -> list[int]:
         tokenizer = self.policy.tokenizer
         if isinstance(prompt, str):
-            ids = list(tokenizer(prompt + completion).input_ids)
+            ids = text_ids(tokenizer, prompt + completion)
             eos = tokenizer.eos_token_id
             return ids + [eos] if reason == "eos" and eos is not None and ids[-1:] != [eos] else ids
         if tokenizer.chat_template is None:
             raise ValueError(
-                f"reward {self.spec}: the prompts are chats, but its tokenizer has no chat template; "
-                f"put one into {self.policy.folder / 'chat_template.jinja'}"
+                f"reward {shown(self.spec, 200)}: the prompts are chats, but its tokenizer has no chat template; "
+                f"put one into {shown(self.policy.folder / 'chat_template.jinja', 200)}"
             )
         # A last message of the assistant is the start of the answer.
         *before, last = prompt
@@ -173,12 +174,10 @@ class ModelReward:
         else:
             before.append(last)
         try:
-            text = tokenizer.apply_chat_template([*before, answer], tokenize=False)
-        except Exception as error:  # templates are programs, and fail in many ways
-            raise ValueError(
-                f"reward {self.spec}: the chat template refuses the chat: {' '.join(str(error).split())}"
-            ) from error
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+            text = render_chat(tokenizer, [*before, answer], answer=False)
+            return text_ids(tokenizer, text, special=False)
+        except ValueError as error:
+            raise ValueError(f"reward {shown(self.spec, 200)}: {error}") from None
 
 
 def make(argument: str, spec: str) -> ModelReward:
@@ -195,7 +194,9 @@ def reward_texts(policy: RewardPolicy, texts: Sequence[Sequence[int]]) -> Float[
     context = policy.config.trunk.max_positions
     longest = max(map(len, texts), default=0)
     if longest > context:
-        raise ValueError(f"{policy.name}: a text of {longest} tokens does not fit its context of {context}")
+        raise ValueError(
+            f"{shown(policy.name, 200)}: a text of {longest} tokens does not fit its context of {context}"
+        )
     found = np.zeros(len(texts), np.float32)
     # Texts of about one length together: the longest of a batch decides its shape.
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
@@ -236,8 +237,8 @@ def _check_head(folder: Path, config: RewardConfig) -> None:
     listed = tensors.list_tensors(folder)
     if name not in listed:
         raise ValueError(
-            f"{folder}: expected a reward model (…ForSequenceClassification), found no tensor {name}"
+            f"{shown(folder, 200)}: expected a reward model (…ForSequenceClassification), found no tensor {name}"
         )
-    labels = listed[name].shape[0]
+    labels = next(iter(listed[name].shape), 0)
     if labels != 1:
-        raise ValueError(f"{folder}: expected a reward model with one label, found {labels}")
+        raise ValueError(f"{shown(folder, 200)}: expected a reward model with one label, found {labels}")

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 
 from dera_jax import models
-from dera_jax.files import read_object
-from dera_jax.loading import families, hub, lora
+from dera_jax.loading import adapter_settings, families, hub, lora
 from dera_jax.models.linear import Adapter
+from dera_jax.shown import shown
 
 _MISTRAL = {
     "model_type": "mistral",
@@ -164,6 +164,8 @@ def read_size(model: str, dtype: str = "bfloat16", quantize: str | None = None) 
         name_map = families.FAMILIES[raw["model_type"]].names
         rank, scale, targets = _adapter(adapter)
         paths = lora.adapted_maps(config, name_map, targets)
+        if adapter.startswith(LORA):
+            lora.check_rank(config, paths, rank)
         config = replace(config, adapters=tuple(Adapter(path, rank, scale) for path in paths))
     return Sized(model, base, config)
 
@@ -183,10 +185,12 @@ def weight_bytes(names: Sequence[str], dtype: str, quantize: Sequence[str | None
 
 
 def _settings(base: str) -> tuple[dict, Path]:
-    if base in SIZES and not Path(base).is_dir():
+    if base in SIZES and not hub.is_folder(base):
         return dict(SIZES[base]), Path(base)
-    if "/" not in base and not Path(base).is_dir():
-        raise ValueError(f"{base}: expected a folder, a hub id org/name or one of {', '.join(SIZES)}")
+    if "/" not in base and not hub.is_folder(base):
+        raise ValueError(
+            f"{shown(base, 200)}: expected a folder, a hub id org/name or one of {', '.join(SIZES)}"
+        )
     folder = hub.resolve(base, CONFIGS)
     return families.read_config(folder), folder
 
@@ -195,12 +199,13 @@ def _adapter(name: str) -> tuple[int, float, lora.Targets]:
     """Returns rank, scale and names of the linear maps."""
     if name.startswith(LORA):
         rank = name.removeprefix(LORA)
-        if not (rank.isascii() and rank.isdigit() and int(rank)):
-            raise ValueError(f"+{name}: expected +lora:RANK with a rank of at least 1")
+        if not (rank.isascii() and rank.isdigit() and len(rank) < 10 and int(rank)):
+            raise ValueError(f"+{shown(name, 200)}: expected +lora:RANK with a rank of at least 1")
         return int(rank), 1.0, "all-linear"
-    path = hub.resolve(name, CONFIGS) / "adapter_config.json"
-    settings = read_object(path)
-    if not isinstance(settings.get("r"), int) or not settings.get("target_modules"):
+    folder = hub.resolve(name, CONFIGS)
+    settings = adapter_settings.read_settings(folder)
+    if "r" not in settings or not settings.get("target_modules"):
+        path = shown(folder / adapter_settings.FILE, 200)
         raise ValueError(f"{path}: expected a PEFT adapter with r and target_modules")
-    targets = settings["target_modules"]
-    return settings["r"], settings.get("lora_alpha", settings["r"]) / settings["r"], targets
+    rank = settings["r"]
+    return rank, settings.get("lora_alpha", rank) / rank, settings["target_modules"]

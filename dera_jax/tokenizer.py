@@ -1,14 +1,18 @@
 """Text to token ids and back."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from dera_jax.files import put, read_json, staging
+from dera_jax.chat_templates import check_template
+from dera_jax.chat_templates import render_chat as render_chat
+from dera_jax.files import LARGEST_JSON, read_bytes, read_json
+from dera_jax.shown import shown
+from dera_jax.tokenizer_files import load_tokenizer as load_tokenizer
+from dera_jax.tokenizer_files import save_tokenizer as save_tokenizer
+from dera_jax.untrusted import OverLimit
 from dera_jax.usable import Unusable
 
 CONTEXT = 4
@@ -17,38 +21,23 @@ SMALLEST_BUCKET = 16
 """Prompts are padded to at least this many tokens."""
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of a Hugging Face folder.
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
+    """Returns the ids of a text.
+
+    Args:
+      special: whether the tokenizer adds the special tokens that it begins and ends a text with.
 
     Raises:
-      ValueError: no tokenizer files, or files that would run code of their own.
+      ValueError: the text holds half of a character, as JSON may (`\\ud83d`), which no tokenizer reads.
     """
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ValueError(f"{folder}: expected tokenizer files (tokenizer.json), found none")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds for one cause: unreadable files
-        raise ValueError(f"{folder}: the tokenizer cannot be read: {_one_line(error)}") from error
-    # As if it had warned already: what is too long for a model is refused where the model is known.
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the files of a tokenizer, each whole or not at all, into a folder, made if need be.
-
-    Raises:
-      ValueError: the folder cannot be written.
-    """
-    with staging(folder, "tokenizer.json") as place:
-        try:
-            tokenizer.save_pretrained(place)
-        except OSError:
-            raise
-        except Exception as error:  # what the library raises where a disk is full
-            raise ValueError(f"{folder}: the tokenizer cannot be written: {_one_line(error)}") from error
-        for written in sorted(path for path in place.rglob("*") if path.is_file()):
-            put(written, folder / written.parent.relative_to(place))
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = shown(text[max(error.start - 20, 0) : error.start + 20])
+        raise ValueError(
+            f"expected text, found half of a character at position {error.start} of {around!r}"
+        ) from None
+    return list(tokenizer(text, add_special_tokens=special).input_ids)
 
 
 def encode_prompt(
@@ -78,45 +67,20 @@ def encode_prompt(
         text, messages = "\n\n".join(message["content"] for message in messages), None
         text += "\n\n" if prefix else ""
     if messages is None:
-        tokens = tokenizer(text + prefix).input_ids
+        tokens = text_ids(tokenizer, text + prefix)
         # Some tokenizers end every text with EOS, which would end the completion before it starts.
         if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id and not reader:
             tokens = tokens[:-1]
     else:
         rendered = render_chat(tokenizer, messages, template)
         # The template writes the special tokens itself.
-        tokens = tokenizer(rendered + prefix, add_special_tokens=reader).input_ids
+        tokens = text_ids(tokenizer, rendered + prefix, special=reader)
     # Text that says BOS already, to a tokenizer that says it too.
     if len(tokens) > 1 and tokens[0] == tokens[1] == tokenizer.bos_token_id:
         tokens = tokens[1:]
     if not tokens:
         raise Unusable("the prompt is empty: it has no tokens")
-    return list(tokens)
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[dict],
-    template: str | None = None,
-    *,
-    answer: bool = True,
-) -> str:
-    """Returns the text of a chat, and with `answer` of where the assistant's next message begins.
-
-    Raises:
-      ValueError: there is no chat template, or it refuses the messages.
-    """
-    if template is None and tokenizer.chat_template is None:
-        raise ValueError(
-            "the prompt has `messages`, but the tokenizer has no chat template; --chat-template=FILE gives one"
-        )
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages), chat_template=template, add_generation_prompt=answer, tokenize=False
-        )
-    # A template is a program, and may fail in any way.
-    except Exception as error:
-        raise ValueError(f"the chat template refuses the messages: {_one_line(error)}") from error
+    return tokens
 
 
 def read_template(path: Path) -> str:
@@ -127,25 +91,25 @@ def read_template(path: Path) -> str:
     """
     if not path.is_file():
         found = "expected a file, found a folder" if path.is_dir() else "no such file"
-        raise ValueError(f"{path}: {found}")
+        raise ValueError(f"{shown(path, 200)}: {found}")
     if path.suffix == ".json":
-        settings = read_json(path)
-        text = settings.get("chat_template") if isinstance(settings, dict) else None
+        text = read_json(path, dict).get("chat_template")
         if not isinstance(text, str):
-            raise ValueError(f"{path}: expected a string in 'chat_template', found {type(text).__name__}")
+            found = type(text).__name__
+            raise ValueError(f"{shown(path, 200)}: expected a string in 'chat_template', found {found}")
     else:
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read: {_one_line(error)}") from error
+            text = read_bytes(path, LARGEST_JSON).decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{shown(path, 200)}: cannot be read: {error}") from None
     if not text.strip():
-        raise ValueError(f"{path}: the chat template is empty")
-    # What transformers adds to the language.
-    plain = re.sub(r"{%-? *(end)?generation *-?%}", "", text)
+        raise ValueError(f"{shown(path, 200)}: the chat template is empty")
     try:
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-    except TemplateError as error:
-        raise ValueError(f"{path}: the chat template is broken: {_one_line(error)}") from error
+        check_template(text)
+    except OverLimit as error:
+        raise ValueError(f"{shown(path, 200)}: the chat template {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{shown(path, 200)}: the chat template is broken: {error}") from None
     return text
 
 
@@ -158,11 +122,11 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int],
         return together[len(prompt) :]
     # The tokenizer merges across the border. Encoded alone, the text would get a space that is not
     # there; behind a line break it does not.
-    border = tokenizer("\n", add_special_tokens=False).input_ids
-    behind = tokenizer("\n" + text, add_special_tokens=False).input_ids
+    border = text_ids(tokenizer, "\n", special=False)
+    behind = text_ids(tokenizer, "\n" + text, special=False)
     if behind[: len(border)] == border:
         return behind[len(border) :]
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return text_ids(tokenizer, text, special=False)
 
 
 def decode_completion(
@@ -208,10 +172,7 @@ def check_same_vocabulary(
         return
     word = min(one.keys() ^ other.keys() or {w for w in one if one[w] != other[w]})
     raise ValueError(
-        f"the models have different vocabularies: {word!r} is {one.get(word, 'absent')} in {names[0]} "
-        f"({len(one)} words) and {other.get(word, 'absent')} in {names[1]} ({len(other)} words)"
+        f"the models have different vocabularies: {word!r} is {one.get(word, 'absent')} in "
+        f"{shown(names[0], 200)} ({len(one)} words) and {other.get(word, 'absent')} in "
+        f"{shown(names[1], 200)} ({len(other)} words)"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

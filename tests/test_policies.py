@@ -100,9 +100,9 @@ CONFIGS = {
         {"hidden_act": "selu"},
         "activation: expected one of silu, relu, gelu, gelu_new, gelu_pytorch_tanh, got 'selu'",
     ),
-    "a text for a number": ({"hidden_size": "64"}, "'hidden_size' expected int, got str (value: '64')"),
+    "a text for a number": ({"hidden_size": "64"}, "at hidden_size: expected a whole number, found a text"),
     "heads": ({"num_key_value_heads": 3}, "num_kv_heads: expected a divisor of num_heads (8), got 3"),
-    "no layers": ({"num_hidden_layers": 0}, "num_layers: expected a whole number, at least 1, got 0"),
+    "no layers": ({"num_hidden_layers": 0}, "at num_hidden_layers: expected a whole number >= 1, found 0"),
 }
 
 
@@ -135,7 +135,7 @@ def test_no_config(folder, load):
     )
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -147,6 +147,15 @@ def test_no_config(folder, load):
 def test_broken_json(folder, name, content, message):
     (folder / name).write_bytes(content)
     assert refusal(load_policy, str(folder)).startswith(f"{folder / name}: {message}")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xfd", b"[1, 2]", b"null", b"[" * 100_000])
+def test_a_manifest_of_something_else(folder, content, capsys):
+    """Other tools write files of that name; one that is no object is none of ours."""
+    (folder / "manifest.json").write_bytes(content)
+    assert load_policy(str(folder)).beta is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{folder / 'manifest.json'}: passed over, so β is not known from it: ")
 
 
 # Weights

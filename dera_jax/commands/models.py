@@ -53,7 +53,9 @@ def model_names(args: argparse.Namespace) -> tuple[str | None, list[str] | None]
         return None, None
     if not args.reference or not args.aligned:
         raise ValueError("expected both --reference and --aligned, or neither, for the shipped toy pair")
-    aligned = args.aligned.split(",")
+    from dera_jax.loading.hub import split_models
+
+    aligned = split_models(args.aligned)
     if not all(aligned):
         raise ValueError(f"--aligned: a model is missing in {args.aligned!r}")
     return args.reference, aligned

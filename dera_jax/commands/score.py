@@ -190,9 +190,10 @@ def _score_pairs(args) -> None:
 
 
 def _score_models(args) -> None:
+    from dera_jax.loading.hub import split_models
     from dera_jax.prompts import read_prompts
 
-    names = args.models.split(",")
+    names = split_models(args.models)
     if len(names) < 2 or not all(names) or (len(names) > 2 and not args.quantize):
         expected = "two or more models" if args.quantize else "two models A,B"
         raise ValueError(f"--models: expected {expected}, found {args.models!r}")

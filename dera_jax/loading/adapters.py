@@ -11,27 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax import models
-from dera_jax.files import read_object
-from dera_jax.loading import names, tensors
-from dera_jax.loading.weights import full_shapes, is_quantized
+from dera_jax.loading import adapter_settings, hub, names, tensors
+from dera_jax.loading.weights import check_finite, check_kind, full_shapes, is_quantized
 from dera_jax.models.linear import PRECISION, Adapter, quantize_kernel
+from dera_jax.shown import shown
 from dera_jax.trees import flatten, unflatten
 
 PREFIX = "base_model.model."
 """Of every tensor's name in an adapter's file."""
-REFUSED = {
-    "use_dora": False,
-    "bias": "none",
-    "lora_bias": False,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "layer_replication": None,
-    "use_qalora": False,
-    "use_bdlora": None,
-    "alora_invocation_tokens": None,
-    "kasa_config": None,
-}
-"""Settings that change what an adapter computes; supported is only their default."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +37,11 @@ def read_adapter(folder: Path) -> AdapterFiles:
     Raises:
       ValueError: files that are missing or broken, or a kind of adapter that is not supported.
     """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder}: expected a PEFT adapter, found no adapter_config.json")
-    settings = read_object(path)
-    if settings.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type: expected LORA, found {settings.get('peft_type')}")
-    for name, expected in REFUSED.items():
-        if settings.get(name) not in (expected, None, False):
-            raise ValueError(
-                f"{path}: {name}: expected {expected}, found {settings[name]}; merge it with PEFT first"
-            )
+    settings = adapter_settings.read_settings(folder)
     file = folder / "adapter_model.safetensors"
     if not file.is_file() and (folder / "adapter_model.bin").exists():
         raise ValueError(
-            f"{folder}: expected adapter_model.safetensors, found adapter_model.bin; pickles are not read: "
+            f"{shown(folder, 200)}: expected adapter_model.safetensors, found adapter_model.bin; pickles are not read: "
             "load it with PEFT and save_pretrained(..., safe_serialization=True)"
         )
     listed = tensors.list_file(file)
@@ -86,7 +63,8 @@ def check_base(adapter: AdapterFiles, name: str, fingerprint_of_base: str) -> No
     trained_on = adapter.settings.get("base_model_name_or_path")
     if not trained_on:
         return
-    if (folder := Path(trained_on)).is_dir():
+    if hub.is_folder(trained_on):
+        folder = Path(trained_on)
         if not (folder / "config.json").is_file():
             return
         same = fingerprint_of_base == tensors.fingerprint(
@@ -97,8 +75,9 @@ def check_base(adapter: AdapterFiles, name: str, fingerprint_of_base: str) -> No
         same = Path(name).is_dir() or trained_on.lower() == name.partition("@")[0].lower()
     if not same:
         raise ValueError(
-            f"{adapter.folder}: the adapter was trained on {trained_on}, here it stands on {name}; if they are "
-            f"the same, change base_model_name_or_path in {adapter.folder / 'adapter_config.json'}"
+            f"{shown(adapter.folder, 200)}: the adapter was trained on {shown(trained_on, 200)}, here it stands on "
+            f"{shown(name, 200)}; if they are the same, change base_model_name_or_path in "
+            f"{shown(adapter.folder / 'adapter_config.json', 200)}"
         )
 
 
@@ -117,7 +96,7 @@ def apply_adapter(
     if config.tie_embeddings and _unties(adapter, name_map):
         config = replace(config, tie_embeddings=False)
         flat["head.kernel"] = flat["embed.embedding"].T
-    low_rank = []
+    adapted = []
     # What quantization put beside a kernel is in no file.
     paths = [path for path in flat if not path.endswith(".kernel_scale")]
     sources = names.sources(name_map, paths, config.num_heads)
@@ -129,25 +108,35 @@ def apply_adapter(
         pair = [f"{module}.lora_{letter}.weight" for letter in "AB"]
         if path.endswith(".kernel") and pair[0] in adapter.tensors:
             ours = path.removesuffix(".kernel")
-            rank = adapter.tensors[pair[0]].shape[0]
             own = _low_rank(adapter, pair, ours, source, base, flat[path].shape, config.dtype)
             flat |= own
-            found = own[f"{ours}.lora_b"].shape[0]
-            low_rank.append(Adapter(ours, found, _scale(adapter.settings, module, rank)))
+            adapted.append((ours, own[f"{ours}.lora_b"].shape[0], module, adapter.tensors[pair[0]].shape[0]))
             saved |= set(pair)
         used |= saved
     for name in adapter.tensors:
         if name not in used:
-            module = re.split(r"\.(?:base_layer|lora_\w+|weight|bias)\b", name)[0]
-            there = any(source.name.startswith(f"{module}.") for source in sources.values())
-            trained_on = adapter.settings.get("base_model_name_or_path") or "another model"
-            raise ValueError(
-                f"{adapter.folder}: adapters of {module} are not supported ({name})"
-                if there
-                else f"{adapter.folder}: the adapter was trained on {trained_on} (adapter_config.json), not on "
-                f"{base}, which has no {module}"
-            )
-    return replace(config, adapters=tuple(low_rank)), unflatten(flat)
+            raise ValueError(_unused(adapter, name, base, sources))
+    alphas = adapter_settings.alphas(
+        adapter.folder, adapter.settings, [module for _, _, module, _ in adapted]
+    )
+    low_rank = tuple(
+        Adapter(ours, found, _scale(adapter.settings, alpha, rank))
+        for (ours, found, _, rank), alpha in zip(adapted, alphas, strict=True)
+    )
+    return replace(config, adapters=low_rank), unflatten(flat)
+
+
+def _unused(adapter: AdapterFiles, name: str, base: str, sources: dict[str, names.Source]) -> str:
+    """Returns why a tensor has no place in the base."""
+    module = re.split(r"\.(?:base_layer|lora_\w+|weight|bias)\b", name)[0]
+    folder, told = shown(adapter.folder, 200), shown(module, 200)
+    if any(source.name.startswith(f"{module}.") for source in sources.values()):
+        return f"{folder}: adapters of {told} are not supported ({shown(name, 200)})"
+    trained_on = shown(adapter.settings.get("base_model_name_or_path") or "another model", 200)
+    return (
+        f"{folder}: the adapter was trained on {trained_on} (adapter_config.json), not on {shown(base, 200)}, "
+        f"which has no {told}"
+    )
 
 
 def merge_adapters(config: models.ModelConfig, params: dict) -> tuple[models.ModelConfig, dict]:
@@ -173,8 +162,8 @@ def _saved(
     tensor: tensors.Tensor, path: str, source: names.Source, base: str, config: models.ModelConfig
 ) -> dict:
     """Returns a parameter that the adapter has in place of the base's (`modules_to_save`)."""
-    value = jnp.asarray(source.take(tensor.read()), config.dtype)
     _check_shape(tensor, source.shape(full_shapes(config)[path]), base)
+    value = _array(source.take(tensor.read()), tensor, config.dtype)
     if config.quantization and is_quantized(path):
         parts = quantize_kernel(value, config.quantization)
         return {path.removesuffix("kernel") + name: part for name, part in parts.items()}
@@ -196,8 +185,9 @@ def _low_rank(
     """
     a, b = map(adapter.tensors.get, pair)
     if b is None:
-        raise ValueError(f"{adapter.folder}: {pair[1]} is missing beside {pair[0]}")
-    rank, source = a.shape[0], replace(source, transposed=True)
+        raise ValueError(f"{shown(adapter.folder, 200)}: {pair[1]} is missing beside {pair[0]}")
+    # One without ranks is none.
+    rank, source = max(a.shape[0], 1) if a.shape else 1, replace(source, transposed=True)
     _check_shape(a, (rank, shape[0]), base)
     _check_shape(b, source.shape((rank, shape[1])), base)
     ours, whole = a.read().T, b.read()
@@ -205,7 +195,14 @@ def _low_rank(
     if source.part and _is_block_diagonal(whole, source, rank):
         block = _block(source.part, rank)
         ours, theirs = ours[:, block], theirs[block]
-    return {f"{path}.lora_a": jnp.asarray(ours, dtype), f"{path}.lora_b": jnp.asarray(theirs, dtype)}
+    return {f"{path}.lora_a": _array(ours, a, dtype), f"{path}.lora_b": _array(theirs, b, dtype)}
+
+
+def _array(values: np.ndarray, tensor: tensors.Tensor, dtype: str) -> jax.Array:
+    """Returns a tensor's values, or some of them, all finite."""
+    found = jnp.asarray(values, dtype)
+    check_finite(np.asarray(found), tensor, dtype)
+    return found
 
 
 def _is_block_diagonal(whole: np.ndarray, source: names.Source, rank: int) -> bool:
@@ -229,16 +226,12 @@ def _block(part: names.Part, rank: int) -> slice:
 def _check_shape(tensor: tensors.Tensor, expected: tuple[int, ...], base: str) -> None:
     if tensor.shape != expected:
         raise ValueError(
-            f"{tensor.file}: tensor {tensor.name}: expected shape {expected} for {base}, found {tensor.shape}: "
-            "an adapter for another base"
+            f"{shown(tensor.file, 200)}: tensor {shown(tensor.name, 200)}: expected shape {expected} for "
+            f"{shown(base, 200)}, found {tensor.shape}: an adapter for another base"
         )
+    check_kind(tensor)
 
 
-def _scale(settings: dict, module: str, rank: int) -> float:
+def _scale(settings: dict, alpha: float, rank: int) -> float:
     """Returns α/rank, or α/√rank with rank stabilization (arXiv:2312.03732)."""
-    alpha = settings.get("lora_alpha", 8)
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

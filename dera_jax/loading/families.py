@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dera_jax.configs import check_choice
 from dera_jax.files import read_object
-from dera_jax.loading import names, tensors
+from dera_jax.loading import adapter_settings, names, settings, tensors
 from dera_jax.models import ModelConfig
 from dera_jax.models.decoder import DecoderConfig
 from dera_jax.models.rope import KINDS, Rope
 from dera_jax.models.t5 import T5Config
+from dera_jax.shown import shown
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,8 @@ def _windows(hf: Any) -> tuple[int, ...]:
     kinds = getattr(hf, "layer_types", None) or []
     if "sliding_attention" not in kinds:
         return ()
+    if hf.sliding_window is None:
+        raise ValueError("sliding_window: expected a number of positions, found null")
     return tuple(hf.sliding_window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
@@ -249,13 +254,24 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: expected a Hugging Face model folder, found {_found(folder)}")
-    raw = read_object(path)
+        raise ValueError(
+            f"{shown(folder, 200)}: expected a Hugging Face model folder, found {_found(folder)}"
+        )
+    where = shown(path, 200)
+    raw = read_object(path, settings.Kind)
     kind = raw.get("model_type")
     if "auto_map" in raw and kind not in FAMILIES:
-        raise ValueError(f"{path}: the model brings its own code (auto_map), which is never run")
+        raise ValueError(f"{where}: the model brings its own code (auto_map), which is never run")
     if kind not in FAMILIES:
-        raise ValueError(f"{path}: model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"{where}: model_type {shown(repr(kind), 100)} is not supported; supported: {known}")
+    if (quantized := raw.get("quantization_config")) is not None:
+        method = shown(quantized.get("quant_method", "an unknown method"), 100)
+        raise ValueError(
+            f"{where}: quantization_config: expected full precision, found weights quantized by {method}; "
+            "take the model that they were made from, with --quantize=int8 or nf4"
+        )
+    raw = read_object(path, settings.ModelSettings)
     if kind == "t5":
         # Old files tell it by another setting, which what we save may have to change.
         raw.setdefault("scale_decoder_outputs", raw.get("tie_word_embeddings") is not False)
@@ -265,13 +281,13 @@ def read_config(folder: Path) -> dict:
 def _found(folder: Path) -> str:
     """Returns what lies in the place of a model, and how to write what may be meant."""
     if (folder / "adapter_config.json").is_file():
-        base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
-        return f"a PEFT adapter; write {base or 'BASE'}+{folder}"
+        base = adapter_settings.read_settings(folder).get("base_model_name_or_path")
+        return f"a PEFT adapter; write {shown(base or 'BASE', 200)}+{shown(folder, 200)}"
     kinds = "config.json", "adapter_config.json"
     runs = sorted(p.name for p in folder.glob("*") if any((p / kind).is_file() for kind in kinds))
     if runs:
-        shown = ", ".join(runs[:6]) + ", …" * (len(runs) > 6)
-        return f"folders of models ({len(runs)}: {shown}); write {folder / runs[0]}, or another of them"
+        some = shown(", ".join(runs[:6])) + ", …" * (len(runs) > 6)
+        return f"folders of models ({len(runs)}: {some}); write {shown(folder / runs[0], 200)}, or another of them"
     return "no config.json"
 
 
@@ -279,7 +295,10 @@ def check_language_model(folder: Path, raw: dict) -> None:
     """Raises ValueError where a configuration says that the model is a reward model."""
     for name in raw.get("architectures") or []:
         if name.endswith("ForSequenceClassification"):
-            raise ValueError(f"{folder}: expected a language model, found a reward model ({name})")
+            name = shown(name, 100)
+            raise ValueError(
+                f"{shown(folder, 200)}: expected a language model, found a reward model ({name})"
+            )
 
 
 def model_config(folder: Path, raw: dict) -> ModelConfig:
@@ -288,15 +307,25 @@ def model_config(folder: Path, raw: dict) -> ModelConfig:
     Raises:
       ValueError: a setting that is missing or not supported, with the file.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig  # here, because it takes a second to import
 
     family = FAMILIES[raw["model_type"]]
+    settings.check_layers(folder, raw)
     try:
         config = family.config(AutoConfig.for_model(**raw))
-    except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
-    if family.head_in_file and any(folder.glob("*.safetensors")):
+        _check_ropes(config)
+    except Exception as error:  # the library's classes check in their own ways, and fail in others
+        found = shown(" ".join(str(error).split()), 300) or type(error).__name__
+        raise ValueError(f"{shown(folder / 'config.json', 200)}: {found}") from None
+    if family.head_in_file and tensors.has_weights(folder):
         head = names.find(family.names.names["head.kernel"], family.names, tensors.list_tensors(folder))
         config = replace(config, tie_embeddings=head is None)
     return config
+
+
+def _check_ropes(config: ModelConfig) -> None:
+    """Raises ValueError where rotary positions have no frequencies."""
+    for rope in (getattr(config, "rope", None), getattr(config, "local_rope", None)):
+        with np.errstate(all="ignore"):
+            if rope and not np.isfinite(rope.frequencies(config.head_dim)).all():
+                raise ValueError(f"rope: expected finite frequencies, found others with {rope}")

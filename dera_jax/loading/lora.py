@@ -70,7 +70,11 @@ def add_adapters(
 
     Args:
       paths: of our linear maps, such as `blocks.3.attention.query`.
+
+    Raises:
+      ValueError: a rank beyond a map's own.
     """
+    check_rank(config, paths, rank)
     shapes, flat = full_shapes(config), flatten(params)
     for path, key in zip(paths, jax.random.split(seed_key(seed), len(paths)), strict=True):
         inputs, outputs = shapes[f"{path}.kernel"]
@@ -80,6 +84,18 @@ def add_adapters(
         flat[f"{path}.lora_b"] = jnp.zeros((rank, outputs), config.dtype)
     adapters = tuple(Adapter(path, rank, scale) for path in paths)
     return replace(config, adapters=adapters), unflatten(flat)
+
+
+def check_rank(config: models.ModelConfig, paths: Sequence[str], rank: int) -> None:
+    """Raises ValueError where an adapter of a linear map would have more ranks than the map itself."""
+    shapes = full_shapes(config)
+    for path in paths:
+        most = min(shapes[f"{path}.kernel"])
+        if rank > most:
+            inputs, outputs = shapes[f"{path}.kernel"]
+            raise ValueError(
+                f"rank: expected at most {most}, the smaller side of {path} ({inputs} × {outputs}), got {rank}"
+            )
 
 
 def write_adapter(

@@ -10,7 +10,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dera_jax.files import put, read_object, staging, write_json
+from dera_jax.files import check_type, put, read_object, staging, write_json
+from dera_jax.shown import shown
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -35,6 +36,11 @@ class Tensor:
             return opened.get_slice(self.name)[index or ...]
 
 
+def has_weights(folder: Path) -> bool:
+    """Returns whether safetensors files of a model lie in a folder."""
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Returns the safetensors files of a model folder: the one file, else those that the index names.
 
@@ -48,19 +54,42 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         names = read_object(index).get("weight_map")
         if not isinstance(names, dict) or not names:
-            raise ValueError(f"{index}: expected an object 'weight_map' from tensors to files, found none")
-        files = sorted({folder / str(name) for name in names.values()})
-        for file in files:
-            if not file.is_file():
-                raise ValueError(f"{index}: names {file.name}, which is missing")
-        return files
+            raise ValueError(
+                f"{shown(index, 200)}: expected an object 'weight_map' from tensors to files, found none"
+            )
+        return _named_files(index, names)
     pickles = sorted(folder.glob("*.bin"))
     if pickles:
         raise ValueError(
-            f"{folder}: expected model.safetensors, found only {pickles[0].name}; pickles are not read: "
+            f"{shown(folder, 200)}: expected model.safetensors, found only {shown(pickles[0].name, 200)}; "
+            "pickles are not read: "
             "convert with transformers' save_pretrained(..., safe_serialization=True)"
         )
-    raise ValueError(f"{folder}: expected model.safetensors, found none")
+    raise ValueError(f"{shown(folder, 200)}: expected model.safetensors, found none")
+
+
+def _named_files(index: Path, names: dict) -> list[Path]:
+    """Returns the files that an index names, all of them in its own folder."""
+    where = shown(index, 200)
+    try:
+        check_type(names, dict[str, str])
+    except ValueError as error:
+        raise ValueError(f"{where}: weight_map: {error}") from None
+    for name in (found := sorted(set(names.values()))):
+        if (
+            not name
+            or name in (".", "..")
+            or "/" in name
+            or "\0" in name
+            or not name.endswith(".safetensors")
+        ):
+            raise ValueError(
+                f"{where}: weight_map: expected names of safetensors files beside it, found "
+                f"{shown(repr(name), 200)}"
+            )
+        if not (index.parent / name).is_file():
+            raise ValueError(f"{where}: names {shown(name, 200)}, which is missing")
+    return [index.parent / name for name in found]
 
 
 def list_tensors(folder: Path) -> dict[str, Tensor]:
@@ -78,17 +107,20 @@ def list_file(file: Path) -> dict[str, Tensor]:
     Raises:
       ValueError: it is not there, cut short or not a safetensors file.
     """
+    where = shown(file, 200)
+    if not file.is_file():
+        raise ValueError(f"{where}: no such file")
     try:
         tensors = {}
         with safe_open(file, framework="numpy") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no dict)
                 part = opened.get_slice(name)
                 tensors[name] = Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: no such file") from error
-    except (SafetensorError, OSError) as error:
-        size = file.stat().st_size
-        raise ValueError(f"{file}: not a whole safetensors file ({size} bytes): {error}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        size, why = file.stat().st_size, shown(" ".join(str(error).split()), 300)
+        raise ValueError(f"{where}: not a whole safetensors file ({size} bytes): {why}") from error
+    if not tensors:
+        raise ValueError(f"{where}: expected tensors, found none")
     return tensors
 
 

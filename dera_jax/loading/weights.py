@@ -5,7 +5,7 @@ pages of one file.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dera_jax import models
 from dera_jax.loading import names, tensors
 from dera_jax.loading.families import FAMILIES
 from dera_jax.models.linear import WeightsConfig, quantize_kernel
+from dera_jax.shown import shown
 from dera_jax.trees import flatten, unflatten
 
 CHUNK = 2**24
@@ -57,17 +58,36 @@ def find(folder: Path, name_map: names.NameMap, shapes: dict[str, tuple[int, ...
         name = names.find(source.name, name_map, listed)
         if name is None:
             raise ValueError(
-                f"{folder}: tensor {source.name} is missing from the safetensors files "
-                f"(expected shape {source.shape(shapes[path])})"
+                f"{shown(folder, 200)}: tensor {source.name} is missing from the safetensors files "
+                f"(expected shape {source.shape(shapes[path])}){_wrapped(source.name, listed)}"
             )
         tensor, expected = listed[name], source.shape(shapes[path])
         if tensor.shape != expected:
-            raise ValueError(f"{tensor.file}: tensor {name}: expected shape {expected}, found {tensor.shape}")
-        if tensor.dtype not in tensors.DTYPES:
-            known = ", ".join(tensors.DTYPES)
-            raise ValueError(f"{tensor.file}: tensor {name}: expected one of {known}, found {tensor.dtype}")
+            where = shown(tensor.file, 200)
+            raise ValueError(f"{where}: tensor {name}: expected shape {expected}, found {tensor.shape}")
+        check_kind(tensor)
         found[path] = tensor, source
     return found
+
+
+def check_kind(tensor: tensors.Tensor) -> None:
+    """Raises ValueError unless a tensor's values are of a kind that models compute with."""
+    if tensor.dtype not in tensors.DTYPES:
+        known, where = ", ".join(tensors.DTYPES), shown(tensor.file, 200)
+        raise ValueError(
+            f"{where}: tensor {shown(tensor.name, 200)}: expected one of {known}, found {tensor.dtype}"
+        )
+
+
+def _wrapped(name: str, listed: Collection[str]) -> str:
+    """Returns what to do where a tensor has more before its name, as those of a model in a wrapper have."""
+    found = next((other for other in listed if other.endswith(f".{name}")), None)
+    if found is None:
+        return ""
+    return (
+        f"; found {shown(found, 200)}: the model was saved inside a wrapper (torch.compile writes _orig_mod., "
+        "DataParallel module.); save the model within"
+    )
 
 
 def count_bytes(config: models.ModelConfig, dtype: str) -> int:
@@ -136,7 +156,7 @@ def _read(
     """Returns the values of our parameter at `index`, in memory that the CPU device takes over as it is."""
     if source.part:
         values = source.take(tensor.read())[index].astype(dtype)
-        _check_finite(values, tensor, dtype)
+        check_finite(values, tensor, dtype)
         seen(values.nbytes)
         return np.ascontiguousarray(values)
     spans = [range(*one.indices(size)) for one, size in zip(index, source.ours(tensor.shape), strict=True)]
@@ -148,7 +168,7 @@ def _read(
         part = into[rows.start - spans[0].start : rows.stop - spans[0].start]
         with np.errstate(over="ignore"):
             part[...] = tensor.read((slice(rows.start, rows.stop), *rest))
-        _check_finite(part, tensor, dtype)
+        check_finite(part, tensor, dtype)
         seen(part.nbytes)
     return out
 
@@ -159,9 +179,11 @@ def _chunks(rows: range, row_bytes: int) -> Iterator[range]:
         yield range(start, min(start + step, rows.stop))
 
 
-def _check_finite(values: np.ndarray, tensor: tensors.Tensor, dtype: str) -> None:
+def check_finite(values: np.ndarray, tensor: tensors.Tensor, dtype: str) -> None:
+    """Raises ValueError where a tensor holds NaN or infinite values."""
     if not np.isfinite(values).all():
-        raise ValueError(f"{tensor.file}: tensor {tensor.name} holds NaN or infinite values as {dtype}")
+        where, name = shown(tensor.file, 200), shown(tensor.name, 200)
+        raise ValueError(f"{where}: tensor {name} holds NaN or infinite values as {dtype}")
 
 
 def _empty(shape: list[int], dtype: str) -> np.ndarray:

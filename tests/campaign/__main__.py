@@ -16,8 +16,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="decides which inputs and moments are tried")
     parser.add_argument("--inputs", type=int, help=f"bad inputs (default {SHORT['inputs']})")
     parser.add_argument("--kills", type=int, help=f"kills (default {SHORT['kills']})")
-    parser.add_argument("--full", action="store_true", help=f"{FULL['inputs']} inputs, and kills at all operations")
-    parser.add_argument("--only", action="append", help="kinds of file, commands or scenarios; may be repeated")
+    parser.add_argument(
+        "--full", action="store_true", help=f"{FULL['inputs']} inputs, and kills at all operations"
+    )
+    parser.add_argument(
+        "--only", action="append", help="kinds of file, commands or scenarios; may be repeated"
+    )
     parser.add_argument("--repeat", action="append", metavar="CASE", help="run this case; may be repeated")
     parser.add_argument("--verbose", action="store_true", help="print every case and all that it says")
     return parser.parse_args()

@@ -15,10 +15,24 @@ from tests.campaign.forks import Ended, Job, Worker
 
 LONGEST = 1000
 """Characters of a line on stderr: more is no line to read."""
-UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 LEFTOVER = re.compile(r"(\..+\.tmp|.+\.partial|.+\.saving|.+\.gone|.+\.orbax-checkpoint-tmp.*)")
 MAY_APPEAR = re.compile(r"(.*/)?(\.lock|__pycache__(/.*)?)")
-FAULTS = ("traceback", "code", "hang", "changed", "leftover", "raw", "long", "lines", "key", "pwned", "broken")
+FAULTS = (
+    "traceback",
+    "code",
+    "hang",
+    "changed",
+    "leftover",
+    "raw",
+    "long",
+    "lines",
+    "key",
+    "pwned",
+    "broken",
+)
 """What an input can end in, of which none may be:
 
   traceback  a traceback, or an exception that went through
@@ -130,7 +144,12 @@ def _odd_files(sandbox: Path) -> None:
     (sandbox / "folder.jsonl").mkdir()
     for name in ("fifo", "fifo.jsonl"):
         os.mkfifo(sandbox / name)
-    for name, to in (("zero", "/dev/zero"), ("zero.jsonl", "/dev/zero"), ("dangling", "nowhere"), ("loop", "loop")):
+    for name, to in (
+        ("zero", "/dev/zero"),
+        ("zero.jsonl", "/dev/zero"),
+        ("dangling", "nowhere"),
+        ("loop", "loop"),
+    ):
         (sandbox / name).symlink_to(to)
 
 
@@ -162,7 +181,9 @@ def judge(case: inputs.Case, ended: Ended, sandbox: Path, before: dict, after: d
     if changed:
         faults.append("changed")
         notes.append(f"changed: {', '.join(sorted(changed)[:4])}")
-    if ended.code in (0, 2) and (left := [p for p in after.keys() - before.keys() if LEFTOVER.fullmatch(Path(p).name)]):
+    if ended.code in (0, 2) and (
+        left := [p for p in after.keys() - before.keys() if LEFTOVER.fullmatch(Path(p).name)]
+    ):
         faults.append("leftover")
         notes.append(f"left: {', '.join(sorted(left)[:4])}")
     if found := _raw(ended):
@@ -228,7 +249,9 @@ def _broken(command: Command, sandbox: Path, after: dict, before: dict) -> str |
     """Returns what is wrong with what a successful command has written."""
     for path in after:
         file = sandbox / path
-        written = any(path == a or path.startswith(f"{a}/") for a in command.writes) and after[path] != before.get(path)
+        written = any(path == a or path.startswith(f"{a}/") for a in command.writes) and after[
+            path
+        ] != before.get(path)
         if not written or not file.is_file() or file.is_symlink():
             continue
         try:

@@ -312,4 +312,6 @@ def spawn(job: Job, home: Path, **options) -> Ended:
             kill(process.pid)
             process.wait()
     code = problem or (process.returncode if process.returncode >= 0 else f"signal {-process.returncode}")
-    return Ended(code, *((home / f"job.{name}").read_bytes().decode("utf-8", "replace") for name in ("out", "err")))
+    return Ended(
+        code, *((home / f"job.{name}").read_bytes().decode("utf-8", "replace") for name in ("out", "err"))
+    )

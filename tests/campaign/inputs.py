@@ -148,7 +148,9 @@ def all_cases(shelf: Path) -> dict[tuple[str, str], list[Case]]:
         if form == "words":
             found |= {(kind, each): [Case(kind, each, c) for c in words.changes(each)] for each in words.BASE}
         elif form == "machine":
-            found |= {(kind, each): [Case(kind, each, c) for c in words.MACHINES] for each in words.ON_MACHINES}
+            found |= {
+                (kind, each): [Case(kind, each, c) for c in words.MACHINES] for each in words.ON_MACHINES
+            }
         else:
             names = list(changes(shelf, kind))
             found |= {(kind, each): [Case(kind, each, name) for name in names] for each in commands}

@@ -23,7 +23,15 @@ GRACE = 5.0
 """Seconds that the other process has to end by itself before it is killed too, as a scheduler would."""
 TRAIN = ["--max-steps=3", "--batch-size=4", "--save-steps=1", "--eval-steps=2"]
 SFT = ["--model=base", "--data=completions.jsonl", "--eval-data=texts.jsonl", LENGTH, *TRAIN, "--out=new"]
-DPO = ["--model=reference", "--data=pairs.jsonl", "--eval-data=transcripts.jsonl", LENGTH, "--beta=0.1", *TRAIN, "--out=new"]
+DPO = [
+    "--model=reference",
+    "--data=pairs.jsonl",
+    "--eval-data=transcripts.jsonl",
+    LENGTH,
+    "--beta=0.1",
+    *TRAIN,
+    "--out=new",
+]
 RLHF = ["--model=reference", "--data=prompts.jsonl", "--eval-data=prompts.txt", f"--reward={LENGTHS}", "--num-samples=2",
         "--max-new-tokens=8", "--beta=0.1", *TRAIN, "--out=new"]  # fmt: skip
 
@@ -152,7 +160,9 @@ class Kills:
             codes = self._run(tried.scenario, sandbox, kill)
             reached.append(codes[kill.process] == "signal 9")
             where.append((self._log(kill.process).read_text().splitlines() or ["nothing"])[-1])
-            if codes[kill.process] not in ("signal 9", 0) and (kill is tried.kills[0] or codes[kill.process] != 2):
+            if codes[kill.process] not in ("signal 9", 0) and (
+                kill is tried.kills[0] or codes[kill.process] != 2
+            ):
                 return Found(tried, any(reached), ", ".join(where), "lost", f"{codes}: {self._said()}")
         scenario = tried.scenario
         if SCENARIOS[scenario].processes > 1 and tried.kills[0].number % 2:
@@ -179,7 +189,9 @@ class Kills:
     def _log(self, process: int) -> Path:
         return self.home / f"operations-{process}"
 
-    def _run(self, scenario: str, sandbox: Path, kill: Kill | None, processes: int | None = None) -> list[int | str]:
+    def _run(
+        self, scenario: str, sandbox: Path, kill: Kill | None, processes: int | None = None
+    ) -> list[int | str]:
         """Returns the exit code of each process; the one that is to be killed at an operation, is."""
         given = SCENARIOS[scenario]
         count = processes or given.processes
@@ -260,7 +272,11 @@ def _content(path: Path):
     if path.name == "speed.jsonl":
         return "speed"
     if path.suffix == ".png":
-        return "PNG" if path.read_bytes().startswith(b"\x89PNG") and path.read_bytes().endswith(b"IEND\xaeB`\x82") else "broken"
+        return (
+            "PNG"
+            if path.read_bytes().startswith(b"\x89PNG") and path.read_bytes().endswith(b"IEND\xaeB`\x82")
+            else "broken"
+        )
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -269,7 +269,11 @@ def _data(path: str, *fields: str) -> dict[str, Act]:
     """Of training data with some text fields."""
 
     def of(**values) -> dict:
-        return {**{name: f"some {name}" for name in fields}, **({"label": True} if "kto" in path else {}), **values}
+        return {
+            **{name: f"some {name}" for name in fields},
+            **({"label": True} if "kto" in path else {}),
+            **values,
+        }
 
     last, good = fields[-1], of()
     found = {
@@ -330,10 +334,15 @@ def _rewards() -> dict[str, Act]:
         "signal": "signal.signal(signal.SIGTERM, signal.SIG_IGN); return [1.0] * len(completions)",
         "removes": "import shutil; shutil.rmtree('mine'); return [1.0] * len(completions)",
     }  # fmt: skip
-    found = {name: code(f"def reward(completions, **columns):\n    {body}\n") for name, body in bodies.items()}
+    found = {
+        name: code(f"def reward(completions, **columns):\n    {body}\n") for name, body in bodies.items()
+    }
     tops = {name: bodies[name] for name in ("exit", "exit 3", "exit text", "interrupt", "os exit", "sleep", "loop", "fault",
             "kill", "raises escape", "prints", "base", "memory error")}  # fmt: skip
-    tops = {name: body.replace("; return [1.0] * len(completions)", "").replace("\n    ", "\n") for name, body in tops.items()}
+    tops = {
+        name: body.replace("; return [1.0] * len(completions)", "").replace("\n    ", "\n")
+        for name, body in tops.items()
+    }
     found |= {f"import: {name}": code(f"{body}\n") for name, body in tops.items()}
     shapes = {
         "missing": "", "number": "reward = 5", "class": "class reward: pass", "async": "async def reward(**k): return [1.0]",
@@ -408,7 +417,9 @@ def _parquet(folder: Path) -> None:
     import pyarrow
     from pyarrow.parquet import write_table
 
-    table = pyarrow.table({"prompt": [["a"], None], "messages": [[{"role": "user"}], []], "\x1b[2J": [b"\xff", b""]})
+    table = pyarrow.table(
+        {"prompt": [["a"], None], "messages": [[{"role": "user"}], []], "\x1b[2J": [b"\xff", b""]}
+    )
     write_table(table, folder / "prompts.parquet")
 
 
@@ -424,7 +435,10 @@ def _index(**values) -> Act:
 
 
 def _all_files(name: str) -> Act:
-    return edited("sharded/model.safetensors.index.json", lambda i: i["weight_map"].update(dict.fromkeys(i["weight_map"], name)))
+    return edited(
+        "sharded/model.safetensors.index.json",
+        lambda i: i["weight_map"].update(dict.fromkeys(i["weight_map"], name)),
+    )
 
 
 SPECIAL: dict[str, dict[str, Act]] = {

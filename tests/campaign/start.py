@@ -51,7 +51,9 @@ def write_data(folder: Path) -> None:
     import pyarrow
     from pyarrow.parquet import write_table
 
-    write_table(pyarrow.table({"prompt": PROMPTS, "topic": ["people"] * len(PROMPTS)}), folder / "prompts.parquet")
+    write_table(
+        pyarrow.table({"prompt": PROMPTS, "topic": ["people"] * len(PROMPTS)}), folder / "prompts.parquet"
+    )
     write_lines(folder / "completions.jsonl", [{"prompt": p, "completion": a} for p, a in asked])
     write_lines(folder / "messages.jsonl", [{"messages": each} for each in turns])
     write_lines(folder / "texts.jsonl", [{"text": p + a} for p, a in asked])
@@ -66,7 +68,9 @@ def write_data(folder: Path) -> None:
     (folder / "words.txt").write_text("well\t1.5\nsad\t-2.0\na\t0.25\nthe\t0.5\n")
     (folder / "template.jinja").write_text(TEMPLATE)
     settings = {"lambda": [0, 1], "max-new-tokens": 8, "rows": 4, "num-prompts": 2, "stop": ["x", "y"]}
-    (folder / "config.json").write_text(json.dumps(settings | {"dry-run": False, "reward": LENGTHS, "seed": 3}))
+    (folder / "config.json").write_text(
+        json.dumps(settings | {"dry-run": False, "reward": LENGTHS, "seed": 3})
+    )
     (folder / "mine.py").write_text(
         "import jax.numpy as jnp\n"
         "def reward(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
@@ -88,7 +92,9 @@ def write_base(folder: Path) -> None:
     for name in ("manifest.json", "model.safetensors"):
         (made / name).unlink()
     (made / "config.json").write_text(json.dumps(raw, indent=2))
-    (made / "generation_config.json").write_text(json.dumps({"eos_token_id": [2], "temperature": 0.7, "top_k": 5}))
+    (made / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [2], "temperature": 0.7, "top_k": 5})
+    )
     (made / "chat_template.jinja").write_text(TEMPLATE)
     policy = policies.fresh_policy(str(made), 0)
     policies.save_policy(replace(policy, name="base"), made)

@@ -40,7 +40,9 @@ def options(command: str) -> tuple[str, ...]:
     told = StringIO()
     with redirect_stdout(told), suppress(SystemExit):
         importlib.import_module(f"dera_jax.commands.{COMMANDS[command].module}").main(["--help"])
-    found = dict.fromkeys(re.findall(r"^ +(?:-\w[ \w]*, )?(--[\w-]+)(?: [A-Z\[{]|[A-Z]|,| *\n? *\{)", told.getvalue(), re.M))
+    found = dict.fromkeys(
+        re.findall(r"^ +(?:-\w[ \w]*, )?(--[\w-]+)(?: [A-Z\[{]|[A-Z]|,| *\n? *\{)", told.getvalue(), re.M)
+    )
     return tuple(name for name in found if name not in LENGTHY)
 
 

@@ -1,0 +1,161 @@
+"""What `config.json` and `generation_config.json` of a model folder may hold.
+
+Settings of all families together: what one of them does not know, it does not read.
+"""
+
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+from msgspec import Meta
+
+from dera_jax.files import read_object
+from dera_jax.loading import tensors
+from dera_jax.shown import shown
+
+Size = Annotated[int, Meta(ge=1, lt=2**31)]
+Layers = Annotated[int, Meta(ge=1, le=1024)]
+Count = Annotated[int, Meta(ge=0, lt=2**31)]
+Token = Annotated[int, Meta(ge=-1, lt=2**31)]
+"""An id; -1 stands for none."""
+Tokens = Token | list[Token] | None
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class RopeSettings(TypedDict, total=False):
+    """One kind of rotary positions, under its names of today and of before."""
+
+    rope_type: str | None
+    type: str | None
+    rope_theta: float | None
+    factor: float | None
+    low_freq_factor: Positive | None
+    high_freq_factor: Positive | None
+    original_max_position_embeddings: Size | None
+    beta_fast: Positive | None
+    beta_slow: Positive | None
+    attention_factor: Positive | None
+    mscale: float | None
+    mscale_all_dim: float | None
+    partial_rotary_factor: Share | None
+    truncate: bool | None
+
+
+class RopesSettings(RopeSettings, total=False):
+    """The one kind, or one for each kind of layer."""
+
+    full_attention: RopeSettings
+    sliding_attention: RopeSettings
+
+
+class Kind(TypedDict, total=False):
+    """What tells the family."""
+
+    model_type: str | None
+    quantization_config: dict | None
+
+
+class ModelSettings(TypedDict, total=False):
+    """config.json."""
+
+    architectures: list[str] | None
+    dtype: str | None
+    torch_dtype: str | None
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size | None
+    head_dim: Size | None
+    max_position_embeddings: Size
+    n_embd: Size
+    n_inner: Size | None
+    n_layer: Layers
+    n_head: Size
+    n_positions: Size
+    d_model: Size
+    d_ff: Size
+    d_kv: Size
+    num_layers: Layers
+    num_decoder_layers: Layers | None
+    num_heads: Size
+    relative_attention_num_buckets: Size
+    relative_attention_max_distance: Size
+    rms_norm_eps: Share
+    layer_norm_eps: Share
+    layer_norm_epsilon: Share
+    hidden_act: str | None
+    hidden_activation: str | None
+    activation_function: str | None
+    feed_forward_proj: str
+    attention_bias: bool
+    mlp_bias: bool
+    use_parallel_residual: bool
+    scale_attn_weights: bool
+    scale_decoder_outputs: bool
+    tie_word_embeddings: bool | None
+    use_bidirectional_attention: bool | None
+    use_sliding_window: bool | None
+    sliding_window: Count | None
+    sliding_window_pattern: Size | None
+    max_window_layers: Count | None
+    layer_types: list[str] | None
+    query_pre_attn_scalar: Positive
+    attn_logit_softcapping: Positive | None
+    final_logit_softcapping: Positive | None
+    rope_theta: float | None
+    rope_local_base_freq: float | None
+    rotary_emb_base: float | None
+    rotary_pct: Share | None
+    partial_rotary_factor: Share | None
+    rope_scaling: RopesSettings | None
+    rope_parameters: RopesSettings | None
+    bos_token_id: Tokens
+    eos_token_id: Tokens
+    pad_token_id: Token | None
+    decoder_start_token_id: Token | None
+    # The library makes a name for each.
+    num_labels: Annotated[int, Meta(ge=0, le=100_000)] | None
+    id2label: dict[str, str | int | float] | None
+    label2id: dict[str, str | int | float] | None
+
+
+class GenerationSettings(TypedDict, total=False):
+    """generation_config.json."""
+
+    eos_token_id: Tokens
+
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+"""What says how many blocks a model has."""
+
+
+def check_layers(folder: Path, raw: dict) -> None:
+    """Raises ValueError where a configuration has more layers than the files, if there are any, hold.
+
+    Each layer of a model is built before its tensors are looked for.
+    """
+    if not tensors.has_weights(folder):
+        return
+    held = 1 + max(map(_layer, tensors.list_tensors(folder)))
+    for name in LAYERS:
+        if (raw.get(name) or 0) > held:
+            raise ValueError(
+                f"{shown(folder / 'config.json', 200)}: {name}: expected at most {held}, which the safetensors "
+                f"files hold, found {raw[name]}"
+            )
+
+
+def _layer(tensor: str) -> int:
+    """Returns the number of a tensor's layer, the first in its name; 0 for those of no layer."""
+    return next((int(part[:9]) for part in tensor.split(".") if part.isascii() and part.isdigit()), 0)
+
+
+def read_generation(folder: Path) -> dict:
+    """Returns what generation_config.json says; nothing where there is none.
+
+    Raises:
+      ValueError: it is broken.
+    """
+    return read_object(folder / "generation_config.json", GenerationSettings)

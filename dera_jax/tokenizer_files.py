@@ -1,0 +1,150 @@
+"""Tokenizers in the files of model folders, which anybody may have written."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, convert_slow_tokenizer
+from transformers.utils import is_sentencepiece_available
+
+from dera_jax.files import put, read_object, staging
+from dera_jax.shown import shown
+
+FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+"""One of these a tokenizer has; the second and the third are sentencepiece's (Llama 2 and Gemma, T5)."""
+
+
+class Token(TypedDict):
+    """A token with settings of its own."""
+
+    content: str
+
+
+class NamedTemplate(TypedDict):
+    """One of several chat templates."""
+
+    name: str
+    template: str
+
+
+AnyToken = str | Token | None
+Tokens = list[str | Token] | dict[str, str | Token] | None
+
+
+class TokenizerSettings(TypedDict, total=False):
+    """What is read of tokenizer_config.json."""
+
+    tokenizer_class: str | None
+    model_max_length: float | None
+    chat_template: str | list[NamedTemplate] | dict[str, str] | None
+    model_input_names: Annotated[list[str], Meta(min_length=1)]
+    bos_token: AnyToken
+    eos_token: AnyToken
+    unk_token: AnyToken
+    pad_token: AnyToken
+    sep_token: AnyToken
+    cls_token: AnyToken
+    mask_token: AnyToken
+    additional_special_tokens: Tokens
+    extra_special_tokens: Tokens
+    added_tokens_decoder: dict[str, str | Token] | None
+    add_bos_token: bool | None
+    add_eos_token: bool | None
+    add_prefix_space: bool | None
+    clean_up_tokenization_spaces: bool | None
+    split_special_tokens: bool | None
+    padding_side: str | None
+    truncation_side: str | None
+    extra_ids: Annotated[int, Meta(ge=0, le=10_000)]
+
+
+SCHEMAS = {
+    "tokenizer_config.json": TokenizerSettings,
+    "special_tokens_map.json": dict[str, str | Token | list[str | Token] | None],
+    "added_tokens.json": dict[str, Annotated[int, Meta(ge=0, lt=2**31)]],
+    "chat_template.json": dict[str, Any],
+}
+"""What the library reads beside the vocabulary, and would believe whatever it is."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a Hugging Face folder.
+
+    Raises:
+      ValueError: no tokenizer files, broken ones, or files that would run code of their own.
+    """
+    found = [name for name in FILES if (folder / name).exists()]
+    if not found:
+        raise ValueError(f"{shown(folder, 200)}: expected tokenizer files (tokenizer.json), found none")
+    for name, schema in SCHEMAS.items():
+        read_object(folder / name, schema)
+    try:
+        with _protobuf_alone(), _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            # What else is read of its settings, so that the library stumbles here or not at all.
+            tokenizer.decode(tokenizer("a").input_ids, skip_special_tokens=True)
+            tokenizer.get_vocab(), tokenizer.special_tokens_map
+    except BaseException as error:  # the library raises many kinds for one cause, Rust's panics among them
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ValueError(
+            f"{shown(folder, 200)}: the tokenizer cannot be read: {_why(error, found)}"
+        ) from None
+    # As if it had warned already: what is too long for a model is refused where the model is known.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the files of a tokenizer, each whole or not at all, into a folder, made if need be.
+
+    Raises:
+      ValueError: the folder cannot be written.
+    """
+    with staging(folder, "tokenizer.json") as place:
+        try:
+            tokenizer.save_pretrained(place)
+        except OSError:
+            raise
+        except Exception as error:  # what the library raises where a disk is full
+            told = shown(" ".join(str(error).split()), 300)
+            raise ValueError(f"{shown(folder, 200)}: the tokenizer cannot be written: {told}") from error
+        for written in sorted(path for path in place.rglob("*") if path.is_file()):
+            put(written, folder / written.parent.relative_to(place))
+
+
+def _why(error: BaseException, found: list[str]) -> str:
+    if found[0].endswith(".model"):
+        # The library speaks of tiktoken, which it tries last.
+        return f"{found[0]} is no model of sentencepiece, or one that transformers cannot convert"
+    return shown(" ".join(str(error).split()), 300)
+
+
+@contextmanager
+def _protobuf_alone() -> Iterator[None]:
+    """Lets transformers convert a model of sentencepiece where that package is not installed.
+
+    It asks for the package and then reads the file by protobuf.
+    """
+    asks = convert_slow_tokenizer.requires_backends
+    if not is_sentencepiece_available():
+        convert_slow_tokenizer.requires_backends = lambda *_: None
+    try:
+        yield
+    finally:
+        convert_slow_tokenizer.requires_backends = asks
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back the library's warnings: what fails is told in one line."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
