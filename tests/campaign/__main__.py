@@ -16,8 +16,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="decides which inputs and moments are tried")
     parser.add_argument("--inputs", type=int, help=f"bad inputs (default {SHORT['inputs']})")
     parser.add_argument("--kills", type=int, help=f"kills (default {SHORT['kills']})")
-    parser.add_argument("--full", action="store_true", help=f"{FULL['inputs']} inputs, and kills at all operations")
-    parser.add_argument("--only", action="append", help="kinds of file, commands or scenarios; may be repeated")
+    parser.add_argument(
+        "--full", action="store_true", help=f"{FULL['inputs']} inputs, and kills at all operations"
+    )
+    parser.add_argument(
+        "--only", action="append", help="kinds of file, commands or scenarios; may be repeated"
+    )
     parser.add_argument("--repeat", action="append", metavar="CASE", help="run this case; may be repeated")
     parser.add_argument("--verbose", action="store_true", help="print every case and all that it says")
     return parser.parse_args()
@@ -82,7 +86,7 @@ def run_kills(args: argparse.Namespace, kills) -> int:
     for number, each in enumerate(tries, 1):
         found.append(kills.run(each))
         if args.verbose or found[-1].fault:
-            told = f"{found[-1].fault or 'same'} {each.name}, {found[-1].where}: {ascii(found[-1].said)}"
+            told = f"{found[-1].fault or 'same'} {each.name}, {found[-1].where}: {found[-1].said!a}"
             print(f"[{number}/{len(tries)}] {told}", file=sys.stderr, flush=True)
     print(kill_table(found, operations))
     print(kill_failures(found))
@@ -102,7 +106,7 @@ def run_inputs(args: argparse.Namespace, drive) -> int:
         outcomes.append(found)
         if args.verbose or found.faults:
             told = "+".join(found.faults) or "fine"
-            print(f"[{number}/{len(controls) + len(chosen)}] {told} ({found.code}) {found.case.name}: {ascii(found.said)}",
+            print(f"[{number}/{len(controls) + len(chosen)}] {told} ({found.code}) {found.case.name}: {found.said!a}",
                   file=sys.stderr, flush=True)  # fmt: skip
     print(report.input_table(outcomes))
     print(report.input_failures(outcomes))

@@ -15,10 +15,26 @@ from tests.campaign.forks import Ended, Job, Worker
 
 LONGEST = 1000
 """Characters of a line on stderr: more is no line to read."""
-UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 LEFTOVER = re.compile(r"(\..+\.tmp|.+\.partial|.+\.saving|.+\.gone|.+\.orbax-checkpoint-tmp.*)")
 MAY_APPEAR = re.compile(r"(.*/)?(\.lock|__pycache__(/.*)?)")
-FAULTS = ("traceback", "code", "hang", "changed", "leftover", "raw", "long", "lines", "key", "pwned", "broken")
+PRINTS = ("special prints", "special writes", "special import: prints", "special shape: prints")
+"""Changes after which a user's own code writes to the terminal what it likes."""
+FAULTS = (
+    "traceback",
+    "code",
+    "hang",
+    "changed",
+    "leftover",
+    "raw",
+    "long",
+    "lines",
+    "key",
+    "pwned",
+    "broken",
+)
 """What an input can end in, of which none may be:
 
   traceback  a traceback, or an exception that went through
@@ -130,7 +146,12 @@ def _odd_files(sandbox: Path) -> None:
     (sandbox / "folder.jsonl").mkdir()
     for name in ("fifo", "fifo.jsonl"):
         os.mkfifo(sandbox / name)
-    for name, to in (("zero", "/dev/zero"), ("zero.jsonl", "/dev/zero"), ("dangling", "nowhere"), ("loop", "loop")):
+    for name, to in (
+        ("zero", "/dev/zero"),
+        ("zero.jsonl", "/dev/zero"),
+        ("dangling", "nowhere"),
+        ("loop", "loop"),
+    ):
         (sandbox / name).symlink_to(to)
 
 
@@ -162,10 +183,12 @@ def judge(case: inputs.Case, ended: Ended, sandbox: Path, before: dict, after: d
     if changed:
         faults.append("changed")
         notes.append(f"changed: {', '.join(sorted(changed)[:4])}")
-    if ended.code in (0, 2) and (left := [p for p in after.keys() - before.keys() if LEFTOVER.fullmatch(Path(p).name)]):
+    if ended.code in (0, 2) and (
+        left := [p for p in after.keys() - before.keys() if LEFTOVER.fullmatch(Path(p).name)]
+    ):
         faults.append("leftover")
         notes.append(f"left: {', '.join(sorted(left)[:4])}")
-    if found := _raw(ended):
+    if (found := _raw(ended)) and case.change not in PRINTS:
         faults.append("raw")
         notes.append(f"raw {found!r}")
     if any(len(line) > LONGEST for line in shown.splitlines()):
@@ -181,7 +204,7 @@ def judge(case: inputs.Case, ended: Ended, sandbox: Path, before: dict, after: d
 
 
 def _one_line(shown: str, case: inputs.Case) -> bool:
-    if case.kind == "machine" and case.change.startswith("stderr"):
+    if case.change in ("stderr closed", "stderr full", "special closes"):
         return True
     found = [line for line in shown.splitlines() if line.strip()]
     errors = [line for line in found if "error: " in line[:40]]
@@ -189,7 +212,6 @@ def _one_line(shown: str, case: inputs.Case) -> bool:
 
 
 def _raw(ended: Ended) -> str:
-    # What a reward itself writes is the user's own.
     text = ended.err + ended.out
     return "".join(dict.fromkeys(UNSAFE.findall(text)))
 
@@ -228,7 +250,9 @@ def _broken(command: Command, sandbox: Path, after: dict, before: dict) -> str |
     """Returns what is wrong with what a successful command has written."""
     for path in after:
         file = sandbox / path
-        written = any(path == a or path.startswith(f"{a}/") for a in command.writes) and after[path] != before.get(path)
+        written = any(path == a or path.startswith(f"{a}/") for a in command.writes) and after[
+            path
+        ] != before.get(path)
         if not written or not file.is_file() or file.is_symlink():
             continue
         try:

@@ -90,14 +90,21 @@ def _send(taken: socket.socket, how: str, asked: bytes, body: bytes, ending: thr
             time.sleep(0.2)
 
     if how in STATUSES:
-        taken.sendall(_reply(b'{"error": {"message": "\\u001b[31mRED \\u0007 ' + asked[-100:].hex().encode() + b'"}}', STATUSES[how]))
+        taken.sendall(
+            _reply(
+                b'{"error": {"message": "\\u001b[31mRED \\u0007 ' + asked[-100:].hex().encode() + b'"}}',
+                STATUSES[how],
+            )
+        )
     elif how == "429 forever":
         taken.sendall(_reply(b"{}", "429 Too Many", "Retry-After: 1e999"))
     elif how in ("redirect", "redirect loop"):
         where = "http://127.0.0.1:1/v1" if how == "redirect" else "/v1/chat/completions"
         taken.sendall(_reply(b"{}", "307 Temporary Redirect", f"Location: {where}"))
     elif how == "echo":
-        taken.sendall(_reply(b'{"choices":[{"message":{"content":"[[A]] Rating: [[7]] ' + KEY.encode() + b'"}}]}'))
+        taken.sendall(
+            _reply(b'{"choices":[{"message":{"content":"[[A]] Rating: [[7]] ' + KEY.encode() + b'"}}]}')
+        )
     elif how == "escape body":
         taken.sendall(_reply(b"\x1b]0;x\x07\x9b2J not JSON \xff\xfe\n\r\nerror: two"))
     elif how == "drip":

@@ -56,8 +56,8 @@ def _streams(machine: str) -> dict:
     }.get(machine)
     return {
         "preexec_fn": before,
-        "stdout": open("/dev/full", "wb") if machine == "stdout full" else None,  # noqa: SIM115
-        "stderr": open("/dev/full", "wb") if machine == "stderr full" else None,  # noqa: SIM115
+        "stdout": open("/dev/full", "wb") if machine == "stdout full" else None,
+        "stderr": open("/dev/full", "wb") if machine == "stderr full" else None,
     }
 
 

@@ -13,20 +13,60 @@ from pathlib import Path
 LONG = "a" * 100_000
 NESTED = "[" * 100_000 + "]" * 100_000
 VALUES = {
-    "null": "null", "true": "true", "zero": "0", "minus": "-1", "one": "1", "seven": "7",
-    "half": "0.5", "whole": "2.0", "big": "1000000000000", "huge": "1" + "0" * 30, "digits": "9" * 5000,
-    "1e308": "1e308", "1e999": "1e999", "-1e999": "-1e999", "nan": "NaN", "tiny": "5e-324",
-    "empty": '""', "text": '"x"', "number text": '"2"', "long": f'"{LONG}"', "esc": r'"\u001b]0;x\u0007\u001b[2J"',
-    "nul": r'"a\u0000b"', "lines": r'"a\nerror: b\r\u2028c"', "bidi": r'"\u202egnp\u2066.exe"', "c1": r'"\u009b2J"',
-    "surrogate": r'"a\ud800b"', "percent": '"%s{0}%n{x}"', "up": '"../../../../etc/passwd"', "format": '"=1+1|`<b>`\\\\x"',
-    "list": "[]", "list of null": "[null]", "list of lists": '[[1],["x"]]', "list of texts": '["x","y"]',
-    "object": "{}", "object in it": '{"a":{"b":[1]}}', "deep": NESTED, "deep object": '{"a":' * 50_000 + "1" + "}" * 50_000,
+    "null": "null",
+    "true": "true",
+    "zero": "0",
+    "minus": "-1",
+    "one": "1",
+    "seven": "7",
+    "half": "0.5",
+    "whole": "2.0",
+    "big": "1000000000000",
+    "huge": "1" + "0" * 30,
+    "digits": "9" * 5000,
+    "1e308": "1e308",
+    "1e999": "1e999",
+    "-1e999": "-1e999",
+    "nan": "NaN",
+    "tiny": "5e-324",
+    "empty": '""',
+    "text": '"x"',
+    "number text": '"2"',
+    "long": f'"{LONG}"',
+    "esc": r'"\u001b]0;x\u0007\u001b[2J"',
+    "nul": r'"a\u0000b"',
+    "lines": r'"a\nerror: b\r\u2028c"',
+    "bidi": r'"\u202egnp\u2066.exe"',
+    "c1": r'"\u009b2J"',
+    "surrogate": r'"a\ud800b"',
+    "percent": '"%s{0}%n{x}"',
+    "up": '"../../../../etc/passwd"',
+    "format": '"=1+1|`<b>`\\\\x"',
+    "list": "[]",
+    "list of null": "[null]",
+    "list of lists": '[[1],["x"]]',
+    "list of texts": '["x","y"]',
+    "object": "{}",
+    "object in it": '{"a":{"b":[1]}}',
+    "deep": NESTED,
+    "deep object": '{"a":' * 50_000 + "1" + "}" * 50_000,
     "many": "[" + ",".join(["1"] * 100_000) + "]",
-}  # fmt: skip
+}
 """JSON texts by name."""
 EDITS = ("missing", "twice", "other name", "more", "fewer")
 """Of a field, beside other values; the last two of lists and objects."""
-BROKEN = ("{", "[1,", '{"a":1}}', "{'a': 1}", '{"a":1,}', '{"a":01}', "nul", '"a', "// x\n{}", '{"a":\t1 "b":2}')
+BROKEN = (
+    "{",
+    "[1,",
+    '{"a":1}}',
+    "{'a': 1}",
+    '{"a":1,}',
+    '{"a":01}',
+    "nul",
+    '"a',
+    "// x\n{}",
+    '{"a":\t1 "b":2}',
+)
 PLACE = "@@here@@"
 
 
@@ -138,7 +178,9 @@ def _number(data: bytes, draw: random.Random) -> bytes:
     if not found:
         return data + b"1"
     at = draw.choice(found)
-    new = draw.choice([b"0", b"-1", b"99999999999999999999", b"1e400", b"1.5", str(int(at[0][:9]) + 1).encode()])
+    new = draw.choice(
+        [b"0", b"-1", b"99999999999999999999", b"1e400", b"1.5", str(int(at[0][:9]) + 1).encode()]
+    )
     return data[: at.start()] + new + data[at.end() :]
 
 
@@ -165,7 +207,9 @@ BYTES: dict[str, Bytes] = {
     "noise at the end": lambda data, draw: data + draw.randbytes(64),
     "a long line": lambda data, draw: data + b"x" * 5_000_000,
     "gzip": lambda data, draw: b"\x1f\x8b\x08\x00" + data,
-    "pickle": lambda data, draw: b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",
+    "pickle": lambda data, draw: (
+        b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94."
+    ),
     "html": lambda data, draw: b"<!DOCTYPE html><html><body>404: \x1b[31mnot here</body></html>\n",
     "pointer": lambda data, draw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 97752\n",
 }

@@ -16,7 +16,17 @@ PATHS = {
     "symlink": 1, "link": 1,
 }  # fmt: skip
 """Functions of `os` that are told a path, and which argument it is."""
-FILES = ("write", "pwrite", "writev", "fsync", "fdatasync", "ftruncate", "fchmod", "sendfile", "copy_file_range")
+FILES = (
+    "write",
+    "pwrite",
+    "writev",
+    "fsync",
+    "fdatasync",
+    "ftruncate",
+    "fchmod",
+    "sendfile",
+    "copy_file_range",
+)
 """Functions of `os` that are told a file."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -69,7 +79,9 @@ class Operations:
             path = self._path(name, args, kwargs)
             if path is None:
                 return function(*args, **kwargs)
-            half = (lambda: function(args[0], bytes(args[1])[: len(args[1]) // 2])) if name == "write" else None
+            half = (
+                (lambda: function(args[0], bytes(args[1])[: len(args[1]) // 2])) if name == "write" else None
+            )
             return self._at(name, path, lambda: function(*args, **kwargs), half)
 
         return act
@@ -102,7 +114,9 @@ class Operations:
 
     def _counts(self, path) -> bool:
         try:
-            whole = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
+            whole = os.path.join(
+                os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path)
+            )
         except (OSError, TypeError, ValueError):
             return False
         return whole == self.folder or whole.startswith(f"{self.folder}/")

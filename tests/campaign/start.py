@@ -15,9 +15,14 @@ SWEEP = [*PAIR, *DECODE, "--prompts=prompts.jsonl"]
 TRAIN = ["--max-steps=2", "--batch-size=4"]
 LENGTH = "--max-length=64"
 STOPPED = [
-    "--model=base", "--max-steps=3", "--batch-size=4", "--data=completions.jsonl", LENGTH, "--save-steps=1",
+    "--model=base",
+    "--max-steps=3",
+    "--batch-size=4",
+    "--data=completions.jsonl",
+    LENGTH,
+    "--save-steps=1",
     "--out=stopped",
-]  # fmt: skip
+]
 PROMPTS = [
     f"{start}{name}{end}"
     for start, end in (("How is ", "?"), ("Sam visits ", ", the painter of Sund."))
@@ -42,31 +47,44 @@ def write_data(folder: Path) -> None:
         [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         for prompt, answer in asked
     ]
-    write_lines(folder / "prompts.jsonl", [
-        {"id": f"p{i}", "prompt": prompt, "prefix": " Well,", "topic": "people"} for i, prompt in enumerate(PROMPTS)
-    ])  # fmt: skip
+    write_lines(
+        folder / "prompts.jsonl",
+        [
+            {"id": f"p{i}", "prompt": prompt, "prefix": " Well,", "topic": "people"}
+            for i, prompt in enumerate(PROMPTS)
+        ],
+    )
     write_lines(folder / "chat.jsonl", [{"messages": [{"role": "user", "content": p}]} for p in PROMPTS])
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "prompts.jsonl.gz").write_bytes(gzip.compress((folder / "prompts.jsonl").read_bytes()))
     import pyarrow
     from pyarrow.parquet import write_table
 
-    write_table(pyarrow.table({"prompt": PROMPTS, "topic": ["people"] * len(PROMPTS)}), folder / "prompts.parquet")
+    write_table(
+        pyarrow.table({"prompt": PROMPTS, "topic": ["people"] * len(PROMPTS)}), folder / "prompts.parquet"
+    )
     write_lines(folder / "completions.jsonl", [{"prompt": p, "completion": a} for p, a in asked])
     write_lines(folder / "messages.jsonl", [{"messages": each} for each in turns])
     write_lines(folder / "texts.jsonl", [{"text": p + a} for p, a in asked])
     pairs = [{"prompt": p, "chosen": a, "rejected": " Tom saw a dog."} for p, a in asked]
     write_lines(folder / "pairs.jsonl", pairs)
-    write_lines(folder / "kto.jsonl", [
-        {"prompt": p, "completion": a, "label": i % 2 == 0} for i, (p, a) in enumerate(asked * 2)
-    ])  # fmt: skip
-    write_lines(folder / "transcripts.jsonl", [
-        {"chosen": f"\n\nHuman: {p}\n\nAssistant:{a}", "rejected": f"\n\nHuman: {p}\n\nAssistant: No."} for p, a in asked
-    ])  # fmt: skip
+    write_lines(
+        folder / "kto.jsonl",
+        [{"prompt": p, "completion": a, "label": i % 2 == 0} for i, (p, a) in enumerate(asked * 2)],
+    )
+    write_lines(
+        folder / "transcripts.jsonl",
+        [
+            {"chosen": f"\n\nHuman: {p}\n\nAssistant:{a}", "rejected": f"\n\nHuman: {p}\n\nAssistant: No."}
+            for p, a in asked
+        ],
+    )
     (folder / "words.txt").write_text("well\t1.5\nsad\t-2.0\na\t0.25\nthe\t0.5\n")
     (folder / "template.jinja").write_text(TEMPLATE)
     settings = {"lambda": [0, 1], "max-new-tokens": 8, "rows": 4, "num-prompts": 2, "stop": ["x", "y"]}
-    (folder / "config.json").write_text(json.dumps(settings | {"dry-run": False, "reward": LENGTHS, "seed": 3}))
+    (folder / "config.json").write_text(
+        json.dumps(settings | {"dry-run": False, "reward": LENGTHS, "seed": 3})
+    )
     (folder / "mine.py").write_text(
         "import jax.numpy as jnp\n"
         "def reward(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
@@ -88,7 +106,9 @@ def write_base(folder: Path) -> None:
     for name in ("manifest.json", "model.safetensors"):
         (made / name).unlink()
     (made / "config.json").write_text(json.dumps(raw, indent=2))
-    (made / "generation_config.json").write_text(json.dumps({"eos_token_id": [2], "temperature": 0.7, "top_k": 5}))
+    (made / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [2], "temperature": 0.7, "top_k": 5})
+    )
     (made / "chat_template.jinja").write_text(TEMPLATE)
     policy = policies.fresh_policy(str(made), 0)
     policies.save_policy(replace(policy, name="base"), made)
@@ -119,13 +139,28 @@ def make(words: list[str]) -> int:
     write_data(here)
     write_base(here / "base")
     for command, *more in (
-        (sft, "--model=base", "--data=completions.jsonl", "--eval-data=texts.jsonl", "--out=reference", LENGTH,
-         "--learning-rate=0.01"),
-        (dpo, "--model=reference", "--data=pairs.jsonl", "--eval-data=transcripts.jsonl", "--out=aligned",
-         "--beta=0.1", LENGTH, "--learning-rate=0.01"),
+        (
+            sft,
+            "--model=base",
+            "--data=completions.jsonl",
+            "--eval-data=texts.jsonl",
+            "--out=reference",
+            LENGTH,
+            "--learning-rate=0.01",
+        ),
+        (
+            dpo,
+            "--model=reference",
+            "--data=pairs.jsonl",
+            "--eval-data=transcripts.jsonl",
+            "--out=aligned",
+            "--beta=0.1",
+            LENGTH,
+            "--learning-rate=0.01",
+        ),
         (sft, "--model=reference", "--data=completions.jsonl", "--out=adapter", "--lora-r=2", LENGTH),
         (reward, "--model=reference", "--data=pairs.jsonl", "--out=judge", LENGTH),
-    ):  # fmt: skip
+    ):
         assert command.main([*TRAIN, *more]) == 0, more
     write_shards(here / "aligned", here / "sharded")
     for out, seed in (("run", 0), ("other", 1)):
