@@ -58,7 +58,7 @@ def rewards() -> dict[str, Act]:
         "raises long": "raise ValueError('x' * 100000)",
         "raises no text": "raise ValueError",
         "raises odd": "\n    class E(Exception):\n        def __str__(self): raise RuntimeError\n    raise E",
-        "odd number": "\n    class N:\n        def __float__(self): raise SystemExit(0)\n    return [N()] * len(completions)",
+        "odd number": "\n    class N:\n        def __float__(self): sys.exit(0)\n    return [N()] * len(completions)",
         "odd length": "\n    class L(list):\n        def __len__(self): return 10**9\n    return L()",
         "chdir": "os.chdir('/'); return [1.0] * len(completions)",
         "closes": "os.close(1); os.close(2); return [1.0] * len(completions)",

@@ -53,7 +53,7 @@ TEMPLATES = {
     "power of power": "{% set x = 9**9**9 %}{{ x }}",
     "product": "{{ 'a' * 10**10 }}",
     "product of lists": "{% set x = [0] * 10**10 %}{{ x|length }}",
-    "doubling": "{% set n = namespace(x='a'*999) %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "doubling": "{% set n = namespace(x='aa') %}{% for i in range(50) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "padding": "{{ '%999999999s' % 'x' }}",
     "centre": "{{ 'x'.center(10**10) }}",
     "format": "{{ '{:>9999999999}'.format('x') }}",
