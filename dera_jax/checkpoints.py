@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,26 @@ from jaxtyping import Array, PyTree, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from dera_jax.files import decode_json, encode_json, read_json, write_json
+from dera_jax.shown import shown
+
+
+class Record(TypedDict):
+    """What record.json holds."""
+
+    step: NotRequired[int]
+    """Older versions told it by the folder's name alone."""
+    facts: dict[str, Any]
+    leaves: list[str]
+    sums: list[int]
+    files: dict[str, str]
+    sha256: str
 
 
 class Checkpoints(AbstractContextManager):
     """Training states on disk, newest last. A context manager: leaving it waits for the save under way.
 
-    `STEP/` holds the arrays (`state/`, by orbax) and `record.json`: the caller's facts, each array's
-    name, type and checksum, each file's SHA-256. It is called `STEP.saving/` until it is whole.
+    `STEP/` holds the arrays (`state/`, by orbax) and `record.json`: the step, the caller's facts, each
+    array's name, type and checksum, each file's SHA-256. It is called `STEP.saving/` until it is whole.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
@@ -62,7 +76,7 @@ class Checkpoints(AbstractContextManager):
         def finish() -> None:
             written.result()  # of all processes
             if jax.process_index() == 0:
-                _write_record(saving, {"facts": facts, "leaves": leaves, "sums": sums})
+                _write_record(saving, {"step": step, "facts": facts, "leaves": leaves, "sums": sums})
                 self._admit(saving, step)
 
         self._pending = self._worker.submit(finish)
@@ -81,7 +95,7 @@ class Checkpoints(AbstractContextManager):
         """
         self.wait()
         found, damages = None, []
-        for step in reversed(self._steps()):
+        for step in reversed(steps_in(self.folder)):
             try:
                 found = step, *_read(self.folder / str(step), like)
                 break
@@ -109,9 +123,6 @@ class Checkpoints(AbstractContextManager):
         finally:
             self._worker.shutdown()
 
-    def _steps(self) -> list[int]:
-        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
-
     def _make_room(self, step: int) -> Path:
         """Returns the folder to save in, after removing what a killed process left."""
         saving = self.folder / f"{step}.saving"
@@ -126,16 +137,22 @@ class Checkpoints(AbstractContextManager):
 
     def _admit(self, saving: Path, step: int) -> None:
         """Makes a whole checkpoint the newest."""
-        for other in self._steps():
+        for other in steps_in(self.folder):
             if other >= step:
                 self._remove(other)
         saving.rename(self.folder / str(step))
-        for other in self._steps()[: -self.keep]:
+        for other in steps_in(self.folder)[: -self.keep]:
             self._remove(other)
 
     def _remove(self, step: int) -> None:
         # Renamed first: a checkpoint half removed would look like a damaged one.
         shutil.rmtree((self.folder / str(step)).rename(self.folder / f"{step}.gone"))
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, whole or damaged, newest last."""
+    names = [path.name for path in folder.glob("*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
 class _Damaged(Exception):
@@ -209,16 +226,18 @@ def _write_record(folder: Path, record: dict) -> None:
 def _read_record(folder: Path) -> dict:
     """Returns the record, after it and all files have been checked."""
     try:
-        record = read_json(folder / "record.json")
-        digest = record.pop("sha256")
-    except (ValueError, KeyError, AttributeError):
+        record = read_json(folder / "record.json", Record)
+    except ValueError:
         raise _Damaged("record.json cannot be read") from None
+    digest = record.pop("sha256")
     if hashlib.sha256(encode_json(record)).hexdigest() != digest:
         raise _Damaged("record.json has changed")
+    if str(record.get("step", folder.name)) != folder.name:
+        raise _Damaged(f"it is that of step {record['step']}")
     found = _digests(folder)
     for name, expected in record["files"].items():
         if found.get(name) != expected:
-            raise _Damaged(f"{name} {'has changed' if name in found else 'is missing'}")
+            raise _Damaged(f"{shown(name, 80)} {'has changed' if name in found else 'is missing'}")
     return record
 
 
@@ -227,17 +246,24 @@ def _read(folder: Path, like: PyTree) -> tuple[PyTree, dict]:
     expected, leaves = _leaves(like)
     for there, here in zip_longest(record["leaves"], expected, fillvalue="nothing"):
         if there != here:
-            raise ValueError(f"{folder} is of another training: it holds {there}, expected was {here}")
+            raise ValueError(
+                f"{folder} is of another training: it holds {shown(there, 200)}, expected was {here}"
+            )
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or one) for x in leaves]
-    # Only whole files reach orbax, whose failures leave tracebacks of their own behind.
-    with _orbax():
-        stored = ocp.load(folder / "state", _stored(wanted))
+    # Only files that are as they were saved reach orbax, whose failures leave tracebacks of their own behind.
+    try:
+        with _orbax():
+            stored = ocp.load(folder / "state", _stored(wanted))
+    except Exception as error:  # of many kinds, for a record that tells of other files
+        raise _Damaged(f"its arrays cannot be read ({type(error).__name__})") from None
     arrays = [
         stored[str(i)] if str(i) in stored else jnp.zeros(x.shape, x.dtype, device=x.sharding)
         for i, x in enumerate(wanted)
     ]
     sums = [int(checksum(array)) for array in arrays]
+    if len(record["sums"]) != len(sums):
+        raise _Damaged("record.json has another number of sums")
     for leaf, saved, found in zip(expected, record["sums"], sums, strict=True):
         if int(found) != saved:
             raise _Damaged(f"{leaf} is not what was saved")

@@ -1,7 +1,9 @@
 """Weight-combined models: one model whose parameters lie between, or beyond, those of a pair (Fig. 8)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from dera_jax.configs import check_choice
-from dera_jax.loading import families, hub
+from dera_jax.files import lock_folder, make_folder, remove_leftovers, unlock, write_json
+from dera_jax.loading import families, hub, manifests
 from dera_jax.loading.adapters import merge_adapters
 from dera_jax.models import ModelConfig
 from dera_jax.policies import Policy
@@ -64,6 +67,31 @@ def check_architectures(names: Sequence[str]) -> None:
         # An adapter may untie the head.
         configs[name] = replace(config, tie_embeddings=True)
     _check_same(configs)
+
+
+def check_free(out: Path) -> None:
+    """Raises ValueError where a folder holds a model or a run, unless a killed command was writing it."""
+    taken = manifests.holds_model(out) or (out / manifests.NAME).exists()
+    if taken and manifests.read_manifest(out).get("finished") is not False:
+        raise ValueError(f"{out}: already holds a model; choose another --out or remove it")
+
+
+@contextmanager
+def open_folder(out: Path, facts: dict) -> Iterator[None]:
+    """Keeps others out of a folder and says in it that a model is being written there.
+
+    Raises:
+      ValueError: another command is in it, or it holds a model by now.
+    """
+    make_folder(out)
+    lock = lock_folder(out)
+    try:
+        check_free(out)
+        remove_leftovers(out)
+        write_json(out / manifests.NAME, facts | {"finished": False})
+        yield
+    finally:
+        unlock(lock)
 
 
 def _check_same(configs: dict[str, ModelConfig]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 KV_CACHES = ("auto", "bfloat16", "int8")
 """How keys and values of earlier tokens are kept; auto: in the type of the activations."""
@@ -20,14 +20,17 @@ class DecodeConfig:
     """Number of most probable tokens kept; ≥ 1. None keeps all."""
     top_p: float | None = None
     """Smallest set of tokens with at least this probability, in (0, 1]. None keeps all."""
-    stop: tuple[str, ...] = ()
-    """Texts that end a completion; they are left out of it."""
+    stop: tuple[str, ...] | str = ()
+    """Texts that end a completion, or one; what is whole first ends it, and is left out of it."""
     seed: int = 0
     """Of all randomness; ≥ 0."""
     kv_cache: str = "auto"
     """auto, bfloat16 or int8 (a float scale per token and head): how keys and values are kept."""
 
     def __post_init__(self):
+        take_plain_numbers(self)
+        if isinstance(self.stop, str):  # its letters would be taken for stop texts
+            object.__setattr__(self, "stop", (self.stop,))
         check_choice("kv_cache", self.kv_cache, KV_CACHES)
         check_count("max_new_tokens", self.max_new_tokens)
         check_number("temperature", self.temperature, 0.0, math.inf)
@@ -68,6 +71,7 @@ class TrainConfig:
     """Of the data's order and of sampling; ≥ 0."""
 
     def __post_init__(self):
+        take_plain_numbers(self)
         check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         check_count("max_steps", self.max_steps)
         check_count("batch_size", self.batch_size)
@@ -98,10 +102,19 @@ class RunConfig:
     """none, or tensorboard."""
 
     def __post_init__(self):
+        take_plain_numbers(self)
         check_count("eval_steps", self.eval_steps, least=0)
         check_count("save_steps", self.save_steps)
         check_count("save_total_limit", self.save_total_limit)
         check_choice("report_to", self.report_to, ("none", "tensorboard"))
+
+
+def take_plain_numbers(settings: object) -> None:
+    """Replaces the numbers of NumPy and JAX in a frozen dataclass by Python's own, which files can hold."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+            object.__setattr__(settings, field.name, value.item())
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:

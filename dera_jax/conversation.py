@@ -1,8 +1,9 @@
 """Prompts to completions, turn by turn: a later turn continues from the answers before it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from numbers import Real
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 
 from dera_jax.configs import DecodeConfig
 from dera_jax.decode import Rule
@@ -11,8 +12,57 @@ from dera_jax.generate import Cell, Completion, complete
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt, as_prompts
 from dera_jax.realign import linear_rule
-from dera_jax.strengths import Strength
+from dera_jax.strengths import Strength, as_strengths
 from dera_jax.usage import Usage
+
+HABITS = {
+    "max_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "max_completion_length": "max_new_tokens",
+    "max_gen_toks": "max_new_tokens",
+    "n": "num_samples",
+    "num_return_sequences": "num_samples",
+    "num_generations": "num_samples",
+    "batch_size": "rows",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "until": "stop",
+    "random_seed": "seed",
+    "lambda_": "lambdas",
+    "lambdas": "lambda_",
+    "strength": "lambda_",
+    "strengths": "lambdas",
+    "reward": "rewards",
+    "reward_funcs": "rewards",
+    "output_dir": "out",
+}
+"""Names of other libraries and what we call the same thing."""
+
+
+def decode_config(settings: Mapping, function: Callable) -> DecodeConfig:
+    """Returns the fields of `DecodeConfig` that `function` was given.
+
+    Raises:
+      TypeError: it was given something else; with our name for it, if that can be told.
+      ValueError: a field out of its range.
+    """
+    ours = [field.name for field in fields(DecodeConfig)]
+    parameters = inspect.signature(function).parameters.values()
+    names = ours + [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    if unknown := next((name for name in settings if name not in ours), None):
+        close = [HABITS[unknown]] if HABITS.get(unknown) in names else get_close_matches(unknown, names, 1)
+        hint = f": here it is {close[0]}" if close else f"; there are {', '.join(names)}"
+        raise TypeError(f"{function.__name__}() has no setting {unknown}{hint}")
+    return DecodeConfig(**settings)
+
+
+def _strength(value: object, num_aligned: int) -> Strength:
+    """Returns the one strength that `value` is; one model alone (none aligned) takes ()."""
+    # A sequence is one number per model.
+    strengths = as_strengths(value if isinstance(value, str) else [value], num_aligned, "lambda_")
+    if len(strengths) != 1:
+        raise ValueError(f"lambda_: expected one strength, found {len(strengths)}")
+    return strengths[0]
 
 
 @dataclass(frozen=True)
@@ -53,15 +103,16 @@ def generate(
 
     Args:
       policies: of `load_policies`, the reference first.
-      lambda_: strength, a number; a tuple of them for several aligned models.
+      lambda_: strength, a number or text such as "1/2"; a tuple of numbers for several aligned models.
       num_samples: completions of each prompt.
       rows: of a batch.
       settings: fields of `DecodeConfig`, such as max_new_tokens and temperature.
 
     Raises:
+      TypeError: an unknown setting.
       ValueError: bad input; or a rule whose logits are not finite.
     """
-    config, strength = DecodeConfig(**settings), _strength(lambda_, len(policies) - 1)
+    config, strength = decode_config(settings, generate), _strength(lambda_, len(policies) - 1)
     prompts = as_prompts(prompts)
     conversations = [
         Conversation(prompt, encoded, sample, (strength,) * prompt.num_turns)
@@ -116,15 +167,3 @@ def converse(
 
 def _key(cell: Cell) -> tuple:
     return cell.prompt.id, cell.sample, cell.lambda_
-
-
-def _strength(value: object, num_aligned: int) -> Strength:
-    """Returns the weights of the aligned models; one model alone (none aligned) takes ()."""
-    values = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(v, Real) and not isinstance(v, bool) for v in values):
-        raise ValueError(
-            f"lambda_: expected a number, or a tuple of one for each aligned model, got {value!r}"
-        )
-    if len(values) != num_aligned:
-        raise ValueError(f"lambda_: expected a number for each of {num_aligned} aligned, got {value!r}")
-    return tuple(map(float, values))

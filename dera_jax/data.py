@@ -1,20 +1,28 @@
 """Records: the rows of a file, of a data set or of what is shipped, as they are."""
 
-import gzip
+import csv
 import json
+import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from gzip import GzipFile
+from io import BufferedIOBase, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from dera_jax.files import open_file
+from dera_jax.folders import no_such_file
+from dera_jax.shown import shown
+
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"toy": "toy/prompts.jsonl", "chat": "chat.jsonl"}
 """Names of the prompts that come with the package; a file of that name in the folder does not win."""
 
-FORMS = "FILE.jsonl, FILE.jsonl.gz, FILE.parquet, FILE.txt, hf:org/set[:split], tfds:name[:split]"
+FORMS = "FILE.jsonl, FILE.jsonl.gz, FILE.json, FILE.csv, FILE.parquet, FILE.txt, hf:org/set[:split], tfds:name[:split]"
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Record:
 def load_records(spec: str, limit: int | None = None) -> list[Record]:
     """Returns the first `limit` rows of `spec` (see `prompts.load_prompts`), or all, whatever their fields.
 
-    Rows after the first `limit` are not read.
+    Rows after the first `limit` are not read; a compressed file is, to see whether it is whole.
 
     Raises:
       ValueError: no such data, an unknown form, nothing in it, or a broken line.
@@ -41,7 +49,9 @@ def load_records(spec: str, limit: int | None = None) -> list[Record]:
         raise ValueError(f"{spec}: expected a number of prompts of at least 1, found {limit}")
     records = list(islice(_rows(spec, limit), limit))
     if not records:
-        raise ValueError(f"{spec}: no prompts in it")
+        raise ValueError(f"{shown(spec, 200)}: no prompts in it")
+    if len(records) == limit and spec.lower().endswith(".gz"):
+        _check_whole(spec)
     return records
 
 
@@ -56,45 +66,114 @@ def _rows(spec: str, limit: int | None) -> Iterator[Record]:
         return reader(spec, name, split or "train", limit)
     if spec in SHIPPED:
         return _jsonl_rows(spec, ASSETS / SHIPPED[spec])
-    readers = {".jsonl": _jsonl_rows, ".jsonl.gz": _jsonl_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
-    reader = next((r for suffix, r in readers.items() if spec.lower().endswith(suffix)), None)
+    reader = next((r for suffix, r in READERS.items() if spec.lower().endswith(suffix)), None)
     if reader is None:
-        what = (
-            f"unknown suffix {Path(spec).suffix}" if Path(spec).suffix else "no file suffix, no shipped name"
-        )
-        raise ValueError(f"{spec}: {what}; expected {FORMS}, or a shipped name ({', '.join(SHIPPED)})")
-    return reader(spec, Path(spec))
+        suffix = Path(spec).suffix
+        what = f"unknown suffix {shown(suffix, 40)}" if suffix else "no file suffix, no shipped name"
+        shipped = ", ".join(SHIPPED)
+        raise ValueError(f"{shown(spec, 200)}: {what}; expected {FORMS}, or a shipped name ({shipped})")
+    return reader(shown(spec, 200), Path(spec))
+
+
+def _opened(spec: str, path: Path) -> BufferedIOBase:
+    """Returns an ordinary file, open for reading."""
+    # Not Path.is_file, which fails for names that are too long.
+    if os.path.isdir(path):
+        raise ValueError(f"{spec}: is a folder")
+    if not os.path.exists(path):
+        raise ValueError(f"{spec}: {no_such_file(path)}")
+    return open_file(path)
+
+
+def _unpacked(path: Path, file: BufferedIOBase) -> BufferedIOBase:
+    return GzipFile(fileobj=file) if path.name.lower().endswith(".gz") else file
+
+
+def _check_whole(spec: str) -> None:
+    """Raises ValueError where a compressed file, of which the first lines were wanted, is torn behind them."""
+    path = Path(spec)
+    with _opened(spec, path) as file:
+        try:
+            packed = _unpacked(path, file)
+            while packed.read(2**20):
+                pass
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{spec}: cannot be read to its end ({_first_line(error)})") from error
 
 
 def _lines(spec: str, path: Path) -> Iterator[tuple[int, str]]:
     """Yields the lines that are not blank, numbered from 0, without their ends."""
-    if not path.is_file():
-        raise ValueError(f"{spec}: {'is a folder' if path.is_dir() else 'no such file'}")
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
+    number = -1
+    with _opened(spec, path) as file:
+        # Bytes that are no UTF-8 become characters that no UTF-8 gives, so that their line can be told.
+        text = TextIOWrapper(_unpacked(path, file), "utf-8-sig", "surrogateescape")
+        try:
             # Not str.splitlines, which also splits at U+2028; JSON strings may hold that.
-            for number, line in enumerate(file):
+            for number, line in enumerate(text):
+                if _NO_UTF8.search(line):
+                    raise ValueError(f"{spec}:{number + 1}: not UTF-8 text")
                 if line.strip():
                     yield number, line.rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{spec}: not UTF-8 text ({error})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{spec}: cannot be read ({error})") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{spec}:{number + 2}: cannot be read ({_first_line(error)})") from error
+
+
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def _jsonl_rows(spec: str, path: Path) -> Iterator[Record]:
     for number, line in _lines(spec, path):
         where = f"{spec}:{number + 1}"
+        yield Record(_object(_decoded(line, where), where), where, number)
+
+
+def _json_rows(spec: str, path: Path) -> Iterator[Record]:
+    """Yields the objects of a JSON array; a file that begins otherwise has one on each line."""
+    lines = _lines(spec, path)
+    start, first = next(lines, (0, ""))
+    if not first.lstrip().startswith("["):
+        yield from _jsonl_rows(spec, path)
+        return
+    parts = ["\n" * start, first]
+    for number, line in lines:
+        parts += ["\n" * (number - start), line]  # Blank lines are put back, for the places of errors.
+        start = number
+    for number, value in enumerate(_decoded("".join(parts), spec)):
+        where = f"{spec}[{number}]"
+        yield Record(_object(value, where), where, number)
+
+
+def _decoded(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"{where}: not valid JSON ({error.msg} at {line}column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from error
+
+
+def _object(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {json_kind(value)}")
+    return value
+
+
+def _csv_rows(spec: str, path: Path) -> Iterator[Record]:
+    """Yields the rows of a table whose first line has the fields' names."""
+    with _opened(spec, path) as file:
+        text = TextIOWrapper(file, "utf-8-sig", newline="")
+        reader = csv.DictReader(text, strict=True)
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not valid JSON ({error})") from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"{where}: expected a JSON object, found {json_kind(fields)}")
-        yield Record(fields, where, number)
+            for number, fields in enumerate(reader):
+                where = f"{spec}:{reader.line_num}"
+                if None in fields:
+                    raise ValueError(f"{where}: expected {len(reader.fieldnames)} cells, found more")
+                yield Record({name: cell or None for name, cell in fields.items()}, where, number)
+        except UnicodeDecodeError:
+            raise ValueError(f"{spec}:{reader.line_num + 1}: not UTF-8 text") from None
+        except csv.Error as error:
+            raise ValueError(f"{spec}:{reader.line_num + 1}: not a table ({error})") from None
 
 
 def _text_rows(spec: str, path: Path) -> Iterator[Record]:
@@ -103,19 +182,29 @@ def _text_rows(spec: str, path: Path) -> Iterator[Record]:
 
 
 def _parquet_rows(spec: str, path: Path) -> Iterator[Record]:
-    if not path.is_file():
-        raise ValueError(f"{spec}: {'is a folder' if path.is_dir() else 'no such file'}")
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ValueError(f"{spec}: reading parquet needs pyarrow: pip install pyarrow") from error
-    try:
-        with ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
-            yield from _numbered(spec, rows)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{spec}: not a parquet file ({_first_line(error)})") from error
+    with _opened(spec, path) as opened:
+        try:
+            from pyarrow import ArrowException
+            from pyarrow.parquet import ParquetFile
+        except ImportError as error:
+            raise ValueError(f"{spec}: reading parquet needs pyarrow: pip install pyarrow") from error
+        try:
+            with ParquetFile(opened) as file:
+                rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
+                yield from _numbered(spec, rows)
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{spec}: not a parquet file ({_first_line(error)})") from error
+
+
+READERS = {
+    ".jsonl": _jsonl_rows,
+    ".jsonl.gz": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+    ".txt": _text_rows,
+}
+"""End of a file's name -> what reads it."""
 
 
 def _hf_rows(spec: str, name: str, split: str, limit: int | None) -> Iterator[Record]:
@@ -123,6 +212,8 @@ def _hf_rows(spec: str, name: str, split: str, limit: int | None) -> Iterator[Re
         import datasets
     except ImportError as error:
         raise ValueError(f"{spec}: needs the datasets package: pip install datasets") from error
+    if int(datasets.__version__.partition(".")[0]) < 4:  # older ones run the scripts that come with data sets
+        raise ValueError(f"{spec}: expected datasets 4 or newer, found {datasets.__version__}")
     # Streamed, the first rows of a large set come without the rest; a slice of a split cannot be.
     streaming = limit is not None and "[" not in split
     try:
@@ -161,7 +252,7 @@ def _plain(value):
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    return shown((str(error).strip() or repr(error)).splitlines()[0], 200)
 
 
 def json_kind(value: object) -> str:

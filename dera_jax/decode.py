@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32
 
 from dera_jax import models, sharding
 from dera_jax.measure import TokenRecord, measure
 from dera_jax.policies import Policy
 from dera_jax.realign import is_mixture
 from dera_jax.sampling import Sampling, sample
+from dera_jax.user_code import run
 
 Rule = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
 
@@ -41,12 +42,13 @@ def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
     logits = jax.ShapeDtypeStruct((len(policies), rows, vocab), dtype)
     weights = jax.ShapeDtypeStruct((rows, len(policies)), dtype)
     initial = getattr(rule, "initial_state", None)
-    try:
+
+    def traced():
         state = jax.eval_shape(lambda: initial(rows) if initial else None)
         mixed, after = jax.eval_shape(rule, logits, weights, state)
-    except Exception as error:  # the function is the user's and may fail in any way
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ValueError(f"rule {name} fails on logits[models, rows, vocab]: {reason}") from error
+        return state, mixed, after
+
+    state, mixed, after = run(f"rule {name} fails on logits[models, rows, vocab]", traced)
     if getattr(mixed, "shape", None) != (rows, vocab):
         found = getattr(mixed, "shape", type(mixed).__name__)
         raise ValueError(f"rule {name}: expected logits of shape {(rows, vocab)}, found {found}")
@@ -176,13 +178,12 @@ def fill_slots(
     """Returns `state` with `prompt` at the start in `slots`.
 
     Args:
-      slots: row numbers; the number of rows, which is no row, where there is nothing to fill.
+      slots: row numbers, then the number of rows, which is no row, for each that is not filled.
       weights: of the models, for each entry of `slots`.
       key: of the run.
       prompt_hash: of the prompt's id.
       samples: which sample of the prompt each entry is.
     """
-    rows = slots.shape[0]
 
     def put(old, new):
         members = new.shape[0]
@@ -190,9 +191,7 @@ def fill_slots(
         new = jnp.pad(
             new, [(0, there - here) for here, there in zip(new.shape, (members, *old.shape[1:]), strict=True)]
         )
-        old_rows = old.reshape(-1, members, *old.shape[1:])
-        filled = old_rows.at[slots].set(jnp.broadcast_to(new, (rows, *new.shape)), mode="drop")
-        return filled.reshape(old.shape)
+        return sharding.by_rows(_put_rows, mesh)(old, new, slots)
 
     def put_models(old, new):
         return old.at[:, slots].set(new[:, None], mode="drop")
@@ -211,6 +210,27 @@ def fill_slots(
         rule_state=jax.tree.map(put, state.rule_state, initial(1)) if initial else None,
     )
     return _on_mesh(filled, mesh)
+
+
+def _put_rows(
+    first: Int[Array, ""],
+    old: Shaped[Array, "part ..."],
+    new: Shaped[Array, "members ..."],
+    slots: Int[Array, " rows"],
+) -> Shaped[Array, "part ..."]:
+    """Returns a part of a batch, from its row `first` on, with `new` in the slots that lie in it.
+
+    Slot by slot, each in its place: a scatter of all of them copies the whole batch.
+    """
+    members = len(new)
+
+    def put(entry, rows):
+        place = slots[entry] * members - first
+        here = (place >= 0) & (place < len(rows))
+        there = jax.lax.dynamic_slice_in_dim(rows, place, members)
+        return jax.lax.dynamic_update_slice_in_dim(rows, jnp.where(here, new, there), place, axis=0)
+
+    return jax.lax.fori_loop(0, jnp.sum(slots < len(slots)), put, old)
 
 
 def decode_step(

@@ -4,23 +4,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dera_jax.encoding import EncodedPrompt, encode_prompts
+from dera_jax.encoding import EncodedPrompt, encode_turn
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt
 from dera_jax.score import score_tokens
+from dera_jax.usable import Dropped, Unusable, keep_usable
 
 
-def kl_per_token(policies: Sequence[Policy], prompts: Sequence[Prompt], rows: int) -> Estimate:
+def kl_per_token(policies: Sequence[Policy], texts: Sequence[EncodedPrompt], rows: int) -> Estimate:
     """Returns the mean over tokens of KL(second ‖ first), in nats, with its interval over texts.
 
     Every token of a text but the first is a place where the two distributions are compared, over
     the whole vocabulary.
-
-    Raises:
-      ValueError: a text of one token, or one too long for a model's context; a model with an encoder.
     """
-    texts = encode_texts(policies, prompts)
     first = [[ids[:1] for ids in text.tokens] for text in texts]
     # The mixture at λ = 1 is the second model.
     scored = list(score_tokens(policies, first, [text.tokens[0][1:] for text in texts], [1.0], rows))
@@ -29,17 +26,22 @@ def kl_per_token(policies: Sequence[Policy], prompts: Sequence[Prompt], rows: in
     return estimate(values.tolist(), groups.tolist())
 
 
-def encode_texts(policies: Sequence[Policy], prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-    """Returns texts that models are compared on, token by token.
+def encode_texts(
+    policies: Sequence[Policy], prompts: Sequence[Prompt]
+) -> tuple[list[EncodedPrompt], Dropped]:
+    """Returns texts that models are compared on, token by token, and what became of the others.
 
     Raises:
-      ValueError: a text of one token, or one too long for a model's context; a model with an encoder.
+      ValueError: a model with an encoder; or no text can be used.
     """
     for policy in policies:
         if policy.config.start_token is not None:
             raise ValueError(f"{policy.name}: expected a decoder-only model, found one with an encoder")
-    texts = encode_prompts(policies, prompts, max_new_tokens=0)
-    for text in texts:
+
+    def encode(prompt: Prompt) -> EncodedPrompt:
+        text = encode_turn(policies, prompt, (), max_new_tokens=0)
         if len(text.tokens[0]) < 2:
-            raise ValueError(f"prompt {text.id!r}: expected at least 2 tokens, found {len(text.tokens[0])}")
-    return texts
+            raise Unusable("expected at least 2 tokens, found 1")
+        return text
+
+    return keep_usable(prompts, encode, lambda prompt: prompt.where or f"prompt {prompt.prompt_id!r}")

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dera_jax import losses, trained
 from dera_jax.batches import Batch, make_batch
-from dera_jax.configs import TrainConfig, check_choice, check_count, check_number
+from dera_jax.configs import TrainConfig, check_choice, check_count, check_number, take_plain_numbers
 from dera_jax.examples import Example, Pair
 from dera_jax.models import ModelConfig
 from dera_jax.optimization import Loss, Terms
@@ -46,6 +46,7 @@ class PreferenceConfig:
     """Of completions in KTO; ≥ 0."""
 
     def __post_init__(self):
+        take_plain_numbers(self)
         check_choice("loss", self.loss, LOSSES)
         check_number("label_smoothing", self.label_smoothing, 0.0, 0.5)
         check_number("ref_model_mixup_alpha", self.ref_model_mixup_alpha, 0.0, 1.0)

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from dera_jax import models, tokenizer
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt
+from dera_jax.usable import Dropped, Unusable, keep_usable
 
 
-class DoesNotFit(ValueError):
+class DoesNotFit(Unusable):
     """A prompt is too long for a model's context."""
+
+    def __init__(self, detail: str):
+        super().__init__("prompt too long", detail)
 
 
 @dataclass(frozen=True)
@@ -50,28 +54,32 @@ def encode_prompts(
     Raises:
       ValueError: an empty prompt, or one too long for a model's context; with its id.
     """
-    return [encode_turn(policies, prompt, (), max_new_tokens) for prompt in prompts]
+
+    def encode(prompt: Prompt) -> EncodedPrompt:
+        try:
+            return encode_turn(policies, prompt, (), max_new_tokens)
+        except Unusable as why:
+            raise ValueError(f"prompt {prompt.prompt_id!r}: {why}") from None
+
+    return list(map(encode, prompts))
 
 
-def encode_fitting(
-    policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int
-) -> tuple[list[EncodedPrompt], str]:
-    """Returns the prompts that fit the policy's context, as ids, and a line that tells of the others.
+def encode_usable(
+    policies: Sequence[Policy], prompts: Sequence[Prompt], max_new_tokens: int
+) -> tuple[list[Prompt], list[EncodedPrompt], Dropped]:
+    """Returns the prompts that the models can read, those as ids, and what became of the others.
 
     Raises:
-      ValueError: none of them fits, or one is empty.
+      ValueError: none of them fits.
     """
-    encoded, first, dropped = [], "", 0
-    for prompt in prompts:
-        try:
-            encoded.append(encode_turn((policy,), prompt, (), max_new_tokens))
-        except DoesNotFit as error:
-            first, dropped = first or f"{prompt.where}: {error}", dropped + 1
-    told = f"{len(encoded)} used; {dropped} prompt{'s' * (dropped != 1)} dropped"
-    told += f" (too long, the first {first})" if dropped else ""
-    if not encoded:
-        raise ValueError(f"expected prompts that fit, found none: {told}")
-    return encoded, told
+
+    def use(prompt: Prompt) -> tuple[Prompt, EncodedPrompt]:
+        return prompt, encode_turn(policies, prompt, (), max_new_tokens)
+
+    if not prompts:
+        return [], [], Dropped()
+    kept, dropped = keep_usable(prompts, use, lambda prompt: prompt.where or f"prompt {prompt.prompt_id!r}")
+    return [prompt for prompt, _ in kept], [encoded for _, encoded in kept], dropped
 
 
 def encode_turn(
@@ -81,7 +89,8 @@ def encode_turn(
 
     Raises:
       DoesNotFit: it is too long for a model's context.
-      ValueError: it is empty, or a chat template refuses it.
+      Unusable: it has no tokens.
+      ValueError: a chat template refuses it.
     """
     asked = prompt.at_turn(answers)
     templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
@@ -97,6 +106,8 @@ def encode_turn(
                 template=policy.template,
                 reader=policy.config.start_token is not None,
             )
+        except Unusable:
+            raise
         except ValueError as error:
             raise ValueError(f"prompt {prompt.prompt_id!r}: {error}") from error
         _check_fits(policy, prompt, ids, max_new_tokens)
@@ -111,12 +122,13 @@ def before(policy: Policy, tokens: Sequence[int]) -> Sequence[int]:
 
 def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
     context, vocab = policy.config.max_positions, policy.config.vocab_size
-    if len(ids) + max_new_tokens > context:
-        left = context - len(ids)
+    # The last new token is drawn and never read.
+    if len(ids) + max(0, max_new_tokens - 1) > context:
+        left = context - len(ids) + 1
         raise DoesNotFit(
-            f"prompt {prompt.prompt_id!r}: {len(ids)} tokens and {max_new_tokens} new ones do not fit "
-            f"the context of {policy.name} ({context} tokens)"
-            + (f"; it has room for --max-new-tokens={left}" if left > 0 else "")
+            f"{len(ids)} tokens and {max_new_tokens} new ones do not fit the context of {policy.name} "
+            f"({context} tokens)"
+            + (f"; it has room for --max-new-tokens={left}" if left > 0 and max_new_tokens else "")
         )
     if max(ids) >= vocab:
         raise ValueError(

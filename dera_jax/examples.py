@@ -1,16 +1,18 @@
 """Training data as token ids: examples to imitate and pairs to prefer, and what became of the records."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dera_jax import shapes
 from dera_jax.data import Record
 from dera_jax.encoding import before
 from dera_jax.policies import Policy
-from dera_jax.shapes import Dropped, Row
+from dera_jax.shapes import Row
 from dera_jax.tokenizer import encode_completion, encode_prompt, render_chat
+from dera_jax.usable import KEEP_END, KEEP_START, Dropped, Unusable, keep_usable
+
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -41,36 +43,44 @@ class Report:
 
     used: int
     """Examples, or pairs."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Records that were left out, by reason."""
+    dropped: Dropped = field(default_factory=Dropped)
+    """Records that were left out."""
     cut: int = 0
     """Completions that lost their end, and EOS with it."""
     chosen: int = 0
     """Of the examples: those that are the better answer of a pair, whose other one is not used."""
+    shortened: int = 0
+    """Prompts that lost their start."""
 
-    def __str__(self) -> str:
-        """Returns one line for the user.
+    def told(self, source: str) -> str:
+        """Returns one line for the user: a warning where many records were dropped.
 
-        >>> print(Report(4, {"chosen equal to rejected": 2}, 1))
-        4 used; 2 records dropped (2 chosen equal to rejected); 1 completion cut
+        >>> print(Report(40, Dropped({"text is empty": 2}, {"text is empty": "d:3"}), 1).told("d"))
+        d: 40 used; 2 records dropped (2 text is empty, the first d:3); 1 completion cut
         """
-        dropped, cut = sum(self.dropped.values()), self.cut
-        why = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
         of_pairs = f" ({self.chosen} the chosen completion of a pair)" if self.chosen else ""
-        return (
-            f"{self.used} used{of_pairs}; {dropped} record{'s' * (dropped != 1)} dropped{f' ({why})' * bool(why)}; "
-            f"{cut} completion{'s' * (cut != 1)} cut"
-        )
+        cut, shortened = f"; {self.cut} completion{'s' * (self.cut != 1)} cut", self.shortened
+        start = f"; {shortened} prompt{'s' * (shortened != 1)} without their start" if shortened else ""
+        return self.dropped.told(source, self.used, of_pairs) + cut + start
 
 
 class _Encoded(NamedTuple):
     record: Record
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
+    cut: int
+    """Completions that lost their end."""
+    shortened: bool
+    """Whether the prompt lost its start."""
 
 
 def encode_examples(
-    policy: Policy, records: Sequence[Record], max_length: int, *, labelled: bool = False
+    policy: Policy,
+    records: Sequence[Record],
+    max_length: int,
+    *,
+    labelled: bool = False,
+    truncation_mode: str = KEEP_START,
 ) -> tuple[list[Example], Report]:
     """Returns records as examples of at most `max_length` tokens, prompt and completion together.
 
@@ -80,10 +90,12 @@ def encode_examples(
 
     Args:
       labelled: whether to ask for a `label` besides, true or false. A pair is two examples then.
+      truncation_mode: what is kept of more than `max_length` tokens, as TRL names it. `keep_start`: the
+        completion loses its end, and a prompt that leaves it no room is dropped. `keep_end`: the prompt
+        loses its start.
 
     Raises:
-      ValueError: a record without those fields, or with nothing to learn, with file and line; or no
-        record is left.
+      ValueError: a record without those fields, with file and line; or no record can be used.
     """
 
     def read(record: Record) -> Row:
@@ -92,27 +104,31 @@ def encode_examples(
         prompt, completions = shapes.read_pair(record)
         return Row(prompt, completions if labelled else completions[:1])
 
-    encoded, report = _encode_all(policy, records, max_length, read)
+    encoded, report = _encode_all(policy, records, max_length, read, truncation_mode)
     examples = [
         Example(e.prompt, completion, label)
         for e in encoded
         for completion, label in zip(e.completions, _labels(e, labelled), strict=True)
     ]
     chosen = 0 if labelled else sum(shapes.has_pair(e.record) for e in encoded)
-    return examples, Report(len(examples), report.dropped, report.cut, chosen)
+    return examples, replace(report, used=len(examples), chosen=chosen)
 
 
-def encode_pairs(policy: Policy, records: Sequence[Record], max_length: int) -> tuple[list[Pair], Report]:
+def encode_pairs(
+    policy: Policy, records: Sequence[Record], max_length: int, *, truncation_mode: str = KEEP_START
+) -> tuple[list[Pair], Report]:
     """Returns records as pairs of at most `max_length` tokens, prompt and each completion together.
 
     A record has `prompt`, `chosen` and `rejected`, texts or lists of messages; or the last two, both with
     the prompt, as in Anthropic's transcripts; and optionally `margin`, or `score_chosen` and
     `score_rejected`.
 
+    Both completions have the same prompt: with `keep_end` it leaves room for the longer one.
+
     Raises:
       ValueError: as `encode_examples`.
     """
-    encoded, report = _encode_all(policy, records, max_length, shapes.read_pair)
+    encoded, report = _encode_all(policy, records, max_length, shapes.read_pair, truncation_mode)
     return [Pair(e.prompt, *e.completions, shapes.read_margin(e.record)) for e in encoded], report
 
 
@@ -123,44 +139,51 @@ def _labels(encoded: _Encoded, labelled: bool) -> tuple[bool | None, ...]:
 
 
 def _encode_all(
-    policy: Policy, records: Sequence[Record], max_length: int, read: Callable[[Record], Row]
+    policy: Policy, records: Sequence[Record], max_length: int, read: Callable[[Record], Row], mode: str
 ) -> tuple[list[_Encoded], Report]:
     """Returns the records that can be used, and the report of all."""
-    encoded, dropped, cut = [], Counter(), 0
-    for record in records:
-        try:
-            prompt, completions = _encode(policy, record, read(record))
-            room = max_length - len(prompt)
-            if room < 1:
-                raise Dropped(f"prompt of {max_length} tokens or more")
-            kept = tuple(completion[:room] for completion in completions)
-            if len(kept) == 2 and kept[0] == kept[1]:
-                raise Dropped(f"{shapes.EQUAL} in their first {max_length} tokens")
-        except Dropped as reason:
-            dropped[str(reason)] += 1
-            continue
-        cut += sum(len(completion) > room for completion in completions)
-        encoded.append(_Encoded(record, prompt, kept))
-    report = Report(len(encoded), dict(dropped), cut)
-    if not encoded:
-        raise ValueError(f"expected records to learn from, found none: {report}")
-    return encoded, report
+
+    def use(record: Record) -> _Encoded:
+        return _fit(record, *encode_record(policy, record, read(record)), max_length, mode)
+
+    encoded, dropped = keep_usable(records, use, lambda record: record.where)
+    cut, shortened = sum(e.cut for e in encoded), sum(e.shortened for e in encoded)
+    return encoded, Report(len(encoded), dropped, cut, shortened=shortened)
 
 
-def _encode(policy: Policy, record: Record, row: Row) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Returns prompt and completions as ids, EOS behind.
+def _fit(record: Record, prompt: Ids, completions: tuple[Ids, ...], max_length: int, mode: str) -> _Encoded:
+    """Returns prompt and completions of at most `max_length` tokens together.
 
     Raises:
-      ValueError: nothing to read or to write, a chat template that fails, or a word the model does not
-        have; with file and line.
+      Unusable: the prompt leaves no room, or the completions differ beyond their room only.
+    """
+    whole = len(prompt)
+    if mode == KEEP_END:
+        prompt = prompt[-max(1, max_length - max(map(len, completions))) :]
+    room = max_length - len(prompt)
+    if room < 1:
+        raise Unusable(f"prompt of {max_length} tokens or more")
+    kept = tuple(completion[:room] for completion in completions)
+    if len(kept) == 2 and kept[0] == kept[1]:
+        raise Unusable(f"{shapes.EQUAL} in their first {max_length} tokens")
+    return _Encoded(record, prompt, kept, sum(len(c) > room for c in completions), len(prompt) < whole)
+
+
+def encode_record(policy: Policy, record: Record, row: Row) -> tuple[Ids, tuple[Ids, ...]]:
+    """Returns a record's prompt and completions as ids, EOS behind, as the policy reads and writes them.
+
+    Raises:
+      Unusable: a completion has no tokens.
+      ValueError: a chat template that fails, or a word the model does not have; with file and line.
     """
     try:
         prompt, completions = _ids(policy, row)
+    except Unusable:
+        raise
     except ValueError as error:
         raise ValueError(f"{record.where}: {error}") from error
-    for completion in completions:
-        if not completion:
-            raise ValueError(f"{record.where}: nothing to learn (prompt {len(prompt)} tokens, completion 0)")
+    if not all(completions):
+        raise Unusable("nothing to learn: no tokens")
     highest, vocab = max(map(max, (prompt, *completions))), policy.config.vocab_size
     if highest >= vocab:
         raise ValueError(f"{record.where}: token {highest} is beyond the {vocab} words of {policy.name}")

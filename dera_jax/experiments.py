@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dera_jax.folders import data_folder
 from dera_jax.strengths import format_strength
 
 
@@ -35,18 +36,34 @@ class Step:
         )
         return list(dict.fromkeys(found))
 
-    def arguments(self, work: Path | str) -> dict[str, str]:
-        """Returns the options as text, `--out` among them; a flag's is empty."""
+    def outside(self) -> list[str]:
+        """Returns the names in the data folder of all that this step, and the steps it needs, read there."""
+        own = (
+            each.name
+            for value in self.options.values()
+            for each in _several(value)
+            for each in _outside(each)
+        )
+        return list(dict.fromkeys([*own, *(name for need in self.needs() for name in need.outside())]))
+
+    def arguments(self, work: Path | str, data: Path | str | None = None) -> dict[str, str]:
+        """Returns the options as text, `--out` among them; a flag's is empty.
+
+        Args:
+          work: the folder of all work.
+          data: the folder of what is not made here, by default `folders.data_folder()`.
+        """
+        data = data_folder() if data is None else data
         given = {
-            name: "" if value is True else ",".join(_text(each, work) for each in _several(value))
+            name: "" if value is True else ",".join(_text(each, work, data) for each in _several(value))
             for name, value in self.options.items()
             if value is not None and value is not False
         }
         return given | {"out": f"{work}/{self.folder}"}
 
-    def words(self, work: Path | str) -> list[str]:
-        """Returns the words of the command line behind `python -m`."""
-        told = self.arguments(work).items()
+    def words(self, work: Path | str, data: Path | str | None = None) -> list[str]:
+        """Returns the words of the command line behind `python -m`; the folders are those of `arguments`."""
+        told = self.arguments(work, data).items()
         return [self.command, *(f"{option(name)}={text}" if text else option(name) for name, text in told)]
 
 
@@ -61,13 +78,27 @@ class Place:
     base: "Source | None" = None
     """Of an adapter: the model that it adapts, BASE+ADAPTER."""
 
-    def path(self, work: Path | str) -> str:
+    def path(self, work: Path | str, data: Path | str) -> str:
         """Returns where it is."""
-        before = self.kind if self.base is None else f"{_text(self.base, work)}+"
+        before = self.kind if self.base is None else f"{_text(self.base, work, data)}+"
         return "/".join(filter(None, (f"{before}{work}", self.step.folder, self.part)))
 
 
-Source = Step | Place | str
+@dataclass(frozen=True)
+class Outside:
+    """A file or folder of the data folder, which no step makes."""
+
+    name: str
+    """Below the data folder."""
+    kind: str = ""
+    """Written before the path, such as `lexicon:`."""
+
+    def path(self, data: Path | str) -> str:
+        """Returns where it is."""
+        return f"{self.kind}{data}/{self.name}"
+
+
+Source = Step | Place | Outside | str
 """Where a model or data comes from: what a step makes, or a name as commands take it."""
 
 
@@ -90,11 +121,19 @@ def _steps_of(value: Any) -> list[Step]:
     return [value] if isinstance(value, Step) else []
 
 
-def _text(value: Any, work: Path | str) -> str:
-    if isinstance(value, Step):
-        return Place(value).path(work)
+def _outside(value: Any) -> list[Outside]:
     if isinstance(value, Place):
-        return value.path(work)
+        return _outside(value.base)
+    return [value] if isinstance(value, Outside) else []
+
+
+def _text(value: Any, work: Path | str, data: Path | str) -> str:
+    if isinstance(value, Step):
+        return Place(value).path(work, data)
+    if isinstance(value, Place):
+        return value.path(work, data)
+    if isinstance(value, Outside):
+        return value.path(data)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

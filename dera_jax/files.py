@@ -12,8 +12,11 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +26,9 @@ from dera_jax.shown import shown
 
 LARGEST_JSON = 2**28
 """Bytes of a JSON document, at most; rows and records are read line by line."""
+
+DEEPEST_JSON = 100
+"""Levels of lists and objects in each other, so that what was read can be written again."""
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -51,14 +57,56 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
 
 
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]+\.tmp")
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]+\.tmp|model(-\d+-of-\d+)?\.partial")
+"""Also as older versions named weights that they were writing."""
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes have left of files that they were writing. The folder is locked."""
-    for path in folder.iterdir():
-        if _LEFTOVER.fullmatch(path.name) and not path.is_dir():
+    for path in leftovers(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Returns what killed processes have left in a folder, or running ones are writing."""
+    return [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)] if folder.is_dir() else []
+
+
+@contextmanager
+def staging(folder: Path, name: str) -> Iterator[Path]:
+    """Yields an empty folder in `folder`, for files that a library writes; `put` gives them their places.
+
+    Args:
+      name: of the main file, for the folder's own.
+
+    Raises:
+      ValueError: it cannot be made, or what happens in it raises OSError.
+    """
+    place = temporary_path(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place.mkdir()
+        yield place
+    except OSError as error:
+        raise ValueError(f"{shown(folder, 200)}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def put(written: Path, folder: Path) -> None:
+    """Moves a whole file out of its `staging` folder into `folder`, with the rights that the umask says."""
+    # Libraries may make files for their owner alone; the folder was made as the umask says.
+    written.chmod(written.parent.stat().st_mode & 0o666)
+    file = os.open(written, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+    folder.mkdir(exist_ok=True)
+    os.replace(written, folder / written.name)
 
 
 def make_folder(path: str | Path) -> None:
@@ -74,7 +122,7 @@ def make_folder(path: str | Path) -> None:
 
 
 def lock_folder(folder: Path) -> int:
-    """Returns the descriptor of FOLDER/.lock; until it is closed, or this process ends, no other has it.
+    """Returns the descriptor of FOLDER/.lock; until `unlock`, or this process ends, no other has it.
 
     Raises:
       ValueError: another process has it, or it is no ordinary file.
@@ -85,11 +133,43 @@ def lock_folder(folder: Path) -> int:
     except OSError as error:
         raise ValueError(f"cannot lock {shown(folder, 200)}: {error.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock_file(lock, folder)
+    except ValueError:
         os.close(lock)
-        raise ValueError(f"another run is writing to {shown(folder, 200)}") from None
+        raise
     return lock
+
+
+_locked: set[int] = set()
+"""Descriptors of files that this process has locked."""
+
+
+def lock_file(file: int, name: Path) -> None:
+    """Locks an open file until `unlock`.
+
+    Raises:
+      ValueError: another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another run is writing to {shown(name, 200)}") from None
+    _locked.add(file)
+
+
+def unlock(file: int) -> None:
+    """Closes a file that may be locked."""
+    _locked.discard(file)
+    os.close(file)
+
+
+def _leave_locks() -> None:
+    """Closes, in a forked process, the copies of locked files: a lock lives as long as any copy does."""
+    while _locked:
+        os.close(_locked.pop())
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -147,12 +227,28 @@ def decode_json(data: bytes):
       ValueError: it is not JSON, nested too deeply, or holds a number that no float can be.
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    check_nesting(data, value)
+    return value
+
+
+def check_nesting(data: bytes, value: object) -> None:
+    """Raises ValueError where `value`, decoded from `data`, has too many levels."""
+    # Few brackets nest no deeper.
+    if data.count(b"[") + data.count(b"{") > DEEPEST_JSON and _is_deeper(value, DEEPEST_JSON):
+        raise ValueError("nested too deeply")
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    within = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in within)
 
 
 def _refuse_constant(name: str):

@@ -19,6 +19,8 @@ import numpy as np
 from dera_jax import decode, models, tokenizer
 from dera_jax.configs import DecodeConfig
 from dera_jax.encoding import EncodedPrompt, before
+from dera_jax.endings import Endings
+from dera_jax.keys import seed_key
 from dera_jax.policies import Policy
 from dera_jax.realign import linear_rule, strength_weights
 from dera_jax.sampling import Sampling
@@ -61,6 +63,12 @@ class Completion:
     log_normalizers: np.ndarray | None
 
     @property
+    def prompt(self) -> str | tuple[dict, ...]:
+        """What was asked: the text, or the messages."""
+        asked = self.cell.prompt.prompt
+        return asked.messages if asked.text is None else asked.text
+
+    @property
     def length(self) -> int:
         """Tokens without EOS."""
         return len(self.tokens) - (self.finish_reason == "eos")
@@ -97,14 +105,17 @@ def warm_up(
     Returns:
       The seconds that compiling took, and the seconds of one step of a full batch after that.
     """
-    seconds = []
-    for _ in range(2):
+
+    def run_once() -> float:
         start = time.perf_counter()
         batch = _Batch(policies, [cell] * rows, config, rows, rule, Usage())
         batch.fill()
         batch.run_chunk()
-        seconds.append(time.perf_counter() - start)
-    return seconds[0] - seconds[1], seconds[1] / CHUNK
+        return time.perf_counter() - start
+
+    # A batch of its own each time, gone before the next: two at once might not fit.
+    first, second = run_once(), run_once()
+    return first - second, second / CHUNK
 
 
 def _prompt_hash(cell: Cell) -> np.uint32:
@@ -143,10 +154,11 @@ class _Batch:
         self.queue: deque[Cell] = deque(cells)
         self.slots: list[_Slot | None] = [None] * rows
         self.pool: OrderedDict[tuple, decode.Prefilled] = OrderedDict()
-        self.key = jax.random.key(config.seed)
+        self.key = seed_key(config.seed)
         self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
-        self.eos_ids = {i for policy in policies for i in policy.eos_ids}
-        self.eos = jnp.array(sorted(self.eos_ids), jnp.int32)
+        eos_ids = {i for policy in policies for i in policy.eos_ids}
+        self.eos = jnp.array(sorted(eos_ids), jnp.int32)
+        self.endings = Endings(policies[-1].tokenizer, eos_ids, config.stop, config.max_new_tokens)
         first = self._prefilled(cells[0].prompt)
         # Room for whole chunks: the last one may reach beyond the longest completion.
         self.state = decode.empty_state(
@@ -222,60 +234,33 @@ class _Batch:
             if slot is None:
                 continue
             column = jax.tree.map(lambda a, row=number: a[:, row], drawn)
+            searched = len(slot.tokens)
             slot.tokens.extend(column.token.tolist())
             slot.drawn.append(column)
-            if completion := self._finished(slot):
+            if completion := self._finished(slot, searched):
                 self.slots[number] = None
                 self.usage.tokens += len(completion.tokens)
                 yield completion
 
-    def _finished(self, slot: _Slot) -> Completion | None:
-        """Returns the slot's completion if it has ended: at EOS, a stop text or the longest length."""
-        end, reason, text = self._end(slot)
-        if len(slot.drawn) == 1 or reason:
-            self._check_finite(slot, end)
-        if reason is None:
+    def _finished(self, slot: _Slot, searched: int) -> Completion | None:
+        """Returns the slot's completion if it has ended; `searched` of its tokens were looked at before."""
+        end = self.endings.find(before(self.policies[-1], slot.cell.prompt.tokens[-1]), slot.tokens, searched)
+        if not searched or end:
+            self._check_finite(slot, end.count if end else len(slot.tokens))
+        if end is None:
             return None
-        column = jax.tree.map(lambda *chunks: np.concatenate(chunks)[:end], *slot.drawn)
+        column = jax.tree.map(lambda *chunks: np.concatenate(chunks)[: end.count], *slot.drawn)
         record = column.record
         return Completion(
             cell=slot.cell,
-            tokens=slot.tokens[:end],
-            text=self._text(slot, slot.tokens[: end - (reason == "eos")]) if text is None else text,
-            finish_reason=reason,
+            tokens=slot.tokens[: end.count],
+            text=end.text,
+            finish_reason=end.reason,
             logprobs=record.logprob,
             model_logprobs=record.model_logprobs,
             sampling_logprobs=column.sampling_logprob,
             kl_to_reference=record.kl_to_reference,
             log_normalizers=record.log_normalizer,
-        )
-
-    def _end(self, slot: _Slot) -> tuple[int, str | None, str | None]:
-        """Returns the number of tokens kept, why it ended (None: it goes on), and its text if known."""
-        tokens, limit = slot.tokens, self.config.max_new_tokens
-        eos = next((i for i, token in enumerate(tokens[:limit]) if token in self.eos_ids), None)
-        end, reason = (eos + 1, "eos") if eos is not None else (min(len(tokens), limit), None)
-        if self.config.stop and (found := self._find_stop(slot, tokens[: eos if eos is not None else end])):
-            return found[0], "stop", found[1]
-        return end, reason or ("length" if len(tokens) >= limit else None), None
-
-    def _find_stop(self, slot: _Slot, tokens: list[int]) -> tuple[int, str] | None:
-        """Returns the tokens up to the first stop text, and the text before it."""
-        text = self._text(slot, tokens)
-        places = [place for stop in self.config.stop if (place := text.find(stop)) >= 0]
-        if not places:
-            return None
-        cut = min(places)
-        count = next(
-            n for n in range(1, len(tokens) + 1)
-            if any(stop in self._text(slot, tokens[:n]) for stop in self.config.stop)
-        )  # fmt: skip
-        return count, text[:cut]
-
-    def _text(self, slot: _Slot, tokens: list[int]) -> str:
-        policy = self.policies[-1]
-        return tokenizer.decode_completion(
-            policy.tokenizer, before(policy, slot.cell.prompt.tokens[-1]), tokens
         )
 
     def _check_finite(self, slot: _Slot, end: int) -> None:

@@ -76,7 +76,7 @@ class Realigned(TemplateLM):
         self.tokenizer = _tokenizer(policies)
         if self.prefix_token_id is None:
             raise ValueError(f"{policies[-1].name}: expected a tokenizer with BOS or EOS, found neither")
-        configs = [AutoConfig.from_pretrained(policy.folder) for policy in policies]
+        configs = [AutoConfig.from_pretrained(policy.folder, trust_remote_code=False) for policy in policies]
         context = min(resolve_max_length(config, self.tokenizer) for config in configs)
         self.max_length = context if max_length is None else max_length
         check_count("max_length", self.max_length)

@@ -38,6 +38,15 @@ def in_lockstep(group: Group | None) -> bool:
     return group is not None and len({device.process_index for device in group.mesh.devices.flat}) > 1
 
 
+def stop_after(step: int) -> bool:
+    """Returns whether all processes are to stop after this step: one of them has been asked to (SIGTERM).
+
+    To be asked at every step, whose numbers grow; all hear it at the same one.
+    """
+    manager = distributed.global_state.preemption_sync_manager
+    return manager is not None and manager.reached_sync_point(step)
+
+
 def share(
     items: Sequence[T], key: Callable[[T], Hashable], number: int, count: int, slack: float = 0.25
 ) -> list[T]:
@@ -80,6 +89,18 @@ def exchange(value: Any) -> list:
         pause = min(1.0, 1.5 * pause)
     found = {int(name.removeprefix(place)): text for name, text in told}
     return [decode_json(found[process].encode()) for process in range(jax.process_count())]
+
+
+def from_first(act: Callable[[], T]) -> T:
+    """Returns what `act` returns in the first process, JSON, in all of them; if it fails there, all fail.
+
+    What a folder holds may look otherwise to each, while another one is at work in it.
+
+    Raises:
+      ValueError: `process 0: …`, what went wrong there.
+    """
+    found, *_ = exchange(together(lambda: act() if leads() else None))
+    return found
 
 
 def tell_failure(error: Exception) -> None:

@@ -4,39 +4,43 @@ Answers are kept on disk as they come, under a hash of (url, model, messages, sa
 not asked again. The key is read from the environment, goes into the request's header and nowhere else.
 """
 
-import hashlib
-import math
+import ipaddress
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
 from tqdm import tqdm
-from urllib3.exceptions import InvalidHeader
-from urllib3.util import Retry
 
+from dera_jax.bounded_http import Client, Response, Unanswered
+from dera_jax.chat_completions import content, message, retry_after
 from dera_jax.configs import check_count, check_number
-from dera_jax.files import encode_json, make_folder, read_json, write_json
+from dera_jax.files import make_folder
+from dera_jax.judge_cache import Cache, default_cache
+from dera_jax.redaction import redactor
+from dera_jax.shown import shown
 
 KEY_ENV = "OPENAI_API_KEY"
-"""Where the key is looked for; without one the requests carry none, as local servers like it."""
+"""Where the key is looked for, if no other place is named; without one the requests carry none, as local servers
+like it."""
+LONGEST_TIME = 1e6
+"""Seconds, about twelve days: the clocks of sockets and locks do not count much further."""
+MOST_AT_A_TIME = 1024
+"""Requests."""
 LONGEST_WAIT = 120.0
 """Seconds. An endpoint that asks for more is better asked again later."""
 NOT_THIS_ONE = (400, 413, 422)
 """Statuses that are about one request: too long, say, or filtered."""
-
-
-def default_cache() -> Path:
-    """Returns the folder where judges' answers are kept: `dera_jax/judge` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dera_jax" / "judge"
+PASSING = (408, 409, 425, 429)
+"""Statuses below 500 that may pass."""
 
 
 @dataclass(frozen=True)
@@ -64,31 +68,28 @@ class Endpoint:
     concurrency: int = 8
     """Requests under way at a time; ≥ 1."""
     timeout: float = 60.0
-    """Seconds that a request may take; > 0."""
+    """Seconds that a request may take, from the connection to the end of the answer; > 0."""
     retries: int = 5
     """How often a request is sent again after failures that may pass; ≥ 0."""
     backoff: float = 1.0
-    """Seconds before the first retry, doubled for each further one; ≥ 0. Retry-After wins."""
+    """Seconds before the first retry, doubled for each further one; ≥ 0. Longer if Retry-After says so."""
     cache: Path = field(default_factory=default_cache)
     """Folder of the answers."""
-    key_env: str = KEY_ENV
-    """Environment variable with the key."""
+    key_env: str | None = None
+    """Environment variable with the key. None is `KEY_ENV`, whose key is for no unencrypted line to another machine."""
 
     def __post_init__(self):
         check_count("concurrency", self.concurrency)
+        check_number("concurrency", self.concurrency, 1, MOST_AT_A_TIME)
         check_count("retries", self.retries, least=0)
-        check_number("timeout", self.timeout, 1e-3, math.inf)
-        check_number("backoff", self.backoff, 0.0, math.inf)
+        check_number("timeout", self.timeout, 1e-3, LONGEST_TIME)
+        check_number("backoff", self.backoff, 0.0, LONGEST_TIME)
         if self.temperature is not None:
-            check_number("temperature", self.temperature, 0.0, math.inf)
+            check_number("temperature", self.temperature, 0.0, float("inf"))
         if self.max_new_tokens is not None:
             check_count("max_new_tokens", self.max_new_tokens)
         self._check_url()
-        if self.key_env != KEY_ENV and not os.environ.get(self.key_env):
-            raise ValueError(f"the environment variable {self.key_env}, for the judge's key, is not set")
-        if not all(" " < letter <= "~" for letter in self.key):
-            # Not shown, for it may be most of a key.
-            raise ValueError(f"{self.key_env}: expected a key of visible ASCII characters")
+        self._check_key()
         make_folder(self.cache)
 
     def _check_url(self) -> None:
@@ -101,10 +102,42 @@ class Endpoint:
         if not fine or "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError("judge: expected a URL such as http://host/v1, without user, password and query")
 
+    def _check_key(self) -> None:
+        named = self.key_env is not None
+        if named and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.key_env):
+            raise ValueError(
+                "--judge-key-env: expected the name of an environment variable; what was given is not shown, "
+                "for it may be a key"
+            )
+        if named and not os.environ.get(self.key_env):
+            # Some keys look like names of variables, but not like those that people choose.
+            name = f" {self.key_env}" if re.fullmatch("[A-Z][A-Z0-9_]{0,39}", self.key_env) else ""
+            raise ValueError(
+                f"the environment variable{name}, for the judge's key (--judge-key-env), is not set"
+            )
+        if not all(" " < letter <= "~" for letter in self.key):
+            # Not shown, for it may be most of a key.
+            raise ValueError(f"{self.variable}: expected a key of visible ASCII characters")
+        if self.key and not named and not _is_private(self.url):
+            raise ValueError(
+                f"judge {shown(self.url, 200)}: not encrypted, and {KEY_ENV} is set: "
+                f"--judge-key-env={KEY_ENV} sends the key there all the same; unset {KEY_ENV} to send none"
+            )
+
+    @property
+    def variable(self) -> str:
+        """The name of the environment variable with the key."""
+        return self.key_env or KEY_ENV
+
     @property
     def key(self) -> str:
         """The key, or "" if there is none."""
-        return os.environ.get(self.key_env, "").strip()
+        return os.environ.get(self.variable, "").strip()
+
+    @cached_property
+    def redacted(self) -> Callable[[str], str]:
+        """What takes the key out of a text from outside."""
+        return redactor(self.key)
 
     @property
     def name(self) -> str:
@@ -139,11 +172,13 @@ class Endpoint:
         """
         numbers: dict[str, list[int]] = {}
         for number, messages in enumerate(asked):
-            numbers.setdefault(self._hash(messages), []).append(number)
-        there = {name: found for name in numbers if (found := self._kept(name)) and usable(found.text)}
+            numbers.setdefault(self._name(messages), []).append(number)
+        first = {name: self.body(asked[all_[0]]) for name, all_ in numbers.items()}
+        there = {name: found for name, body in first.items() if (found := self._kept(body)) is not None}
+        there = {name: found for name, found in there.items() if usable(found.text)}
         for name, answer in there.items():
             yield from ((number, answer) for number in numbers[name])
-        wanted = {name: asked[all_[0]] for name, all_ in numbers.items() if name not in there}
+        wanted = {name: body for name, body in first.items() if name not in there}
         if not wanted:
             return
         with (
@@ -155,14 +190,14 @@ class Endpoint:
                 yield from ((number, answer) for number in numbers[name])
 
     def _ask_all(
-        self, wanted: dict[str, list[dict]], notice: Callable[[str], None]
+        self, wanted: dict[str, dict], notice: Callable[[str], None]
     ) -> Iterator[tuple[str, Answer]]:
         wait = True
         with _Line(self, notice) as line:
             pool = ThreadPoolExecutor(self.concurrency)
             try:
                 names: dict[Future, str] = {
-                    pool.submit(self._ask, line, name, messages): name for name, messages in wanted.items()
+                    pool.submit(self._ask, line, body): name for name, body in wanted.items()
                 }
                 for future in as_completed(names):
                     if line.failure:
@@ -175,29 +210,33 @@ class Endpoint:
                 line.stop.set()
                 pool.shutdown(wait=wait, cancel_futures=True)
 
-    def _ask(self, line: "_Line", name: str, messages: list[dict]) -> Answer:
-        body = self.body(messages)
+    def _ask(self, line: "_Line", body: dict) -> Answer:
         answer = line.ask(body)
         if answer.problem is None:
-            made = {"url": self.url, **body, "answer": answer.text}
-            make_folder(self._path(name).parent)
-            write_json(self._path(name), made)
+            self._answers.write(body, answer.text)
         return answer
 
-    def _hash(self, messages: Sequence[dict]) -> str:
-        return hashlib.sha256(encode_json([self.url, self.body(messages)])).hexdigest()
+    @property
+    def _answers(self) -> Cache:
+        return Cache(self.cache, self.url)
 
-    def _path(self, name: str) -> Path:
-        return self.cache / name[:2] / f"{name}.json"
+    def _name(self, messages: Sequence[dict]) -> str:
+        return self._answers.name(self.body(messages))
 
-    def _kept(self, name: str) -> Answer | None:
-        path = self._path(name)
-        if not path.exists():
-            return None
-        made = read_json(path)
-        if not isinstance(made, dict) or not isinstance(made.get("answer"), str):
-            raise ValueError(f"{path}: expected a judge's answer; remove the file to ask again")
-        return Answer(made["answer"])
+    def _kept(self, body: dict) -> Answer | None:
+        text = self._answers.read(body)
+        return None if text is None else Answer(self.redacted(text))
+
+
+def _is_private(url: str) -> bool:
+    """Returns whether nobody between here and the endpoint can read what is sent."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost" or host.endswith(".localhost")
+    return parts.scheme == "https" or loopback
 
 
 class _Line:
@@ -212,11 +251,7 @@ class _Line:
         self._endpoint = endpoint
         self._notice = notice
         self._url = endpoint.url.rstrip("/") + "/chat/completions"
-        self._key = endpoint.key
-        self._session = requests.Session()
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=endpoint.concurrency)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._client = Client(endpoint.concurrency)
         self._resume = 0.0  # on the monotonic clock; a rate limit is for all threads
         self._answered = self._retried = 0
         self.stop = threading.Event()
@@ -226,7 +261,7 @@ class _Line:
         return self
 
     def __exit__(self, *_) -> None:
-        self._session.close()
+        self._client.close()
 
     def ask(self, body: dict) -> Answer:
         """Returns the answer to one request, sent again after failures that may pass.
@@ -238,18 +273,19 @@ class _Line:
         while True:
             self._pause()
             problem, response = self._send(body)
-            if response is not None and response.status_code == 200:
-                if (answer := _content(response)) is not None:
+            status = response.status if response else None
+            if status == 200:
+                if (said := content(response)) is not None:
                     self._answered += 1
-                    return answer
-                problem = f"answered with no chat completion: {self._clean(response.text)}"
-            elif response is not None:
-                problem = f"{response.status_code} {response.reason}: {self._message(response)}"
-                if response.status_code in NOT_THIS_ONE:
+                    return Answer(self._endpoint.redacted(said))
+                problem = f"answered with no chat completion: {self._line(message(response))}"
+            elif response:
+                problem = f"{status} {self._line(response.reason)}: {self._line(message(response))}"
+                if status in NOT_THIS_ONE:
                     return Answer("", problem)
-                if response.status_code not in (408, 429) and response.status_code < 500:
-                    raise self._error(problem + self._hint(response.status_code))
-                if response.status_code == 429 and self._answered > answered:
+                if status not in PASSING and status < 500:
+                    raise self._error(problem + self._hint(status))
+                if status == 429 and self._answered > answered:
                     # Others got through since: the limit is shared, and this one's turn will come.
                     tries, answered = 0, self._answered
             tries += 1
@@ -257,28 +293,14 @@ class _Line:
                 raise self._error(f"{problem} ({tries} {'tries' if tries > 1 else 'try'})")
             self._wait(tries, response, problem)
 
-    def _send(self, body: dict) -> tuple[str, requests.Response | None]:
+    def _send(self, body: dict) -> tuple[str, Response | None]:
         """Returns the response, or why there is none and there may be one later."""
         try:
-            return "", self._session.post(
-                self._url,
-                json=body,
-                timeout=self._endpoint.timeout,
-                auth=self._authorize,
-                allow_redirects=False,  # they would take the key along
-            )
-        except requests.Timeout:
-            return f"no answer within {self._endpoint.timeout:g} s (--timeout)", None
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-            return f"cannot be reached: {_reason(error)}", None
-        except requests.RequestException as error:
-            raise self._error(self._clean(str(error))) from None
-
-    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Adds the key. Given as `auth`, so that requests does not look for another one in ~/.netrc."""
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
+            return "", self._client.post(self._url, body, self._endpoint.key, self._endpoint.timeout)
+        except Unanswered as failure:
+            return self._line(str(failure)), None
+        except ValueError as error:
+            raise self._error(self._line(str(error))) from None
 
     def _pause(self) -> None:
         """Waits until requests may be sent."""
@@ -287,68 +309,34 @@ class _Line:
         if self.stop.is_set():
             raise CancelledError
 
-    def _wait(self, tries: int, response: requests.Response | None, problem: str) -> None:
-        """Waits before a request is sent again: as long as the endpoint asks for, else ever longer."""
+    def _wait(self, tries: int, response: Response | None, problem: str) -> None:
+        """Waits before a request is sent again: ever longer, and as long as the endpoint asks for."""
         self._retried += 1
         self._notice(f"{self._retried} retried, last: {problem[:60]}")
-        asked = _retry_after(response)
-        if asked is None:
-            self.stop.wait(self._endpoint.backoff * 2 ** (tries - 1) * random.uniform(0.75, 1.25))
-        elif asked > LONGEST_WAIT:
+        asked = retry_after(response) or 0.0
+        if asked > LONGEST_WAIT:
             raise self._error(f"{problem}; it asks to be left alone for {asked:.0f} s")
-        else:
-            self._resume = max(self._resume, time.monotonic() + asked)
-
-    def _message(self, response: requests.Response) -> str:
-        """Returns what the endpoint says is wrong."""
-        try:
-            said = response.json()["error"]
-            return self._clean(str(said["message"] if isinstance(said, dict) else said))
-        except (ValueError, KeyError, TypeError):
-            return self._clean(response.text)
+        self._resume = max(self._resume, time.monotonic() + asked)
+        self.stop.wait(
+            min(self._endpoint.backoff * 2 ** min(tries - 1, 30), LONGEST_WAIT) * random.uniform(0.75, 1.25)
+        )
 
     def _hint(self, status: int) -> str:
         if status in (401, 403):
-            return f" (the key in {self._endpoint.key_env}{'' if self._key else ', which is not set'})"
+            where = self._endpoint.variable
+            return f" (the key in {where}{'' if self._endpoint.key else ', which is not set'})"
         return (
             " (expected the URL's base, such as http://host/v1, and a model it has)" if status == 404 else ""
         )
 
-    def _clean(self, text: str) -> str:
-        """Returns a line's worth of text, without the key."""
-        text = " ".join((text.replace(self._key, "…") if self._key else text).split())
+    def _line(self, text: str) -> str:
+        """Returns a line's worth of a text from outside, without the key."""
+        text = shown(" ".join(self._endpoint.redacted(text).split()))
         return (text if len(text) <= 200 else text[:199] + "…") or "(empty)"
 
     def _error(self, problem: str) -> ValueError:
         """Returns a failure for good, and stops the other requests."""
-        error = ValueError(f"judge {self._endpoint.name}: {problem}; {self._endpoint.where_kept}")
+        error = ValueError(f"judge {shown(self._endpoint.name)}: {problem}; {self._endpoint.where_kept}")
         self.failure = self.failure or error
         self.stop.set()
         return error
-
-
-def _content(response: requests.Response) -> Answer | None:
-    """Returns the answer in a response; None if it is no chat completion."""
-    try:
-        content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        return None
-    if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return Answer(content if isinstance(content, str) else "")
-
-
-def _retry_after(response: requests.Response | None) -> float | None:
-    """Returns the seconds of a response's Retry-After, a number or a date; None without."""
-    header = None if response is None else response.headers.get("Retry-After")
-    try:
-        return None if header is None else float(Retry().parse_retry_after(header))
-    except InvalidHeader:
-        return None
-
-
-def _reason(error: requests.RequestException) -> str:
-    """Returns the innermost reason of a failed connection."""
-    inner = error.args[0] if error.args else error
-    text = " ".join(str(getattr(inner, "reason", inner)).split())
-    return text.rpartition(": ")[2].strip("\"'") or type(error).__name__

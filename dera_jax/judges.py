@@ -23,6 +23,7 @@ from dera_jax.judge_prompts import (
     read_preference,
 )
 from dera_jax.rewards import Reward, parse_rewards
+from dera_jax.shown import shown
 from dera_jax.stored import Decode, judge
 
 Pair = tuple[dict, dict]
@@ -168,14 +169,14 @@ class ModelJudge:
         Raises:
           ValueError: the endpoint fails, or too many answers are unreadable; finished ones are kept.
         """
-        shown = {number: self._orders(*pair) for number, pair in enumerate(pairs) if not same_text(*pair)}
-        places = [(number, swapped) for number, orders in shown.items() for swapped in orders]
+        orders = {number: self._orders(*pair) for number, pair in enumerate(pairs) if not same_text(*pair)}
+        places = [(number, swapped) for number, both in orders.items() for swapped in both]
         asked = [self._messages(*pairs[number], swapped) for number, swapped in places]
         read = ask(self.endpoint, asked, read_preference, self.max_failures, self.ask_again)
-        firsts: dict[int, list[tuple[bool, float | None]]] = {number: [] for number in shown}
+        firsts: dict[int, list[tuple[bool, float | None]]] = {number: [] for number in orders}
         for (number, swapped), first in zip(places, read, strict=True):
             firsts[number].append((swapped, first))
-        return [_verdict(firsts[n]) if n in shown else Verdict(0.5) for n in range(len(pairs))]
+        return [_verdict(firsts[n]) if n in orders else Verdict(0.5) for n in range(len(pairs))]
 
     def _orders(self, a: dict, b: dict) -> list[bool]:
         """Returns, for each time that the pair is shown, whether B comes first."""
@@ -260,7 +261,7 @@ def ask(
 def _too_many(endpoint: Endpoint, first: Answer, allowed: int, asked: int, share: float) -> str:
     what = first.problem or f"{' '.join(first.text.split())[:80]!r}"
     return (
-        f"judge {endpoint.name}: more than {allowed} of {asked} answers have no verdict "
+        f"judge {shown(endpoint.name)}: more than {allowed} of {asked} answers have no verdict "
         f"(--max-failures={share:g}), the first: {what}; {endpoint.where_kept}; "
         "--ask-again asks for unreadable ones again"
     )

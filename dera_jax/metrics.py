@@ -78,6 +78,8 @@ class Summary:
     """
     tokens: int
     """Drawn in all."""
+    unscored: dict[str, int] = field(default_factory=dict)
+    """Completions that each reward was not computed for, if there are any."""
     turn_rewards: dict[str, dict[int, Estimate]] = field(default_factory=dict)
     """Of each reward, by the turn, from 0; empty where no prompt has several."""
 
@@ -213,6 +215,9 @@ def _summarize_strength(
         coverage=len(_places(rows)) / len(places),
         rewards={name: _over_prompts(found) for name, found in values.items()},
         scored={name: len(found) for name, found in values.items()},
+        unscored={
+            name: count for name in aligned if (count := sum(name not in row["rewards"] for row in rows))
+        },
         reward_differences={name: difference for name, difference in differences.items() if difference},
         kl_to_reference=_kl([row["kl_to_reference"] for row in rows], prompts),
         length=estimate([row["length"] for row in rows], prompts),

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
-from dera_jax.strengths import Strength, format_strength
+from dera_jax.shown import shown
+from dera_jax.strengths import PER_PROMPT, Strength, format_strength
 
 Cell = tuple[Hashable, int, int]
 """prompt_id, sample and turn of a completion."""
@@ -38,9 +39,29 @@ def tell_cells(
     >>> tell_cells([((0.5,), ("p3", 1, 0)), ((2.0,), ("p4", 0, 0))])
     "2 completions are missing, the first at λ = 0.5: prompt 'p3', sample 1"
     """
-    strength, (prompt_id, sample, turn) = cells[0]
+    strength, cell = cells[0]
     told = f"{len(cells)} completions {several}" if len(cells) > 1 else f"1 completion {one}"
-    later = f", turn {turn + 1}" if turn else ""
-    return (
-        f"{told}, the first at λ = {format_strength(strength)}: prompt {prompt_id!r}, sample {sample}{later}"
-    )
+    return f"{told}, the first at λ = {format_strength(strength)}: {_named(*cell)}"
+
+
+def _named(prompt_id: Hashable, sample: int, turn: int) -> str:
+    return f"prompt {prompt_id!r}, sample {sample}{f', turn {turn + 1}' if turn else ''}"
+
+
+def tell_share(count: int, total: int | None, strength: str, cell: Cell | None = None) -> str:
+    """Returns how many completions are missing of how many, and which is the first, in words.
+
+    Args:
+      total: None is unknown.
+      strength: text of the first one's λ; `prompt` is its prompt's own.
+      cell: of the first, None where it is unknown.
+
+    >>> tell_share(320, 640, "0.5", (33, 1, 0))
+    '320 of 640 completions are missing, the first at λ = 0.5: prompt 33, sample 1'
+    """
+    of = "" if total is None else f" of {total}"
+    are = "completion is" if count == 1 and total in (None, 1) else "completions are"
+    at = [] if strength == PER_PROMPT else [f"at λ = {shown(strength, 60)}"]
+    named = [_named(*cell)] if cell else []
+    told = " ".join([f"{count}{of} {are} missing, the first", *at])
+    return ": ".join([told, *named])

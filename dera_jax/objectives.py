@@ -6,6 +6,7 @@ strength; less a price per nat of KL divergence. A constraint bounds the mean of
 """
 
 import re
+import shlex
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dera_jax.missing import Cell, cell_of, cell_order, find_missing, tell_cells
+from dera_jax.shown import shown
 from dera_jax.strengths import Strength, format_strength
 
 FIELDS = {"kl": "kl_to_reference", "length": "length"}
@@ -82,7 +84,7 @@ def read_grid(
     lacking = [cell for cell, numbers in values.items() if None in numbers]
     if lacking and not allow_missing:
         raise ValueError(
-            f"{where}: {_told(find_missing(found, keys), lacking, values, names)}; complete the run, "
+            f"{where}: {_told(find_missing(found, keys), lacking, values, names, where)}, "
             "or leave out such prompts' samples with --allow-missing"
         )
     incomplete = {key for _, key in lacking}
@@ -100,12 +102,23 @@ def _numbers(row: dict | None, names: Sequence[str]) -> list[float | None]:
     return [row.get(FIELDS[name]) if name in FIELDS else row.get("rewards", {}).get(name) for name in names]
 
 
-def _told(absent: Sequence[tuple], lacking: Sequence[tuple], values: Mapping, names: Sequence[str]) -> str:
-    """Returns which cells are missing, or, if none is, lack a number."""
+def _told(
+    absent: Sequence[tuple], lacking: Sequence[tuple], values: Mapping, names: Sequence[str], where: str
+) -> str:
+    """Returns which cells are missing, or, if none is, lack a number; and what to do."""
     if absent:
-        return tell_cells(absent)
-    what = f"no number for {names[values[lacking[0]].index(None)]}"
-    return tell_cells(lacking, f"has {what}", f"have {what}")
+        return f"{tell_cells(absent)}; complete the run"
+    name = shown(names[values[lacking[0]].index(None)], 100)
+    told = tell_cells(lacking, f"has no number for {name}", f"have no number for {name}")
+    if name in FIELDS:
+        return told
+    command = f"python -m eval.score {shlex.quote(where)} {shlex.quote(f'--reward={name}')}"
+    return f"{told}; {command} adds it where it was not computed"
+
+
+def told_names(names: Sequence[str]) -> str:
+    """Returns names with commas between, as a message shows them."""
+    return ", ".join(shown(name, 100) for name in names)
 
 
 def reward_names(rows: Sequence[dict]) -> list[str]:
@@ -134,8 +147,8 @@ class Objective:
         """What it is, in a few words."""
         price = f" − {self.kl_price:g} · KL" if self.kl_price else ""
         if self.against is None:
-            return self.reward + price
-        return f"win rate by {self.reward} against λ = {format_strength(self.against)}{price}"
+            return shown(self.reward) + price
+        return f"win rate by {shown(self.reward)} against λ = {format_strength(self.against)}{price}"
 
     def values(self, grid: Grid) -> Float[np.ndarray, "strengths rows"]:
         """Returns its value of every completion.
@@ -166,7 +179,7 @@ def make_objective(
     """
     if not kl_price >= 0 or kl_price == float("inf"):
         raise ValueError(f"--kl-price: expected a number of at least 0, found {kl_price}")
-    there = f"the rows have {', '.join(rewards) or 'no rewards; add one with python -m eval.score'}"
+    there = f"the rows have {told_names(rewards) or 'no rewards; add one with python -m eval.score'}"
     if text is None and len(rewards) != 1:
         raise ValueError(f"--objective: expected a reward or {WIN_RATE}; {there}")
     if text == WIN_RATE:
@@ -235,7 +248,7 @@ def parse_constraint(text: str, rewards: Sequence[str]) -> Constraint:
     name, sign, number, percent = match.groups()
     if name.strip() not in (*rewards, *FIELDS):
         raise ValueError(
-            f"--constraint={text}: no figure {name.strip()!r}; the rows have {', '.join((*rewards, *FIELDS))}"
+            f"--constraint={text}: no figure {name.strip()!r}; the rows have {told_names((*rewards, *FIELDS))}"
         )
     bound = float(number) / (100 if percent else 1)
     return Constraint(text.strip(), name.strip(), sign == ">=", bound, bool(percent))

@@ -1,81 +1,96 @@
 """Preference pairs: how often a policy at each strength prefers the chosen completion."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
-from dera_jax.data import load_records
-from dera_jax.encoding import before, encode_prompts
+from dera_jax.data import Record, load_records
+from dera_jax.examples import Ids, encode_record
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
-from dera_jax.prompts import Prompt, check_one_turn
 from dera_jax.reports import estimate_to_json
 from dera_jax.score import Scored, score_tokens
+from dera_jax.shapes import Row, read_pair
 from dera_jax.strengths import Strength, strength_to_json
-from dera_jax.tokenizer import encode_completion
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two completions of one prompt."""
-
-    prompt: Prompt
-    chosen: str
-    rejected: str
-
+from dera_jax.usable import Dropped, Unusable, keep_usable
 
 Accuracy = tuple[Strength, Estimate, Estimate | None]
 
 
-def load_pairs(spec: str, limit: int | None = None) -> list[Pair]:
-    """Returns pairs of a data set with `prompt` (or `messages`), `chosen` and `rejected`.
+class Pair(NamedTuple):
+    """A prompt and its chosen and rejected completion, as read."""
+
+    record: Record
+    row: Row
+
+
+class EncodedPair(NamedTuple):
+    """A pair as ids."""
+
+    group: str
+    """The prompt, which intervals are over."""
+    prompts: tuple[Ids, ...]
+    """As each model reads it."""
+    completions: tuple[Ids, ...]
+    """The chosen and the rejected one, with EOS."""
+
+
+def load_pairs(spec: str, limit: int | None = None) -> tuple[list[Pair], Dropped]:
+    """Returns the pairs of a data set that trainings read too, and what became of the other records.
 
     Raises:
-      ValueError: a field is missing or empty, or both completions are the same; with file and line.
+      ValueError: a field is missing or of the wrong kind, with file and line; or no pair can be used.
     """
-    pairs = []
-    for record in load_records(spec, limit):
-        fields = dict(record.fields)
-        texts = []
-        for name in ("chosen", "rejected"):
-            text = fields.pop(name, None)
-            if not isinstance(text, str) or not text:
-                raise ValueError(f"{record.where}: expected text in `{name}`, found {text!r:.40}")
-            texts.append(text)
-        if texts[0] == texts[1]:
-            raise ValueError(f"{record.where}: `chosen` and `rejected` are the same")
-        pairs.append(Pair(Prompt.of(fields, record.number, record.where), *texts))
-    return pairs
+    records = load_records(spec, limit)
+    return keep_usable(records, lambda r: Pair(r, read_pair(_asked(r))), lambda r: r.where)
+
+
+def _asked(record: Record) -> Record:
+    """Returns a record with its prompt in `prompt`: texts may answer `messages`, and follow a `prefix`."""
+    fields = dict(record.fields)
+    if isinstance(fields.get("chosen"), str) and fields.get("prompt") is None and fields.get("messages"):
+        fields["prompt"] = fields["messages"]
+    if prefix := fields.get("prefix"):
+        if not isinstance(prefix, str) or not isinstance(fields.get("prompt"), str):
+            raise ValueError(f"{record.where}: prefix: expected a text behind a `prompt` that is one")
+        fields["prompt"] += prefix
+    return replace(record, fields=fields)
+
+
+def encode_pairs(policies: Sequence[Policy], pairs: Sequence[Pair]) -> tuple[list[EncodedPair], Dropped]:
+    """Returns pairs as ids, as trainings of the models would read them, and what became of the others.
+
+    Raises:
+      ValueError: a chat template refuses a chat; or no pair can be used.
+    """
+    templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
+    readers = [p if p.template is not None else replace(p, tokenizer=templated.tokenizer) for p in policies]
+    context = min(policy.config.max_positions for policy in policies)
+
+    def encode(pair: Pair) -> EncodedPair:
+        each = [encode_record(reader, pair.record, pair.row) for reader in readers]
+        prompts, completions = tuple(prompt for prompt, _ in each), each[-1][1]
+        if (length := max(map(len, prompts)) + max(map(len, completions))) > context:
+            detail = f"{length} tokens with a completion do not fit the models' context of {context}"
+            raise Unusable("pair too long", detail)
+        return EncodedPair(str(pair.row.prompt), prompts, completions)
+
+    return keep_usable(pairs, encode, lambda pair: pair.record.where)
 
 
 def pairwise_accuracy(
-    policies: Sequence[Policy], pairs: Sequence[Pair], lambdas: Sequence[Strength], rows: int
+    policies: Sequence[Policy], pairs: Sequence[EncodedPair], lambdas: Sequence[Strength], rows: int
 ) -> list[Accuracy]:
     """Returns for each strength the share of pairs whose chosen completion it prefers.
 
     Twice: by log π(y|x)/|y| (Eq. 14), and by the implicit reward log π(y|x)/π_ref(y|x), which at
     λ = 0 is 0 for all and so None. Completions are read with EOS. Intervals are over prompts.
-
-    Raises:
-      ValueError: a prompt with a completion does not fit a model's context.
     """
-    tokenizer = policies[-1].tokenizer
-    eos = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    context = min(policy.config.max_positions for policy in policies)
-    check_one_turn([pair.prompt for pair in pairs])
-    prompts, completions = [], []
-    for pair, encoded in zip(pairs, encode_prompts(policies, [p.prompt for p in pairs], 1), strict=True):
-        for text in (pair.chosen, pair.rejected):
-            prompts.append(encoded.tokens)
-            prompt = before(policies[-1], encoded.tokens[-1])
-            completions.append(encode_completion(tokenizer, prompt, text) + eos)
-            if (length := max(map(len, encoded.tokens)) + len(completions[-1])) > context:
-                raise ValueError(
-                    f"prompt {encoded.id!r}: {length} tokens with a completion do not fit "
-                    f"the models' context of {context}"
-                )
+    prompts = [pair.prompts for pair in pairs for _ in pair.completions]
+    completions = [completion for pair in pairs for completion in pair.completions]
     scored = list(score_tokens(policies, prompts, completions, lambdas, rows))
     chosen, rejected = scored[::2], scored[1::2]
-    groups = [str(pair.prompt.text or pair.prompt.messages) for pair in pairs]
+    groups = [pair.group for pair in pairs]
     table: list[Accuracy] = []
     for number, strength in enumerate(lambdas):
         mean = _wins(chosen, rejected, lambda s, i=number: s.logprobs[i].mean())

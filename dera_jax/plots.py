@@ -29,6 +29,7 @@ from dera_jax.panels import (
     plot_heat_map,
     plot_over_strength,
 )
+from dera_jax.shown import shown
 from dera_jax.tables import short_names
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -83,7 +84,7 @@ def plot_sweep(runs: dict[str, list[Summary]], path: str | Path, about: str = ""
     """
     looks = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=True)
     found = {name: summaries for name, summaries in runs.items() if summaries}
-    curves = [Curve(name, found[name], *look) for name, look in zip(found, looks, strict=False)]
+    curves = [Curve(shown(name, 100), found[name], *look) for name, look in zip(found, looks, strict=False)]
     if not curves:
         raise ValueError("there are no rows to plot")
     models = {len(summary.lambda_) for curve in curves for summary in curve.summaries}
@@ -107,7 +108,7 @@ def _quantities(curves: Sequence[Curve]) -> list[Quantity]:
     summaries = [summary for curve in curves for summary in curve.summaries]
     names = dict.fromkeys(name for summary in summaries for name in summary.rewards)
     shown = [
-        Quantity(short, lambda summary, name=name: summary.rewards.get(name))
+        Quantity(f"reward {short}", lambda summary, name=name: summary.rewards.get(name))
         for name, short in short_names(list(names), width=32).items()
     ]
     if not shown and any(summary.log_ratio for summary in summaries):

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from dera_jax import models, sharding
 from dera_jax.configs import check_choice, check_count, check_number, check_seed
 from dera_jax.files import read_object, write_json
-from dera_jax.loading import adapters, families, hub, lora, tensors, weights
+from dera_jax.loading import adapters, families, hub, lora, manifests, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.linear import QUANTIZATIONS
-from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer
+from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer, save_tokenizer
 
 TOY = Path(__file__).parent / "assets" / "toy"
 """The shipped pair."""
@@ -212,12 +212,12 @@ def fresh_policy(model: str, seed: int, dtype: str = "float32") -> Policy:
 
 
 def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> None:
-    """Writes a policy as a folder that `transformers` loads; the weights last, so a folder is whole.
+    """Writes a policy as a folder that `transformers` loads: the weights, then what says that they are whole.
 
     Adapters are merged into the weights.
 
     Args:
-      manifest: how the policy was made; written as manifest.json.
+      manifest: how the policy was made; written last, as manifest.json.
 
     Raises:
       ValueError: the folder cannot be written, or the weights are quantized.
@@ -229,7 +229,7 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
     config, params = adapters.merge_adapters(policy.config, policy.params)
     raw = families.read_config(policy.folder)
     generation = read_object(policy.folder / "generation_config.json")
-    _start_folder(policy, folder)
+    save_tokenizer(policy.tokenizer, folder)
     # `torch_dtype` is what older versions of transformers called it.
     settings = {name: value for name, value in raw.items() if name != "torch_dtype"}
     # An adapter may have untied the head.
@@ -237,10 +237,10 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
     write_json(folder / "config.json", settings | tied | {"dtype": config.dtype})
     if generation:
         write_json(folder / "generation_config.json", generation)
-    if manifest is not None:
-        write_json(folder / "manifest.json", manifest)
     named = weights.named_tensors(params, raw["model_type"], config.num_heads)
     tensors.save_tensors(folder, named)
+    if manifest is not None:
+        manifests.write_manifest(folder, manifest)
 
 
 def with_lora(
@@ -287,11 +287,11 @@ def with_lora(
 
 
 def save_adapter(policy: Policy, folder: Path, base_name: str, manifest: dict | None = None) -> None:
-    """Writes a policy's adapters as a PEFT folder, with its tokenizer; the weights last.
+    """Writes a policy's adapters as a PEFT folder, with its tokenizer.
 
     Args:
       base_name: MODEL that they stand on: whoever loads them elsewhere looks for it by this name.
-      manifest: how the policy was made; written as manifest.json.
+      manifest: how the policy was made; written last, as manifest.json.
 
     Raises:
       ValueError: no adapters, or the folder cannot be written.
@@ -299,22 +299,14 @@ def save_adapter(policy: Policy, folder: Path, base_name: str, manifest: dict | 
     if not policy.config.adapters:
         raise ValueError(f"{policy.name}: expected a policy with adapters, found none; save the whole model")
     start = adapters.read_adapter(policy.adapter) if policy.adapter else None
-    _start_folder(policy, folder)
-    if manifest is not None:
-        write_json(folder / "manifest.json", manifest)
+    save_tokenizer(policy.tokenizer, folder)
     lora.write_adapter(folder, policy.config, policy.params, _name_map(policy), base_name, start)
+    if manifest is not None:
+        manifests.write_manifest(folder, manifest)
 
 
 def _name_map(policy: Policy) -> NameMap:
     return families.FAMILIES[families.read_config(policy.folder)["model_type"]].names
-
-
-def _start_folder(policy: Policy, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        policy.tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def with_params(policy: Policy, params: dict) -> Policy:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dera_jax import losses, models, trained
 from dera_jax.batches import Batch
-from dera_jax.configs import TrainConfig, check_choice, check_count, check_number
+from dera_jax.configs import TrainConfig, check_choice, check_count, check_number, take_plain_numbers
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.models.reward import RewardConfig
 from dera_jax.optimization import Terms, TrainState
@@ -45,6 +45,7 @@ class PPOConfig:
     """own: a value model with a trunk of its own, which starts as the policy's; shared: a head on the policy."""
 
     def __post_init__(self):
+        take_plain_numbers(self)
         check_count("num_ppo_epochs", self.num_ppo_epochs)
         check_count("num_mini_batches", self.num_mini_batches)
         check_number("cliprange", self.cliprange, 1e-9, float("inf"))

@@ -11,10 +11,9 @@ from jaxtyping import Array, Float, PyTree
 
 from dera_jax import models
 from dera_jax.batches import Batch, make_batch
-from dera_jax.divergence import encode_texts
+from dera_jax.encoding import EncodedPrompt
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
-from dera_jax.prompts import Prompt
 from dera_jax.realign import mix_logits, strength_weights
 from dera_jax.score import completion_logits
 from dera_jax.strengths import Strength
@@ -36,7 +35,7 @@ class Cost:
 def precision_cost(
     full: Sequence[Policy],
     lower: Sequence[Policy],
-    prompts: Sequence[Prompt],
+    texts: Sequence[EncodedPrompt],
     lambdas: Sequence[Strength],
     rows: int,
 ) -> list[Cost]:
@@ -48,12 +47,9 @@ def precision_cost(
     Args:
       full: of `load_policies`, the reference first.
       lower: the same models, quantized or of another type.
+      texts: of `divergence.encode_texts`.
       rows: of a batch; four models' logits are held at once.
-
-    Raises:
-      ValueError: a text of one token, or one too long for a model's context; a model with an encoder.
     """
-    texts = encode_texts(full, prompts)
     weights = strength_weights(lambdas)
     kls, same, groups = [], [], []
     for start in range(0, len(texts), rows):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from inspect import getdoc
 from typing import Any
 
-from dera_jax.experiments import Experiment, Place, Step
+from dera_jax.experiments import Experiment, Outside, Place, Step
 
 GRID = tuple(n / 5 for n in range(11))
 """0, 0.2 … 2, the strengths of Fig. 2, 5, 8 and 9."""
@@ -24,6 +24,8 @@ T5_SMALL, T5_LARGE = "google-t5/t5-small", "google-t5/t5-large"
 ZEPHYR_SFT, ZEPHYR = "HuggingFaceH4/mistral-7b-sft-beta", "HuggingFaceH4/zephyr-7b-beta"
 XSUM, TLDR, TLDR_PAIRS = "hf:EdinburghNLP/xsum", "hf:trl-lib/tldr", "hf:trl-lib/tldr-preference"
 ULTRAFEEDBACK = "hf:HuggingFaceH4/ultrafeedback_binarized:train_prefs"
+MT_BENCH = Outside("mt_bench/mt_bench_question.jsonl")
+"""The questions as FastChat has them."""
 JUDGE = "--judge=URL,model"
 """For the reader to fill in."""
 
@@ -39,13 +41,9 @@ class Preset:
     """Commands that need a judge, or come last; {results} is where rows are kept."""
 
 
-def presets(shared: str = "../shared") -> dict[str, Preset]:
-    """Returns every preset by its name.
-
-    Args:
-      shared: folder with data/mt_bench, the questions as FastChat has them.
-    """
-    made: tuple[tuple[Callable[..., Experiment], tuple[str, ...]], ...] = (
+def presets() -> dict[str, Preset]:
+    """Returns every preset by its name."""
+    made: tuple[tuple[Callable[[], Experiment], tuple[str, ...]], ...] = (
         (xsum_t5_small_ppo, (_win_rate("0", "summary"),)),
         (tldr_t5_large_pg, _TLDR_AFTER),
         (tldr_t5_large_dpo, _TLDR_AFTER),
@@ -53,19 +51,19 @@ def presets(shared: str = "../shared") -> dict[str, Preset]:
     )
     found = {}
     for function, after in made:
-        experiment = function(shared) if function is zephyr_7b else function()
+        experiment = function()
         lines = tuple(line.replace("{name}", experiment.name) for line in after)
         found[experiment.name] = Preset(experiment, getdoc(function) or "", lines)
     return found
 
 
-def find_preset(name: str, shared: str = "../shared") -> Preset:
+def find_preset(name: str) -> Preset:
     """Returns a preset by its name.
 
     Raises:
       ValueError: there is none of that name.
     """
-    known = presets(shared)
+    known = presets()
     if name not in known:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(known)}")
     return known[name]
@@ -215,7 +213,7 @@ def tldr_t5_large_dpo() -> Experiment:
     return _on_tldr("tldr-t5-large-dpo", "T5-Large on TL;DR, DPO", training)
 
 
-def zephyr_7b(shared: str = "../shared") -> Experiment:
+def zephyr_7b() -> Experiment:
     """Fig. 8 and 9: Zephyr-7b (β = 0.1) on MT-Bench in 4 bits, retrained at λ = 0.5, and combined weights.
 
     Hardware: decoding, a GPU of 16 GB or one v5e chip; training, v5p:2x2x2 (or 8 GPUs of 80 GB with --mesh); nine
@@ -264,7 +262,7 @@ def zephyr_7b(shared: str = "../shared") -> Experiment:
         retrained=(0.5,),
         combined=tuple(strength for strength in GRID if strength not in (0, 1)),
         decoding={
-            "prompts": f"{shared}/data/mt_bench/mt_bench_question.jsonl",
+            "prompts": MT_BENCH,
             "num_prompts": 80,
             "max_new_tokens": 256,
             "temperature": 0.7,

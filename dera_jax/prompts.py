@@ -1,10 +1,14 @@
 """Prompts: what is asked of the policies, from records, each with a stable id."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dera_jax.data import json_kind, load_records
+from dera_jax.data import Record, json_kind, load_records
+from dera_jax.shapes import read_pair
+from dera_jax.shown import shown
 from dera_jax.strengths import turn_strengths
+from dera_jax.usable import Dropped, Unusable, check_messages, check_text, keep_usable
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Prompt:
           where: file and line, for errors.
 
         Raises:
-          ValueError: a field is missing, empty or of the wrong kind.
+          Unusable: a field is empty, or its text cannot be encoded.
+          ValueError: a field is missing or of the wrong kind.
 
         >>> Prompt.of({"prompt": "Once", "topic": "tales"}, number=3)
         Prompt(prompt_id=3, text='Once', messages=None, lambda_=None, prefix='', columns={'topic': 'tales'})
@@ -54,16 +59,21 @@ class Prompt:
         known = {name: columns.pop(name, None) for name in FIELDS}
         if known["id"] is None and "turns" in value:  # MT-Bench
             known["id"] = columns.pop("question_id", None)
-        asked = [name for name in ("prompt", "messages", "turns") if known[name] is not None]
+        asked = [name for name in ASKED if known[name] is not None]
+        if not asked and {"chosen", "rejected"} <= columns.keys():
+            asked = [_common_prompt(known, columns, where)]
         if len(asked) != 1:
-            found = ", ".join(map(str, value)) or "none"
+            found = shown(", ".join(map(str, value)) or "none", 200)
             raise ValueError(
                 f"{where}: expected one of the fields 'prompt', 'messages' and 'turns', found {found}"
             )
+        chat = "prompt" if isinstance(known["prompt"], (list, tuple)) else "messages"  # "prompt": TRL's chats
         prompt = cls(
             prompt_id=number if known["id"] is None else _id(known["id"], where),
-            text=None if known["prompt"] is None else _text(known["prompt"], "prompt", where),
-            messages=_asked_messages(known, where),
+            text=_text(known["prompt"], "prompt", where)
+            if asked == ["prompt"] and chat != "prompt"
+            else None,
+            messages=_asked_messages(known, chat, where),
             lambda_=None if known["lambda"] is None else _lambda(known["lambda"], where),
             prefix=_prefix(known["prefix"], where),
             columns=columns,
@@ -100,7 +110,17 @@ class Prompt:
         return replace(self, messages=tuple(said), prefix=prefixes[turn])
 
 
-FIELDS = ("id", "prompt", "messages", "turns", "lambda", "prefix")
+ASKED = ("prompt", "messages", "turns")
+"""Fields that ask."""
+FIELDS = ("id", *ASKED, "lambda", "prefix")
+
+
+def _common_prompt(known: dict, columns: Mapping, where: str) -> str:
+    """Adds the prompt that both answers of a pair begin with to the known fields; returns its field's name."""
+    prompt = read_pair(Record(dict(columns), where, 0)).prompt
+    name = "prompt" if isinstance(prompt, str) else "messages"
+    known[name] = prompt
+    return name
 
 
 def _answered(messages: Sequence[Mapping]) -> list[int]:
@@ -115,31 +135,59 @@ def _answered(messages: Sequence[Mapping]) -> list[int]:
 def load_prompts(spec: str, limit: int | None = None) -> list[Prompt]:
     """Returns the first `limit` prompts of `spec`, or all; there may be fewer.
 
+    Those that cannot be used (an empty text) are left out with a warning.
+
     Args:
-      spec: `FILE.jsonl` (or `.jsonl.gz`, `.parquet`, `.txt`), `hf:org/set[:split]`,
-        `tfds:name[:split]`, or a shipped name, `toy` or `chat`.
+      spec: `FILE.jsonl` (or `.jsonl.gz`, `.json`, `.csv`, `.parquet`, `.txt`), `hf:org/set[:split]`,
+        `tfds:name[:split]`, or a shipped name, `toy` or `chat`. Of preference pairs the prompts are taken.
       limit: ≥ 1; None is all.
 
     Raises:
       ValueError: no such data, a broken line, or two prompts with one id.
     """
-    records = load_records(spec, limit)
-    prompts = [Prompt.of(r.fields, r.number, r.where) for r in records]
-    _refuse_duplicates(prompts, [r.where for r in records])
+    prompts, dropped = read_prompts(spec, limit)
+    warn_of(dropped, spec, len(prompts))
     return prompts
+
+
+def read_prompts(spec: str, limit: int | None = None) -> tuple[list[Prompt], Dropped]:
+    """Returns what `load_prompts` does, and what became of the other records."""
+    return _usable([(r.fields, r.number, r.where) for r in load_records(spec, limit)])
+
+
+def usable_prompts(prompts: object) -> tuple[list[Prompt], Dropped]:
+    """Returns what `as_prompts` does without the prompts that cannot be used, and what became of those."""
+    if isinstance(prompts, (str, Mapping, Prompt)):
+        raise ValueError(f"prompts: expected a list of prompts, found {json_kind(prompts)}")
+    return _usable([(value, number, f"prompt {number}") for number, value in enumerate(prompts)])
+
+
+def _usable(given: Sequence[tuple[object, int, str]]) -> tuple[list[Prompt], Dropped]:
+    """Returns prompts from values with their numbers and places."""
+    if not given:
+        return [], Dropped()
+    made, dropped = keep_usable(given, lambda each: (Prompt.of(*each), each[2]), lambda each: each[2])
+    _refuse_duplicates(made)
+    return [prompt for prompt, _ in made], dropped
+
+
+def warn_of(dropped: Dropped, source: str, used: int) -> None:
+    """Warns Python code of records that were left out."""
+    if dropped.count:
+        warnings.warn(dropped.told(source, used).removeprefix("warning: "), stacklevel=3)
 
 
 def as_prompts(prompts: object) -> list[Prompt]:
     """Returns prompts from a list of texts, objects with fields, or prompts; without `id`, the id is the position.
 
     Raises:
-      ValueError: `prompts` is one string, or a prompt is broken, or two have one id.
+      ValueError: `prompts` is one string, or a prompt is broken or empty, or two have one id.
     """
-    if isinstance(prompts, (str, Mapping, Prompt)):
-        raise ValueError(f"prompts: expected a list of prompts, found {json_kind(prompts)}")
-    prompts = [Prompt.of(value, number) for number, value in enumerate(prompts)]
-    _refuse_duplicates(prompts, [f"prompt {number}" for number in range(len(prompts))])
-    return prompts
+    made, dropped = usable_prompts(prompts)
+    if dropped.count:
+        reason, first = next(iter(dropped.first.items()))
+        raise ValueError(f"{first}: {reason}" if reason not in first else first)
+    return made
 
 
 def check_one_turn(prompts: Sequence[Prompt]) -> None:
@@ -149,9 +197,9 @@ def check_one_turn(prompts: Sequence[Prompt]) -> None:
             raise ValueError(f"prompt {prompt.prompt_id!r}: expected one turn, found {prompt.num_turns}")
 
 
-def _refuse_duplicates(prompts: list[Prompt], where: list[str]) -> None:
+def _refuse_duplicates(prompts: Sequence[tuple[Prompt, str]]) -> None:
     first: dict[int | str, str] = {}
-    for prompt, place in zip(prompts, where, strict=True):
+    for prompt, place in prompts:
         if prompt.prompt_id in first:
             raise ValueError(
                 f"{place}: id {prompt.prompt_id!r} is already taken by {first[prompt.prompt_id]}"
@@ -161,43 +209,45 @@ def _refuse_duplicates(prompts: list[Prompt], where: list[str]) -> None:
 
 def _id(value: object, where: str) -> int | str:
     if isinstance(value, (int, str)) and not isinstance(value, bool) and value != "":
+        check_text(str(value))
         return value
     raise ValueError(f"{where}: id: expected a whole number or a string, found {json_kind(value)}")
 
 
 def _text(value: object, name: str, where: str) -> str:
     if not isinstance(value, str):
-        hint = "; a chat goes in the field 'messages'" if name == "prompt" and isinstance(value, list) else ""
-        raise ValueError(f"{where}: {name}: expected a string, found {json_kind(value)}{hint}")
+        raise ValueError(f"{where}: {name}: expected a string, found {json_kind(value)}")
     if not value:
-        raise ValueError(f"{where}: {name} is empty")
+        raise Unusable(f"{name} is empty")
+    check_text(value)
     return value
 
 
-def _messages(value: object, where: str) -> tuple[dict, ...]:
+def _messages(value: object, field_: str, where: str) -> tuple[dict, ...]:
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{where}: messages: expected a list, found {json_kind(value)}")
+        raise ValueError(f"{where}: {field_}: expected a list, found {json_kind(value)}")
     if not value:
-        raise ValueError(f"{where}: messages is empty")
+        raise Unusable(f"{field_} is empty")
     for i, message in enumerate(value):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"{where}: messages[{i}]: expected an object with 'role' and 'content'")
+            raise ValueError(f"{where}: {field_}[{i}]: expected an object with 'role' and 'content'")
         for name in ("role", "content"):
             if not isinstance(message[name], str):
                 found = json_kind(message[name])
-                raise ValueError(f"{where}: messages[{i}]: {name}: expected a string, found {found}")
+                raise ValueError(f"{where}: {field_}[{i}]: {name}: expected a string, found {found}")
     if (role := value[-1]["role"]) in ("assistant", "system"):
         hint = "; the start of an answer goes in the field 'prefix'" if role == "assistant" else ""
         raise ValueError(
-            f"{where}: messages: expected the last one to be the user's, found the {role}'s{hint}"
+            f"{where}: {field_}: expected the last one to be the user's, found the {role}'s{hint}"
         )
+    check_messages(value)
     return tuple(dict(message) for message in value)
 
 
-def _asked_messages(known: Mapping, where: str) -> tuple[dict, ...] | None:
-    """Returns the messages of a record, those of `turns` being the user's."""
+def _asked_messages(known: Mapping, chat: str, where: str) -> tuple[dict, ...] | None:
+    """Returns the messages of a record, in the field `chat`; those of `turns` are the user's."""
     if known["turns"] is None:
-        return None if known["messages"] is None else _messages(known["messages"], where)
+        return None if known[chat] is None else _messages(known[chat], chat, where)
     turns = known["turns"]
     if not isinstance(turns, (list, tuple)) or not turns:
         raise ValueError(f"{where}: turns: expected a list of strings, found {json_kind(turns)}")

@@ -3,28 +3,35 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dera_jax.files import write_text
+from dera_jax.manifests import manifest_path, read_manifest
 from dera_jax.metrics import Estimate, Summary, turns_of
-from dera_jax.results import read_manifest
-from dera_jax.strengths import format_strength
+from dera_jax.shown import shown
+from dera_jax.strengths import Strength, format_strength
 
 FEW_ENDED = 0.5
 SMALL_ESS = 0.1
 """Shares below which a summary comes with a warning."""
 
 
-def warnings_of(summaries: Sequence[Summary]) -> list[str]:
-    """Returns one line for each thing about the summaries that a reader could be misled by."""
+def warnings_of(summaries: Sequence[Summary], run: str | Path | None = None) -> list[str]:
+    """Returns one line for each thing about the summaries that a reader could be misled by.
+
+    Args:
+      run: the folder that they are of, for commands.
+    """
     return [
         f"λ = {', '.join(format_strength(summary.lambda_) for summary in of)}: {line}"
-        for line, of in _warnings(summaries)
+        for line, of in _warnings(summaries, run)
     ]
 
 
-def _warnings(summaries: Sequence[Summary]) -> list[tuple[str, list[Summary]]]:
+def _warnings(summaries: Sequence[Summary], run: str | Path | None = None) -> list[tuple[str, list[Summary]]]:
     """Returns lines, each with the summaries that it is about."""
     found = []
     if cut := [s for s in summaries if s.ended < FEW_ENDED]:
@@ -36,12 +43,43 @@ def _warnings(summaries: Sequence[Summary]) -> list[tuple[str, list[Summary]]]:
             "estimates weighted to the sequence-level mixture are unreliable"
         )
         found.append((line, uneven))
-    for name in dict.fromkeys(name for s in summaries for name in s.scored):
-        if lacking := [s for s in summaries if s.scored.get(name, s.n) < s.n]:
-            n = sum(s.n for s in lacking)
-            without = n - sum(s.scored[name] for s in lacking)
-            found.append((f"reward {name} gave no number for {without} of {n} completions", lacking))
+    for name in dict.fromkeys(name for s in summaries for name in (*s.scored, *s.unscored)):
+        if without := {s.lambda_: count for s in summaries if (count := s.unscored.get(name))}:
+            line = f"reward {shown(name, 200)} was not computed for {_share_of(without, summaries)}"
+            found.append(
+                (f"{line}{f': {filling(run, name)} does it' if run else ''}", _those(summaries, without))
+            )
+        unknown = {s.lambda_: s.n - s.scored.get(name, s.n) - s.unscored.get(name, 0) for s in summaries}
+        if without := {strength: count for strength, count in unknown.items() if count > 0}:
+            line = f"reward {shown(name, 200)} gave no number for {_share_of(without, summaries)}"
+            found.append((line, _those(summaries, without)))
     return found
+
+
+def _those(summaries: Sequence[Summary], strengths: Collection[Strength]) -> list[Summary]:
+    return [summary for summary in summaries if summary.lambda_ in strengths]
+
+
+def _share_of(counts: Mapping[Strength, int], summaries: Sequence[Summary]) -> str:
+    n = sum(summary.n for summary in _those(summaries, counts))
+    return f"{sum(counts.values())} of {n} completions"
+
+
+def filling(run: str | Path, name: str) -> str:
+    """Returns the command that computes a reward for the rows of a run that lack it.
+
+    Raises:
+      ValueError: the manifest is broken.
+    """
+    manifest = read_manifest(run) if manifest_path(run).exists() else {}
+    words = ["python", "-m", "eval.score", str(run)]
+    if name in manifest.get("judges", {}):
+        words += ["--judge=URL,MODEL", f"--question={name}"]
+    else:
+        prompts = manifest.get("extent", {}).get("prompts")
+        columns = prompts and name.partition(":")[0] in ("python", "slots")
+        words += [f"--reward={name}", *([f"--prompts={prompts}"] if columns else [])]
+    return " ".join(shlex.quote(shown(word)) for word in words)
 
 
 def _range(shares: Sequence[float]) -> str:
@@ -73,7 +111,7 @@ def reduce_to_csv_rows(summaries: Sequence[Summary]) -> list[dict]:
         row |= _columns("log_ratio", summary.log_ratio)
         row |= {"ended": summary.ended, "effective_sample_share": summary.ess, "tokens": summary.tokens}
         row["warning"] = "; ".join(line for line, _ in _warnings([summary]))
-        rows.append({column: _cell(value) for column, value in row.items()})
+        rows.append({harmless(column): _cell(value) for column, value in row.items()})
     return rows
 
 
@@ -86,7 +124,22 @@ def _cell(value):
     """Returns numbers in 6 digits, as text; what is unknown as ""."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
+    return (
+        f"{value:.6g}" if isinstance(value, float) else harmless(value) if isinstance(value, str) else value
+    )
+
+
+_PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-?inf", re.ASCII)
+
+
+def harmless(text: str) -> str:
+    r"""Returns a text as a cell that no spreadsheet takes for a formula, its control characters as escapes.
+
+    >>> harmless("=1+1"), harmless("-0.5"), harmless("-0.5+1")
+    ("'=1+1", '-0.5', "'-0.5+1")
+    """
+    formula = text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) and not _PLAIN_NUMBER.fullmatch(text)
+    return "'" * formula + shown(text)
 
 
 def write_summary_csv(path: str | Path, summaries: Sequence[Summary]) -> None:
@@ -96,19 +149,17 @@ def write_summary_csv(path: str | Path, summaries: Sequence[Summary]) -> None:
       ValueError: there are no summaries, or the file cannot be written.
     """
     if not summaries:
-        raise ValueError(f"cannot write {path}: there are no rows to summarize")
+        raise ValueError(f"cannot write {shown(path, 200)}: there are no rows to summarize")
     rows = reduce_to_csv_rows(summaries)
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([list(rows[0]), *(list(row.values()) for row in rows)])
     write_text(path, text.getvalue())
 
 
 def describe_models(run: str | Path) -> str:
     """Returns the models of a run, `reference → aligned (int8)`; nothing where it has no manifest."""
-    folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    manifest = read_manifest(folder) if (folder / "manifest.json").exists() else {"identity": {}}
+    manifest = read_manifest(run) if manifest_path(run).exists() else {"identity": {}}
     names = [model["name"] for model in manifest.get("provenance", {}).get("models", [])]
     kinds = manifest["identity"].get("quantization") or [None] * len(names)
     reference, *aligned = [_short(*both) for both in zip(names, kinds, strict=True)] or [""]
@@ -117,8 +168,8 @@ def describe_models(run: str | Path) -> str:
 
 def _short(model: str, quantization: str | None) -> str:
     """Returns the last names of a model's folders."""
-    name = "+".join(Path(part).name for part in model.split("+"))
-    return f"{name} ({quantization})" if quantization else name
+    name = shown("+".join(Path(part).name for part in model.split("+")), 100)
+    return f"{name} ({shown(quantization, 20)})" if quantization else name
 
 
 def estimate_to_json(found: Estimate) -> dict[str, float | None]:

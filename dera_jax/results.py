@@ -31,27 +31,37 @@ exp(logprob + log_normalizer − sampling_logprob) is the weight of a row that e
 rows of its prompt stand for the mixture of whole responses (Eq. 5) instead of that of tokens (Eq. 6).
 """
 
-import json
 import os
 import secrets
+from collections.abc import Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from dera_jax.asked import tell_missing
 from dera_jax.files import (
     decode_json,
     encode_json,
     lock_folder,
     read_bytes,
-    read_json,
+    remove_leftovers,
+    unlock,
     write_bytes,
     write_json,
 )
-from dera_jax.missing import find_missing, tell_cells
-from dera_jax.row_files import RowFile, RowKey, encode_rows, parse_rows, part_paths, row_key
-from dera_jax.strengths import Strength, strength_from_json
+from dera_jax.manifests import FORMAT, read_manifest, tell_difference
+from dera_jax.row_files import (
+    KEY_FIELDS,
+    RowFile,
+    RowKey,
+    encode_rows,
+    parse_rows,
+    part_paths,
+    row_key,
+)
+from dera_jax.shown import shown
+from dera_jax.strengths import strength_from_json
 
-FORMAT = 1
-"""Of the manifest; a folder of another format is refused."""
+__all__ = ["RunFolder", "read_manifest", "read_rows", "row_key", "sort_rows", "tell_missing"]
 
 ENDINGS = ("", ".gz", ".xz")
 """Of the file of rows: as written, or compressed."""
@@ -68,7 +78,7 @@ def sort_rows(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=order)
 
 
-def read_rows(run: str | Path) -> list[dict]:
+def read_rows(run: str | Path, needed: Collection[str] = KEY_FIELDS) -> list[dict]:
     """Returns the rows of a run, in the order they were written.
 
     A torn last line, as a killed run leaves it, is left out. Rows that are in the files of single
@@ -76,59 +86,44 @@ def read_rows(run: str | Path) -> list[dict]:
 
     Args:
       run: a folder with `rows.jsonl`, `rows.jsonl.gz` or `rows.jsonl.xz`, or such a file.
+      needed: fields that no row may lack.
 
     Raises:
       ValueError: there is no such file, or another line of it is broken.
     """
     run = Path(run)
     # Before the file that they are merged into, or rows could be missed in between.
-    parts = [row for path in (part_paths(run) if run.is_dir() else []) for row in _rows_if_there(path)]
+    paths = part_paths(run) if run.is_dir() else []
+    parts = [row for path in paths for row in _rows_if_there(path, needed)]
     path = _rows_file(run)
-    rows = parse_rows(read_bytes(path), path)[0]
-    return [*rows, *_new_rows(parts, set(map(row_key, rows)) if parts else set())]
+    rows = parse_rows(read_bytes(path), path, needed)[0]
+    found = [*rows, *_new_rows(parts, set(map(row_key, rows)) if parts else set())]
+    _check_models(found, run)
+    return found
 
 
-def _rows_if_there(path: Path) -> list[dict]:
+def _rows_if_there(path: Path, needed: Collection[str]) -> list[dict]:
     try:
-        return parse_rows(path.read_bytes(), path)[0]
-    except FileNotFoundError:  # merged since it was listed
-        return []
+        return parse_rows(read_bytes(path), path, needed)[0]
+    except ValueError:
+        if path.exists():
+            raise
+        return []  # merged since it was listed
+
+
+def _check_models(rows: list[dict], run: Path, expected: int | None = None) -> None:
+    """Raises ValueError where rows of a run's files are of other numbers of aligned models than one."""
+    counts = {len(strength_from_json(row["lambda"])) for row in rows}
+    if len(counts) > 1 or (counts and expected not in (None, *counts)):
+        raise ValueError(
+            f"{shown(run, 200)}: expected in each row a number of lambda for each of "
+            f"{expected or min(counts)} aligned models, found {max(counts - {expected})}"
+        )
 
 
 def _new_rows(rows: list[dict], keys: set[RowKey]) -> list[dict]:
     """Returns those rows that are not in `keys`, each once."""
     return list({key: row for row in rows if (key := row_key(row)) not in keys}.values())
-
-
-def tell_missing(run: str | Path, rows: list[dict]) -> str | None:
-    """Returns which completions a run lacks that its others ask for, in words; None if it is whole.
-
-    A strength that has fewer than half of the prompts is the prompts' own, and lacks none. Later turns are
-    not looked at: where one does not fit the context, it is rightly not there.
-    """
-    by: dict[Strength, set] = {}
-    for row in rows:
-        by.setdefault(strength_from_json(row["lambda"]), set()).add((row["prompt_id"], row["sample"], 0))
-    whole = set().union(*by.values())
-    shared = {strength: there for strength, there in by.items() if 2 * len(there) > len(whole)}
-    if lacking := find_missing(shared, whole):
-        return tell_cells(lacking)
-    manifest = Path(run) / "manifest.json"
-    if manifest.exists() and not read_json(manifest).get("extent"):
-        return f"the run has not ended: {len(rows)} completions so far"
-    return None
-
-
-def read_manifest(run: str | Path) -> dict:
-    """Returns the manifest of a run, given as its folder or its file of rows."""
-    run = Path(run)
-    path = (run if run.is_dir() else run.parent) / "manifest.json"
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or not {"format", "identity"} <= manifest.keys():
-        raise ValueError(f"{path}: not the manifest of a run: it has no 'format' and 'identity'")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT}, found {manifest['format']}")
-    return manifest
 
 
 def _rows_file(run: Path) -> Path:
@@ -137,7 +132,7 @@ def _rows_file(run: Path) -> Path:
     for ending in ENDINGS:
         if (run / f"rows.jsonl{ending}").exists():
             return run / f"rows.jsonl{ending}"
-    raise ValueError(f"no run in {run}: expected rows.jsonl there, or compressed, .gz or .xz")
+    raise ValueError(f"no run in {shown(run, 200)}: expected rows.jsonl there, or compressed, .gz or .xz")
 
 
 class RunFolder:
@@ -157,13 +152,16 @@ class RunFolder:
       manifest: as it is on disk.
     """
 
-    def __init__(self, path: str | Path, identity: dict, provenance: dict):
+    def __init__(
+        self, path: str | Path, identity: dict, provenance: dict, needed: Collection[str] = KEY_FIELDS
+    ):
         """Names the folder; nothing happens to it before it is entered.
 
         Args:
           path: of the folder, made if missing.
           identity: JSON.
           provenance: of this run, JSON; see `provenance`.
+          needed: fields that no row there may lack.
         """
         self.path = Path(path)
         self.rows: list[dict] = []
@@ -172,12 +170,15 @@ class RunFolder:
         # As it comes back from a file, so that (1, 2) equals [1, 2].
         self._identity = decode_json(encode_json(identity))
         self._provenance = provenance
+        self._needed = needed
         self._recorded = False
         self._lock = -1
         self._file: RowFile | None = None
 
     def __enter__(self) -> "RunFolder":
         """Locks the folder, reads it, repairs a torn last line and takes in the rows of single processes.
+
+        Nothing is written before everything there has been read.
 
         Raises:
           ValueError: another run holds it, it holds another run or other things, or cannot be written.
@@ -186,13 +187,18 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_strangers()
             self._lock = lock_folder(self.path)
+            remove_leftovers(self.path)
             self._open_manifest()
-            self._open_rows()
-            self.collect()
+            with ExitStack() as stack:
+                parts = self._open_parts(stack)
+                self._open_rows()
+                self._check_rows([row for part in parts for row in part.rows])
+                self._file.repair()
+                self._take_in(parts)
         except BaseException as error:
             self.__exit__()
             if isinstance(error, OSError):
-                raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
+                raise ValueError(f"cannot write to {shown(self.path, 200)}: {error.strerror}") from None
             raise
         return self
 
@@ -200,7 +206,7 @@ class RunFolder:
         if self._file is not None:
             self._file.close()
         if self._lock >= 0:
-            os.close(self._lock)
+            unlock(self._lock)
         self._lock = -1
 
     def append(self, rows: list[dict]) -> None:
@@ -233,14 +239,24 @@ class RunFolder:
           ValueError: one of them is still writing.
         """
         with ExitStack() as stack:
-            parts = [
-                stack.enter_context(closing(RowFile(path, alone=True))) for path in part_paths(self.path)
-            ]
-            new = _new_rows([row for part in parts for row in part.rows], self.keys)
-            if new:
-                self.replace_rows([*self.rows, *new])
-            for part in parts:
-                part.path.unlink()
+            self._take_in(self._open_parts(stack))
+
+    def _open_parts(self, stack: ExitStack) -> list[RowFile]:
+        paths = part_paths(self.path)
+        parts = (RowFile(path, alone=True, needed=self._needed) for path in paths)
+        return [stack.enter_context(closing(part)) for part in parts]
+
+    def _check_rows(self, more: list[dict]) -> None:
+        aligned = self.manifest["identity"].get("models", {}).get("aligned")
+        expected = len(aligned) if isinstance(aligned, list) else None
+        _check_models([*self.rows, *more], self.path, expected)
+
+    def _take_in(self, parts: list[RowFile]) -> None:
+        new = _new_rows([row for part in parts for row in part.rows], self.keys)
+        if new:
+            self.replace_rows([*self.rows, *new])
+        for part in parts:
+            part.path.unlink()
 
     def mark(self) -> str:
         """Writes a new text into the file that locks the folder, and returns it.
@@ -254,7 +270,14 @@ class RunFolder:
 
     def finish(self, extent: dict, extra: dict | None = None) -> None:
         """Records the extent reached, and whatever else (`extra`: more keys) the manifest shall hold."""
-        self._update_manifest({**(extra or {}), "extent": extent})
+        self.record({**(extra or {}), "extent": extent})
+
+    def record(self, changes: dict) -> None:
+        """Writes keys of the manifest, if they are not so already."""
+        manifest = decode_json(encode_json({**self.manifest, **changes}))
+        if manifest != self.manifest:
+            write_json(self.path / "manifest.json", manifest)
+            self.manifest = manifest
 
     def _refuse_strangers(self) -> None:
         """Refuses, before anything is written there, a folder with files that no run of ours has made."""
@@ -264,7 +287,8 @@ class RunFolder:
         for path in self.path.iterdir():
             if path.name != ".lock" and not (path.name.startswith(".") and path.suffix == ".tmp"):
                 raise ValueError(
-                    f"{self.path} is not empty and holds no run ({path.name}): choose another --out"
+                    f"{shown(self.path, 200)} is not empty and holds no run ({shown(path.name, 60)}): "
+                    "choose another --out"
                 )
 
     def _open_manifest(self) -> None:
@@ -275,12 +299,12 @@ class RunFolder:
                 "extent": {},
                 "provenance": self._provenance,
             }
-            self._update_manifest({**manifest, "commands": []})
+            self.record({**manifest, "commands": []})
             return
         self.manifest = read_manifest(self.path)
-        difference = _difference(self.manifest["identity"], self._identity)
+        difference = tell_difference(self.manifest["identity"], self._identity)
         if difference:
-            raise ValueError(f"{self.path} holds another run: {difference}; choose another --out")
+            raise ValueError(f"{shown(self.path, 200)} holds another run: {difference}; choose another --out")
 
     def _open_rows(self) -> None:
         path = self.path / "rows.jsonl"
@@ -289,9 +313,10 @@ class RunFolder:
                 if packed.exists():
                     tool = "gunzip" if packed.suffix == ".gz" else "unxz"
                     raise ValueError(
-                        f"the rows of {self.path} are compressed: run `{tool} {packed}` to add to them"
+                        f"the rows of {shown(self.path, 200)} are compressed: "
+                        f"run `{tool} {shown(packed, 200)}` to add to them"
                     )
-        self._file = RowFile(path)
+        self._file = RowFile(path, needed=self._needed)
         self.rows = self._file.rows
         self.keys = set(map(row_key, self.rows))
 
@@ -305,36 +330,5 @@ class RunFolder:
             for name, value in self._provenance.items()
             if name in ("command", "time") or value != first.get(name)
         }
-        self._update_manifest({"commands": [*self.manifest.get("commands", []), command]})
+        self.record({"commands": [*self.manifest.get("commands", []), command]})
         self._recorded = True
-
-    def _update_manifest(self, changes: dict) -> None:
-        manifest = decode_json(encode_json({**self.manifest, **changes}))
-        if manifest != self.manifest:
-            write_json(self.path / "manifest.json", manifest)
-            self.manifest = manifest
-
-
-def _difference(there: dict, here: dict, shown: int = 3) -> str:
-    """Returns the first keys that differ with both values, or nothing."""
-    there, here = _flatten(there), _flatten(here)
-    names = [name for name in {**there, **here} if there.get(name, ...) != here.get(name, ...)]
-    parts = [f"{name} is {_short(there, name)} there and {_short(here, name)} here" for name in names[:shown]]
-    more = [f"{len(names) - shown} more"] if len(names) > shown else []
-    return ", ".join(parts + more)
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict:
-    """Returns {"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _short(flat: dict, name: str, width: int = 40) -> str:
-    text = json.dumps(flat[name], ensure_ascii=False) if name in flat else "absent"
-    return text if len(text) <= width else f"{text[: width // 2]}…{text[1 - width // 2 :]}"

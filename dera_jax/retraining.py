@@ -8,8 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Required, TypedDict
 
-from dera_jax.files import read_json
+import msgspec
+
+from dera_jax.files import check_type, read_json
+from dera_jax.shown import shown
 from dera_jax.strengths import format_strength
 
 TRAINERS = ("train.dpo", "train.rlhf")
@@ -18,8 +22,67 @@ PREFERENCES = ("dpo",)
 POLICY_GRADIENT = ("pg", "rloo", "ppo", "policy_gradient")
 """Methods, as manifests name them."""
 
-NOT_REPEATED = ("coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run")
-"""Options of a sweep that are not its sampling settings."""
+
+class NamedModel(TypedDict):
+    """Of `provenance.models`."""
+
+    name: str
+
+
+class Started(TypedDict, total=False):
+    """`provenance`."""
+
+    command: list[str]
+    models: list[NamedModel]
+
+
+class Preference(TypedDict, total=False):
+    """`preference`."""
+
+    loss: str
+    sync_ref_model: bool
+
+
+class HeldNear(TypedDict, total=False):
+    """`reference`."""
+
+    fingerprint: str | None
+
+
+class Config(TypedDict, total=False):
+    """`train_config`."""
+
+    seed: int
+
+
+class ModelManifest(TypedDict, total=False):
+    """What is used of the manifest in a model's folder, which may be anybody's."""
+
+    method: str | None
+    beta: Annotated[float, msgspec.Meta(ge=0)] | None
+    target_kl: float | None
+    preference: Preference | None
+    reference: HeldNear | None
+    train_config: Config | None
+    seconds: float | None
+    provenance: Started | None
+    finished: bool | None
+
+
+class Extent(TypedDict, total=False):
+    """`extent`."""
+
+    num_samples: Required[int]
+    prompts: str | None
+
+
+class RunManifest(TypedDict, total=False):
+    """What is used of the manifest of a run that is repeated."""
+
+    extent: Required[Extent]
+    identity: dict[str, Any]
+    provenance: Started | None
+    decode_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -61,14 +124,14 @@ def make_target(
 def _no_beta(lambda_: float, beta: float | None, manifest: Mapping, reference: str | None) -> str:
     method = manifest.get("method")
     if method is not None and method not in (*PREFERENCES, *POLICY_GRADIENT):
-        return f"the aligned model was made by {method}, which has no reference and so no β"
+        return f"the aligned model was made by {shown(method, 60)}, which has no reference and so no β"
     if (manifest.get("preference") or {}).get("sync_ref_model"):
         return "the aligned model's reference followed it in training (--sync-ref-model): λ scales no one β"
     if manifest.get("target_kl") is not None:
         return "the aligned model's β was adapted in training (--target-kl)"
     held = (manifest.get("reference") or {}).get("fingerprint")
     if reference and held and held != reference:
-        return f"the run's reference is not the model that the aligned one was held near ({held} there)"
+        return f"the run's reference is not the model that the aligned one was held near ({shown(held, 80)} there)"
     if lambda_ == 0:
         return "λ* = 0 is the reference itself (β = ∞): there is nothing to train"
     if lambda_ < 0:
@@ -103,10 +166,7 @@ def model_manifest(model: str) -> dict | None:
     path = folder / "manifest.json"
     if not path.is_file():
         return None
-    manifest = read_json(path)
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{path}: expected an object, found {type(manifest).__name__}")
-    return manifest
+    return read_json(path, ModelManifest)
 
 
 def replaced(words: Sequence[str], options: Mapping[str, str | None]) -> list[str]:
@@ -144,7 +204,7 @@ def training_words(manifest: Mapping, where: str, beta: float, out: Path) -> tup
     command = (manifest.get("provenance") or {}).get("command") or []
     module, words = _module(command)
     if module not in TRAINERS:
-        made = " ".join(command[:3]) or "no command that it tells"
+        made = shown(" ".join(command[:3]), 100) or "no command that it tells"
         raise ValueError(f"--retrain: {where} was made by {made}; expected {' or '.join(TRAINERS)}")
     seed = (manifest.get("train_config") or {}).get("seed", 0)
     return module, replaced(words, {"beta": written(beta), "seed": str(seed), "out": str(out)})
@@ -177,15 +237,19 @@ def decoding_words(
       rewards: that judge the completions.
 
     Raises:
-      ValueError: the run was not made by `python -m eval.sweep`.
+      ValueError: the run was not made by `python -m eval.sweep`, or its manifest is broken.
     """
+    try:
+        check_type(manifest, RunManifest)
+    except ValueError as error:
+        raise ValueError(f"--retrain: manifest.json of {where}: {error}") from None
     told = manifest.get("provenance") or {}
     module, words = _module(told.get("command") or [])
     if module != "eval.sweep" or not told.get("models"):
         raise ValueError(
             f"--retrain: {where} was not made by python -m eval.sweep, whose settings are repeated"
         )
-    options = {name: None for name in (*NOT_REPEATED, "beta", "reward")} | {
+    options = {"beta": None, "reward": None} | {
         "num-samples": str(manifest["extent"]["num_samples"]),
         "num-prompts": str(num_prompts),
         "reference": told["models"][0]["name"],
@@ -255,7 +319,7 @@ def differing_settings(there: Mapping, here: Mapping) -> list[str]:
 
     A recorded command trains otherwise where a default has changed since, or the data.
     """
-    left_out = ("beta", "provenance", "seconds", "steps", "evaluation", "best", "finished")
+    left_out = ("beta", "provenance", "seconds", "steps", "evaluation", "best", "finished", "files")
     names = [name for name in there if name in here and name not in left_out]
     return [
         f"{name} {there[name]!r:.40} there, {here[name]!r:.40} here"

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from dera_jax import models
 from dera_jax.completions import Completions
 from dera_jax.files import write_json
-from dera_jax.loading import families, hub, tensors, weights
+from dera_jax.keys import seed_key
+from dera_jax.loading import families, hub, manifests, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.reward import RewardConfig
 from dera_jax.models.t5 import T5Config
@@ -90,7 +91,7 @@ def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
     )
     trunk = {name: value for name, value in policy.params.items() if name != "head"}
     width = config.trunk.width
-    key, last = jax.random.split(jax.random.key(seed))
+    key, last = jax.random.split(seed_key(seed))
     params = {"trunk": trunk, "score": {"kernel": _small(last, (width, 1), config.dtype)}}
     if config.head == "decoder":
         params["score"]["bias"] = jnp.zeros(1, config.dtype)
@@ -105,7 +106,7 @@ def with_reward_params(reward: RewardPolicy, params: dict) -> RewardPolicy:
 
 
 def save_reward_model(reward: RewardPolicy, folder: Path, manifest: dict) -> None:
-    """Writes a reward model as a folder that `AutoModelForSequenceClassification` loads; the weights last.
+    """Writes a reward model as a folder that `AutoModelForSequenceClassification` loads; the manifest last.
 
     Raises:
       ValueError: the folder cannot be written.
@@ -128,9 +129,9 @@ def save_reward_model(reward: RewardPolicy, folder: Path, manifest: dict) -> Non
         settings["pad_token_id"] = reward.tokenizer.pad_token_id
     save_tokenizer(reward.tokenizer, folder)
     write_json(folder / "config.json", settings)
-    write_json(folder / "manifest.json", manifest)
     named = weights.named_tensors(reward.params, _names(kind, reward.config.head), reward.config.num_heads)
     tensors.save_tensors(folder, named)
+    manifests.write_manifest(folder, manifest)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
 """Rewards: completions to numbers, named as users write them: `length:40:60:\\n`, `keywords:tea|milk`.
 
-A reward's name is its specification, word for word; it is the reward's key in rows.
+A reward's name is its specification, word for word, or what stands before it: `exclaim=python:mine:f`. It is
+the reward's key in rows.
 """
 
 import importlib
-import inspect
 import math
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dera_jax.completions import Completions
+from dera_jax.shown import shown
 from dera_jax.text_rewards import keywords, length, lexicon, slots
+from dera_jax.user_code import UserCodeError
+from dera_jax.user_rewards import repr_of, reward_of, taken, user_function
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Reward:
     """A function of completions that is held to its promise: one finite number, or None, for each."""
 
     name: str
-    """The specification as written."""
+    """The specification as written, or the name that it was given."""
     function: Callable[[Completions], Sequence[float | None]]
     weight: float = 1.0
     """In a sum of several; what the reward itself gives is not multiplied."""
@@ -35,29 +36,25 @@ class Reward:
         """Returns the reward of each completion; None where the reward does not apply.
 
         Raises:
-          ValueError: the function returned another count, or what is no finite number.
+          UserCodeError: the function returned another count, or what is no finite number; or it failed.
         """
-        found, expected = self.function(completions), len(completions.completions)
-        if isinstance(found, (str, bytes, Mapping)) or not hasattr(found, "__len__"):
-            raise ValueError(
-                f"reward {self.name}: expected a list of {expected} numbers, found {found!r:.60}"
-            )
-        if len(found) != expected:
-            raise ValueError(f"reward {self.name}: expected {expected} numbers, found {len(found)}")
+        found = taken(self.function(completions), len(completions.completions), self.name)
         return [self._checked(value, position) for position, value in enumerate(found)]
 
     def _checked(self, value: object, position: int) -> float | None:
         if value is None:
             return None
         try:
-            number = math.nan if isinstance(value, (str, bytes)) else float(value)
-        except (TypeError, ValueError, OverflowError):
+            # A list of one number in a column is no number, though NumPy makes one of it.
+            is_number = not isinstance(value, (str, bytes, bytearray)) and not getattr(value, "shape", ())
+            number = float(value) if is_number else math.nan
+        except Exception:  # of a class of the user's
             number = math.nan
         if math.isfinite(number):
             return number
-        found = " ".join(f"{value!r:.60}".split())
-        raise ValueError(
-            f"reward {self.name}: expected a finite number or None, found {found} for completion {position}"
+        raise UserCodeError(
+            f"reward {self.name}: expected a finite number or None, found {repr_of(value)} "
+            f"for completion {position}"
         )
 
 
@@ -71,18 +68,96 @@ def parse_rewards(text: str) -> tuple[Reward, ...]:
     for spec in (part.strip() for part in text.split(",")):
         if not spec:
             raise ValueError(
-                f"--reward: a reward is missing in {text!r}; a comma inside one is written \\x2c"
+                f"--reward: a reward is missing in {shown(text, 200)!r}; a comma inside one is written \\x2c"
             )
-        if spec in rewards:
-            raise ValueError(f"--reward: {spec} is listed twice")
-        name, _, argument = spec.partition(":")
-        if name not in KNOWN:
-            raise ValueError(
-                f"--reward: unknown reward {spec!r}; known: {', '.join(form for _, form in KNOWN.values())}"
-            )
-        make, _ = KNOWN[name]
-        rewards[spec] = Reward(spec, make(argument, spec))
+        name = _name(spec)
+        if name in rewards:
+            raise ValueError(f"--reward: {name} is listed twice")
+        rewards[name] = Reward(name, _function(spec[len(name) + 1 :] if spec != name else spec, name))
     return tuple(rewards.values())
+
+
+_NAME = re.compile("[A-Za-z0-9_.-]+")
+
+
+def _name(spec: str) -> str:
+    """Returns what stands before `=`, which only a name does; else the specification."""
+    name, equals, _ = spec.partition("=")
+    return name if equals and _NAME.fullmatch(name) else spec
+
+
+def _function(spec: str, name: str) -> Callable[[Completions], Sequence[float | None]]:
+    """Returns what the specification says; errors in its values tell the reward's name."""
+    kind, _, argument = spec.partition(":")
+    if kind not in KNOWN:
+        known = ", ".join(form for _, form, _ in KNOWN.values())
+        raise ValueError(f"--reward: unknown reward {shown(spec, 80)!r}; known: {known}; NAME=… names one")
+    made = KNOWN[kind][0](argument, spec)
+    return made if kind != "python" else reward_of(made, name)
+
+
+def as_rewards(value: object) -> tuple[Reward, ...]:
+    """Returns rewards from what Python code gives.
+
+    Args:
+      value: a REWARD argument such as "length:40:60", a function with TRL's signature
+        (`f(prompts, completions, **columns)`), a `Reward`, a list of these, or a mapping from names to them.
+        A function's name is its `__name__`.
+
+    Raises:
+      TypeError: it is something else.
+      ValueError: a broken specification, or two rewards of one name.
+    """
+    rewards = _as_rewards(value)
+    names = [reward.name for reward in rewards]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(
+            f"rewards: two are named {twice!r}; a mapping names them: {{'first': …, 'second': …}}"
+        )
+    return rewards
+
+
+def _as_rewards(value: object) -> tuple[Reward, ...]:
+    if isinstance(value, Reward):
+        return (value,)
+    if isinstance(value, str):
+        try:
+            return parse_rewards(value)
+        except ValueError as error:
+            raise _in_python(error) from None
+    if isinstance(value, Mapping):
+        return tuple(_renamed(name, each) for name, each in value.items())
+    if callable(value):
+        name = _function_name(value)
+        return (Reward(name, reward_of(value, name)),)
+    if isinstance(value, (list, tuple)):
+        return tuple(reward for each in value for reward in _as_rewards(each))
+    raise TypeError(
+        "rewards: expected text such as 'length:40:60', a function, a Reward, a list of these, or a mapping "
+        f"from names to them, found {repr_of(value)}"
+    )
+
+
+def _in_python(error: ValueError) -> ValueError:
+    """Returns a command's error in the words of the function."""
+    return ValueError(str(error).replace("--reward: ", "rewards: ", 1))
+
+
+def _renamed(name: object, value: object) -> Reward:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"rewards: expected a name of letters, digits and _ . -, found {repr_of(name)}")
+    if callable(value) and not isinstance(value, Reward):
+        return Reward(name, reward_of(value, name))
+    found = _as_rewards(value)
+    if len(found) != 1:
+        raise ValueError(f"rewards: expected one reward of the name {name!r}, found {len(found)}")
+    return replace(found[0], name=name)
+
+
+def _function_name(function: Callable) -> str:
+    """Returns the name of a function, of what a partial one completes, or of an object's class."""
+    function = getattr(function, "func", function)
+    return getattr(function, "__name__", type(function).__name__).strip("<>")
 
 
 def weigh_rewards(rewards: Sequence[Reward], weights: str | None) -> tuple[Reward, ...]:
@@ -114,59 +189,6 @@ def short_names(rewards: Sequence[Reward]) -> list[str]:
     return short if len(set(short)) == len(short) else [reward.name for reward in rewards]
 
 
-def user_function(argument: str, spec: str) -> Callable[[Completions], Sequence[float | None]]:
-    """Returns `python:module:function`, called as `f(prompts=…, completions=…, **columns)` like TRL's.
-
-    `completion_ids` come along too, as in TRL. A function without `**kwargs` gets what it names.
-    """
-    function = _imported(argument, spec)
-    parameters = inspect.signature(function).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    names = {p.name for p in parameters}
-
-    def reward(completions: Completions) -> object:  # whatever the user gives: `Reward` looks at it
-        offered = {
-            **{name: list(values) for name, values in completions.columns.items()},
-            "prompts": list(completions.prompts),
-            "completions": list(completions.completions),
-        }
-        if "completion_ids" in names or completions.tokens is not None:
-            offered.setdefault("completion_ids", list(map(list, completions.known_tokens())))
-        arguments = {name: value for name, value in offered.items() if takes_all or name in names}
-        try:
-            found = function(**arguments)
-            return (
-                list(found)
-                if isinstance(found, Iterable) and not isinstance(found, (str, Mapping))
-                else found
-            )
-        except Exception as error:
-            raise ValueError(f"reward {spec}: {_described(error)}") from error
-
-    return reward
-
-
-def _imported(argument: str, spec: str) -> Callable:
-    module_name, _, name = argument.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), name]):
-        raise ValueError(f"--reward: expected python:module:function, found {spec!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # As `python -m` does.
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ValueError(f"--reward: {spec}: {_described(error)}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"--reward: {spec}: the module {module_name} has no function {name}")
-    return function
-
-
-def _described(error: Exception) -> str:
-    """Returns an error's type and message on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def reward_model(argument: str, spec: str) -> Callable[[Completions], Sequence[float]]:
     """Returns `model:DIR`: what a reward model says of prompt and completion together."""
     # Named, not imported: rewards are read where there is no JAX.
@@ -174,11 +196,14 @@ def reward_model(argument: str, spec: str) -> Callable[[Completions], Sequence[f
 
 
 KNOWN = {
-    "length": (length, "length:MIN:MAX[:STOP]"),
-    "lexicon": (lexicon, "lexicon:FILE"),
-    "keywords": (keywords, "keywords:a|b"),
-    "slots": (slots, "slots"),
-    "model": (reward_model, "model:DIR"),
-    "python": (user_function, "python:module:function"),
+    "length": (length, "length:MIN:MAX[:STOP]", "0 if it ended with MIN to MAX tokens before STOP, else −1"),
+    "lexicon": (lexicon, "lexicon:FILE", "mean rating of its words, FILE as VADER's"),
+    "keywords": (keywords, "keywords:a|b", "share that occur"),
+    "slots": (slots, "slots", "share of a meaning representation that is said"),
+    "model": (reward_model, "model:DIR", "a reward model"),
+    "python": (user_function, "python:module:function", "your own, with TRL's signature"),
 }
-"""First word of a specification -> what makes its function from (the rest, the whole); how it is written."""
+"""First word of a specification -> what makes its function from (the rest, the whole); its form; what it is."""
+
+HELP = ", ".join(f"{form} ({what})" for _, form, what in KNOWN.values()) + "; NAME=REWARD names one"
+"""How rewards are written, for --help."""

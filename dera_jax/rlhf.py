@@ -11,7 +11,14 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dera_jax import losses, trained
 from dera_jax.batches import Batch, shuffled
-from dera_jax.configs import DecodeConfig, TrainConfig, check_choice, check_count, check_number
+from dera_jax.configs import (
+    DecodeConfig,
+    TrainConfig,
+    check_choice,
+    check_count,
+    check_number,
+    take_plain_numbers,
+)
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.optimization import Terms, TrainState
 from dera_jax.policies import Policy, with_params
@@ -37,6 +44,7 @@ class RolloutConfig:
     """Completions in which an adaptive β changes by about a fifth; ≥ 1."""
 
     def __post_init__(self):
+        take_plain_numbers(self)
         check_count("num_samples", self.num_samples)
         check_number("beta", self.beta, 0.0, float("inf"))
         check_count("horizon", self.horizon)

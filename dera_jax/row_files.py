@@ -1,15 +1,77 @@
-"""Files of rows: what tells rows apart, lines to rows and back, and appending whole lines only."""
+"""Files of rows: what a row is, what tells rows apart, lines to rows and back, appending whole lines only."""
 
-import fcntl
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import Annotated, Literal, Required, TypedDict
 
-from dera_jax.files import decode_json, encode_json, read_bytes
+import msgspec
+
+from dera_jax.files import (
+    check_nesting,
+    check_type,
+    decode_json,
+    encode_json,
+    lock_file,
+    read_bytes,
+    unlock,
+)
+from dera_jax.shown import shown
 from dera_jax.strengths import format_strength, strength_from_json
 
 KEY_FIELDS = ("prompt_id", "sample", "lambda")
 """What a file of rows must have to be one."""
+
+LARGEST = 1e100
+"""Of a row's numbers, so that sums of any number of them are numbers."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+Numbers = Number | Annotated[list[Number], msgspec.Meta(min_length=1)]
+Token = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class Message(TypedDict):
+    """What one side of a chat says."""
+
+    role: str
+    content: str
+
+
+Row = TypedDict(
+    "Row",
+    {
+        "prompt_id": Required[int | str],
+        "sample": Required[Count],
+        "lambda": Required[Numbers],
+        "seed": int,
+        "turn": Count,
+        "rule": str,
+        "beta": Numbers | None,
+        "prompt": str | list[Message],
+        "completion": str,
+        "prompt_tokens": list[Token | list[Token]],
+        "tokens": list[Token],
+        "length": Count,
+        "finish_reason": Literal["eos", "stop", "length"],
+        "rewards": dict[str, Number | None],
+        "logprob": Number,
+        "reference_logprob": Number,
+        "aligned_logprob": Numbers,
+        "sampling_logprob": Number,
+        "kl_to_reference": Number,
+        "log_normalizer": Number | None,
+    },
+    total=False,
+)
+"""Types of a row's fields, see `results`; what else there is may be anything."""
+
+OPTIONAL = ("seed", "turn", "rule", "prompt_tokens", "tokens")
+"""Fields that kept rows may lack."""
+
+WHOLE = tuple(name for name in Row.__annotations__ if name not in OPTIONAL)
+"""Fields that summaries and figures are made of."""
 
 RowKey = tuple[int | str, int, str, int]
 
@@ -31,32 +93,95 @@ def part_paths(run: Path) -> list[Path]:
     return sorted((p for p, match in found.items() if match), key=lambda p: int(found[p][1]))
 
 
-def parse_rows(data: bytes, path: Path) -> tuple[list[dict], int]:
-    """Returns the rows in `data`, and how many of its bytes they take: less than all if the last is torn."""
-    rows, end = [], 0
+def parse_rows(data: bytes, path: Path, needed: Collection[str] = KEY_FIELDS) -> tuple[list[dict], int]:
+    """Returns the rows in `data`, and how many of its bytes they take: less than all if the last is torn.
+
+    Args:
+      path: where the data is from, for errors.
+      needed: fields that no row may lack.
+
+    Raises:
+      ValueError: a line is no row, or the row of a line before; names its number.
+    """
+    rows, end, lines_of = [], 0, {}
     # Not `splitlines`, which also splits at U+2028 and others inside a string.
     lines = data.split(b"\n")
     for number, line in enumerate(lines, start=1):
         last = number == len(lines)
+        if last and not line:
+            break
         try:
-            if line or not last:
-                rows.append(_checked(decode_json(line)))
+            row = _checked(_decoded(line), needed)
+            _check_new(row, rows, number, lines_of)
         except ValueError as error:
-            if last:
-                return rows, end
-            raise ValueError(f"{path}:{number}: broken row: {error}") from None
+            if last and _is_torn(line):
+                break
+            told = "it has NUL bytes" if b"\0" in line else error
+            raise ValueError(f"{shown(path, 200)}:{number}: broken row: {told}") from None
+        rows.append(row)
         end += len(line) + (not last)
     return rows, end
 
 
-def _checked(row) -> dict:
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, found {type(row).__name__}")
-    missing = [field for field in KEY_FIELDS if field not in row]
-    if missing:
-        raise ValueError(f"no {missing[0]!r} in it")
-    strength_from_json(row["lambda"])
+def _decoded(line: bytes):
+    try:
+        value = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        # Half of a surrogate pair, or no JSON: this one says why.
+        return decode_json(line)
+    check_nesting(line, value)
+    return value
+
+
+def _checked(row, needed: Collection[str]) -> dict:
+    try:
+        check_type(row, Row)
+    except ValueError:
+        if not isinstance(row, dict):
+            raise ValueError(f"expected an object, found {type(row).__name__}") from None
+        _refuse_lacking(row, KEY_FIELDS)
+        strength_from_json(row["lambda"])
+        raise
+    _refuse_lacking(row, needed)
     return row
+
+
+def _refuse_lacking(row: dict, needed: Collection[str]) -> None:
+    for name in needed:
+        if name not in row:
+            raise ValueError(f"no {name!r} in it")
+
+
+def _check_new(row: dict, rows: list[dict], number: int, lines_of: dict) -> None:
+    """Raises ValueError where a row is one of those before, or its λ is of another number of models."""
+    strength = _as_tuple(row["lambda"])
+    if rows and len(strength) != (expected := len(_as_tuple(rows[0]["lambda"]))):
+        raise ValueError(f"at lambda: expected {expected} numbers as in the first row, found {len(strength)}")
+    key = row["prompt_id"], row["sample"], strength, row.get("turn", 0)
+    if (first := lines_of.setdefault(key, number)) != number:
+        raise ValueError(f"the same prompt, sample and strength as in line {first}; remove one of the two")
+
+
+def _as_tuple(strength: float | list[float]) -> tuple[float, ...]:
+    return tuple(strength) if isinstance(strength, list) else (strength,)
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the beginning of a JSON object, as a writer that is killed leaves it."""
+    # A number may be torn where it is none yet, such as `1e-`; half of a surrogate pair is nothing to msgspec.
+    start = _SURROGATE.sub(rb"\\u0041", line.rstrip(b"+-.eE0123456789"))
+    if not start.startswith(b"{"):
+        return False
+    try:
+        msgspec.json.decode(start)
+    except msgspec.DecodeError as error:
+        return "truncated" in str(error)
+    except RecursionError:
+        return False
+    return False
 
 
 def encode_rows(rows: list[dict]) -> bytes:
@@ -81,25 +206,37 @@ class RowFile:
       rows: those it had when it was opened.
     """
 
-    def __init__(self, path: Path, *, alone: bool = False):
-        """Opens the file, made if missing, and repairs a torn last line.
+    def __init__(self, path: Path, *, alone: bool = False, needed: Collection[str] = KEY_FIELDS):
+        """Opens the file, made if missing, and reads it; nothing that it holds is changed.
 
         Args:
           alone: refuse a file that another process has opened so, until it closes it or ends.
+          needed: fields that no row may lack.
 
         Raises:
-          ValueError: a row before the last is broken; another process has the file.
+          ValueError: a row is broken; another process has the file.
           OSError: it cannot be opened or written to.
         """
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             if alone:
-                _lock(self._file, path)
-            self.rows = self._repaired()
+                lock_file(self._file, path)
+            data = read_bytes(path)
+            self.rows, self._length = parse_rows(data, path, needed)
         except BaseException:
             self.close()
             raise
+        self._torn = self._length < len(data)
+        self._unended = not self._torn and bool(data) and not data.endswith(b"\n")
+
+    def repair(self) -> None:
+        """Cuts off a torn last line; `append` does so by itself."""
+        if self._torn:
+            os.ftruncate(self._file, self._length)
+        elif self._unended:  # torn just before the end of the line: the row is whole
+            _write_all(self._file, b"\n")
+        self._torn = self._unended = False
 
     def append(self, lines: bytes) -> None:
         """Adds lines of `encode_rows`, all of them or none, and returns when they are on disk.
@@ -107,6 +244,7 @@ class RowFile:
         Raises:
           ValueError: they cannot be written (disk full).
         """
+        self.repair()
         length = os.fstat(self._file).st_size
         try:
             _write_all(self._file, lines)
@@ -115,7 +253,7 @@ class RowFile:
             os.ftruncate(self._file, length)
             if isinstance(error, OSError):
                 raise ValueError(
-                    f"cannot write {self.path}: {error.strerror}; "
+                    f"cannot write {shown(self.path, 200)}: {error.strerror}; "
                     "rows so far are kept; rerun the command to complete them"
                 ) from None
             raise
@@ -123,25 +261,8 @@ class RowFile:
     def close(self) -> None:
         """Closes the file, if it is open."""
         if self._file >= 0:
-            os.close(self._file)
+            unlock(self._file)
         self._file = -1
-
-    def _repaired(self) -> list[dict]:
-        data = read_bytes(self.path)
-        rows, length = parse_rows(data, self.path)
-        if length < len(data):
-            os.ftruncate(self._file, length)
-        elif data and not data.endswith(b"\n"):
-            # Torn just before the end of the line: the row is whole.
-            _write_all(self._file, b"\n")
-        return rows
-
-
-def _lock(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another run is writing to {path}") from None
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -7,6 +7,8 @@ run that goes on from a checkpoint first cuts its files to what they held when i
 import json
 import math
 import os
+import secrets
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,7 +42,7 @@ class RunLog:
         self._files = {name: _opened(out / name, kept.get(name, 0)) for name in FILES if writes}
         first = (sizes or {}).get("steps", 0)
         self._steps = first
-        self._board = _board(out / "tensorboard", first) if report_to == "tensorboard" else None
+        self._board = _Board(out / "tensorboard", first) if report_to == "tensorboard" else None
         self._bar = tqdm(
             total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes,
             postfix="compiling",
@@ -74,9 +76,7 @@ class RunLog:
         self._append("speed.jsonl", {"step": step} | speed | times)
         self._steps = step + 1
         if self._board:
-            for name, value in (line | speed | times).items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+            self._board.add(step, line | speed | times)
         shown = {name: f"{line[name]:.3g}" for name in SHOWN if name in line}
         if "tokens_per_second" in speed:
             shown["tokens/s"] = f"{speed['tokens_per_second']:.0f}"
@@ -128,9 +128,33 @@ def _plain(value: float) -> float | None:
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def _board(folder: Path, first: int) -> object:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--report-to=tensorboard needs tensorboardX: pip install tensorboardX") from error
-    return SummaryWriter(str(folder), purge_step=first)
+class _Board:
+    """TensorBoard's file of events; a step is on disk when `add` returns."""
+
+    def __init__(self, folder: Path, first: int):
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.summary import scalar
+        except ImportError as error:
+            raise ValueError(
+                "--report-to=tensorboard needs tensorboardX: pip install tensorboardX"
+            ) from error
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(parents=True, exist_ok=True)
+        # The name tells the second only, in which another run may have begun.
+        self._writer = EventsWriter(str(folder / "events"), f".{secrets.token_hex(4)}")
+        # TensorBoard then hides what a run before this one has told from here on.
+        log = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=first, session_log=log))
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        """Writes the figures of a step."""
+        for name, value in figures.items():
+            if name != "step" and isinstance(value, int | float):
+                told = self._scalar(name, value)
+                self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=told))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,14 +15,16 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from dera_jax import hosts
+from dera_jax.checkpoints import steps_in
 from dera_jax.configs import RunConfig, TrainConfig
-from dera_jax.files import lock_folder, make_folder, read_json, write_json
+from dera_jax.files import leftovers, lock_folder, make_folder, remove_leftovers, unlock, write_json
+from dera_jax.loading import manifests
 from dera_jax.training import Method, fit
 
 Save = Callable[[PyTree, Path, dict], None]
 """Writes trained parameters as a model folder with a manifest."""
 
-AFTERWARDS = ("finished", "provenance", "seconds", "steps", "evaluation", "best")
+AFTERWARDS = ("finished", "files", "provenance", "seconds", "steps", "evaluation", "best")
 """What a manifest says beside the settings that decide the parameters."""
 HASHES = {
     "data": ("examples_hash", "prompts_hash"),
@@ -58,8 +59,11 @@ def run_training(
 ) -> None:
     """Trains in OUT, to its end: the last model lies in OUT itself, the best one in OUT/best.
 
+    Killed at any moment, it ends the next time as if it had not been: of each model the manifest comes
+    last, and the checkpoints go when that of the last model is there.
+
     Args:
-      save: writes a model folder.
+      save: writes a model folder, its manifest last.
       settings: everything that decides the parameters; kept in OUT/manifest.json.
       best: by which figure of the evaluations, if the method has them.
 
@@ -70,14 +74,14 @@ def run_training(
     manifest = settings | {"train_config": asdict(config), "provenance": provenance}
     if writes:
         make_folder(out)
-        write_json(out / "manifest.json", manifest)
+        write_json(out / manifests.NAME, manifest)
 
     def keep(params: PyTree, folder: Path, told: dict) -> None:
         whole = params if jax.process_count() == 1 else process_allgather(params, tiled=True)
         if writes:
             save(whole, folder, told)
 
-    found: dict = _best_so_far(out)
+    found: dict = hosts.from_first(lambda: _best_so_far(out))
     last: dict = {}
     for step, state, evaluated in fit(method, config, run, out, mesh):
         params = state.params
@@ -101,7 +105,7 @@ def run_training(
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Keeps other runs out of OUT.
+    """Keeps other runs out of OUT, and removes what killed ones were writing.
 
     Raises:
       ValueError: another run is in it; in all processes of this one.
@@ -111,33 +115,57 @@ def alone(out: Path) -> Iterator[None]:
         if not hosts.leads():
             return -1
         make_folder(out)
-        return lock_folder(out)
+        lock = lock_folder(out)
+        for folder in _folders(out):
+            remove_leftovers(folder)
+        return lock
 
     lock = hosts.together(hold)
     try:
         yield
     finally:
         if lock >= 0:
-            os.close(lock)
+            unlock(lock)
+
+
+def tidy(out: Path) -> None:
+    """Removes what a run that was killed after its end has left in OUT, which holds a finished one.
+
+    Raises:
+      ValueError: another run is in it.
+    """
+    checkpoints = out / "checkpoints"
+    if hosts.from_first(lambda: checkpoints.exists() or any(map(leftovers, _folders(out)))):
+        with alone(out):
+            if hosts.leads():
+                shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _folders(out: Path) -> list[Path]:
+    return [out, out / "best", out / "cache"]
 
 
 def is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str] = ()) -> bool:
     """Whether OUT holds the finished run of these settings; False if it is not there, or half done.
 
-    The same data and models may lie elsewhere.
+    The same data and models may lie elsewhere. In a run of several processes the first one looks.
 
     Args:
       given: names of settings that the user has chosen; of what differs, they are told first.
 
     Raises:
-      ValueError: OUT holds something else; names the settings that differ.
+      ValueError: OUT holds something else; names the settings that differ. Or a finished model that is not
+        what was written, and no checkpoint to make it from again.
     """
-    path = out / "manifest.json"
-    if not path.exists():
-        if (out / "config.json").exists() or (out / "adapter_config.json").exists():
+    return hosts.from_first(lambda: _is_finished(out, settings, config, given))
+
+
+def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str]) -> bool:
+    if not (out / manifests.NAME).exists():
+        if manifests.holds_model(out):
             raise ValueError(f"{out}: already holds a model; choose another --out or remove it")
         return False
-    there = read_json(path)
+    there = manifests.read_manifest(out)
     here = json.loads(json.dumps(settings | {"train_config": asdict(config)}))
     before, now = (_flat({k: v for k, v in m.items() if k not in AFTERWARDS}) for m in (there, here))
     if before.get("method") != now.get("method"):
@@ -153,7 +181,12 @@ def is_finished(out: Path, settings: dict, config: TrainConfig, given: Collectio
         raise ValueError(
             f"{out}: holds a run with other settings ({told}); choose another --out or remove it"
         )
-    return bool(there.get("finished"))
+    if not there.get("finished"):
+        return False
+    damage = manifests.find_damage(out, there)
+    if damage and not steps_in(out / "checkpoints"):
+        raise ValueError(f"{out}: was finished, but {damage}; choose another --out or remove it")
+    return not damage
 
 
 def fingerprint(items: Sequence) -> str:
@@ -179,8 +212,16 @@ def _leave_places(before: dict, now: dict) -> None:
 
 
 def _best_so_far(out: Path) -> dict:
-    path = out / "best" / "manifest.json"
-    return read_json(path).get("best", {}) if path.exists() and (out / "checkpoints").exists() else {}
+    """Returns step and figure of the model in OUT/best, if the run goes on from a checkpoint.
+
+    Where its manifest speaks of other weights than lie there, the evaluation that they were being written
+    for is still to come again, or will be that of the checkpoint itself.
+    """
+    folder = out / "best"
+    if not (out / "checkpoints").exists() or not (folder / manifests.NAME).exists():
+        return {}
+    manifest = manifests.read_manifest(folder)
+    return {} if manifests.find_damage(folder, manifest) else manifest.get("best", {})
 
 
 def _flat(settings: dict, prefix: str = "") -> dict:

@@ -17,7 +17,7 @@ from dera_jax.policies import Policy
 from dera_jax.prompts import as_prompts, check_one_turn
 from dera_jax.realign import mix_logits, strength_weights
 from dera_jax.sharding import mesh_of, shard_rows
-from dera_jax.strengths import Strength
+from dera_jax.strengths import Strength, as_strengths
 from dera_jax.tokenizer import encode_completion
 
 
@@ -40,7 +40,7 @@ def score(
     policies: Sequence[Policy],
     prompts: Sequence,
     completions: Sequence[str | Sequence[int]],
-    lambdas: Sequence[float | Strength],
+    lambdas: object,
     *,
     rows: int = 8,
 ) -> list[Scored]:
@@ -50,11 +50,19 @@ def score(
       policies: of `load_policies`, the reference first.
       prompts: texts or `Prompt`s.
       completions: one for each prompt: a text, or its token ids (with EOS if it should count).
-      lambdas: strengths.
+      lambdas: strengths, as `sweep` takes them.
       rows: of a batch; logits take rows × tokens × vocabulary × 4 bytes for each model.
+
+    Raises:
+      TypeError: what is no strength.
+      ValueError: bad input, or a prompt without a completion.
     """
     tokenizer, asked = policies[-1].tokenizer, as_prompts(prompts)
+    strengths = as_strengths(lambdas, len(policies) - 1)
     check_one_turn(asked)
+    if isinstance(completions, str) or len(completions) != len(asked):
+        found = "a string" if isinstance(completions, str) else len(completions)
+        raise ValueError(f"completions: expected one for each of {len(asked)} prompts, found {found}")
     encoded = [prompt.tokens for prompt in encode_prompts(policies, asked, max_new_tokens=0)]
     tokens = [
         encode_completion(tokenizer, before(policies[-1], ids[-1]), completion)
@@ -62,7 +70,7 @@ def score(
         else list(completion)
         for ids, completion in zip(encoded, completions, strict=True)
     ]
-    return list(score_tokens(policies, encoded, tokens, lambdas, rows))
+    return list(score_tokens(policies, encoded, tokens, strengths, rows))
 
 
 def score_tokens(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dera_jax.data import Record, json_kind
+from dera_jax.shown import shown
+from dera_jax.usable import Unusable, check_messages, check_text
 
 Chat = tuple[dict, ...]
 
@@ -15,10 +17,6 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 """What the turns of Anthropic's transcripts begin with."""
 EQUAL, EMPTY, UNRELATED = "chosen equal to rejected", "an answer is empty", "no prompt in common"
 """Why a record is left out."""
-
-
-class Dropped(Exception):
-    """A record teaches nothing and is left out; says why."""
 
 
 class Row(NamedTuple):
@@ -48,9 +46,10 @@ def read_row(record: Record) -> Row:
         chat = _chat(record, "messages")
         roles = [message["role"] for message in chat]
         if len(chat) < 2 or roles[-1] != "assistant":
-            raise ValueError(
-                f"{record.where}: messages: expected several, the last one the assistant's, "
-                f"found {', '.join(roles) or 'none'}"
+            found = shown(", ".join(roles) or "none", 80)
+            raise Unusable(
+                "messages do not end with an answer",
+                f"messages: expected several, the last one the assistant's, found {found}",
             )
         return Row(chat[:-1], (_not_empty(record, "messages", chat[-1:]),))
     name = "prompt" if set(record.fields) == {"prompt"} else "text"
@@ -69,7 +68,7 @@ def read_pair(record: Record) -> Row:
     `_split_chats`). The same holds where they are chats and the prompt, a text, says it once more.
 
     Raises:
-      Dropped: chosen equals rejected; or what they hold in common is no prompt.
+      Unusable: an answer is empty, chosen equals rejected; or what they hold in common is no prompt.
       ValueError: a field is missing, empty or of the wrong kind; with file and line.
     """
     given = _given(record)
@@ -82,9 +81,13 @@ def read_pair(record: Record) -> Row:
             f"found {json_kind(rejected)}"
         )
     if chosen == rejected:
-        raise Dropped(EQUAL)
+        raise Unusable(EQUAL)
     if "prompt" in given and (isinstance(chosen, str) or not isinstance(record.fields["prompt"], str)):
         return _row(record, "chosen", "rejected")
+    if "prompt" in given and not any(map(_asks, (chosen, rejected))):
+        # A text and what answers it: the text is the user's message.
+        asked = ({"role": "user", "content": _said(record, "prompt")},)
+        return Row(asked, (chosen, rejected))
     return (_split_texts if isinstance(chosen, str) else _split_chats)(chosen, rejected)
 
 
@@ -175,11 +178,16 @@ def _split_texts(chosen: str, rejected: str) -> Row:
         # Texts without spaces have no such end.
         end = next((e for e in ends if _between_words(chosen, e) and _between_words(rejected, e)), longest)
     if end < 1:
-        raise Dropped(UNRELATED)
+        raise Unusable(UNRELATED)
     completions = chosen[end:], rejected[end:]
     if not all(map(str.strip, completions)):
-        raise Dropped(EMPTY)
+        raise Unusable(EMPTY)
     return Row(chosen[:end], completions)
+
+
+def _asks(chat: Chat) -> bool:
+    """Returns whether a chat holds what the assistant answers."""
+    return chat[0]["role"] != "assistant"
 
 
 def _between_words(text: str, end: int) -> bool:
@@ -196,10 +204,10 @@ def _split_chats(chosen: Chat, rejected: Chat) -> Row:
         if all(n < len(chat) and chat[n]["role"] == "assistant" for chat in (chosen, rejected))
     ]  # fmt: skip
     if not answered:
-        raise Dropped(UNRELATED)
+        raise Unusable(UNRELATED)
     end = answered[-1]
     if _is_empty(chosen[end:]) or _is_empty(rejected[end:]):
-        raise Dropped(EMPTY)
+        raise Unusable(EMPTY)
     return Row(chosen[:end], (chosen[end:], rejected[end:]))
 
 
@@ -210,7 +218,10 @@ def _given(record: Record) -> set[str]:
 
 def _said(record: Record, name: str) -> str | Chat:
     value = record.fields[name]
-    return value if isinstance(value, str) else _chat(record, name)
+    if not isinstance(value, str):
+        return _chat(record, name)
+    check_text(value)
+    return value
 
 
 def _chat(record: Record, name: str) -> Chat:
@@ -224,12 +235,13 @@ def _chat(record: Record, name: str) -> Chat:
         for part in ("role", "content"):
             if not isinstance(message[part], str):
                 raise ValueError(f"{where}[{n}]: {part}: expected a string, found {json_kind(message[part])}")
+    check_messages(value)
     return tuple({key: v for key, v in message.items() if v is not None} for message in value)
 
 
 def _not_empty(record: Record, name: str, said: str | Chat) -> str | Chat:
     if _is_empty(said):
-        raise ValueError(f"{record.where}: {name} is empty")
+        raise Unusable(f"{name} is empty")
     return said
 
 

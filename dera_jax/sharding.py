@@ -9,15 +9,17 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
-from dera_jax import models
+from dera_jax import lost, models
 from dera_jax.models.linear import WeightsConfig
 
 MESH_AXES = ("data", "model")
@@ -212,6 +214,28 @@ def constrain_rows(tree: PyTree, mesh: Mesh | None, axis: int | None = 0) -> PyT
     return jax.tree.map(constrain, tree)
 
 
+def by_rows(function: Callable, mesh: Mesh | None) -> Callable:
+    """Returns `function(first, rows, *rest)` on whole rows as one that each device runs on its own.
+
+    `first` is the number of the first of them in the batch; `rest` is the same everywhere.
+    """
+    if mesh is None or mesh.shape["data"] == 1:
+        return partial(function, jnp.int32(0))
+
+    def own(firsts, rows, *rest):
+        return function(firsts[0], rows, *rest)
+
+    def split(rows, *rest):
+        data = PartitionSpec("data")
+        specs = data, data, *(PartitionSpec() for _ in rest)
+        on_each = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=data, axis_names={"data"})
+        # Split as the rows are: a device's number is not known where `model` is the compiler's.
+        firsts = jnp.arange(mesh.shape["data"], dtype=jnp.int32) * (len(rows) // mesh.shape["data"])
+        return on_each(firsts, rows, *rest)
+
+    return split
+
+
 def gathered(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """Returns arrays under `jit` whole on every device, for the host to read."""
     return (
@@ -308,7 +332,8 @@ def _meet(arguments: tuple, where: str, timeout: float) -> None:
 
     def meet():
         try:
-            jax.distributed.initialize(*arguments, initialization_timeout=math.ceil(timeout) + 3600)
+            with lost.ending_by_one_line():
+                jax.distributed.initialize(*arguments, initialization_timeout=math.ceil(timeout) + 3600)
         except Exception as error:
             failures.append(error)
 

@@ -7,10 +7,15 @@ from pathlib import Path
 from dera_jax.completions import Completions
 from dera_jax.provenance import provenance
 from dera_jax.results import RunFolder, read_manifest
-from dera_jax.rewards import Reward
+from dera_jax.rewards import KNOWN, Reward
+from dera_jax.row_files import LARGEST, WHOLE
+from dera_jax.shown import shown
 from dera_jax.strengths import format_strength, strength_from_json
 
 Decode = Callable[[Sequence[int]], str]
+
+BY_NAME = ("length", "keywords", "slots")
+"""Rewards that their names alone decide; others read a file or a model, ask a server, or are somebody's code."""
 
 
 def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: Decode) -> bool:
@@ -37,10 +42,33 @@ def judge(rows: list[dict], rewards: Sequence[Reward], columns: dict, decode: De
                 decode=decode,
             )
         )
+        if any(value is not None and abs(value) > LARGEST for value in values):
+            raise ValueError(f"reward {reward.name}: expected numbers of at most {LARGEST:g}")
         for row, value in zip(lacking, values, strict=True):
             row["rewards"][reward.name] = value
         added = True
     return added
+
+
+def remembered(rows: Sequence[dict], rewards: Sequence[Reward]) -> tuple[Reward, ...]:
+    """Returns the rewards of `rows` that new ones can have unasked: those that their names alone decide.
+
+    What a folder names is no reason to read a file or to run code: `reports` tells which command does.
+
+    Args:
+      rewards: that are asked for.
+    """
+    names = dict.fromkeys(name for row in rows for name in row["rewards"])
+    asked = {reward.name for reward in rewards}
+    found = []
+    for name in names:
+        kind, _, argument = name.partition(":")
+        if kind in BY_NAME and name not in asked:
+            try:
+                found.append(Reward(name, KNOWN[kind][0](argument, name)))
+            except ValueError:  # a name that only looks like one
+                continue
+    return tuple(found)
 
 
 def extent(rows: Sequence[dict]) -> dict:
@@ -62,7 +90,8 @@ def add_beta(beta: float | None, rows: list[dict]) -> bool:
     """
     other = next((row["beta"] for row in rows if row["beta"] not in (None, beta)), None)
     if other is not None:
-        raise ValueError(f"the rows there have beta {other:g}, here it is {beta}; choose another --out")
+        there = f"{other:g}" if isinstance(other, (int, float)) else other
+        raise ValueError(f"the rows there have beta {there}, here it is {beta}; choose another --out")
     lacking = [row for row in rows if row["beta"] != beta]
     for row in lacking:
         row["beta"] = beta
@@ -83,9 +112,11 @@ def judge_run(
       ValueError: no run, another command is writing to it, or a reward fails; the rows stay as they are.
     """
     if not run.is_dir():
-        raise ValueError(f"{run}: no such folder")
+        raise ValueError(f"{shown(run, 200)}: no such folder")
     manifest = read_manifest(run)
-    with RunFolder(run, manifest["identity"], provenance(list(command))) as folder:
+    with RunFolder(run, manifest["identity"], provenance(list(command)), WHOLE) as folder:
+        if not folder.rows:
+            raise ValueError(f"{shown(run, 200)}: no rows yet")
         for reward in rewards:
             reward.check([row["prompt"] for row in folder.rows if reward.name not in row["rewards"]])
         added = judge(folder.rows, rewards, columns, decoder(manifest))

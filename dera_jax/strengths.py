@@ -8,7 +8,10 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Iterable
+from decimal import Decimal
 from fractions import Fraction
+from numbers import Real
 
 Strength = tuple[float, ...]
 """λ of each aligned model; any finite real numbers."""
@@ -46,6 +49,62 @@ def parse_strengths(text: str, num_aligned: int = 1) -> tuple[Strength, ...]:
     for item in text.split(","):
         strengths.update(dict.fromkeys(_item(item.strip(), text, num_aligned)))
     return tuple(strengths)
+
+
+def as_strengths(value: object, num_aligned: int = 1, name: str = "lambdas") -> tuple[Strength, ...]:
+    """Returns strengths from what Python code gives, each once, in the order given.
+
+    Args:
+      value: text as of --lambda, a number (of NumPy or JAX too), or a sequence of these; with several
+        aligned models also of sequences of one number per model.
+      num_aligned: number of aligned models.
+      name: of the argument, for errors.
+
+    Raises:
+      TypeError: it is something else.
+      ValueError: text that cannot be read, a number that is not finite, or another count of them.
+
+    >>> as_strengths([0, "1/4", "1:2:1"])
+    ((0.0,), (0.25,), (1.0,), (2.0,))
+    """
+    value = _plain(value)
+    items = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    strengths: dict[Strength, None] = {}
+    for item in map(_plain, items):
+        strengths.update(dict.fromkeys(_as_strengths(item, num_aligned, name)))
+    if not strengths:
+        raise ValueError(f"{name}: expected at least one strength, found none")
+    return tuple(strengths)
+
+
+def _as_strengths(item: object, num_aligned: int, name: str) -> tuple[Strength, ...]:
+    """Returns the strengths that a text lists, or the one that numbers are."""
+    if isinstance(item, str):
+        try:
+            return parse_strengths(item, num_aligned)
+        except ValueError as error:
+            raise ValueError(str(error).replace("--lambda: ", f"{name}: ", 1)) from None
+    numbers = item if isinstance(item, (list, tuple)) else [item]
+    strength = tuple(_real(_plain(number), name) for number in numbers)
+    if len(strength) != num_aligned:
+        raise ValueError(
+            f"{name}: expected a number for each of {num_aligned} aligned models, found {_shown(item)}"
+        )
+    return (strength,)
+
+
+def _plain(value: object) -> object:
+    """Returns Python's own numbers and lists for those of NumPy and JAX."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _real(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
+        raise TypeError(f"{name}: expected a number or text such as '1/2', found {_shown(value)}")
+    try:
+        return _json_number(value if isinstance(value, int) else float(value), name)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, found {_shown(value)}") from None
 
 
 def _item(item: str, text: str, num_aligned: int) -> list[Strength]:

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -11,23 +11,25 @@ from pathlib import Path
 
 import jax
 
+from dera_jax.asked import ended, request, with_request
 from dera_jax.cells import Sweep, own_conversations, plan_keys, prompt_text, prompt_tokens, turn_key
-from dera_jax.configs import DecodeConfig
-from dera_jax.conversation import Conversation, converse
+from dera_jax.conversation import Conversation, converse, decode_config
 from dera_jax.decode import Rule, rule_name
-from dera_jax.encoding import encode_prompts
+from dera_jax.encoding import encode_usable
 from dera_jax.generate import Completion, warm_up
 from dera_jax.hosts import in_lockstep
+from dera_jax.manifests import Asked
 from dera_jax.models import cache_bytes
 from dera_jax.policies import Policy, held_bytes
-from dera_jax.prompts import Prompt, as_prompts
+from dera_jax.prompts import Prompt, usable_prompts, warn_of
 from dera_jax.provenance import provenance
 from dera_jax.realign import linear_rule
 from dera_jax.results import RowKey, RunFolder, row_key
-from dera_jax.rewards import Reward, parse_rewards
+from dera_jax.rewards import as_rewards
+from dera_jax.row_files import WHOLE
 from dera_jax.stopwatch import Stopwatch
-from dera_jax.stored import add_beta, extent, judge
-from dera_jax.strengths import Strength, strength_from_json, strength_to_json
+from dera_jax.stored import add_beta, extent, judge, remembered
+from dera_jax.strengths import PER_PROMPT, as_strengths, strength_to_json
 from dera_jax.usage import Usage, resources
 from dera_jax.writers import SharedFolder
 
@@ -38,8 +40,8 @@ FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
 def sweep(
     policies: Sequence[Policy],
     prompts: Sequence[str | dict | Prompt],
-    lambdas: Iterable[float | Strength] | None,
-    rewards: str | Sequence[Reward] = (),
+    lambdas: object,
+    rewards: object = (),
     *,
     out: str | Path | None = None,
     num_samples: int = 1,
@@ -50,27 +52,39 @@ def sweep(
 ) -> Iterator[dict]:
     """Yields a row for every prompt × sample × strength, those of an earlier run in `out` first.
 
+    Rows are made, and written, as they are asked for: nothing happens before the first `next`, and
+    `list(sweep(…))` makes all. Prompts that cannot be used (empty, too long) are left out with a warning.
+
     Args:
       policies: of `load_policies`, the reference first.
       prompts: texts, mappings with the fields of a prompts file, or `Prompt`s.
-      lambdas: strengths, tuples for several aligned models; None takes each prompt's own.
-      rewards: a REWARD argument such as "length:40:60", or `Reward`s.
-      out: folder to keep rows in and to resume from; None keeps nothing.
+      lambdas: strengths, as numbers or text such as "0:2:0.2" and ["1/2", 1]; tuples for several aligned
+        models; None takes each prompt's own.
+      rewards: a REWARD argument such as "length:40:60", a function with TRL's signature
+        (`f(prompts, completions, **columns) -> list`), a `Reward`, a list of these, or a mapping from names.
+        In `out` a reward is known by its name: rows that have it are not judged again.
+      out: folder to keep rows in and to resume from; None keeps nothing. `python -m eval.plot` draws it.
       num_samples: completions of each prompt at each strength.
       rows: of a batch.
       beta: KL strength of the aligned model, if it does not tell itself.
       settings: fields of `DecodeConfig`, such as max_new_tokens, temperature and seed.
 
     Raises:
+      TypeError: an unknown setting, or what is no strength or no reward.
       ValueError: bad input; `out` holds another run.
     """
-    decode, asked = DecodeConfig(**settings), as_prompts(prompts)
+    decode, judges = decode_config(settings, sweep), as_rewards(rewards)
+    own = lambdas is None or (isinstance(lambdas, str) and lambdas == PER_PROMPT)
+    strengths = None if own else as_strengths(lambdas, len(policies) - 1)
+    asked, unread = usable_prompts(prompts)
+    asked, encoded, unfit = encode_usable(policies, asked, decode.max_new_tokens)
+    warn_of(unread | unfit, "prompts", len(asked))
     plan = Sweep(
         policies=tuple(policies),
         prompts=tuple(asked),
-        encoded=tuple(encode_prompts(policies, asked, decode.max_new_tokens)),
-        lambdas=None if lambdas is None else tuple(dict.fromkeys(map(_strength, lambdas))),
-        rewards=parse_rewards(rewards) if isinstance(rewards, str) else tuple(rewards),
+        encoded=tuple(encoded),
+        lambdas=strengths,
+        rewards=judges,
         decode=decode,
         num_samples=num_samples,
         rows=rows,
@@ -83,10 +97,6 @@ def sweep(
         return
     with open_run(plan, out, sys.argv) as folder:
         yield from run_sweep(plan, folder)
-
-
-def _strength(value: float | Sequence[float]) -> Strength:
-    return strength_from_json(list(value) if isinstance(value, list | tuple) else float(value))
 
 
 def known_beta(policies: Sequence[Policy]) -> float | None:
@@ -113,7 +123,7 @@ def open_run(plan: Sweep, out: str | Path, command: Sequence[str]) -> Iterator[R
     Raises:
       ValueError: it holds another run, rows of other prompts or of another β, or other things.
     """
-    folder = RunFolder(out, plan.identity, sweep_provenance(plan, command))
+    folder = RunFolder(out, plan.identity, sweep_provenance(plan, command), WHOLE)
     prepare = partial(_complete, plan)
     if plan.group is not None:
         with SharedFolder(folder, plan.group, prepare) as shared:
@@ -127,8 +137,16 @@ def open_run(plan: Sweep, out: str | Path, command: Sequence[str]) -> Iterator[R
 def _complete(plan: Sweep, folder: RunFolder) -> None:
     check_same_prompts(plan, folder.rows)
     # Both, whatever the first returns.
-    if any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)]):
+    changed = any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)])
+    if not plan_keys(plan) <= folder.keys:
+        # Before the first of the rows, so that a run that is killed is known to lack the others.
+        folder.record({"asked": with_request(folder.manifest.get("asked", []), _request(plan))})
+    if changed:
         folder.replace_rows(folder.rows)
+
+
+def _request(plan: Sweep) -> Asked:
+    return request([prompt.prompt_id for prompt in plan.prompts], plan.num_samples, plan.lambdas)
 
 
 def run_sweep(
@@ -147,6 +165,7 @@ def run_sweep(
       usage: is added to.
     """
     usage = usage or Usage()
+    plan = replace(plan, rewards=(*plan.rewards, *remembered(folder.rows, plan.rewards)))
     wanted = plan_keys(plan)
     there = {row_key(row): row for row in folder.rows}
     yield from [row for key, row in there.items() if key in wanted]
@@ -156,7 +175,9 @@ def run_sweep(
     folder.collect()
     # What rows are made with is told by a run that made some.
     settings = {"rows": plan.rows, "mesh": plan.mesh} if len(folder.rows) > len(there) else {}
-    more = {"resources": resources(usage)} if usage.slot_steps else None
+    more = {"resources": resources(usage)} if usage.slot_steps else {}
+    if asked := folder.manifest.get("asked"):
+        more["asked"] = ended(asked, _request(plan))
     folder.finish(
         folder.manifest.get("extent", {}) | extent(folder.rows) | settings | {"beta": plan.beta}, more
     )

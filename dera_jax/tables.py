@@ -1,10 +1,12 @@
 """Summaries to a table: for the terminal, Markdown or LaTeX."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dera_jax.metrics import Estimate, Summary, turns_of
+from dera_jax.shown import shown
 from dera_jax.strengths import format_strength
 
 WIDTH = 100
@@ -18,7 +20,12 @@ LEGEND = "larger λ = smaller β = weaker regularization"
 LEGEND_OF_SEVERAL = "λ: weight of each aligned model, the reference has the rest"
 """Of strengths that are vectors, which stand for no single β."""
 
+NO_BETA = "β/λ is —: which β the aligned model was trained with is not known; eval.sweep --beta=B adds it"
+
 INTERVALS = "± is half a 95 % interval over prompts"
+
+BAR = "\\|"
+UNSAFE = r"[^\w .:/-]|_"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -28,38 +35,46 @@ _LATEX = {
 }
 
 
-def format_table(
-    summaries: Sequence[Summary], style: str = "terminal", speed: dict[tuple[float, ...], float] | None = None
-) -> str:
+def format_table(summaries: Sequence[Summary], style: str = "terminal") -> str:
     """Returns a table with a row per strength, without a newline at its end.
 
     Args:
       summaries: at least one; see `metrics.summarize`.
       style: terminal (aligned, at most 100 columns wide), markdown or latex (booktabs).
-      speed: tokens per second of decoding at each strength; others show —.
 
     Raises:
       ValueError: there are no summaries, or the style is none of these.
     """
     if not summaries:
         raise ValueError("there are no rows to show")
-    table = format_columns(_columns(summaries, speed), style)
+    table = format_columns(_columns(summaries), style)
     return f"{table}\n\n{_legend(summaries, table)}" if style == "terminal" else table
 
 
 def _legend(summaries: Sequence[Summary], table: str) -> str:
-    legend = LEGEND_OF_SEVERAL if any(len(summary.lambda_) > 1 for summary in summaries) else LEGEND
-    return f"{legend}; {INTERVALS}" if "±" in table else legend
+    several = any(len(summary.lambda_) > 1 for summary in summaries)
+    legend = LEGEND_OF_SEVERAL if several else LEGEND
+    known = several or any(summary.beta is not None for summary in summaries)
+    lines = [f"{legend}; {INTERVALS}" if "±" in table else legend, *([] if known else [NO_BETA])]
+    return "\n".join(lines)
 
 
 def short_names(names: Sequence[str], width: int = NAME_WIDTH) -> dict[str, str]:
     """Returns each name, cut to its end where it is longer than `width` and still told from the others.
 
     >>> short_names(["length:40:60", "python:my_rewards:politeness"])
-    {'length:40:60': 'length:40:60', 'python:my_rewards:politeness': '…_rewards:politeness'}
+    {'length:40:60': 'length:40:60', 'python:my_rewards:politeness': '…politeness'}
     """
-    short = {name: name if len(name) <= width else "…" + name[1 - width :] for name in names}
-    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+    short = {name: _cut(shown(name), width) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: shown(name) for name in names}
+
+
+def _cut(name: str, width: int) -> str:
+    """Returns the longest end of a name that fits and begins after `:` or `/`, or else anywhere."""
+    if len(name) <= width:
+        return name
+    ends = [name[m.end() :] for m in re.finditer("[:/]", name)]
+    return next(("…" + end for end in ends if 0 < len(end) < width), "…" + name[1 - width :])
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ def format_columns(columns: Sequence[Column], style: str = "terminal") -> str:
     return styles[style](columns)
 
 
-def _columns(summaries: Sequence[Summary], speed: dict | None) -> list[Column]:
+def _columns(summaries: Sequence[Summary]) -> list[Column]:
     """Returns the columns, the strengths first."""
     names = dict.fromkeys(name for summary in summaries for name in summary.rewards)
     rewards = []
@@ -90,9 +105,6 @@ def _columns(summaries: Sequence[Summary], speed: dict | None) -> list[Column]:
             by_turn = [summary.turn_rewards.get(name, {}).get(turn) for summary in summaries]
             found[f"{name}, turn {turn + 1}"] = by_turn
         rewards += [Column(heading, estimate_cells(each), is_reward=True) for heading, each in found.items()]
-    speeds = (
-        [Column("tokens/s", [_number(speed.get(summary.lambda_)) for summary in summaries])] if speed else []
-    )
     return [
         Column("λ", strength_cells([summary.lambda_ for summary in summaries])),
         Column("β/λ", [_number(summary.beta_effective) for summary in summaries]),
@@ -100,7 +112,6 @@ def _columns(summaries: Sequence[Summary], speed: dict | None) -> list[Column]:
         Column("KL (nats)", estimate_cells([summary.kl_to_reference for summary in summaries])),
         Column("length (tokens)", estimate_cells([summary.length for summary in summaries])),
         Column("ended", [f"{100 * summary.ended:.0f} %" for summary in summaries]),
-        *speeds,
     ]
 
 
@@ -145,7 +156,9 @@ def _estimate(estimate: Estimate, digits: int) -> str:
 
 def _terminal(columns: Sequence[Column]) -> str:
     names = short_names([column.heading for column in columns if column.is_reward])
-    strengths, *others = [[names.get(column.heading, column.heading), *column.cells] for column in columns]
+    strengths, *others = [
+        [names.get(column.heading) or shown(column.heading), *map(shown, column.cells)] for column in columns
+    ]
     blocks = [[strengths]]
     for cells in others:
         if sum(_width(c) + 2 for c in blocks[-1]) + _width(cells) > WIDTH:
@@ -167,11 +180,30 @@ def _align(columns: list[list[str]]) -> str:
 
 
 def _markdown(columns: Sequence[Column]) -> str:
-    headings = [f"`{column.heading}`" if column.is_reward else column.heading for column in columns]
-    # A bar ends a cell of a Markdown table even inside code.
-    table = [[heading.replace("|", "\\|") for heading in headings], ["--:"] * len(columns)]
-    table += zip(*(column.cells for column in columns), strict=True)
+    headings = [_code(column.heading) if column.is_reward else _escaped(column.heading) for column in columns]
+    table = [headings, ["--:"] * len(columns)]
+    table += zip(*(map(_escaped, column.cells) for column in columns), strict=True)
     return "\n".join(f"| {' | '.join(line)} |" for line in table)
+
+
+def _code(name: str) -> str:
+    """Returns a name as code in a Markdown table."""
+    name = shown(name)
+    if not re.search("[`<>&]", name):
+        # A bar ends a cell even inside code.
+        return f"`{name.replace('|', BAR)}`"
+    # What could end the code, or be a tag then, is written by its number.
+    return f"<code>{_by_number(name, UNSAFE)}</code>"
+
+
+def _escaped(text: str) -> str:
+    """Returns a text that is no Markdown or HTML but itself."""
+    return _by_number(shown(text), r"[\\`*_\[\]<>|&]")
+
+
+def _by_number(text: str, pattern: str) -> str:
+    """Returns a text in which HTML's numbers stand for the characters that a pattern finds."""
+    return re.sub(pattern, lambda found: f"&#{ord(found[0])};", text)
 
 
 def _latex(columns: Sequence[Column]) -> str:
@@ -183,13 +215,20 @@ def _latex(columns: Sequence[Column]) -> str:
 
 
 def _latex_heading(column: Column) -> str:
+    text = "".join(_LATEX.get(symbol, symbol) for symbol in shown(column.heading))
     if column.is_reward:
-        return r"\texttt{" + "".join(_LATEX.get(symbol, symbol) for symbol in column.heading) + "}"
-    return column.heading.replace("β/λ", r"$\beta/\lambda$").replace("λ", r"$\lambda$")
+        return rf"\texttt{{{text}}}"
+    return text.replace("β/λ", r"$\beta/\lambda$").replace("λ", r"$\lambda$")
+
+
+_FIGURES = re.compile(r"[-+.\deE ±%∞]+", re.ASCII)
+"""What cells of numbers are made of."""
 
 
 def _latex_cell(cell: str) -> str:
     if cell == "—":
         return "---"
+    if not _FIGURES.fullmatch(cell):
+        return "".join(_LATEX.get(symbol, symbol) for symbol in shown(cell))
     cell = cell.replace(" %", r"\,\%").replace("±", r"\pm").replace("∞", r"\infty")
     return f"${cell}$"

@@ -13,8 +13,8 @@ from dera_jax.slots import slot_coverage
 def length(argument: str, spec: str) -> Callable[[Completions], list[float]]:
     """Returns `length:MIN:MAX[:STOP]`: 0 for MIN to MAX tokens, EOS left out, −1 outside.
 
-    With STOP only the tokens whose text starts before STOP's first occurrence count, and a completion
-    that was cut off before it said STOP or ended is outside.
+    A completion that was cut off has no length yet: it is outside. With STOP only the tokens whose text
+    starts before STOP's first occurrence count, and one that was cut off behind STOP has its length.
 
     References: Eq. 10.
     """
@@ -28,10 +28,7 @@ def length(argument: str, spec: str) -> Callable[[Completions], list[float]]:
 
     def reward(completions: Completions) -> list[float]:
         rows = zip(completions.known_tokens(), completions.finish_reasons, strict=True)
-        counts = [
-            _length_before(stop, tokens, reason, completions.decode) if stop else len(tokens)
-            for tokens, reason in rows
-        ]
+        counts = [_length_before(stop, tokens, reason, completions.decode) for tokens, reason in rows]
         return [0.0 if count is not None and int(low) <= count <= int(high) else -1.0 for count in counts]
 
     return reward
@@ -49,8 +46,8 @@ def _length_before(
     A decoding that met its stop string has ended: without `stop` in the text, either that stop string
     was `stop` and is cut off, or another one closed the completion.
     """
-    text = decode(tokens)
-    position = text.find(stop)
+    text = decode(tokens) if stop else ""
+    position = text.find(stop) if stop else -1
     if position < 0:
         return None if finish_reason == "length" else len(tokens)
     # Compared as text, not by length: a character of several tokens shows as several "�" until it is whole.

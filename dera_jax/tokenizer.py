@@ -8,7 +8,8 @@ import numpy as np
 from jinja2 import Environment, TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from dera_jax.files import read_json
+from dera_jax.files import put, read_json, staging
+from dera_jax.usable import Unusable
 
 CONTEXT = 4
 """Prompt tokens decoded together with a completion."""
@@ -34,16 +35,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the files of a tokenizer into a folder, made if need be.
+    """Writes the files of a tokenizer, each whole or not at all, into a folder, made if need be.
 
     Raises:
       ValueError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
+    with staging(folder, "tokenizer.json") as place:
+        try:
+            tokenizer.save_pretrained(place)
+        except OSError:
+            raise
+        except Exception as error:  # what the library raises where a disk is full
+            raise ValueError(f"{folder}: the tokenizer cannot be written: {_one_line(error)}") from error
+        for written in sorted(path for path in place.rglob("*") if path.is_file()):
+            put(written, folder / written.parent.relative_to(place))
 
 
 def encode_prompt(
@@ -85,7 +90,7 @@ def encode_prompt(
     if len(tokens) > 1 and tokens[0] == tokens[1] == tokenizer.bos_token_id:
         tokens = tokens[1:]
     if not tokens:
-        raise ValueError("the prompt is empty: it has no tokens")
+        raise Unusable("the prompt is empty: it has no tokens")
     return list(tokens)
 
 

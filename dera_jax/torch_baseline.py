@@ -125,7 +125,9 @@ def choose_threads(measured: Callable[[], float]) -> dict:
 
 
 def _load(folder: Path, device: str) -> torch.nn.Module:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
     # The folder may name an end of text or a truncation; here neither applies.
     model.generation_config = GenerationConfig()
     return model.to(device).eval()

@@ -58,7 +58,7 @@ class TorchTraining:
         Args:
           beta: KL strength of DPO on pairs; None is SFT on examples.
         """
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.convert_ids_to_tokens(0)
         settings = {
             "output_dir": str(out),
@@ -86,7 +86,13 @@ class TorchTraining:
                 kind, columns = _PairTrainer, _pairs(data)
                 own = DPOConfig(**settings, beta=beta, precompute_ref_log_probs=True)
             self._trainer = kind(
-                model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True),
+                model=AutoModelForCausalLM.from_pretrained(
+                    model,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                ),
                 args=own,
                 train_dataset=Dataset.from_dict(columns),
                 processing_class=tokenizer,

@@ -25,6 +25,7 @@ from dera_jax.configs import DecodeConfig, RunConfig, TrainConfig
 from dera_jax.dpo import PreferenceConfig, preference_method
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.examples import Example, Pair
+from dera_jax.keys import seed_key
 from dera_jax.optimization import TrainState
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt
@@ -232,7 +233,7 @@ class PlainScript:
         self._policy, self._prompts, self._new_tokens = policy, jnp.asarray(prompts, jnp.int32), new_tokens
         self._optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
         self._state = policy.params, self._optimizer.init(policy.params)
-        self._key = jax.random.key(config.seed)
+        self._key = seed_key(config.seed)
 
     def step(self) -> dict[str, float]:
         """Returns the seconds of each part of one more step."""

@@ -6,12 +6,13 @@ stopped, to the bit.
 """
 
 import math
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from dera_jax import sharding
+from dera_jax import hosts, sharding
 from dera_jax.checkpoints import Checkpoints
 from dera_jax.configs import RunConfig, TrainConfig
+from dera_jax.files import check_type
+from dera_jax.lost import telling_of_loss
 from dera_jax.optimization import Loss, Renew, TrainState, init_state, make_optimizer, make_update
 from dera_jax.run_log import RunLog
 from dera_jax.trees import flatten
@@ -62,8 +65,9 @@ def fit(
 ) -> Iterator[tuple[int, TrainState, dict]]:
     """Trains, yielding (steps done, state, metrics of an evaluation if there was one) after every step.
 
-    Goes on from the newest checkpoint in OUT/checkpoints, if there is one. The state's memory is used
-    again by the next step: what is to be kept of it is copied.
+    Goes on from the newest checkpoint in OUT/checkpoints, if there is one, and yields it first: the run
+    before may have ended before anything was made of it. The state's memory is used again by the next
+    step: what is to be kept of it is copied.
 
     Args:
       mesh: splits parameters, the optimizer's state and batches over its devices; None is one device.
@@ -84,12 +88,19 @@ def fit(
     names = list(flatten(state.params))
     # Devices of a CPU share its threads: two programs that both wait for all devices may wait for ever.
     one_at_a_time = mesh is not None and mesh.devices.flat[0].platform == "cpu"
-    with Checkpoints(out / "checkpoints", run.save_total_limit) as checkpoints, _asked_to_stop() as asked:
+    with (
+        _lost_others(out),
+        Checkpoints(out / "checkpoints", run.save_total_limit) as checkpoints,
+        _asked_to_stop() as asked,
+    ):
         found = checkpoints.restore(state)
         first, state, sizes = found or (0, state, None)
-        if found:
+        if found and hosts.leads():
             print(f"{out}: going on from step {first}", file=sys.stderr)
-        with RunLog(out, config.max_steps, run.report_to, sizes, jax.process_index() == 0) as log:
+        check_type(sizes or {}, dict[str, int])
+        with RunLog(out, config.max_steps, run.report_to, sizes, hosts.leads()) as log:
+            if found:
+                yield first, state, _evaluated_again(method, state, first, config, run)
             waiting = None
             for step in range(first, config.max_steps):
                 started = time.perf_counter()
@@ -108,7 +119,7 @@ def fit(
                     _due(step, every, config.max_steps) for every in (run.eval_steps, run.save_steps)
                 ):
                     log.sample(step, method.drawn())
-                how = asked.how
+                how = asked.how(step)
                 save = how or _due(step, run.save_steps, config.max_steps)
                 if evaluate or save:
                     metrics, waiting = _checked(step, figures, names), None
@@ -139,6 +150,22 @@ def on_mesh(method: Method, mesh: Mesh) -> Method:
     return replace(method, batches=batches, **arrays)
 
 
+def _lost_others(out: Path) -> AbstractContextManager:
+    if not hosts.several():
+        return nullcontext()
+    return telling_of_loss(f"{out} keeps the last checkpoint, the same command goes on from there")
+
+
+def _evaluated_again(
+    method: Method, state: TrainState, steps: int, config: TrainConfig, run: RunConfig
+) -> dict:
+    """Returns the figures of the evaluation after `steps` steps; nothing if there was none."""
+    if not method.evaluate or not _due(steps - 1, run.eval_steps, config.max_steps):
+        return {}
+    figures, _ = method.evaluate(state, method.constants)
+    return figures
+
+
 def _due(step: int, every: int, last: int) -> bool:
     return step + 1 == last or (every > 0 and (step + 1) % every == 0)
 
@@ -163,27 +190,35 @@ def _checked(step: int, figures: dict, names: list[str]) -> dict[str, float]:
 
 @contextmanager
 def _asked_to_stop():
-    """Gives what to raise after the step at hand: Preempted after SIGTERM, KeyboardInterrupt after Ctrl-C.
+    """Gives what to raise after a step: Preempted after SIGTERM, KeyboardInterrupt after Ctrl-C.
 
-    A second Ctrl-C ends at once. Signals reach the main thread only; elsewhere they are not caught.
+    Of several processes all stop after the same step, whichever was asked. A second Ctrl-C ends at once.
+    Signals reach the main thread only; elsewhere they are not caught.
     """
-    asked = SimpleNamespace(how=None)
+    asked = SimpleNamespace(by=None)
+    asked.how = lambda step: (asked.by or Preempted) if hosts.stop_after(step) else None
+    if not hosts.several():
+        asked.how = lambda step: asked.by
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
     def terminate(*_):
-        asked.how = Preempted
+        asked.by = Preempted
 
     def interrupt(*_):
-        if asked.how is KeyboardInterrupt:
+        if asked.by is KeyboardInterrupt:
             raise KeyboardInterrupt
-        asked.how = KeyboardInterrupt
+        asked.by = KeyboardInterrupt
+        if hosts.several():
+            os.kill(os.getpid(), signal.SIGTERM)
         print("\nending after this step; once more ends at once", file=sys.stderr)
 
-    before = signal.signal(signal.SIGTERM, terminate), signal.signal(signal.SIGINT, interrupt)
+    # Of several processes each hears SIGTERM by the service that they share, which has its own handler.
+    handlers = {signal.SIGINT: interrupt} | ({} if hosts.several() else {signal.SIGTERM: terminate})
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+        for number, handler in before.items():
+            signal.signal(number, handler)

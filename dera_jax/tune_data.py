@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dera_jax.objectives import FIELDS, Grid, read_grid, reward_names
+from dera_jax.asked import check_whole
+from dera_jax.manifests import manifest_path
+from dera_jax.objectives import FIELDS, Grid, read_grid, reward_names, told_names
 from dera_jax.results import read_manifest, read_rows
+from dera_jax.shown import shown
 from dera_jax.strengths import Strength, strength_from_json
 from dera_jax.tune import check_parts, split
 
@@ -24,19 +27,16 @@ class Run:
 
     @cached_property
     def by_strength(self) -> dict[Strength, list[dict]]:
-        """The rows of each strength.
-
-        Raises:
-          ValueError: strengths of different numbers of models.
-        """
+        """The rows of each strength."""
         groups = defaultdict(list)
         for row in self.rows:
             groups[strength_from_json(row["lambda"])].append(row)
-        if len(counts := {len(strength) for strength in groups}) > 1:
-            raise ValueError(
-                f"{self.path}: expected strengths of one number of aligned models, found {sorted(counts)}"
-            )
         return dict(groups)
+
+    @property
+    def name(self) -> str:
+        """Its path, as messages show it."""
+        return shown(self.path, 200)
 
     @property
     def models(self) -> int:
@@ -62,9 +62,8 @@ def read_run(path: Path) -> Run:
     """
     rows = read_rows(path)
     if not rows:
-        raise ValueError(f"{path}: no rows yet")
-    folder = path if path.is_dir() else path.parent
-    return Run(path, rows, read_manifest(folder) if (folder / "manifest.json").exists() else None)
+        raise ValueError(f"{shown(path, 200)}: no rows yet")
+    return Run(path, rows, read_manifest(path) if manifest_path(path).exists() else None)
 
 
 def parts_of_one(
@@ -92,17 +91,17 @@ def parts_of_two(
       ValueError: cells are missing, or there are too few prompts or strengths; the second run is of other
         models, decoded otherwise, or has draws of the first.
     """
-    where = f"{option}={second.path}"
+    where = f"{option}={second.name}"
     ways = [_way(each.manifest) for each in (run, second) if each.manifest]
     if len(ways) == 2 and (name := differing(*ways)):
-        raise ValueError(f"{where}: {name} is not that of {run.path}")
+        raise ValueError(f"{where}: {name} is not that of {run.name}")
     draws = [{(str(row.get("prompt")), row.get("seed")) for row in each.rows} for each in (run, second)]
     if same := len(draws[0] & draws[1]):
-        raise ValueError(f"{where}: {same} of its prompts are those of {run.path}, with the same seed")
+        raise ValueError(f"{where}: {same} of its prompts are those of {run.name}, with the same seed")
     for name in names:
         if name not in (*second.rewards, *FIELDS):
             raise ValueError(
-                f"{where}: no reward {name!r}; the rows have {', '.join(second.rewards) or 'none'}"
+                f"{where}: no reward {name!r}; the rows have {told_names(second.rewards) or 'none'}"
             )
     common = run.by_strength.keys() & second.by_strength.keys()
     if len(common) < len(run.by_strength):
@@ -117,9 +116,11 @@ def parts_of_two(
 def _grid(
     run: Run, groups: Mapping[Strength, Sequence[dict]], names: Sequence[str], allow_missing: bool
 ) -> Grid:
-    grid, left_out = read_grid(groups, names, str(run.path), allow_missing)
+    some = None if len(groups) == len(run.by_strength) else groups
+    check_whole(run.path, run.rows, allow_missing, "leaves out what is not there at every strength", some)
+    grid, left_out = read_grid(groups, names, run.name, allow_missing)
     if left_out:
-        print(f"{run.path}: {left_out} completions left out, not there at every strength", file=sys.stderr)
+        print(f"{run.name}: {left_out} completions left out, not there at every strength", file=sys.stderr)
     return grid
 
 

@@ -111,7 +111,7 @@ def _panels(
     )
     _mark(axes[0], tuning, curves, retrained)
     for ax, name in zip(axes[1:], names, strict=False):
-        plot_over_strength(ax, curves, _quantity(name, NAMES.get(name, name)))
+        plot_over_strength(ax, curves, _quantity(name, NAMES.get(name, short_names([name], 46)[name])))
         for each in constraints:
             if each.name == name:
                 _draw_bound(ax, each, tuning)
@@ -193,7 +193,7 @@ def _heat_maps(tuning: Tuning, objective: Objective, curves: Sequence[Curve]) ->
     first, second = (sorted({s[i] for s in tuning.choosing.objective}) for i in range(2))
     star = tuning.choice.strength
     for ax, curve in zip(figure.subplots(1, 2), curves, strict=True):
-        plot_heat_map(ax, curve, _quantity(OBJECTIVE, objective.label), min(values), max(values))
+        plot_heat_map(ax, curve, _quantity(OBJECTIVE, OBJECTIVE), min(values), max(values))
         place = first.index(star[0]), second.index(star[1]) + 0.28
         ax.plot(*place, color=COLORS[1], **_STAR | {"markersize": 10, "clip_on": True})
         ax.set_title(curve.name, fontsize=9)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from jax.errors import JaxRuntimeError
 
 from dera_jax import hosts
 from dera_jax.files import read_bytes
+from dera_jax.lost import telling_of_loss
 from dera_jax.results import RunFolder, read_manifest
 from dera_jax.row_files import RowFile, RowKey, encode_rows, parse_rows, part_path, row_key
 from dera_jax.sharding import Group
@@ -73,11 +73,9 @@ class SharedFolder:
                 hosts.tell_failure(error)
         finally:
             self._close()
-        if lockstep and isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise ValueError(
-                f"a step with other processes failed, one of them may be gone; rows so far are kept, rerun the "
-                f"command to complete them ({str(error).strip():.150})"
-            ) from error
+        if lockstep and isinstance(error, Exception):
+            with telling_of_loss("rows so far are kept, rerun the command to complete them"):
+                raise error
 
     @property
     def manifest(self) -> dict:
@@ -162,7 +160,7 @@ class SharedFolder:
 def _rows_of_run(path: Path, mark: list) -> list[dict] | None:
     """Returns the rows of a folder if it has the mark of the run, else None."""
     lock, file = path / ".lock", path / "rows.jsonl"
-    if not (lock.exists() and file.exists() and lock.read_text() == mark[0]):
+    if not (lock.exists() and file.exists() and read_bytes(lock, 1 << 20).decode() == mark[0]):
         return None
     data = read_bytes(file)
     return parse_rows(data, file)[0] if zlib.crc32(data) == mark[1] else None

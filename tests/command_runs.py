@@ -24,8 +24,8 @@ def aligned(pair, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def models(stories, aligned):
-    return [f"--reference={stories}", f"--aligned={aligned}"]
+def models(toy, aligned):
+    return [f"--reference={toy}", f"--aligned={aligned}"]
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,7 @@ install_import_hook("dera_jax", "tests.typecheck.check")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-pytest_plugins = ["tests.command_runs"]
-SHARED = Path(__file__).parents[2] / "shared"
+pytest_plugins = ["tests.command_runs", "tests.outside_data"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,18 +38,30 @@ def forget_compiled():
 
 
 @pytest.fixture(scope="session")
-def stories() -> Path:
-    """The folder of a real pretrained model of 260 032 parameters."""
-    return SHARED / "models" / "stories260K"
+def toy() -> Path:
+    """The folder of a trained model of 319 000 parameters, the reference of the shipped pair."""
+    from dera_jax.policies import TOY
+
+    return TOY / "reference"
 
 
 @pytest.fixture(scope="session")
-def pair(stories):
+def stand_ins(tmp_path_factory) -> Path:
+    """A data folder with what looks like the data of the data folder, invented."""
+    from scripts.reproduce.stand_ins import write_stand_ins
+
+    folder = tmp_path_factory.mktemp("stand-ins")
+    write_stand_ins(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair(toy):
     """A reference and a policy that differs from it: the same weights, disturbed."""
     from dera_jax import load_policy
     from dera_jax.policies import with_params
 
-    reference = load_policy(str(stories))
+    reference = load_policy(str(toy))
     keys = iter(jax.random.split(jax.random.key(7), 100))
 
     def disturb(array):

@@ -2,8 +2,9 @@
 
 import json
 import re
+import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -96,6 +97,56 @@ def serve():
         thread.start()
         try:
             yield stub
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Wire:
+    """What a server that writes its own bytes has written.
+
+    Attributes:
+      sent: bytes of all answers together.
+      requests: how many came.
+      left: how many readers left before their answer was at its end.
+    """
+
+    def __init__(self, url: str):
+        self.url, self.sent, self.requests, self.left = url, 0, 0, 0
+
+
+@contextmanager
+def serve_bytes(pieces: Callable[[], Iterable[bytes]]):
+    """Yields the record of a server that answers each request by pieces of bytes, as they are, and hangs up.
+
+    Args:
+      pieces: returns those of an answer; it ends by itself, however long a reader stays.
+    """
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            head = iter(self.rfile.readline, b"\r\n")
+            length = next(int(line.split()[1]) for line in head if line.lower().startswith(b"content-length"))
+            list(head)
+            self.rfile.read(length)
+            wire.requests += 1
+            try:
+                for piece in pieces():
+                    self.connection.sendall(piece)
+                    wire.sent += len(piece)
+            except OSError:
+                wire.left += 1
+
+    class Server(socketserver.ThreadingTCPServer):
+        def handle_error(self, *_):
+            """Says nothing."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        wire = Wire(f"http://127.0.0.1:{server.server_address[1]}/v1")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield wire
         finally:
             server.shutdown()
             thread.join()

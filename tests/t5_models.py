@@ -1,23 +1,25 @@
 """Random T5 models on torch, their files, and what they and ours say of a batch."""
 
 import copy
-import shutil
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers import models as models_of_text
 
 from dera_jax import models
 from dera_jax.batches import make_batch
-
-from .conftest import SHARED
+from scripts.toy_grammar import write_stories
 
 torch = pytest.importorskip("torch")
 from transformers import AutoConfig, AutoModelForSeq2SeqLM  # noqa: E402
 
-TOKENIZER = SHARED / "data" / "t5_tokenizer"
 VOCAB = 512
+WORDS = 500
+"""Of the tokenizer, at most; embeddings are often padded."""
 BASE = {
     "model_type": "t5", "vocab_size": VOCAB, "d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 3,
     "num_decoder_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 8,
@@ -67,9 +69,29 @@ def random_model(settings: dict, auto=AutoModelForSeq2SeqLM, seed: int = 0):
     return model
 
 
+@cache
+def _tokenizer() -> str:
+    """Returns tokenizer.json as T5 has it, with fewer words: pieces with probabilities, ▁ for a space, </s> behind."""
+    tokenizer = Tokenizer(models_of_text.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=WORDS, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False,
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+    )  # fmt: skip
+    texts = ("".join(parts) for parts in islice(write_stories(seed=0), 500))
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer.to_str()
+
+
+def write_tokenizer(folder):
+    (folder / "tokenizer.json").write_text(_tokenizer(), encoding="utf-8")
+
+
 def save(model, folder):
     model.save_pretrained(folder)
-    shutil.copyfile(TOKENIZER / "t5-base-tokenizer.json", folder / "tokenizer.json")
+    write_tokenizer(folder)
     return folder
 
 

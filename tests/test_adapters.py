@@ -56,8 +56,8 @@ KINDS = {
 }
 
 
-def make_base(name, folder, stories):
-    return save(random_model(SHAPES[name], gain=0.7), folder, stories)
+def make_base(name, folder, toy):
+    return save(random_model(SHAPES[name], gain=0.7), folder, toy)
 
 
 def make_adapter(base, folder, settings, seed=1):
@@ -78,14 +78,14 @@ def make_adapter(base, folder, settings, seed=1):
 
 
 @pytest.fixture
-def base(tmp_path, stories):
-    return make_base("llama", tmp_path / "base", stories)
+def base(tmp_path, toy):
+    return make_base("llama", tmp_path / "base", toy)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_equal_those_of_the_merged_model(kind, tmp_path, stories):
+def test_logits_equal_those_of_the_merged_model(kind, tmp_path, toy):
     name, settings = KINDS[kind]
-    base = make_base(name, tmp_path / "base", stories)
+    base = make_base(name, tmp_path / "base", toy)
     merged = make_adapter(base, tmp_path / "adapter", settings)
     plain, policy = load_policies(base, f"{base}+{tmp_path / 'adapter'}")
     tokens, mask = padded()
@@ -156,8 +156,8 @@ def name_base(adapter, name):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
 
 
-def test_an_adapter_for_another_base(base, tmp_path, stories):
-    other = make_base("gpt2", tmp_path / "other", stories)
+def test_an_adapter_for_another_base(base, tmp_path, toy):
+    other = make_base("gpt2", tmp_path / "other", toy)
     make_adapter(other, tmp_path / "adapter", {"target_modules": ["c_attn"], "fan_in_fan_out": True})
     found = refusal(f"{base}+{tmp_path / 'adapter'}")
     assert f"was trained on {other}, here it stands on {base}" in found
@@ -170,16 +170,16 @@ def test_an_adapter_for_another_base(base, tmp_path, stories):
         f"{tmp_path / 'adapter'}: the adapter was trained on org/gpt (adapter_config.json), not on {base}, "
         "which has no transformer.h.0.attn.c_attn"
     )
-    wide = make_base("llama, wide heads", tmp_path / "wide", stories)
+    wide = make_base("llama, wide heads", tmp_path / "wide", toy)
     make_adapter(wide, tmp_path / "adapter2", QV)
     name_base(tmp_path / "adapter2", "org/wide")
     found = refusal(f"{base}+{tmp_path / 'adapter2'}")
     assert "q_proj.lora_B.weight: expected shape (64, 4)" in found and "found (192, 4)" in found
 
 
-def test_an_adapter_for_another_base_of_the_same_shape(base, tmp_path, stories):
+def test_an_adapter_for_another_base_of_the_same_shape(base, tmp_path, toy):
     make_adapter(base, tmp_path / "adapter", QV)
-    other = save(random_model(SHAPES["llama"], seed=5), tmp_path / "other", stories)
+    other = save(random_model(SHAPES["llama"], seed=5), tmp_path / "other", toy)
     found = refusal(f"{other}+{tmp_path / 'adapter'}")
     assert f"the adapter was trained on {base}, here it stands on {other}" in found
     # The same model elsewhere is the same.

@@ -16,9 +16,6 @@ from dera_jax.prompts import Prompt, load_prompts
 from dera_jax.results import sort_rows
 from dera_jax.tokenizer import encode_prompt, load_tokenizer, read_template, render_chat
 
-from .conftest import SHARED
-
-MT_BENCH = next((SHARED / "data" / "mt_bench").glob("*.jsonl"))
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -134,18 +131,20 @@ def save_pair(pair, folder):
     return names
 
 
-def short_questions(path, count=3, longest=60):
-    """Writes the MT-Bench questions whose turns are the shortest; stories260K has room for 512 tokens."""
-    lines = [json.loads(line) for line in MT_BENCH.read_text().splitlines()]
+def short_questions(source, path, count=3):
+    """Writes the questions whose turns are the shortest; the model has room for 256 tokens."""
+    lines = [
+        json.loads(line) for line in (source / "mt_bench/mt_bench_question.jsonl").read_text().splitlines()
+    ]
     lines.sort(key=lambda line: sum(map(len, line["turns"])))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:count]))
     return [line["question_id"] for line in lines[:count]]
 
 
-def test_mt_bench_killed_and_taken_up_again(pair, tmp_path, monkeypatch, capsys):
+def test_mt_bench_killed_and_taken_up_again(pair, stand_ins, tmp_path, monkeypatch, capsys):
     """Through the command: killed within the second turn, and again before it; the rows are the same."""
     reference, aligned = save_pair(pair, tmp_path)
-    ids = short_questions(tmp_path / "mt.jsonl")
+    ids = short_questions(stand_ins, tmp_path / "mt.jsonl")
     (tmp_path / "chatml.jinja").write_text(CHATML)
     command = [
         f"--reference={reference}", f"--aligned={aligned}", f"--prompts={tmp_path / 'mt.jsonl'}",
@@ -166,10 +165,10 @@ def test_mt_bench_killed_and_taken_up_again(pair, tmp_path, monkeypatch, capsys)
     assert "templates" in capsys.readouterr().err
 
 
-def test_rewards_of_each_turn(chat_pair, tmp_path, capsys):
+def test_rewards_of_each_turn(chat_pair, stand_ins, tmp_path, capsys):
     """In the table and in summary.csv: means over the rows of one turn."""
     reference, aligned = save_pair(chat_pair, tmp_path)
-    short_questions(tmp_path / "mt.jsonl")
+    short_questions(stand_ins, tmp_path / "mt.jsonl")
     (tmp_path / "t.jinja").write_text(CHATML)
     command = [
         f"--reference={reference}", f"--aligned={aligned}", f"--prompts={tmp_path / 'mt.jsonl'}",
@@ -235,8 +234,8 @@ def test_templates_of_both_models_from_the_loader(pair, tmp_path):
 
 
 @pytest.mark.parametrize("messages", [[user("Hi")], [user("Hi"), assistant("Yes."), user("Bye")]])
-def test_bos_is_said_once_where_the_template_says_it(messages, stories):
-    tokenizer = load_tokenizer(stories)
+def test_bos_is_said_once_where_the_template_says_it(messages, toy):
+    tokenizer = load_tokenizer(toy)
     bos = tokenizer.bos_token_id
     ids = encode_prompt(tokenizer, None, messages, template=LLAMA2)
     assert ids[0] == bos and ids[1] != bos
@@ -244,8 +243,8 @@ def test_bos_is_said_once_where_the_template_says_it(messages, stories):
     assert encode_prompt(tokenizer, None, messages, template=CHATML)[0] != bos
 
 
-def test_bos_in_the_text_is_not_doubled(stories):
-    tokenizer = load_tokenizer(stories)
+def test_bos_in_the_text_is_not_doubled(toy):
+    tokenizer = load_tokenizer(toy)
     plain = encode_prompt(tokenizer, "Lily")
     assert plain[0] == tokenizer.bos_token_id
     said = encode_prompt(tokenizer, f"{tokenizer.bos_token}Lily")

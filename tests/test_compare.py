@@ -44,7 +44,7 @@ def make_rows(seed, lambdas=LAMBDAS, prompts=12, samples=3):
 
 
 def write_run(path, rows):
-    with RunFolder(path, {"models": "none"}, {"command": ["test"]}) as folder:
+    with RunFolder(path, {"rule": "none"}, {"command": ["test"]}) as folder:
         folder.append(rows)
     return path
 

@@ -2,17 +2,16 @@
 
 import gzip
 import json
+import os
+import random
 import sys
 import textwrap
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from dera_jax.data import load_records
-from dera_jax.prompts import Prompt, as_prompts, load_prompts
-
-SHARED = Path(__file__).parents[2] / "shared"
+from dera_jax.prompts import Prompt, as_prompts, load_prompts, read_prompts
 
 
 @pytest.fixture
@@ -58,12 +57,13 @@ def test_limit_takes_the_first_and_reads_no_further(write):
         load_prompts(spec, limit=0)
 
 
-def test_public_data_sets_are_read():
-    records = load_records(str(SHARED / "data/hh_rlhf/harmless-base.test.jsonl.gz"))
+@pytest.mark.data("hh_rlhf", "tinystories")
+def test_public_data_sets_are_read(data):
+    records = load_records(str(data / "hh_rlhf/harmless-base.test.jsonl.gz"))
     assert len(records) == 2312
     assert records[0].fields.keys() == {"chosen", "rejected"}
     assert records[-1].where.endswith("harmless-base.test.jsonl.gz:2312")
-    stories = load_prompts(str(SHARED / "data/tinystories/tiny_stories_head.txt"), limit=5)
+    stories = load_prompts(str(data / "tinystories/tiny_stories_head.txt"), limit=5)
     assert stories[0].text.startswith("One day, a little girl named Lily")
     assert [p.prompt_id for p in stories] == [0, 2, 4, 5, 7]
 
@@ -88,9 +88,19 @@ def test_shipped_name_beats_a_file_of_that_name(write):
             r"^p\.jsonl:1: expected one of .*'prompt', 'messages' and 'turns', found text, n$",
         ),
         ('{"prompt": "a", "messages": []}', r"^p\.jsonl:1: expected one of"),
-        ('{"prompt": "a"}\n{"prompt": ""}', r"^p\.jsonl:2: prompt is empty$"),
+        ('\n{"prompt": ""}', r"^p\.jsonl:2: prompt is empty$"),
+        (
+            '{"prompt": ""}\n{"turns": ["a", ""]}\n{"prompt": ""}',
+            r"^no record can be used: 3 records dropped \(2 prompt is empty, the first p\.jsonl:1; "
+            r"1 turns\[1\] is empty, the first p\.jsonl:2\)$",
+        ),
+        ('{"prompt": "a \\ud83d b"}', r"^p\.jsonl:1: half of a surrogate pair in it"),
+        ('{"prompt": "a", "prefix": "\\udc80"}', r"^p\.jsonl:1: half of a surrogate pair in it"),
+        ('{"prompt": "a", "id": "\\ud83d"}', r"^p\.jsonl:1: half of a surrogate pair in it"),
+        ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', r"^p\.jsonl:1: half of a surrogate"),
+        ('{"chosen": "a b", "rejected": "a b"}', r"^p\.jsonl:1: chosen equal to rejected$"),
         ('{"prompt": 3}', r"^p\.jsonl:1: prompt: expected a string, found a number$"),
-        ('{"prompt": [{"role": "user"}]}', r"^p\.jsonl:1: prompt: .*'messages'$"),
+        ('{"prompt": [{"role": "user"}]}', r"^p\.jsonl:1: prompt\[0\]: expected an object with 'role' and"),
         ('{"messages": []}', r"^p\.jsonl:1: messages is empty$"),
         ('{"messages": "Hi"}', r"^p\.jsonl:1: messages: expected a list, found a string$"),
         ('{"messages": [{"role": "user"}]}', r"^p\.jsonl:1: messages\[0\]: .*'content'$"),
@@ -109,7 +119,8 @@ def test_shipped_name_beats_a_file_of_that_name(write):
         ),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b"}', r"^p\.jsonl:2: id 1 is already taken by p\.jsonl:1$"),
         ("", r"^p\.jsonl: no prompts in it$"),
-        (b'{"prompt": "\xff"}', r"^p\.jsonl: not UTF-8 text"),
+        (b'{"prompt": "a"}\n{"prompt": "\xff"}', r"^p\.jsonl:2: not UTF-8 text$"),
+        ('{"prompt": "a"}'.encode("utf-16"), r"^p\.jsonl:1: not UTF-8 text$"),
         ('{"prompt": ' + "[" * 100_000, r"^p\.jsonl:1: not valid JSON"),
     ],
 )
@@ -125,11 +136,16 @@ def test_mistakes_in_a_file_name_the_line(write, content, message):
         ("none.jsonl", r"^none\.jsonl: no such file$"),
         ("none.parquet", r"^none\.parquet: no such file$"),
         ("folder.txt", r"^folder\.txt: is a folder$"),
-        ("p.csv", r"^p\.csv: unknown suffix \.csv; expected FILE\.jsonl.*\(toy, chat\)$"),
+        ("p.xls", r"^p\.xls: unknown suffix \.xls; expected FILE\.jsonl.*\(toy, chat\)$"),
+        ("pipe.jsonl", "pipe.jsonl: expected a file, found a pipe or a device"),
+        ("pipe.parquet", "pipe.parquet: expected a file, found a pipe or a device"),
+        ("device.jsonl", "device.jsonl: expected a file, found a pipe or a device"),
+        ("a" * 5000 + ".jsonl", "^a+…a+.jsonl: no such file$"),
+        ("a\0\x1b.txt", r"^a\\x00\\x1b\.txt: no such file$"),
         ("toys", r"^toys: .* shipped name \(toy, chat\)$"),
         ("hf:", "name of a data set"),
         ("tfds:", "name of a data set"),
-        ("torn.jsonl.gz", "cannot be read"),
+        ("torn.jsonl.gz", r"^torn\.jsonl\.gz:\d+: cannot be read \(Compressed file ended before"),
         ("torn.parquet", "not a parquet file"),
     ],
 )
@@ -137,6 +153,9 @@ def test_mistakes_in_the_name(write, tmp_path, spec, message):
     if spec.endswith("parquet"):
         pytest.importorskip("pyarrow")
     (tmp_path / "folder.txt").mkdir()
+    for name in ("pipe.jsonl", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
     write("torn.parquet", "PAR1 and no more")
     write("full.gz", '{"prompt": "a"}\n' * 100)
     (tmp_path / "torn.jsonl.gz").write_bytes((tmp_path / "full.gz").read_bytes()[:30])
@@ -246,3 +265,105 @@ def test_as_prompts():
     ]:
         with pytest.raises(ValueError, match=message):
             as_prompts(value)
+
+
+# One of many that cannot be used
+
+
+def test_records_that_cannot_be_used_are_left_out_and_counted(write):
+    lines = [
+        '{"prompt": "a"}',
+        '{"prompt": ""}',
+        '{"messages": []}',
+        '{"prompt": "b"}',
+        '{"prompt": "\\ud83d"}',
+    ]
+    prompts, dropped = read_prompts(write("p.jsonl", "\n".join(lines)))
+    assert [(prompt.prompt_id, prompt.text) for prompt in prompts] == [(0, "a"), (3, "b")]
+    assert dropped.told("p.jsonl", 2) == (
+        "warning: p.jsonl: 2 used; 3 records dropped (1 prompt is empty, the first p.jsonl:2; 1 messages is "
+        r"empty, the first p.jsonl:3; 1 half of a surrogate pair in it, such as \ud83d, the first p.jsonl:5)"
+    )
+    with pytest.warns(UserWarning, match="2 used; 3 records dropped"):
+        assert load_prompts("p.jsonl") == prompts
+    # Few of many are no warning.
+    prompts, dropped = read_prompts(write("p.jsonl", '{"prompt": ""}\n' + '{"prompt": "a"}\n' * 9))
+    assert dropped.told("p.jsonl", len(prompts)).startswith("p.jsonl: 9 used; 1 record dropped (")
+
+
+def test_a_file_of_another_kind_stops_at_once(write):
+    with pytest.raises(ValueError, match=r"^p\.jsonl:2: prompt: expected a string, found a number$"):
+        load_prompts(write("p.jsonl", '{"prompt": ""}\n{"prompt": 3}\n{"prompt": "a"}'))
+
+
+def test_a_torn_file_is_refused_though_its_first_lines_are_whole(write, tmp_path):
+    draw = random.Random(0)
+    lines = "".join(json.dumps({"prompt": str(draw.random())}) + "\n" for _ in range(5000))
+    whole = (tmp_path / write("p.jsonl.gz", lines)).read_bytes()
+    for end in (len(whole) // 2, len(whole) - 4):
+        (tmp_path / "p.jsonl.gz").write_bytes(whole[:end])
+        for limit in (2, None):
+            with pytest.raises(ValueError, match=r"^p\.jsonl\.gz(:\d+)?: cannot be read") as error:
+                load_prompts("p.jsonl.gz", limit)
+            assert "\n" not in str(error.value)
+
+
+# Other forms
+
+
+def test_json_arrays(write):
+    rows = [{"prompt": "a\u2028b"}, {"prompt": "c", "id": "x", "n": [1]}]
+    for text in (json.dumps(rows), json.dumps(rows, indent=2), "\n".join(map(json.dumps, rows))):
+        assert load_prompts(write("p.json", text)) == [
+            Prompt(0, "a\u2028b"),
+            Prompt("x", "c", columns={"n": [1]}),
+        ]
+    for text, message in [
+        ('[{"prompt": "a"},\n\n {"prompt" "b"}]', r"^p\.json: not valid JSON \(.* at line 3, column 12\)$"),
+        ('[{"prompt": "a"}, 5]', r"^p\.json\[1\]: expected a JSON object, found a number$"),
+        ('[{"prompt": "a"}, {"prompt": 5}]', r"^p\.json\[1\]: prompt: expected a string, found a number$"),
+        ("[]", r"^p\.json: no prompts in it$"),
+        ("[" * 100_000, r"^p\.json: not valid JSON"),
+        ("5", r"^p\.json:1: expected a JSON object, found a number$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_prompts(write("p.json", text))
+
+
+def test_tables(write):
+    text = '\ufeffprompt,topic,id\r\n"Say ""no"",\nplease",x,\r\nHi,,7\r\n'
+    assert load_prompts(write("p.csv", text)) == [
+        Prompt(0, 'Say "no",\nplease', columns={"topic": "x"}),
+        Prompt("7", "Hi", columns={"topic": None}),
+    ]
+    for text, message in [
+        ("prompt,n\na,1\nb,1,2\n", r"^p\.csv:3: expected 2 cells, found more$"),
+        ('prompt\n"a\nb', r"^p\.csv:\d: not a table"),
+        (b"prompt\n\xff\n", r"^p\.csv:\d: not UTF-8 text$"),
+        ("prompt\n" + "a" * 200_000, r"^p\.csv:\d: not a table"),
+        ("goal,target\na,b\n", r"^p\.csv:2: expected one of .* found goal, target$"),
+        ("prompt\n", r"^p\.csv: no prompts in it$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_prompts(write("p.csv", text))
+
+
+# Prompts of what other commands read
+
+
+def test_prompts_of_pairs_and_of_trls_chats(write):
+    user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}
+    talk = "\n\nHuman: a\n\nAssistant:"
+    chats = {"chosen": [user, answer], "rejected": [user, answer | {"content": "No"}]}
+    rows = [
+        {"prompt": "Hi", "chosen": " yes", "rejected": " no"},
+        {"chosen": talk + " b", "rejected": talk + " c"},
+        chats,
+        {"prompt": [user], "topic": 1},
+        {"prompt": [user], "chosen": [answer], "rejected": [answer | {"content": "No"}]},
+        {"chosen": talk + " b", "rejected": talk + " b"},
+    ]
+    prompts, dropped = read_prompts(write("p.jsonl", "\n".join(map(json.dumps, rows))))
+    assert [prompt.text or prompt.messages for prompt in prompts] == ["Hi", talk, *[(user,)] * 3]
+    assert dropped.reasons == {"chosen equal to rejected": 1}
+    assert prompts[1].columns == rows[1] and prompts[3].columns == {"topic": 1}

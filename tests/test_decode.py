@@ -8,7 +8,7 @@ import pytest
 
 from dera_jax import decode, tokenizer
 from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt, encode_fitting, encode_prompts
+from dera_jax.encoding import EncodedPrompt, encode_prompts, encode_usable
 from dera_jax.generate import Cell, complete
 from dera_jax.prompts import Prompt, load_prompts
 from dera_jax.score import score_tokens
@@ -190,10 +190,28 @@ def test_prompts_that_do_not_fit_are_told(pair, tmp_path):
     texts = ["Once", "word " * 600, "One day", "word " * 700]
     (tmp_path / "a.txt").write_text("\n".join(texts))
     prompts = load_prompts(str(tmp_path / "a.txt"))
-    fitting, told = encode_fitting(pair[0], prompts, 40)
-    assert [prompt.prompt.text for prompt in fitting] == ["Once", "One day"]
-    assert told.startswith(
-        f"2 used; 2 prompts dropped (too long, the first {tmp_path / 'a.txt'}:2: prompt 1: "
-    )
-    with pytest.raises(ValueError, match="expected prompts that fit, found none: 0 used; 1 prompt dropped"):
-        encode_fitting(pair[0], prompts[1:2], 40)
+    kept, fitting, dropped = encode_usable(pair, prompts, 40)
+    assert kept == [prompts[0], prompts[2]] and [prompt.prompt for prompt in fitting] == kept
+    first = f"the first {tmp_path / 'a.txt'}:2: 602 tokens and 40 new ones do not fit the context of"
+    assert str(dropped).startswith(f"2 records dropped (2 prompt too long, {first}")
+    with pytest.raises(ValueError, match=r"a\.txt:2: 602 tokens and 40 new ones do not fit"):
+        encode_usable(pair, prompts[1:2], 40)
+    with pytest.raises(ValueError, match=r"no record can be used: 2 records dropped \(2 prompt too long"):
+        encode_usable(pair, prompts[1::2], 40)
+
+
+def test_the_last_new_token_needs_no_place(pair):
+    """Drawn and never read: transformers gives as many."""
+    short = [replace(policy, config=replace(policy.config, max_positions=32)) for policy in pair]
+    room = 32 - len(pair[0].tokenizer("Once upon a time").input_ids) + 1
+    for count in (room, room + 1):
+        prompts = [Prompt(0, "Once upon a time")]
+        if count > room:
+            with pytest.raises(ValueError, match=f"it has room for --max-new-tokens={room}"):
+                encode_prompts(short, prompts, count)
+            continue
+        cell = Cell(encode_prompts(short, prompts, count)[0], 0, (0.5,))
+        config = DecodeConfig(max_new_tokens=count, temperature=0)
+        (completion,) = complete(short, [cell], config, rows=2)
+        (expected,) = complete(pair, [cell], config, rows=2)
+        assert completion.tokens == expected.tokens and np.isfinite(completion.logprobs).all()

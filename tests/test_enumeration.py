@@ -46,9 +46,9 @@ def draw(policies, lambda_):
 
 
 @pytest.fixture(scope="module", params=[(0.4,), (2.0,), (-0.5,), (0.5, 0.8)], ids=str)
-def drawn(request, stories):
+def drawn(request, toy):
     lambda_ = request.param
-    policies = [tiny_policy(stories, seed) for seed in range(1 + len(lambda_))]
+    policies = [tiny_policy(toy, seed) for seed in range(1 + len(lambda_))]
     return Exact(policies, lambda_), draw(policies, lambda_)
 
 

@@ -1,7 +1,6 @@
 """Training data: the field's shapes against TRL's own reading, Anthropic's transcripts, bad records."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,8 +10,7 @@ from dera_jax.data import Record, load_records
 from dera_jax.examples import Example, Pair, encode_examples, encode_pairs
 from dera_jax.models.t5 import T5Config
 from dera_jax.tokenizer import load_tokenizer
-
-from .conftest import SHARED
+from tests.t5_models import write_tokenizer
 
 LONG = 10**6
 TURNS = (
@@ -24,7 +22,7 @@ HEADS = TURNS.replace("{{ eos_token }}", "")
 """Without EOS."""
 SHY = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}?{% endif %}"
 """Writes another text before an answer that is asked for than before one that is there."""
-HH = [SHARED / "data" / "hh_rlhf" / f"{name}-base.test.jsonl.gz" for name in ("harmless", "helpful")]
+HH = ["hh_rlhf/harmless-base.test.jsonl.gz", "hh_rlhf/helpful-base.test.jsonl.gz"]
 
 
 def user(text):
@@ -40,10 +38,10 @@ def record(number=0, **fields):
 
 
 @pytest.fixture(scope="module")
-def policy(stories):
+def policy(toy):
     from dera_jax import load_policy
 
-    return load_policy(str(stories))
+    return load_policy(str(toy))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def chatting(policy):
 @pytest.fixture(scope="module")
 def t5(policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5")
-    shutil.copyfile(SHARED / "data" / "t5_tokenizer" / "t5-base-tokenizer.json", folder / "tokenizer.json")
+    write_tokenizer(folder)
     config = T5Config(32128, 8, 8, 1, 1, 1, 8)
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "pad_token": "<pad>"}')
     return replace(policy, config=config, tokenizer=load_tokenizer(folder), eos_ids=(1,))
@@ -71,16 +69,25 @@ def text_of(policy, *parts):
 # Anthropic's transcripts
 
 
-@pytest.mark.parametrize("path", HH, ids=lambda path: path.name[:8])
-def test_every_transcript_is_read_whole(policy, path):
-    """Tokens decode to the text of the file, whose rows are all accounted for."""
+@pytest.mark.parametrize("name", HH)
+def test_transcripts_are_read_whole(policy, stand_ins, name):
+    read_transcripts(policy, stand_ins / name)
+
+
+@pytest.mark.data("hh_rlhf")
+@pytest.mark.parametrize("name", HH)
+def test_every_transcript_is_read_whole(policy, data, name):
+    read_transcripts(policy, data / name)
+
+
+def read_transcripts(policy, path):
+    """Compares the text that tokens decode to with that of the file, whose rows are all accounted for."""
     records = load_records(str(path))
     pairs, report = encode_pairs(policy, records, LONG)
-    print(f"{path.name}: {report}")
-    assert report.used == len(pairs) == len(records) - sum(report.dropped.values()) and report.cut == 0
+    assert report.used == len(pairs) == len(records) - report.dropped.count and report.cut == 0
     equal = sum(r.fields["chosen"] == r.fields["rejected"] for r in records)
     blank = sum(any(r.fields[n].endswith("Assistant: ") for n in ("chosen", "rejected")) for r in records)
-    assert report.dropped == {
+    assert report.dropped.reasons == {
         reason: count for reason, count in [(shapes.EMPTY, blank), (shapes.EQUAL, equal)] if count
     }
     left = iter(pairs)
@@ -91,7 +98,7 @@ def test_every_transcript_is_read_whole(policy, path):
         pair = next(left)
         assert text_of(policy, pair.prompt).endswith("\n\nAssistant:")
         for whole, completion in ((chosen, pair.chosen), (rejected, pair.rejected)):
-            assert pair.prompt[0] == completion[-1] == 1
+            assert (pair.prompt[0], completion[-1]) == (policy.tokenizer.bos_token_id, *policy.eos_ids)
             assert text_of(policy, pair.prompt, completion) == whole
 
 
@@ -141,7 +148,7 @@ def test_a_pair_is_two_labelled_examples_as_trl_unpairs_it(trl, policy):
     assert [example.desirable for example in ours] == [True, False, True, False]
     chosen, report = encode_examples(policy, [record(**row) for row in rows], LONG)
     assert chosen == [replace(example, desirable=None) for example in ours if example.desirable]
-    assert report.used == 2 and str(report).startswith("2 used (2 the chosen completion of a pair);")
+    assert report.used == 2 and report.told("f").startswith("f: 2 used (2 the chosen completion of a pair);")
 
 
 # Tokens
@@ -158,7 +165,7 @@ def test_raw_text_is_one_text_with_its_completion(policy):
         ((example,), report) = encode_examples(policy, [record(prompt=prompt, completion=completion)], 64)
         assert [*example.prompt, *example.completion] == ids
         assert text_of(policy, example.prompt) == prompt.removeprefix("<s>")
-        assert (report.used, report.dropped, report.cut) == (1, {}, 0)
+        assert (report.used, report.dropped.count, report.cut) == (1, 0, 0)
     for text in (record(text="One day"), record(prompt="One day")):
         ((example,), _) = encode_examples(policy, [text], 64)
         assert example.prompt == (1,)
@@ -200,13 +207,75 @@ def test_what_does_not_fit_is_counted(policy):
     pairs, report = encode_pairs(policy, records, room)
     ((whole,), _) = encode_pairs(policy, records[:1], LONG)
     assert pairs == [Pair(whole.prompt, whole.chosen[:3], whole.rejected)]
-    assert str(report) == (
-        f"1 used; 3 records dropped (1 prompt of {room} tokens or more, 1 chosen equal to rejected in their "
-        f"first {room} tokens, 1 chosen equal to rejected); 1 completion cut"
+    assert report.told("f") == (
+        f"warning: f: 1 used; 3 records dropped (1 prompt of {room} tokens or more, the first f:2; 1 chosen equal "
+        f"to rejected in their first {room} tokens, the first f:3; 1 chosen equal to rejected, the first f:4); "
+        "1 completion cut"
     )
     assert 1 not in pairs[0].chosen and pairs[0].rejected[-1] == 1
-    with pytest.raises(ValueError, match=r"found none: 0 used; 1 record dropped \(1 chosen equal"):
+    with pytest.raises(ValueError, match=r"^f:4: chosen equal to rejected$"):
         encode_pairs(policy, records[3:], room)
+    with pytest.raises(ValueError, match=r"^no record can be used: 2 records dropped \(1 chosen equal"):
+        encode_pairs(policy, records[2:], room)
+
+
+def test_keep_end_cuts_the_start_of_prompts_as_trl_does(trl, policy):
+    """The longer sequence of a pair is TRL's, and the other has the same prompt."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    texts = {"prompt": "Once upon a time there was a girl.", "chosen": " She ran home.", "rejected": " No."}
+    ((whole,), _) = encode_pairs(policy, [record(**texts)], LONG)
+    longest, least = len(whole.prompt) + len(whole.chosen), len(whole.chosen) + 1
+    for max_length in (least, least + 3, longest):
+        ((pair,), report) = encode_pairs(policy, [record(**texts)], max_length, truncation_mode="keep_end")
+        collate = DataCollatorForPreference(0, max_length=max_length, truncation_mode="keep_end")
+        ids = {"prompt_ids": whole.prompt, "chosen_ids": whole.chosen, "rejected_ids": whole.rejected}
+        theirs = collate([{name: list(value) for name, value in ids.items()}])
+        assert [*pair.prompt, *pair.chosen] == theirs["input_ids"][0][-max_length:].tolist()
+        assert pair.prompt == whole.prompt[-len(pair.prompt) :] and pair.rejected == whole.rejected
+        assert report.cut == 0 and report.shortened == (max_length < longest) and not report.dropped.count
+    # Where the answer alone is too long, it loses its end.
+    ((pair,), report) = encode_pairs(policy, [record(**texts)], least - 2, truncation_mode="keep_end")
+    assert (pair.prompt, pair.chosen) == (whole.prompt[-1:], whole.chosen[: least - 3]) and report.cut == 1
+
+
+EMPTIES = {
+    "texts": {"prompt": "A", "chosen": " b", "rejected": ""},
+    "chats": {"prompt": [user("Hi")], "chosen": [assistant("b")], "rejected": [assistant("")]},
+    "whole chats": {"chosen": [user("Hi"), assistant("b")], "rejected": [user("Hi"), assistant("")]},
+    "transcripts": {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant:"},
+    "equal": {"prompt": "A", "chosen": " b", "rejected": " b"},
+    "surrogate": {"prompt": "A", "chosen": " b", "rejected": " \ud83d"},
+}
+
+
+@pytest.mark.parametrize("fields", EMPTIES.values(), ids=EMPTIES.keys())
+def test_a_pair_that_cannot_be_used_is_dropped_in_every_shape(chatting, fields):
+    good = record(prompt="Once", chosen=" upon a time", rejected=" no")
+    pairs, report = encode_pairs(chatting, [good, record(1, **fields)], 64)
+    assert len(pairs) == 1 and report.dropped.count == 1
+    assert report.told("f").startswith("warning: f: 1 used; 1 record dropped (1 ") and "f:2" in report.told(
+        "f"
+    )
+    with pytest.raises(ValueError, match=r"^f:2: ") as error:
+        encode_pairs(chatting, [record(1, **fields)], 64)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": ""},
+        {"text": "a \udc80"},
+        {"prompt": "a", "completion": ""},
+        {"messages": [user("a"), assistant("")]},
+        {"messages": [user("a"), assistant("b"), user("c")]},
+        {"prompt": "and " * 99, "completion": "b"},
+    ],
+)
+def test_an_example_that_cannot_be_used_is_dropped(chatting, fields):
+    items, report = encode_examples(chatting, [record(text="One day"), record(1, **fields)], 64)
+    assert len(items) == 1 and report.dropped.count == 1 and "the first f:2" in report.told("f")
 
 
 def test_margins(policy):
@@ -327,4 +396,4 @@ def test_chats_that_share_no_question_are_dropped(chatting):
     strange = record(chosen=[user("a"), assistant("b")], rejected=[user("c"), assistant("d")])
     blank = record(chosen=[user("a"), assistant("b")], rejected=[user("a"), assistant("")])
     pairs, report = encode_pairs(chatting, [good, strange, blank], 64)
-    assert len(pairs) == 1 and report.dropped == {shapes.UNRELATED: 1, shapes.EMPTY: 1}
+    assert len(pairs) == 1 and report.dropped.reasons == {shapes.UNRELATED: 1, shapes.EMPTY: 1}

@@ -24,9 +24,9 @@ from tests.command_runs import ROOT
 
 
 @pytest.fixture
-def copied(stories, tmp_path):
+def copied(toy, tmp_path):
     """A copy of a model, to be spoilt."""
-    return Path(shutil.copytree(stories, tmp_path / "copy"))
+    return Path(shutil.copytree(toy, tmp_path / "copy"))
 
 
 def spoil_weights(folder, change):

@@ -15,9 +15,9 @@ from tests.test_policies import change_json, refusal
 
 
 @pytest.fixture
-def folder(stories, tmp_path):
+def folder(toy, tmp_path):
     (tmp_path / "model").mkdir()
-    for file in stories.iterdir():
+    for file in toy.iterdir():
         shutil.copyfile(file, tmp_path / "model" / file.name)
     return tmp_path / "model"
 

@@ -1,7 +1,6 @@
 """lm-evaluation-harness at any strength, against its own model `hf` on torch and against the mixture itself."""
 
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from dera_jax import benchmarks, harness, likelihood, load_policies, models
 from dera_jax.commands import lm_eval as command
 from dera_jax.policies import TOY
 from dera_jax.realign import strength_weights
-from tests.conftest import SHARED
+from tests.t5_models import write_tokenizer
 
 REFERENCE, ALIGNED = TOY / "reference", TOY / "aligned"
 LAMBDAS = [(0.0,), (0.5,), (1.0,), (1.7,)]
@@ -199,11 +198,11 @@ def test_encoder_decoder_equals_hf(tmp_path):
 def _t5(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
-        "t5", vocab_size=32128, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2,
+        "t5", vocab_size=512, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2,
         decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
-    shutil.copyfile(SHARED / "data" / "t5_tokenizer" / "t5-base-tokenizer.json", folder / "tokenizer.json")
+    write_tokenizer(folder)
     return folder
 
 

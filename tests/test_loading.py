@@ -35,13 +35,13 @@ def shard(folder, out, count):
     return out
 
 
-def test_three_shards_give_the_same_rows(stories, tmp_path):
+def test_three_shards_give_the_same_rows(toy, tmp_path):
     from dera_jax import sweep
 
-    sharded = shard(stories, tmp_path / "sharded", 3)
+    sharded = shard(toy, tmp_path / "sharded", 3)
     assert len(list(sharded.glob("*.safetensors"))) == 3
     rows = []
-    for folder in (stories, sharded):
+    for folder in (toy, sharded):
         policy = load_policy(folder)
         found = sweep(
             (policy, policy), ["Once upon a time", "Lily"], [0, 0.5], max_new_tokens=24, num_samples=2
@@ -51,24 +51,24 @@ def test_three_shards_give_the_same_rows(stories, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
-def test_chunks_make_the_whole(name, tmp_path, stories, monkeypatch):
-    folder = save(random_model(SHAPES[name]), tmp_path, stories)
+def test_chunks_make_the_whole(name, tmp_path, toy, monkeypatch):
+    folder = save(random_model(SHAPES[name]), tmp_path, toy)
     whole = flatten(load_policy(folder).params)
     monkeypatch.setattr(weights, "CHUNK", 1000)
     for path, value in flatten(load_policy(folder).params).items():
         np.testing.assert_array_equal(value, whole[path])
 
 
-def test_progress_counts_every_byte(stories):
+def test_progress_counts_every_byte(toy):
     started, seen = [], []
 
     def start(name, size):
         started.append((name, size))
         return seen.append
 
-    policy = load_policy(stories, started=start)
+    policy = load_policy(toy, started=start)
     size = sum(a.nbytes for a in jax.tree.leaves(policy.params))
-    assert started == [(str(stories), size)] and sum(seen) == size
+    assert started == [(str(toy), size)] and sum(seen) == size
 
 
 SHARDED = """
@@ -106,9 +106,9 @@ print(sum(read) / 2 / sum(a.nbytes for a in whole.values()))
 """
 
 
-def test_straight_onto_a_mesh(tmp_path, stories):
+def test_straight_onto_a_mesh(tmp_path, toy):
     """Each device's part is read by itself, and nothing twice."""
-    folder = save(random_model(SHAPES["llama"]), tmp_path, stories)
+    folder = save(random_model(SHAPES["llama"]), tmp_path, toy)
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
@@ -148,17 +148,17 @@ print(peak[0] - before, held_bytes([policy]))
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_memory_beyond_the_arrays_is_less_than_a_shard(dtype, tmp_path, stories):
+def test_memory_beyond_the_arrays_is_less_than_a_shard(dtype, tmp_path, toy):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=512, hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, num_attention_heads=8
     )
-    whole = save(LlamaForCausalLM(config), tmp_path / "whole", stories)
+    whole = save(LlamaForCausalLM(config), tmp_path / "whole", toy)
     folder = shard(whole, tmp_path / "sharded", 4)
     largest = max(file.stat().st_size for file in folder.glob("*.safetensors"))
     ended = subprocess.run(
-        [sys.executable, "-c", MEMORY, folder, stories, dtype], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", MEMORY, folder, toy, dtype], capture_output=True, text=True, cwd=ROOT
     )
     assert ended.returncode == 0, ended.stderr
     peak, arrays = map(int, ended.stdout.split())
@@ -167,16 +167,16 @@ def test_memory_beyond_the_arrays_is_less_than_a_shard(dtype, tmp_path, stories)
     assert peak - arrays <= 1.2 * largest
 
 
-def test_what_we_save_in_shards_transformers_loads(tmp_path, stories, monkeypatch):
+def test_what_we_save_in_shards_transformers_loads(tmp_path, toy, monkeypatch):
     from transformers import AutoModelForCausalLM
 
-    policy = load_policy(stories)
+    policy = load_policy(toy)
     monkeypatch.setattr(tensors, "SHARD_SIZE", 300_000)
     save_policy(policy, tmp_path / "saved")
     files = sorted(file.name for file in (tmp_path / "saved").glob("*.safetensors"))
     assert len(files) >= 3 and files[0].startswith("model-00001-of-")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
-    expected = AutoModelForCausalLM.from_pretrained(stories).state_dict()
+    expected = AutoModelForCausalLM.from_pretrained(toy).state_dict()
     assert all((theirs[name] == value).all() for name, value in expected.items())
     # Saved once more in one file, the shards and their index are gone.
     monkeypatch.setattr(tensors, "SHARD_SIZE", 10**9)
@@ -184,13 +184,10 @@ def test_what_we_save_in_shards_transformers_loads(tmp_path, stories, monkeypatc
     assert sorted(file.name for file in (tmp_path / "saved").glob("model*")) == ["model.safetensors"]
 
 
-def test_loading_is_told_and_what_is_shared_counts_once(stories, capsys):
+def test_loading_is_told_and_what_is_shared_counts_once(toy, capsys):
     from dera_jax.commands.sweep import main
 
-    assert (
-        main([f"--reference={stories}", f"--aligned={stories}", "--prompts=toy", "--dry-run", "--rows=2"])
-        == 0
-    )
+    assert main([f"--reference={toy}", f"--aligned={toy}", "--prompts=toy", "--dry-run", "--rows=2"]) == 0
     told = capsys.readouterr()
     assert re.search(
         r"^loaded 2 models \(float32, what they share held once\): 1016 KiB in [\d.]+ s$", told.err, re.M

@@ -45,7 +45,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory, stories):
+def bases(tmp_path_factory, toy):
     """A function from a name of `SHAPES`, or t5, to a folder that is written once."""
     folders = {}
 
@@ -55,7 +55,7 @@ def bases(tmp_path_factory, stories):
             if name == "t5":
                 folders[name] = t5_models.save(t5_models.random_model({}), folder)
             else:
-                folders[name] = save(random_model(SHAPES[name], gain=0.7), folder, stories)
+                folders[name] = save(random_model(SHAPES[name], gain=0.7), folder, toy)
         return folders[name]
 
     return base

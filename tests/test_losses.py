@@ -147,11 +147,11 @@ def test_kto_is_trls(disturbed, pair, tmp_path):
 
 @against_trl
 @pytest.mark.parametrize("margin, center", [(False, None), (True, 0.05)], ids=["plain", "margin, center"])
-def test_reward_loss_is_trls(margin, center, stories, tmp_path):
+def test_reward_loss_is_trls(margin, center, toy, tmp_path):
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(stories, num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(toy, num_labels=1)
     torch.nn.init.normal_(model.score.weight, std=0.1)
-    ours = load_reward_model(str(save(model, tmp_path / "reward", stories)))
+    ours = load_reward_model(str(save(model, tmp_path / "reward", toy)))
     rows = [pair | {"margin": 0.5 * row} if margin else pair for row, pair in enumerate(PAIRS)]
     (found,), theirs = loss_of_trl(
         "Reward", in_float64(model), ours.tokenizer, rows, tmp_path, center_rewards_coefficient=center

@@ -20,7 +20,7 @@ from dera_jax.commands import meshes
 from dera_jax.policies import with_params
 
 ROOT = Path(__file__).parents[1]
-STORIES = ROOT.parent / "shared/models/stories260K"
+TOY = policies.TOY / "reference"
 MESHES = ("data:8", "data:2,model:4", "model:8")
 PROMPTS = ["Once upon a time", "Lily went to the park.", "The dog was sad", "One day, Tom and his mom"]
 LAMBDAS = (-0.5, 0.5, 1.0, 2.0)
@@ -45,13 +45,13 @@ def on_mesh(pair, mesh):
 
 
 def plain_pair():
-    policy = load_policy(STORIES)
+    policy = load_policy(TOY)
     return policy, noisy(policy, 0)
 
 
 def adapted_pair():
     """Two adapters on one base, whose members are decoded in one pass."""
-    pair = [policies.with_lora(load_policy(STORIES), 4, 8.0, seed=seed) for seed in (1, 2)]
+    pair = [policies.with_lora(load_policy(TOY), 4, 8.0, seed=seed) for seed in (1, 2)]
     # B starts at 0: such adapters would change nothing.
     moved = [
         with_params(policy, jax.tree.map_with_path(lambda path, a, s=seed: _moved(path, a, s), policy.params))
@@ -71,7 +71,7 @@ def _moved(path, value, seed):
 
 
 def quantized_pair():
-    return policies.load_policies(STORIES, STORIES, quantize=[None, "int8"])
+    return policies.load_policies(TOY, TOY, quantize=[None, "int8"])
 
 
 def uneven_pair():
@@ -167,11 +167,11 @@ def test_a_mesh_that_does_not_divide_the_heads_is_refused():
     mesh = AbstractMesh((1, 3), sharding.MESH_AXES)
     told = r"^mesh: model:3 does not divide the 8 heads of M \(8 = 2 × 3 \+ 2\)$"
     with pytest.raises(ValueError, match=told):
-        sharding.check_heads(mesh, "M", load_policy(STORIES).config)
+        sharding.check_heads(mesh, "M", load_policy(TOY).config)
 
 
 def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(monkeypatch, capsys):
-    policy = load_policy(STORIES)
+    policy = load_policy(TOY)
     told = (
         f"{policy.name}: model:3 does not divide the vocabulary of 512 (512 = 170 × 3 + 2): "
         "embedding and head are whole on every device"

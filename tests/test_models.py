@@ -132,10 +132,10 @@ def random_model(settings: dict, seed: int = 0, gain: float = 1.5):
     return model
 
 
-def save(model, folder, stories):
+def save(model, folder, toy):
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(stories / name, folder / name)
+        shutil.copyfile(toy / name, folder / name)
     return folder
 
 
@@ -153,10 +153,10 @@ def in_float64(model):
 
 
 @pytest.fixture(scope="module", params=SHAPES)
-def case(request, tmp_path_factory, stories):
+def case(request, tmp_path_factory, toy):
     """A model on torch and the policy read from its files."""
     model = random_model(SHAPES[request.param])
-    folder = save(model, tmp_path_factory.mktemp("model"), stories)
+    folder = save(model, tmp_path_factory.mktemp("model"), toy)
     return model, load_policy(str(folder))
 
 
@@ -297,9 +297,9 @@ def test_scores_equal_those_of_torch(case):
         np.testing.assert_allclose(scored.model_logprobs[:, 0], expected.numpy(), atol=3e-5)
 
 
-def test_a_model_mixed_with_itself_is_itself(tmp_path, stories):
+def test_a_model_mixed_with_itself_is_itself(tmp_path, toy):
     model = random_model(SHAPES["llama"])
-    policy = replace(load_policy(str(save(model, tmp_path, stories))), eos_ids=())
+    policy = replace(load_policy(str(save(model, tmp_path, toy))), eos_ids=())
     ours = generate((policy, policy), PROMPTS, 0.7, temperature=0.0, max_new_tokens=32, rows=4)
     assert [completion.tokens for completion in ours] == greedy_on_torch(model, policy, 32)
 
@@ -336,9 +336,9 @@ def test_rotary_frequencies_of_long_contexts(rope):
 
 
 @pytest.mark.parametrize("shape", ["llama", "llama, llama3 rope"])
-def test_settings_as_the_hub_has_them(shape, tmp_path, stories):
+def test_settings_as_the_hub_has_them(shape, tmp_path, toy):
     """Before transformers 5, rope was two settings, and what had its default was often left out."""
-    new = save(random_model(SHAPES[shape]), tmp_path / "new", stories)
+    new = save(random_model(SHAPES[shape]), tmp_path / "new", toy)
     old = shutil.copytree(new, tmp_path / "old")
     raw = json.loads((new / "config.json").read_text())
     rope = raw.pop("rope_parameters")
@@ -370,9 +370,9 @@ def test_float32_is_float32_on_accelerators(tied):
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "llama, tied"])
-def test_bfloat16_loses_no_more_than_on_torch(name, tmp_path, stories):
+def test_bfloat16_loses_no_more_than_on_torch(name, tmp_path, toy):
     model = random_model(SHAPES[name]).bfloat16()
-    folder = str(save(model, tmp_path, stories))
+    folder = str(save(model, tmp_path, toy))
     policy = load_policy(folder)
     assert policy.config.dtype == "bfloat16"
     assert {str(value.dtype) for value in flatten(policy.params).values()} == {"bfloat16"}
@@ -409,14 +409,6 @@ def test_what_we_save_transformers_loads(case, tmp_path):
     assert loaded.beta == 0.2 and loaded.config == policy.config
     for name, value in flatten(loaded.params).items():
         np.testing.assert_array_equal(value, flatten(changed.params)[name])
-
-
-def test_a_pretrained_model_tells_its_story(stories):
-    policy = load_policy(str(stories))
-    (completion,) = generate((policy,), ["Once upon a time"], (), temperature=0.0, max_new_tokens=60)
-    assert ("Once upon a time" + completion.text).startswith(
-        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
-    )
 
 
 @pytest.mark.parametrize(

@@ -69,16 +69,14 @@ def test_the_terminal_table_is_aligned():
         summary(1),
         summary(-1, beta=None, length=Estimate(7.0, math.nan, math.nan)),
     ]
-    table = format_table(summaries, speed={(0.0,): 1234.4, (1.0,): 5.25})
-    lines = table.split("\n")
-    assert lines[0].split("  ")[-1] == "tokens/s"
+    lines = format_table(summaries).split("\n")
     assert len({len(line) for line in lines[:6]}) == 1 and len(lines[0]) <= 100
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[:6]]
-    assert cells[0] == ["λ", "β/λ", "length:40:60", "KL (nats)", "length (tokens)", "ended", "tokens/s"]
-    assert cells[2] == ["0", "∞", "-1.000 ± 0.050", "0.00 ± 0.20", "90.0 ± 2.0", "75 %", "1234"]
-    assert cells[3] == ["0.1667", "0.6", "—", "0.08 ± 0.20", "83.9 ± 2.0", "75 %", "—"]
-    assert cells[4] == ["1", "0.1", "-0.135 ± 0.050", "3.00 ± 0.20", "64.7 ± 2.0", "75 %", "5.25"]
-    assert cells[5] == ["-1", "—", "-7.389 ± 0.050", "3.00 ± 0.20", "7.0", "75 %", "—"]
+    assert cells[0] == ["λ", "β/λ", "length:40:60", "KL (nats)", "length (tokens)", "ended"]
+    assert cells[2] == ["0", "∞", "-1.000 ± 0.050", "0.00 ± 0.20", "90.0 ± 2.0", "75 %"]
+    assert cells[3] == ["0.1667", "0.6", "—", "0.08 ± 0.20", "83.9 ± 2.0", "75 %"]
+    assert cells[4] == ["1", "0.1", "-0.135 ± 0.050", "3.00 ± 0.20", "64.7 ± 2.0", "75 %"]
+    assert cells[5] == ["-1", "—", "-7.389 ± 0.050", "3.00 ± 0.20", "7.0", "75 %"]
     legend = "larger λ = smaller β = weaker regularization; ± is half a 95 % interval over prompts"
     assert lines[6:] == ["", legend]
 
@@ -117,7 +115,7 @@ def test_tables_wider_than_a_terminal_are_broken_up():
     names = [POLITE, "model:runs/reward-model", "lexicon:vader.txt", "slots", "length:40:60"]
     table = format_table([summary(v, rewards=dict.fromkeys(names, estimate(1.0))) for v in (0, 1)])
     assert max(map(len, table.split("\n"))) <= 100
-    assert "…_rewards:politeness" in table
+    assert "…politeness" in table and "…runs/reward-model" in table
     assert sum(line.startswith("λ") for line in table.split("\n")) == 2
     for heading in ("slots", "lexicon:vader.txt", "length (tokens)", "ended"):
         assert table.count(heading) == 1

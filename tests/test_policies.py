@@ -24,10 +24,10 @@ KEY = "model.layers.0.self_attn.k_proj.weight"
 
 
 @pytest.fixture
-def folder(stories, tmp_path) -> Path:
+def folder(toy, tmp_path) -> Path:
     """A copy of a whole model, to be broken."""
     (tmp_path / "model").mkdir()
-    for file in stories.iterdir():
+    for file in toy.iterdir():
         shutil.copyfile(file, tmp_path / "model" / file.name)
     return tmp_path / "model"
 
@@ -223,10 +223,10 @@ def test_values_beyond_the_type_asked_for(folder):
     )
 
 
-def test_shards_are_the_whole(folder, stories):
+def test_shards_are_the_whole(folder, toy):
     shard(folder)
     assert len(list(folder.glob("*.safetensors"))) == 3
-    assert_same_params(load_policy(str(folder)), load_policy(str(stories)))
+    assert_same_params(load_policy(str(folder)), load_policy(str(toy)))
 
 
 def test_a_shard_is_missing_or_cut(folder):
@@ -256,9 +256,9 @@ def test_saving_over_shards(folder):
     assert_same_params(load_policy(str(folder)), halved)
 
 
-def test_the_type_is_that_of_the_tensors_read(folder, stories):
+def test_the_type_is_that_of_the_tensors_read(folder, toy):
     """Old files hold rotary frequencies in float32 beside weights in half precision."""
-    halves = {name: value.astype(jnp.bfloat16) for name, value in load_file(stories / WEIGHTS).items()}
+    halves = {name: value.astype(jnp.bfloat16) for name, value in load_file(toy / WEIGHTS).items()}
     save_file(halves | {"model.layers.0.self_attn.rotary_emb.inv_freq": jnp.ones(4)}, folder / WEIGHTS)
     assert load_policy(str(folder)).config.dtype == "bfloat16"
     save_file(halves | {NORM: jnp.ones(64)}, folder / WEIGHTS)
@@ -268,34 +268,34 @@ def test_the_type_is_that_of_the_tensors_read(folder, stories):
 # Pairs, EOS, β
 
 
-def test_pairs_need_both(stories):
+def test_pairs_need_both(toy):
     expected = "expected both a reference and an aligned model (or neither, for the shipped toy pair)"
-    assert refusal(load_policies, str(stories)) == expected
-    assert refusal(load_policies, None, str(stories)) == expected
+    assert refusal(load_policies, str(toy)) == expected
+    assert refusal(load_policies, None, str(toy)) == expected
 
 
-def test_several_aligned_models(stories, folder):
-    policies = load_policies(stories, [str(folder), stories])
-    assert [policy.name for policy in policies] == [str(stories), str(folder), str(stories)]
+def test_several_aligned_models(toy, folder):
+    policies = load_policies(toy, [str(folder), toy])
+    assert [policy.name for policy in policies] == [str(toy), str(folder), str(toy)]
 
 
-def test_vocabularies_that_differ(stories, folder):
+def test_vocabularies_that_differ(toy, folder):
     tokenizer = load_tokenizer(folder)
-    tokenizer.add_tokens(["<pad>"])
+    tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(folder)
-    assert refusal(load_policies, str(stories), str(folder)) == (
-        f"the models have different vocabularies: '<pad>' is absent in {stories} (512 words) "
+    assert refusal(load_policies, str(toy), str(folder)) == (
+        f"the models have different vocabularies: '<new>' is absent in {toy} (512 words) "
         f"and 512 in {folder} (513 words)"
     )
     # As many words, and the same, but two of them in each other's place.
-    shutil.copyfile(stories / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copyfile(toy / "tokenizer.json", folder / "tokenizer.json")
     raw = json.loads((folder / "tokenizer.json").read_text())
     vocab = raw["model"]["vocab"]
-    vocab["▁was"], vocab["▁the"] = vocab["▁the"], vocab["▁was"]
+    vocab["Ġis"], vocab["Ġthe"] = vocab["Ġthe"], vocab["Ġis"]
     (folder / "tokenizer.json").write_text(json.dumps(raw))
-    assert refusal(load_policies, str(stories), str(folder)) == (
-        f"the models have different vocabularies: '▁the' is {vocab['▁was']} in {stories} (512 words) "
-        f"and {vocab['▁the']} in {folder} (512 words)"
+    assert refusal(load_policies, str(toy), str(folder)) == (
+        f"the models have different vocabularies: 'Ġthe' is {vocab['Ġis']} in {toy} (512 words) "
+        f"and {vocab['Ġthe']} in {folder} (512 words)"
     )
 
 
@@ -318,7 +318,7 @@ def test_eos_is_what_any_of_three_files_says(folder):
     assert load_policy(str(folder)).eos_ids == (1, 2, 5)
 
 
-def test_what_is_saved_comes_back(stories, folder, tmp_path):
+def test_what_is_saved_comes_back(toy, folder, tmp_path):
     change_json(folder / "generation_config.json", eos_token_id=[2, 5])
     policy = load_policy(str(folder))
     save_policy(policy, tmp_path / "a" / "b", {"beta": 0.1, "command": "train"})
@@ -344,8 +344,8 @@ def file_size_limit(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_failing_save_leaves_no_half_of_a_file(stories, tmp_path):
-    policy = load_policy(str(stories))
+def test_a_failing_save_leaves_no_half_of_a_file(toy, tmp_path):
+    policy = load_policy(str(toy))
     with file_size_limit(300_000):
         found = refusal(save_policy, policy, tmp_path / "new")
     assert (
@@ -364,9 +364,9 @@ def test_a_failing_save_leaves_no_half_of_a_file(stories, tmp_path):
     assert_same_params(load_policy(str(tmp_path / "old")), policy)
 
 
-def test_a_folder_that_cannot_be_made(stories, tmp_path):
+def test_a_folder_that_cannot_be_made(toy, tmp_path):
     (tmp_path / "file").write_text("")
-    policy = load_policy(str(stories))
+    policy = load_policy(str(toy))
     assert refusal(save_policy, policy, tmp_path / "file" / "model") == (
         f"{tmp_path / 'file' / 'model'}: cannot be written: Not a directory"
     )
@@ -378,12 +378,12 @@ def test_a_folder_that_cannot_be_made(stories, tmp_path):
 # Fingerprints
 
 
-def test_fingerprints_tell_weights_and_settings_apart(stories, folder, tmp_path):
-    whole = load_policy(str(stories)).fingerprint
+def test_fingerprints_tell_weights_and_settings_apart(toy, folder, tmp_path):
+    whole = load_policy(str(toy)).fingerprint
     assert load_policy(str(folder)).fingerprint == whole
     norm = load_file(folder / WEIGHTS)[NORM]
     change_tensors(folder, **{NORM.replace(".", "__"): norm.at[5].add(1e-6)})
     changed = load_policy(str(folder)).fingerprint
-    shutil.copyfile(stories / WEIGHTS, folder / WEIGHTS)
+    shutil.copyfile(toy / WEIGHTS, folder / WEIGHTS)
     change_json(folder / "config.json", rms_norm_eps=2e-5)
     assert len({whole, changed, load_policy(str(folder)).fingerprint}) == 3

@@ -125,9 +125,8 @@ def work(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_at_toy_size(name, work, stories, capsys):
+def test_runs_at_toy_size(name, work, capsys):
     words = [f"--preset={name}", "--smoke", f"--work={work}/work", f"--out={work}/results"]
-    words += [f"--shared={stories.parents[1]}"]
     assert reproduce.main(words) == 0
     capsys.readouterr()
     dera = work / "results" / name / "dera-seed=0"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies, load_policy, save_policy
+from dera_jax.divergence import encode_texts
 from dera_jax.models.linear import quantize_kernel
 from dera_jax.policies import with_params
 from dera_jax.precision import precision_cost
@@ -58,8 +59,8 @@ def test_nf4_is_the_nearest_of_16_values():
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_quantized_model_is_the_model_of_the_restored_weights(name, kind, tmp_path, stories):
-    folder = save(random_model(SHAPES[name]), tmp_path, stories)
+def test_a_quantized_model_is_the_model_of_the_restored_weights(name, kind, tmp_path, toy):
+    folder = save(random_model(SHAPES[name]), tmp_path, toy)
     full, quantized = load_policy(folder), load_policy(folder, quantize=kind)
     flat = flatten(quantized.params)
     changed = {path.removesuffix("_scale") for path in flat if path.endswith("kernel_scale")}
@@ -81,8 +82,8 @@ def test_a_quantized_model_is_the_model_of_the_restored_weights(name, kind, tmp_
     assert 1e-4 < error < {"int8": 0.05, "nf4": 0.7}[kind]
 
 
-def test_each_model_in_its_own_precision(tmp_path, stories):
-    folder = save(random_model(SHAPES["llama"]), tmp_path, stories)
+def test_each_model_in_its_own_precision(tmp_path, toy):
+    folder = save(random_model(SHAPES["llama"]), tmp_path, toy)
     pair = load_policies(folder, folder, quantize=[None, "int8"])
     assert [policy.config.quantization for policy in pair] == [None, "int8"]
     endless = [replace(policy, eos_ids=()) for policy in pair]
@@ -93,14 +94,14 @@ def test_each_model_in_its_own_precision(tmp_path, stories):
         assert [c.tokens for c in mixed] == [c.tokens for c in alone]
 
 
-def test_what_it_saves(stories):
-    full, int8 = load_policy(stories), load_policy(stories, quantize="int8")
+def test_what_it_saves(toy):
+    full, int8 = load_policy(toy), load_policy(toy, quantize="int8")
     blocks = [sum(a.nbytes for a in jax.tree.leaves(p.params["blocks"])) for p in (full, int8)]
     assert blocks[1] < 0.3 * blocks[0]
 
 
-def test_bfloat16_stays_bfloat16(stories):
-    policy = load_policy(stories, "bfloat16", quantize="int8")
+def test_bfloat16_stays_bfloat16(toy):
+    policy = load_policy(toy, "bfloat16", quantize="int8")
     dtypes = {path.rpartition(".")[2]: str(a.dtype) for path, a in flatten(policy.params).items()}
     assert dtypes == {
         "embedding": "bfloat16",
@@ -110,13 +111,13 @@ def test_bfloat16_stays_bfloat16(stories):
     }
 
 
-def test_refusals(tmp_path, stories):
+def test_refusals(tmp_path, toy):
     with pytest.raises(ValueError, match="quantize: expected one of int8, nf4, got 'int4'"):
-        load_policy(stories, quantize="int4")
+        load_policy(toy, quantize="int4")
     with pytest.raises(ValueError, match="quantize: expected one for each of 2 models, found 1"):
-        load_policies(stories, stories, quantize=["int8"])
+        load_policies(toy, toy, quantize=["int8"])
     with pytest.raises(ValueError, match="expected weights in full precision, found int8"):
-        save_policy(load_policy(stories, quantize="int8"), tmp_path / "saved")
+        save_policy(load_policy(toy, quantize="int8"), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 
@@ -138,7 +139,7 @@ STRENGTHS = [(0.0,), (0.5,), (1.0,), (2.0,), (4.0,)]
 def test_costs_are_the_divergences(quantized_pair):
     """At λ = 0 and 1 each model's own, in NumPy; in between and beyond of the mixtures."""
     full, lower = quantized_pair[0], quantized_pair[1]["nf4"]
-    found = precision_cost(full, lower, TEXTS, STRENGTHS, rows=2)
+    found = precision_cost(full, lower, encode_texts(full, TEXTS)[0], STRENGTHS, rows=2)
     by_hand = []
     for text in TEXTS:
         ids = np.array([encode_prompt(full[0].tokenizer, text.text)])
@@ -155,10 +156,11 @@ def test_costs_are_the_divergences(quantized_pair):
 
 def test_costs_grow_with_the_strength_and_fall_with_the_bits(quantized_pair):
     full, lower = quantized_pair
-    int8, nf4 = (precision_cost(full, lower[kind], TEXTS, STRENGTHS, 2) for kind in ("int8", "nf4"))
+    texts, _ = encode_texts(full, TEXTS)
+    int8, nf4 = (precision_cost(full, lower[kind], texts, STRENGTHS, 2) for kind in ("int8", "nf4"))
     for coarse, fine in zip(nf4, int8, strict=True):
         assert coarse.kl.mean > 5 * fine.kl.mean > 0
         assert coarse.same_choice.mean <= fine.same_choice.mean
     assert int8[-1].kl.mean > int8[-2].kl.mean > int8[2].kl.mean
-    nothing = precision_cost(full, full, TEXTS, STRENGTHS, 2)
+    nothing = precision_cost(full, full, texts, STRENGTHS, 2)
     assert all(cost.kl.mean == 0 and cost.same_choice.mean == 1 for cost in nothing)

@@ -16,13 +16,13 @@ from dera_jax.experiments import Experiment, Step
 from dera_jax.files import read_json, write_text
 from dera_jax.metrics import Estimate
 from dera_jax.results import read_rows, sort_rows
-from scripts.reproduce import claims, data, report, runner, subjects
+from scripts.reproduce import claims, report, runner, subjects
+from scripts.reproduce import data as recipe_data
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.rewards import invented, inventions
 from scripts.reproduce.smoke import shrink
 
-E2E = Path(__file__).parents[2] / "shared/data/e2e"
 MADE: list[str] = []
 
 
@@ -118,7 +118,7 @@ def test_a_failed_command_stops_with_its_line(folders, capsys):
 
 
 def test_every_recipe_has_a_small_one():
-    for experiment in Recipes("../shared").experiments().values():
+    for experiment in Recipes().experiments().values():
         small = shrink(experiment)
         assert small.retrained == () or 1 <= len(list(small.trials())) <= 4
         for step in small.measurements():
@@ -269,8 +269,8 @@ def test_labels_follow_bradley_terry_and_empty_completions_make_no_pair(tmp_path
         for n in range(2000)
         for i, (text, value) in enumerate(texts)
     ]
-    data.write_rows(tmp_path / "rows.jsonl", rows)
-    data.gold_pairs(tmp_path, str(tmp_path), temperature="0.5", held_out="0.2")
+    recipe_data.write_rows(tmp_path / "rows.jsonl", rows)
+    recipe_data.gold_pairs(tmp_path, str(tmp_path), temperature="0.5", held_out="0.2")
     parts = {
         name: [record.fields for record in load_records(str(tmp_path / f"{name}.jsonl"))]
         for name in ("train", "held_out")
@@ -294,9 +294,10 @@ def test_what_a_text_invents():
     assert invented([meaning] * 2, ["Aromi.", "The Eagle."]) == [0.0, -1.0]
 
 
-def test_people_invent_little():
+@pytest.mark.data("e2e")
+def test_people_invent_little(data):
     """What people wrote for E2E's development set is faithful but for slips of theirs and of the patterns."""
-    with open(E2E / "devset.csv", newline="", encoding="utf-8") as file:
+    with open(data / "e2e/devset.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[::40]
     found = invented([r["mr"] for r in rows], [r["ref"] for r in rows])
     assert -0.12 < np.mean(found) < 0

@@ -41,14 +41,14 @@ def python(script, *words, **more):
 
 def test_rows_come_back_as_they_were(tmp_path):
     rows = [
-        row(completion="λ \u2028 \x85 \n\r\t \0 \ud800 😀", logprob=-1.2345678901234567),
+        row(0, 0, [0.5, 1.0], completion="λ \u2028 \x85 \n\r\t \0 \ud800 😀", logprob=-1.2345678901234567),
         row("zwölf", 3, [0.5, -1.0], rewards={"python:a:b": None}),
     ]
     with folder(tmp_path / "a" / "run") as run:
         assert run.rows == [] and run.keys == set()
         run.append(rows)
         assert run.rows == rows
-        assert run.keys == {(0, 0, "0.5", 0), ("zwölf", 3, "0.5+-1", 0)}
+        assert run.keys == {(0, 0, "0.5+1", 0), ("zwölf", 3, "0.5+-1", 0)}
     assert read_rows(tmp_path / "a" / "run") == read_rows(tmp_path / "a" / "run" / "rows.jsonl") == rows
     with folder(tmp_path / "a" / "run") as run:
         assert run.rows == rows and run.keys == set(map(row_key, rows))

@@ -55,9 +55,9 @@ def classifier(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "," not in name])
-def test_rewards_equal_those_of_torch(name, tmp_path, stories):
+def test_rewards_equal_those_of_torch(name, tmp_path, toy):
     model = classifier(name)
-    policy = load_reward_model(str(save(model, tmp_path, stories)))
+    policy = load_reward_model(str(save(model, tmp_path, toy)))
     with torch.no_grad():
         theirs = [model(torch.tensor([ids])).logits.item() for ids in TEXTS]
     ours = reward_texts(policy, TEXTS)
@@ -65,9 +65,9 @@ def test_rewards_equal_those_of_torch(name, tmp_path, stories):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_t5_reads_at_eos(tmp_path, stories):
+def test_t5_reads_at_eos(tmp_path, toy):
     model = randomize(T5ForSequenceClassification(T5Config(**T5)))
-    policy = load_reward_model(str(save(model, tmp_path, stories)))
+    policy = load_reward_model(str(save(model, tmp_path, toy)))
     texts = [[*ids, 1] for ids in TEXTS]
     with torch.no_grad():
         theirs = [model(torch.tensor([ids])).logits.item() for ids in texts]
@@ -75,10 +75,10 @@ def test_t5_reads_at_eos(tmp_path, stories):
     np.testing.assert_allclose(reward_texts(policy, texts), theirs, atol=1e-5)
 
 
-def test_t5_pools_its_encoder(tmp_path, stories):
+def test_t5_pools_its_encoder(tmp_path, toy):
     model = randomize(T5EncoderModel(T5Config(**T5)))
     head = torch.randn(1, T5["d_model"], generator=torch.Generator().manual_seed(5))
-    folder = save(model, tmp_path, stories)
+    folder = save(model, tmp_path, toy)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
@@ -90,13 +90,13 @@ def test_t5_pools_its_encoder(tmp_path, stories):
 
 
 @pytest.fixture
-def folder(tmp_path, stories):
-    return save(classifier("llama"), tmp_path / "rm", stories)
+def folder(tmp_path, toy):
+    return save(classifier("llama"), tmp_path / "rm", toy)
 
 
-def test_as_a_reward(folder, stories):
+def test_as_a_reward(folder, toy):
     (reward,) = parse_rewards(f"model:{folder}")
-    tokenizer = load_tokenizer(stories)
+    tokenizer = load_tokenizer(toy)
     prompts, completions = ["Once upon a time", "Lily"], [" there was a cat.", " ran"]
     found = reward(Completions(prompts, completions, [[5], [6]], ["eos", "length"], tokenizer.decode))
     ids = [tokenizer(p + c).input_ids for p, c in zip(prompts, completions, strict=True)]
@@ -171,14 +171,14 @@ def refusal(spec):
     return str(caught.value)
 
 
-def test_refusals(folder, stories, tmp_path):
+def test_refusals(folder, toy, tmp_path):
     assert "expected a reward model (…ForSequenceClassification), found no tensor score.weight" in refusal(
-        f"model:{stories}"
+        f"model:{toy}"
     )
     assert "no such folder" in refusal(f"model:{tmp_path / 'missing'}")
     assert "its tokenizer has no chat template" in refusal(f"model:{folder}")
     config = AutoConfig.from_pretrained(folder, num_labels=3)
-    three = save(AutoModelForSequenceClassification.from_config(config), tmp_path / "three", stories)
+    three = save(AutoModelForSequenceClassification.from_config(config), tmp_path / "three", toy)
     assert "expected a reward model with one label, found 3" in refusal(f"model:{three}")
     policy = load_reward_model(str(folder))
     with pytest.raises(ValueError, match="a text of 300 tokens does not fit its context of 256"):

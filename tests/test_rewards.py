@@ -1,9 +1,8 @@
-"""Rewards: counted by hand, against brute force on real stories, and on VADER's own file."""
+"""Rewards: counted by hand, against brute force on stories, and on VADER's own file."""
 
 import random
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,15 @@ from transformers import AutoTokenizer
 
 from dera_jax.rewards import Completions, Reward, parse_rewards
 
-SHARED = Path(__file__).parents[2] / "shared"
-VADER = SHARED / "data/vader/vader_lexicon.txt"
+RATINGS = {
+    "happy": 2.7, "great": 3.1, "sad": -2.1, "self-confident": 2.5, "good": 1.9, "love": 3.2, ":)": 2.0, ":D": 2.3,
+    "won": 2.7,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(SHARED / "models/stories260K")
+def tokenizer(toy):
+    return AutoTokenizer.from_pretrained(toy)
 
 
 def encode(tokenizer, text):
@@ -60,8 +61,8 @@ def test_length_is_zero_inside_and_minus_one_outside():
     assert reward("length:0:0", completions) == [0] + [-1] * 7
 
 
-def test_length_before_stop_equals_brute_force(tokenizer):
-    stories = (SHARED / "data/tinystories/tiny_stories_head.txt").read_text()
+def test_length_before_stop_equals_brute_force(tokenizer, stand_ins):
+    stories = (stand_ins / "tinystories/tiny_stories_head.txt").read_text()
     draw = random.Random(0)
     for stop in ("\n", ".", " the ", "she", "zebra"):
         rows, expected = [], []
@@ -120,11 +121,12 @@ def test_stop_is_written_with_escapes(written, stop):
     assert counted(f":{written}", of_tokens(rows, decode, "length"), 10) == [2, None]
 
 
-def test_lexicon_of_sentences():
-    ratings = dict(line.split("\t")[:2] for line in VADER.read_text(encoding="utf-8").splitlines())
+def test_lexicon_of_sentences(tmp_path):
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_text("".join(f"{word}\t{rating}\t0.5\t[1, 2]\n" for word, rating in RATINGS.items()))
 
     def mean(*words):
-        return pytest.approx(sum(float(ratings[word]) for word in words) / len(words))
+        return pytest.approx(sum(RATINGS[word] for word in words) / len(words))
 
     texts = {
         "They were happy, and the sun was GREAT!": ["happy", "great"],
@@ -136,15 +138,17 @@ def test_lexicon_of_sentences():
         "The table has four legs.": [],
         "": [],
     }
-    found = reward(f"lexicon:{VADER}", of_texts(*texts))
+    found = reward(f"lexicon:{lexicon}", of_texts(*texts))
     assert found == [mean(*words) if words else 0.0 for words in texts.values()]
 
 
-def test_every_vader_word_alone_has_its_rating():
-    ratings = dict(line.split("\t")[:2] for line in VADER.read_text(encoding="utf-8").splitlines())
+@pytest.mark.data("vader")
+def test_every_vader_word_alone_has_its_rating(data):
+    lexicon = data / "vader/vader_lexicon.txt"
+    ratings = dict(line.split("\t")[:2] for line in lexicon.read_text(encoding="utf-8").splitlines())
     words = [word for word in ratings if " " not in word]
     assert len(words) > 7400
-    assert reward(f"lexicon:{VADER}", of_texts(*words)) == [float(ratings[word]) for word in words]
+    assert reward(f"lexicon:{lexicon}", of_texts(*words)) == [float(ratings[word]) for word in words]
 
 
 def test_lexicon_mistakes_name_the_line(tmp_path):
@@ -195,7 +199,7 @@ def test_several_rewards_keep_names_and_order():
         ("keywords:a||b", "keywords:a"),
         ("keywords:a|A", "twice"),
         ("length:1:4,length:1:4", "length:1:4 is listed twice"),
-        ("python:user_rewards", "python:module:function"),
+        ("python:user_rewards", "python:user_rewards: expected module:function"),
         ("python:no_such_module:f", "no_such_module"),
         ("python:user_rewards:none", "no function none"),
         ("python:user_broken:f", "SyntaxError"),

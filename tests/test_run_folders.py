@@ -15,7 +15,7 @@ from dera_jax.results import sort_rows
 from tests.command_runs import PNG, TEXTS
 
 
-def test_a_sweep_writes_what_it_promises(finished, base, stories, aligned):
+def test_a_sweep_writes_what_it_promises(finished, base, toy, aligned):
     assert {path.name for path in finished.iterdir()} == {
         ".lock", "rows.jsonl", "manifest.json", "summary.csv", "sweep.png"
     }  # fmt: skip
@@ -43,7 +43,7 @@ def test_a_sweep_writes_what_it_promises(finished, base, stories, aligned):
     assert provenance["command"][3:-3] == base
     assert {"jax", "flax", "transformers", "python"} <= provenance["versions"].keys()
     assert provenance["device"] and "git" in provenance and provenance["time"]
-    assert [model["name"] for model in provenance["models"]] == [str(stories), str(aligned)]
+    assert [model["name"] for model in provenance["models"]] == [str(toy), str(aligned)]
     hashes = [manifest["identity"]["models"]["reference"], *manifest["identity"]["models"]["aligned"]]
     assert hashes == [model["fingerprint"] for model in provenance["models"]]
     assert len(set(hashes)) == 2
@@ -101,16 +101,16 @@ def test_more_samples_and_rewards_change_no_row(call, base, finished, run):
         assert there == row
 
 
-def test_another_runs_folder_is_refused_and_the_difference_named(refused, base, run, stories):
+def test_another_runs_folder_is_refused_and_the_difference_named(refused, base, run, toy):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     out = f"--out={run}"
     for word, message in {
         "--seed=1": "decode.seed is 0 there and 1 here; choose another --out",
         "--temperature=0": "decode.temperature is 1.0 there and 0.0 here",
         "--stop=x": 'decode.stop is [] there and ["x"] here',
-        f"--aligned={stories}": "models.aligned is",
+        f"--aligned={toy}": "models.aligned is",
         "--dtype=bfloat16": 'dtype is "float32" there and "bfloat16" here',
-        "--rule=dera_jax.realign:mix": "expected module:function",
+        "--rule=dera_jax.realign:mix": "the module dera_jax.realign has no function mix",
         "--beta=0.2": "beta",
     }.items():
         assert message in refused(sweep.main, *base, out, "--beta=0.1", word)
@@ -142,7 +142,7 @@ def test_the_default_folder_is_named_after_models_and_settings(call, base, tmp_p
     first, more_strengths, fewer, others, seed = names
     # What may grow stays in one folder; what may not gets another.
     assert first == more_strengths == fewer and len({first, others, seed}) == 3
-    assert re.fullmatch(r"stories260K-aligned-[0-9a-f]{8}", first)
+    assert re.fullmatch(r"reference-aligned-[0-9a-f]{8}", first)
     assert {path.name for path in Path("runs").iterdir()} == set(names)
 
 
@@ -155,7 +155,7 @@ def test_a_dry_run_writes_nothing(call, base, run, tmp_path, monkeypatch):
     # Two models of 260 032 parameters of 4 bytes.
     assert re.search(r"memory: \d+\.\d MiB \(weights 2\.0 MiB, caches \d+\.\d MiB, logits", out)
     assert re.search(rf"time: at most \d+ s, if all {18 * 24} tokens are drawn", out)
-    assert "folder: runs/stories260K-aligned-" in out
+    assert "folder: runs/reference-aligned-" in out
 
 
 def test_a_dry_run_knows_what_is_there(call, base, run):
@@ -198,8 +198,8 @@ def test_prompts_bring_their_own_strengths(call, base, finished, tmp_path):
     assert [row["tokens"] for row in sort_rows(rows)] == [row["tokens"] for row in sort_rows(expected)]
 
 
-def test_two_aligned_models_take_a_grid(call, base, stories, aligned, tmp_path):
-    words = [f"--aligned={aligned},{stories}", "--lambda=0:1:1x0:0.5:0.5", f"--out={tmp_path / 'run'}"]
+def test_two_aligned_models_take_a_grid(call, base, toy, aligned, tmp_path):
+    words = [f"--aligned={aligned},{toy}", "--lambda=0:1:1x0:0.5:0.5", f"--out={tmp_path / 'run'}"]
     code, out, _ = call(sweep.main, *base, *words)
     assert code == 0 and "0+0.5" in out
     rows = read_rows(tmp_path / "run")

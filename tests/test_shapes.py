@@ -4,10 +4,9 @@ import pytest
 
 from dera_jax import shapes
 from dera_jax.data import Record, load_records
+from dera_jax.usable import Unusable
 
-from .conftest import SHARED
-
-HH = [SHARED / "data" / "hh_rlhf" / f"{name}-base.test.jsonl.gz" for name in ("harmless", "helpful")]
+SUBSETS = ["harmless", "helpful"]
 
 
 def user(text):
@@ -27,15 +26,26 @@ def trl():
     return pytest.importorskip("trl")
 
 
-def test_transcripts_split_where_trl_splits_them():
-    """The data set that TRL's authors publish ends the prompt at chosen's last turn of the assistant."""
-    rows = [row for path in HH for row in load_records(str(path))]
-    assert len(rows) == 4666
+@pytest.mark.data("hh_rlhf")
+def test_transcripts_split_where_trl_splits_them(data):
+    assert split_transcripts(data / "hh_rlhf") == (4666, 4656, 6)
+
+
+def test_invented_transcripts_split_where_trl_splits_them(stand_ins):
+    assert split_transcripts(stand_ins / "hh_rlhf") == (400, 384, 0)
+
+
+def split_transcripts(folder):
+    """Returns how many pairs there are, how many are used, and how many of those part before the last turn.
+
+    The data set that TRL's authors publish ends the prompt at chosen's last turn of the assistant.
+    """
+    rows = [row for name in SUBSETS for row in load_records(str(folder / f"{name}-base.test.jsonl.gz"))]
     same = earlier = 0
     for row in rows:
         try:
             prompt, (chosen, rejected) = shapes.read_pair(row)
-        except shapes.Dropped:
+        except Unusable:
             continue
         assert (prompt + chosen, prompt + rejected) == (row.fields["chosen"], row.fields["rejected"])
         whole = row.fields["chosen"]
@@ -47,7 +57,7 @@ def test_transcripts_split_where_trl_splits_them():
         else:
             assert theirs.startswith(prompt) and shapes.ASSISTANT in chosen
             earlier += 1
-    assert (same + earlier, earlier) == (4656, 6)
+    return len(rows), same + earlier, earlier
 
 
 @pytest.mark.parametrize(

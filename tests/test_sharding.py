@@ -252,9 +252,9 @@ CHECKS = {name: value for name, value in globals().items() if name.startswith("c
 
 
 @pytest.fixture(scope="module")
-def outcomes(stories):
+def outcomes(toy):
     """Each check's traceback, or nothing."""
-    command = [sys.executable, "-m", "tests.test_sharding", str(stories)]
+    command = [sys.executable, "-m", "tests.test_sharding", str(toy)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment(8), cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])

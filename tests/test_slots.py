@@ -2,14 +2,11 @@
 
 import csv
 import random
-from pathlib import Path
 
 import pytest
 
 from dera_jax.rewards import Completions, parse_rewards
 from dera_jax.slots import parse_slots, slot_coverage
-
-E2E = Path(__file__).parents[2] / "shared/data/e2e"
 
 
 def of_texts(prompts, texts, **columns):
@@ -93,10 +90,13 @@ def test_what_says_a_value(meaning, share):
     assert {text: slot_coverage(meaning, text) for text in texts} == dict.fromkeys(texts, share)
 
 
-def test_every_value_of_the_data_is_tried_here():
+@pytest.mark.data("e2e")
+def test_every_value_of_the_data_is_tried_here(data):
     tried = {parse_slots(meaning)[0] for meaning in SAID}
     literal = {"name", "near", "eatType", "food"}
-    found = {pair for row in rows("devset") for pair in parse_slots(row["mr"]) if pair[0] not in literal}
+    found = {
+        pair for row in rows(data, "devset") for pair in parse_slots(row["mr"]) if pair[0] not in literal
+    }
     assert found == {pair for pair in tried if pair[0] not in literal}
 
 
@@ -106,14 +106,15 @@ def test_names_say_nothing_else():
     assert slot_coverage(meaning, "Aromi is an Indian place near Raja Indian Cuisine.") == 1
 
 
-def rows(name):
-    with open(E2E / f"{name}.csv", newline="", encoding="utf-8") as file:
+def rows(data, name):
+    with open(data / f"e2e/{name}.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.data("e2e")
 @pytest.mark.parametrize("name", ["devset", "testset_w_refs"])
-def test_people_say_nearly_all_slots_and_texts_on_other_things_do_not(name):
-    found = rows(name)
+def test_people_say_nearly_all_slots_and_texts_on_other_things_do_not(name, data):
+    found = rows(data, name)
     meanings, texts = [row["mr"] for row in found], [row["ref"] for row in found]
     own = slots(meanings, texts)
     random.Random(0).shuffle(texts)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from dera_jax import load_policies, save_policy, sweep
-from dera_jax.divergence import kl_per_token
-from dera_jax.pairs import as_json, load_pairs, pairwise_accuracy
+from dera_jax import examples, load_policies, save_policy, sweep
+from dera_jax.data import load_records
+from dera_jax.divergence import encode_texts, kl_per_token
+from dera_jax.pairs import as_json, encode_pairs, load_pairs, pairwise_accuracy
 from dera_jax.prompts import Prompt
 from dera_jax.results import read_manifest, read_rows
 from dera_jax.rewards import Reward, parse_rewards
@@ -30,11 +31,11 @@ LAMBDAS = [0.0, 0.5, 1.0, 2.0]
 
 
 @pytest.fixture(scope="module")
-def policies(pair, stories, tmp_path_factory):
+def policies(pair, toy, tmp_path_factory):
     """The pair as folders."""
     folder = tmp_path_factory.mktemp("models") / "aligned"
     save_policy(pair[1], folder)
-    return load_policies(stories, folder)
+    return load_policies(toy, folder)
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +107,18 @@ def run(policies, tmp_path):
 
 def test_a_run_is_judged_without_decoding(run):
     before = read_rows(run)
-    rewards = parse_rewards("length:24:30,length:1:99:\\n")
+    rewards = parse_rewards("length:1:30,length:1:99:\\n")
     assert judge_run(run, rewards, {}, ["a", "command"])
     after = read_rows(run)
     assert [row | {"rewards": {}} for row in after] == before
     for row in after:
         ended = "\n" in row["completion"]
-        assert row["rewards"] == {"length:24:30": 0.0, "length:1:99:\\n": 0.0 if ended else -1.0}
+        # Cut off at 24 tokens: no length yet, unless a line has ended.
+        assert row["finish_reason"] == "length" and row["length"] == 24
+        assert row["rewards"] == {"length:1:30": -1.0, "length:1:99:\\n": 0.0 if ended else -1.0}
     manifest = read_manifest(run)
     assert manifest["commands"][-1]["command"] == ["a", "command"]
-    assert manifest["extent"]["rewards"] == ["length:24:30", "length:1:99:\\n"]
+    assert manifest["extent"]["rewards"] == ["length:1:30", "length:1:99:\\n"]
     assert manifest["extent"]["num_prompts"] == 2
 
 
@@ -161,10 +164,13 @@ def write_pairs(path, pairs=PAIRS):
     return str(path)
 
 
+def encoded(policies, path, limit=None):
+    return encode_pairs(policies, load_pairs(path, limit)[0])[0]
+
+
 def test_accuracies_are_those_of_torch(policies, torch_logprobs, tmp_path):
-    table = pairwise_accuracy(
-        policies, load_pairs(write_pairs(tmp_path / "pairs.jsonl")), [(x,) for x in LAMBDAS], rows=4
-    )
+    pairs = encoded(policies, write_pairs(tmp_path / "pairs.jsonl"))
+    table = pairwise_accuracy(policies, pairs, [(x,) for x in LAMBDAS], rows=4)
     tokenizer = policies[0].tokenizer
 
     def figures(prompt, completion, lambda_):
@@ -198,7 +204,7 @@ def test_accuracies_are_those_of_torch(policies, torch_logprobs, tmp_path):
 
 
 def test_pairs_of_one_prompt_have_no_interval_and_are_valid_json(policies, tmp_path):
-    pairs = load_pairs(write_pairs(tmp_path / "pairs.jsonl"), limit=1)
+    pairs = encoded(policies, write_pairs(tmp_path / "pairs.jsonl"), limit=1)
     figures = as_json(pairwise_accuracy(policies, pairs, [(0.0,), (1.0,)], rows=4))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures[0]["lambda"] == 0.0 and figures[0]["implicit_reward_accuracy"] is None
@@ -208,12 +214,14 @@ def test_pairs_of_one_prompt_have_no_interval_and_are_valid_json(policies, tmp_p
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"prompt": "a", "chosen": "b"}', r"pairs\.jsonl:2: expected text in `rejected`, found None"),
-        ('{"prompt": "a", "chosen": "", "rejected": "c"}', r":2: expected text in `chosen`, found ''"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', r":2: `chosen` and `rejected` are the same"),
         (
-            '{"chosen": "b", "rejected": "c"}',
-            r":2: expected one of the fields 'prompt', 'messages' and 'turns'",
+            '{"prompt": "a", "chosen": "b"}',
+            r"pairs\.jsonl:2: expected `chosen` and `rejected`, .* found prompt, ",
+        ),
+        ('{"prompt": "a", "chosen": 1, "rejected": "c"}', r":2: chosen: expected a string or a list of"),
+        (
+            '{"prompt": "a", "chosen": "b", "rejected": []}',
+            r":2: rejected: expected a string as `prompt` is|2: rejected",
         ),
         ('{"prompt": "a", "chosen"', r":2: not valid JSON"),
     ],
@@ -225,18 +233,63 @@ def test_broken_pairs_are_named_by_their_line(tmp_path, line, message):
         load_pairs(str(path))
 
 
-def test_pairs_too_long_for_the_context_are_refused(policies, tmp_path):
-    pairs = load_pairs(write_pairs(tmp_path / "pairs.jsonl", [("Tom", " and" * 600, " saw")]))
-    with pytest.raises(ValueError, match=r"prompt 0: \d+ tokens with a completion do not fit .* 512"):
-        pairwise_accuracy(policies, pairs, [(1.0,)], rows=4)
+def test_pairs_that_cannot_be_used_are_dropped_and_counted(policies, tmp_path):
+    texts = [PAIRS[0], ("Tom", "", " b"), ("Tom", " b", " b"), ("Tom", " and" * 600, " saw"), PAIRS[1]]
+    pairs, unread = load_pairs(write_pairs(tmp_path / "pairs.jsonl", texts))
+    pairs, unfit = encode_pairs(policies, pairs)
+    assert [pair.group for pair in pairs] == [PAIRS[0][0], PAIRS[1][0]]
+    assert (unread | unfit).reasons == {
+        "chosen is empty": 1, "chosen equal to rejected": 1, "pair too long": 1,
+    }  # fmt: skip
+    said = ["chosen is empty", "chosen equal", r"\d+ tokens with .* 512"]
+    for text, message in zip(texts[1:4], said, strict=True):
+        with pytest.raises(ValueError, match=rf"one\.jsonl:1: {message}"):
+            encoded(policies, write_pairs(tmp_path / "one.jsonl", [text]))
+
+
+def test_pairs_are_read_as_trainings_read_them(policies, tmp_path):
+    """Texts, transcripts and chats: the ids of the same records in train.dpo."""
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    chats = [dataclasses.replace(policy, template=template) for policy in policies]
+    user, good, bad = (
+        {"role": role, "content": text}
+        for role, text in [("user", "Hi"), ("assistant", "Yes"), ("assistant", "No")]
+    )
+    talk, answers = "\n\nHuman: a\n\nAssistant:", {"chosen": [good], "rejected": [bad]}
+    texts = [
+        {"prompt": "Tom", "chosen": " ran", "rejected": "\nsat"},
+        {"chosen": talk + " b", "rejected": talk + " c"},
+    ]
+    said = [
+        {"chosen": [user, good], "rejected": [user, bad]},
+        {"prompt": [user], **answers},
+        {"prompt": "Hi", **answers},
+        {"prompt": [user], "chosen": "Yes", "rejected": "No"},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    for models, records in ((policies, texts), (chats, said)):
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        pairs = encoded(models, str(path))
+        trained, _ = examples.encode_pairs(models[-1], load_records(str(path)), 512)
+        for pair, other in zip(pairs, trained, strict=True):
+            assert pair.prompts == (other.prompt,) * 2
+            assert pair.completions == (other.chosen, other.rejected)
+    assert len({pair[1:] for pair in pairs}) == 1
+    # What was read before.
+    path.write_text(json.dumps({"messages": [user], "chosen": "Yes", "rejected": "No"}))
+    assert encoded(chats, str(path))[0][1:] == pairs[0][1:]
 
 
 # Divergence
 
 
+def divergence(policies, prompts):
+    return kl_per_token(policies, encode_texts(policies, prompts)[0], rows=4)
+
+
 def test_divergence_is_that_of_torch(policies, torch_logprobs):
     prompts = [Prompt(i, prompt + chosen) for i, (prompt, chosen, _) in enumerate(PAIRS)]
-    found = kl_per_token(policies, prompts, rows=4)
+    found = divergence(policies, prompts)
     divergences = []
     for prompt in prompts:
         reference, aligned = torch_logprobs(tuple(policies[0].tokenizer(prompt.text).input_ids))
@@ -244,19 +297,22 @@ def test_divergence_is_that_of_torch(policies, torch_logprobs):
     assert found.mean == pytest.approx(np.mean(divergences), rel=1e-4)
     assert found.low < found.mean < found.high
     # It is no distance: the other way round it is another number.
-    assert kl_per_token(policies[::-1], prompts, rows=4).mean != pytest.approx(found.mean, rel=1e-3)
+    assert divergence(policies[::-1], prompts).mean != pytest.approx(found.mean, rel=1e-3)
 
 
 def test_a_model_does_not_diverge_from_itself(policies):
-    found = kl_per_token((policies[1], policies[1]), [Prompt(0, "Tom saw a big tree.")], rows=4)
+    found = divergence((policies[1], policies[1]), [Prompt(0, "Tom saw a big tree.")])
     assert found.mean == pytest.approx(0, abs=1e-6)
 
 
 def test_text_without_a_next_token_or_too_long_is_refused(policies):
+    long = Prompt(0, "and " * 600)
     with pytest.raises(ValueError, match=r"prompt 0: .* do not fit the context"):
-        kl_per_token(policies, [Prompt(0, "and " * 600)], rows=4)
+        encode_texts(policies, [long])
     without_bos = copy.deepcopy(policies[0].tokenizer)
     without_bos.backend_tokenizer.post_processor = processors.Sequence([])
     bare = [dataclasses.replace(policy, tokenizer=without_bos) for policy in policies]
     with pytest.raises(ValueError, match="prompt 'x': expected at least 2 tokens, found 1"):
-        kl_per_token(bare, [Prompt("x", "a")], rows=4)
+        encode_texts(bare, [Prompt("x", "a")])
+    texts, dropped = encode_texts(bare, [Prompt("x", "a"), Prompt("y", "a cat"), long])
+    assert [text.id for text in texts] == ["y"] and list(dropped.reasons.values()) == [1, 1]

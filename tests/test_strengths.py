@@ -6,11 +6,15 @@ import json
 import math
 import random
 from decimal import Decimal
+from fractions import Fraction
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dera_jax import strengths
 from dera_jax.strengths import (
+    as_strengths,
     format_strength,
     parse_strengths,
     strength_from_json,
@@ -147,3 +151,44 @@ def test_a_prompts_strength_must_be_numbers(value):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"^lambda: expected"):
         strength_from_json(value)
+
+
+@pytest.mark.parametrize(
+    "value, num_aligned, expected",
+    [
+        ("0:1:0.5", 1, ["0", "0.5", "1"]),
+        (["1/2", 1, "0:1:0.5"], 1, ["0.5", "1", "0"]),
+        (0.5, 1, ["0.5"]),
+        (np.arange(3), 1, ["0", "1", "2"]),
+        ([np.float64(0.1), np.int64(2), Fraction(1, 4), Decimal("0.3")], 1, ["0.1", "2", "0.25", "0.3"]),
+        (np.array([0.25, 0.5], np.float32), 1, ["0.25", "0.5"]),
+        (jnp.array([0.25, 0.5]), 1, ["0.25", "0.5"]),
+        ((x / 2 for x in range(2)), 1, ["0", "0.5"]),
+        ([(0.5, 0.5), "1+0", np.array([0.0, 2.0])], 2, ["0.5+0.5", "1+0", "0+2"]),
+        ("0:1:1x0", 2, ["0+0", "1+0"]),
+        ([()], 0, [""]),
+    ],
+)
+def test_strengths_of_python(value, num_aligned, expected):
+    assert [format_strength(strength) for strength in as_strengths(value, num_aligned)] == expected
+
+
+@pytest.mark.parametrize(
+    "value, num_aligned, error, message",
+    [
+        ("0:1", 1, ValueError, "^lambdas: the range '0:1' has no step"),
+        ([0, "a"], 1, ValueError, "^lambdas: expected a finite number such as"),
+        ([], 1, ValueError, "at least one strength, found none"),
+        ([math.nan], 1, ValueError, "expected a finite number, found NaN"),
+        ([10**400], 1, ValueError, "expected a finite number"),
+        ([0, True], 1, TypeError, "expected a number or text such as '1/2', found true"),
+        ([None], 1, TypeError, "found null"),
+        ([{}], 1, TypeError, "found {}"),
+        ([(0, 1)], 1, ValueError, r"expected a number for each of 1 aligned models, found \[0, 1\]"),
+        ((0.5, 0.5), 2, ValueError, "expected a number for each of 2 aligned models, found 0.5"),
+    ],
+)
+def test_what_is_no_strength_of_python(value, num_aligned, error, message):
+    with pytest.raises(error, match=message) as raised:
+        as_strengths(value, num_aligned)
+    assert "\n" not in str(raised.value)

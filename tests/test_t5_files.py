@@ -13,7 +13,6 @@ from dera_jax.tokenizer import load_tokenizer
 from dera_jax.trees import flatten
 from tests.t5_models import (
     SHAPES,
-    TOKENIZER,
     assert_close,
     one_thread,  # noqa: F401 (pytest looks for it here)
     our_logits,
@@ -150,13 +149,14 @@ def test_an_adapter_changes_what_it_does_on_torch(shape, settings, tmp_path):
     assert_close(again[real], theirs[real], 5e-5)
 
 
+@pytest.mark.data("t5_tokenizer")
 @pytest.mark.parametrize("file", [None, "config.json"])
-def test_the_tokenizer_gives_the_reference_encodings(file, tmp_path):
-    shutil.copyfile(TOKENIZER / "t5-base-tokenizer.json", tmp_path / "tokenizer.json")
+def test_the_tokenizer_gives_the_reference_encodings(file, data, tmp_path):
+    shutil.copyfile(data / "t5_tokenizer/t5-base-tokenizer.json", tmp_path / "tokenizer.json")
     if file:
         (tmp_path / file).write_text(json.dumps({"model_type": "t5"}))
     tokenizer = load_tokenizer(tmp_path)
-    cases = json.loads((TOKENIZER / "t5-base-tests.json").read_text())
+    cases = json.loads((data / "t5_tokenizer/t5-base-tests.json").read_text())
     assert len(cases) == 1995
     for text, ids, _ in cases:
         assert tokenizer(text).input_ids == ids

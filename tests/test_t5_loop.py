@@ -1,7 +1,6 @@
-"""A T5 pair through the loop, the sweep and the trainer, with T5's own tokenizer."""
+"""A T5 pair through the loop, the sweep and the trainer, with a tokenizer like T5's."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +10,13 @@ from dera_jax import generate, load_policies, load_policy, read_rows, score
 from dera_jax.commands.rlhf import main as rlhf_command
 from dera_jax.commands.sft import main as sft_command
 from dera_jax.commands.sweep import main as sweep_command
-from tests.t5_models import TOKENIZER
+from tests.t5_models import write_tokenizer
 
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration  # noqa: E402
 
 PROMPTS = ["summarize: The cat sat on the mat.", "translate English to German: Hello!", "a"]
-WORDS = 32_128
+WORDS = 512
 
 
 def save_t5(folder, seed):
@@ -33,7 +32,7 @@ def save_t5(folder, seed):
             noise = torch.randn(value.shape, generator=generator)
             value.copy_(1 + 0.3 * noise if "norm" in name else 2 * noise / value.shape[-1] ** 0.5)
     model.save_pretrained(folder)
-    shutil.copyfile(TOKENIZER / "t5-base-tokenizer.json", folder / "tokenizer.json")
+    write_tokenizer(folder)
     return model
 
 

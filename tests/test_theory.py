@@ -103,8 +103,8 @@ def short():
 
 
 @pytest.fixture(scope="module")
-def reference(stories) -> Policy:
-    return tiny_policy(stories, 2, scale=1.5)
+def reference(toy) -> Policy:
+    return tiny_policy(toy, 2, scale=1.5)
 
 
 class Trained(NamedTuple):
@@ -146,9 +146,9 @@ def aligned(reference, tmp_path_factory):
 @pytest.mark.parametrize(
     "algorithm, num_prompts, num_samples, rollouts", [("pg", 2, 2, 300), ("rloo", 8, 2, 200)]
 )
-def test_policy_gradient_is_unbiased(stories, algorithm, num_prompts, num_samples, rollouts):
+def test_policy_gradient_is_unbiased(toy, algorithm, num_prompts, num_samples, rollouts):
     """The mean over rollouts is the exact gradient of E[R] − β KL (Eq. 1), of every parameter."""
-    policy, reference = tiny_policy(stories, 0), tiny_policy(stories, 1)
+    policy, reference = tiny_policy(toy, 0), tiny_policy(toy, 1)
     prompts = [EncodedPrompt(Prompt(n, "x"), ((PROMPT, OTHER)[n % 2],)) for n in range(num_prompts)]
     beta, config = 0.3, TrainConfig(batch_size=num_prompts * num_samples)
     given = (policy, reference, prompts, [REWARD], RolloutConfig(DECODE, num_samples, beta), config)
@@ -259,9 +259,9 @@ def test_values_predict_what_is_to_come(reference, aligned, value_head):
     assert error < 0.6 * expected.std()
 
 
-def test_first_update_of_ppo_is_a_policy_gradient(stories):
+def test_first_update_of_ppo_is_a_policy_gradient(toy):
     """Of one epoch in one part: ∇ log π(yₜ) times advantages computed by their definition."""
-    policy, reference = tiny_policy(stories, 0), tiny_policy(stories, 1)
+    policy, reference = tiny_policy(toy, 0), tiny_policy(toy, 1)
     table, of_reference = table_of(policy), table_of(reference)
     beta, gamma, lam = 0.3, 0.9, 0.8
     ppo = PPOConfig(num_ppo_epochs=1, gamma=gamma, lam=lam)

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE, WordLevel
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from dera_jax.files import write_json
 from dera_jax.tokenizer import (
     SMALLEST_BUCKET,
     bucket_length,
@@ -23,6 +24,8 @@ from dera_jax.tokenizer import (
     load_tokenizer,
     pad_left,
 )
+from scripts import llama2c
+from scripts.llama2c import BYTES, SPECIAL
 
 TEMPLATE = """\
 {% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools
@@ -33,23 +36,43 @@ CHAT = [{"role": "user", "content": "Tell me a story."}]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(stories):
-    return load_tokenizer(stories)
-
-
-@pytest.fixture(scope="module")
-def chat(stories):
-    tokenizer = load_tokenizer(stories)
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def texts(stories):
-    """The first 200 real stories: an empty line sets paragraphs apart, a line's end alone stories."""
-    stored = (stories.parents[1] / "data" / "tinystories" / "tiny_stories_head.txt").read_text()
+def texts(stand_ins):
+    """200 stories: an empty line sets paragraphs apart, a line's end alone stories."""
+    stored = (stand_ins / "tinystories/tiny_stories_head.txt").read_text()
     split = re.split(r"(?<!\n)\n(?!\n)", stored)
     return [story for story in split if len(story.split()) > 30][:200]
+
+
+@pytest.fixture(scope="module")
+def folder(texts, tmp_path_factory):
+    """A tokenizer of the kind of Llama 2 and of stories260K: a space before the first word, bytes for rare letters.
+
+    BOS is EOS too.
+    """
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = Metaspace()
+    # Of words alone: line breaks are no letters to such tokenizers, and spelled in bytes.
+    words = (" ".join(text.split()) for text in texts)
+    trained.train_from_iterator(words, BpeTrainer(vocab_size=250, show_progress=False))
+    learned = sorted(trained.get_vocab(), key=trained.token_to_id)
+    letters = [word for word in learned if len(word) == 1]
+    words = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(BYTES)), *learned[len(letters) :], *letters]
+    path = tmp_path_factory.mktemp("tokenizer")
+    write_json(path / "tokenizer.json", llama2c.tokenizer(words))
+    write_json(path / "tokenizer_config.json", llama2c.tokenizer_config(512))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def chat(folder):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
 
 
 def words_and_spaces(text):
@@ -131,8 +154,8 @@ def test_prompts_begin_with_one_bos_and_end_without_eos(tokenizer):
     assert encode_prompt(tokenizer, "") == [1]
 
 
-def test_a_tokenizer_that_ends_texts_with_eos(stories):
-    ends = load_tokenizer(stories)
+def test_a_tokenizer_that_ends_texts_with_eos(folder):
+    ends = load_tokenizer(folder)
     plain = encode_prompt(ends, "Lily had a")
     ends.backend_tokenizer.post_processor = TemplateProcessing("<s> $A <s>", special_tokens=[("<s>", 1)])
     assert ends("Lily had a").input_ids == [*plain, 1]
@@ -140,8 +163,8 @@ def test_a_tokenizer_that_ends_texts_with_eos(stories):
     assert encode_completion(ends, plain, " dog") == ends("Lily had a dog").input_ids[len(plain) : -1]
 
 
-def test_long_texts_are_no_warning_of_the_library(stories, caplog):
-    tokenizer = load_tokenizer(stories)
+def test_long_texts_are_no_warning_of_the_library(folder, caplog):
+    tokenizer = load_tokenizer(folder)
     tokenizer.model_max_length = 8
     assert len(encode_prompt(tokenizer, "Once upon a time " * 9)) > 8
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""The training commands, as a user runs them: real models and data, stops, grids, mistakes."""
+"""The training commands, as a user runs them: stops, grids, mistakes."""
 
 import json
 import os
@@ -20,7 +20,6 @@ from dera_jax.commands import sft as sft_command
 from dera_jax.policies import TOY, fresh_policy, save_policy
 from dera_jax.reward_models import load_reward_model, reward_texts
 from dera_jax.run_log import read_metrics
-from tests.conftest import SHARED
 from tests.processes import environment
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +29,8 @@ OPENINGS = [
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    lines = (SHARED / "data/tinystories/tiny_stories_head.txt").read_text().split("\n")
+def texts(stand_ins, tmp_path_factory) -> Path:
+    lines = (stand_ins / "tinystories/tiny_stories_head.txt").read_text().split("\n")
     path = tmp_path_factory.mktemp("data") / "stories.txt"
     path.write_text("\n".join(line for line in lines if 80 < len(line) < 200)[:20_000])
     return path
@@ -66,9 +65,9 @@ def manifest(out):
     return json.loads((out / "manifest.json").read_text())
 
 
-def test_sft_learns_real_text_from_scratch(stories, texts, tmp_path, capsys):
+def test_sft_learns_text_from_scratch(toy, texts, tmp_path, capsys):
     out = tmp_path / "sft"
-    arguments = [f"--model={stories}", "--from-scratch", f"--data={texts}", f"--out={out}", "--max-length=64"]
+    arguments = [f"--model={toy}", "--from-scratch", f"--data={texts}", f"--out={out}", "--max-length=64"]
     arguments += ["--batch-size=16", "--learning-rate=0.005", "--eval-share=0.1"]
     assert sft_command.main([*arguments, "--max-steps=40", "--report-to=tensorboard"]) == 0
     lines = read_metrics(out)
@@ -79,7 +78,7 @@ def test_sft_learns_real_text_from_scratch(stories, texts, tmp_path, capsys):
     assert any((out / "tensorboard").iterdir()) and not (out / "checkpoints").exists()
     from transformers import AutoModelForCausalLM
 
-    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == 260_032
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == 318_160
     weights = (out / "model.safetensors").read_bytes()
     assert (out / "best" / "model.safetensors").read_bytes() == weights  # the last was the best
     # The same command has nothing left to do; another one is told what differs.
@@ -91,20 +90,20 @@ def test_sft_learns_real_text_from_scratch(stories, texts, tmp_path, capsys):
     assert (out / "model.safetensors").read_bytes() == weights
 
 
-def test_a_folder_that_holds_another_model_is_not_touched(stories, texts, capsys, tmp_path):
+def test_a_folder_that_holds_another_model_is_not_touched(toy, texts, capsys, tmp_path):
     import shutil
 
-    copy = shutil.copytree(stories, tmp_path / "copy")
-    assert sft_command.main([f"--model={stories}", f"--data={texts}", f"--out={copy}", "--max-steps=1"]) == 2
+    copy = shutil.copytree(toy, tmp_path / "copy")
+    assert sft_command.main([f"--model={toy}", f"--data={texts}", f"--out={copy}", "--max-steps=1"]) == 2
     assert "already holds a model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "pg", "ppo"])
-def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, stories, openings, tmp_path):
+def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, toy, openings, tmp_path):
     out = tmp_path / "aligned"
     rate = 0.001 if algorithm == "ppo" else 0.002
     code = rlhf_command.main(
-        [f"--model={stories}", f"--data={openings}", "--reward=keywords:happy", "--beta=0.02", f"--out={out}",
+        [f"--model={toy}", f"--data={openings}", "--reward=keywords:happy", "--beta=0.02", f"--out={out}",
          "--max-steps=12", "--batch-size=64", "--num-samples=8", "--max-new-tokens=24",
          f"--learning-rate={rate}", f"--algorithm={algorithm}", *(["--vf-coef=1"] * (algorithm == "ppo"))]
     )  # fmt: skip
@@ -118,10 +117,10 @@ def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, stories, openings, tmp
     assert 0 < lines[0]["entropy"] < np.log(512)
 
 
-def test_dpo_trains_a_grid_of_adapters(stories, preferences, tmp_path, capsys):
+def test_dpo_trains_a_grid_of_adapters(toy, preferences, tmp_path, capsys):
     out, copy = tmp_path / "grid", shutil.copy(preferences, tmp_path / "copy.jsonl")
     words = [
-        f"--model={stories}", f"--out={out}", "--lora-r=4", "--learning-rate=0.003", "--max-steps=15",
+        f"--model={toy}", f"--out={out}", "--lora-r=4", "--learning-rate=0.003", "--max-steps=15",
         "--batch-size=16", "--eval-share=0.2",
     ]  # fmt: skip
     assert dpo_command.main([*words, f"--data={preferences}", "--beta=0.1,0.5"]) == 0
@@ -138,7 +137,7 @@ def test_dpo_trains_a_grid_of_adapters(stories, preferences, tmp_path, capsys):
         lines = read_metrics(run)
         assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
         assert lines[-1]["eval_accuracy"] > 0.9
-        aligned = load_policy(f"{stories}+{run}")
+        aligned = load_policy(f"{toy}+{run}")
         assert aligned.beta == beta and aligned.config.adapters[0].rank == 4
     # Less regularization, further away.
     margins = [read_metrics(out / f"beta={beta}")[-1]["margin"] / beta for beta in (0.1, 0.5)]
@@ -146,9 +145,9 @@ def test_dpo_trains_a_grid_of_adapters(stories, preferences, tmp_path, capsys):
     assert len(list((out / "cache").iterdir())) == 2
 
 
-def test_a_reward_model_is_trained_and_serves_as_a_reward(stories, preferences, openings, tmp_path):
+def test_a_reward_model_is_trained_and_serves_as_a_reward(toy, preferences, openings, tmp_path):
     out = tmp_path / "judge"
-    arguments = [f"--model={stories}", f"--data={preferences}", f"--out={out}", "--eval-share=0.2"]
+    arguments = [f"--model={toy}", f"--data={preferences}", f"--out={out}", "--eval-share=0.2"]
     assert (
         reward_command.main([*arguments, "--max-steps=15", "--batch-size=16", "--learning-rate=0.001"]) == 0
     )
@@ -158,11 +157,11 @@ def test_a_reward_model_is_trained_and_serves_as_a_reward(stories, preferences, 
 
     theirs = AutoModelForSequenceClassification.from_pretrained(out)
     ours = load_reward_model(str(out))
-    texts = [[1, 403, 407, 261], [1, 403, 378, 267, 1]]
+    texts = [[1, 403, 407, 261], [1, 403, 378, 267, 2]]
     with torch.no_grad():
         expected = [theirs(torch.tensor([ids])).logits.item() for ids in texts]
     np.testing.assert_allclose(reward_texts(ours, texts), expected, atol=2e-5)
-    arguments = [f"--model={stories}", f"--data={openings}", f"--reward=model:{out}", "--max-steps=2"]
+    arguments = [f"--model={toy}", f"--data={openings}", f"--reward=model:{out}", "--max-steps=2"]
     assert (
         rlhf_command.main([*arguments, f"--out={tmp_path / 'p'}", "--batch-size=16", "--max-new-tokens=8"])
         == 0
@@ -188,10 +187,10 @@ def wait_for_lines(path, count, process):
         time.sleep(0.02)
 
 
-def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(stories, texts, tmp_path):
+def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(toy, texts, tmp_path):
     """SIGTERM once, SIGKILL ten times: bit-identical parameters, the same lines."""
     arguments = [
-        f"--model={stories}", f"--data={texts}", "--max-length=64", "--max-steps=24", "--batch-size=8",
+        f"--model={toy}", f"--data={texts}", "--max-length=64", "--max-steps=24", "--batch-size=8",
         "--learning-rate=0.002", "--save-steps=1", "--eval-steps=6", "--eval-share=0.1",
     ]  # fmt: skip
     # Compiled once for all runs.
@@ -212,9 +211,9 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(stories,
     assert [line["step"] for line in read_metrics(stopped)] == list(range(24))
 
 
-def test_eight_devices_train_as_one_and_go_on_to_the_bit(stories, texts, tmp_path):
+def test_eight_devices_train_as_one_and_go_on_to_the_bit(toy, texts, tmp_path):
     arguments = [
-        f"--model={stories}", f"--data={texts}", "--max-length=64", "--max-steps=8", "--batch-size=16",
+        f"--model={toy}", f"--data={texts}", "--max-length=64", "--max-steps=8", "--batch-size=16",
         "--learning-rate=0.002", "--save-steps=2",
     ]  # fmt: skip
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -340,12 +339,10 @@ def broken(prompts, completions, **columns):
 
 
 @pytest.mark.parametrize(("command", "options", "said"), MISTAKES)
-def test_mistakes_are_one_line(
-    command, options, said, stories, openings, texts, preferences, tmp_path, capsys
-):
+def test_mistakes_are_one_line(command, options, said, toy, openings, texts, preferences, tmp_path, capsys):
     data = {"sft": texts, "dpo": preferences, "rlhf": openings}[command]
     given = {
-        "--model": stories,
+        "--model": toy,
         "--data": data,
         "--out": tmp_path / "out",
         "--max-steps": 1,

@@ -48,8 +48,8 @@ def assert_same(one, other, **tolerance):
 
 
 @pytest.fixture
-def tiny(stories):
-    return tiny_policy(stories, 0)
+def tiny(toy):
+    return tiny_policy(toy, 0)
 
 
 def test_sft_loss_is_torch_cross_entropy(pair):
@@ -228,10 +228,10 @@ def test_log_probabilities_of_the_reference_are_computed_once(tiny, tmp_path, mo
         preference_method(*arguments)
 
 
-def test_only_adapters_are_trained(tiny, tmp_path, stories):
+def test_only_adapters_are_trained(tiny, tmp_path, toy):
     from dera_jax import load_policy
 
-    policy = with_lora(load_policy(str(stories)), 2, 4.0, ["q_proj", "v_proj"])
+    policy = with_lora(load_policy(str(toy)), 2, 4.0, ["q_proj", "v_proj"])
     examples = [Example((1, 403), (261, 378, 267)), Example((1, 403, 407), (268, 1))]
     config = replace(CONFIG, batch_size=2)
     method = sft_method(policy, examples, config)

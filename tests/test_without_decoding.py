@@ -8,7 +8,7 @@ import pytest
 from dera_jax import load_policies, load_prompts, read_rows
 from dera_jax.commands import plot
 from dera_jax.commands import score as score_command
-from dera_jax.divergence import kl_per_token
+from dera_jax.divergence import encode_texts, kl_per_token
 from tests.command_runs import PNG, TEXTS
 
 # Figures and tables
@@ -81,17 +81,20 @@ def test_score_of_pairs_prints_and_writes_accuracies(call, models, tmp_path):
     assert table[0]["accuracy"]["mean"] == 0.5 and table[0]["implicit_reward_accuracy"] is None
 
 
-def test_score_of_models_is_the_mean_divergence(call, stories, aligned, prompts, tmp_path):
+def test_score_of_models_is_the_mean_divergence(call, toy, aligned, prompts, tmp_path):
     out = tmp_path / "kl.json"
-    code, text, _ = call(score_command.main, f"--models={aligned},{stories}", prompts, f"--out={out}")
-    assert code == 0 and text.startswith(f"KL({aligned} ‖ {stories}) = ")
+    code, text, _ = call(score_command.main, f"--models={aligned},{toy}", prompts, f"--out={out}")
+    assert code == 0 and text.startswith(f"KL({aligned} ‖ {toy}) = ")
     found = json.loads(out.read_text())
     # KL of A against B: B is the reference. Held against torch in test_stored.
-    expected = kl_per_token(load_policies(stories, aligned), load_prompts(prompts.partition("=")[2]), rows=3)
+    policies = load_policies(toy, aligned)
+    expected = kl_per_token(
+        policies, encode_texts(policies, load_prompts(prompts.partition("=")[2]))[0], rows=3
+    )
     # Other rows share its batches, and the longest of a batch decides how its queries are split.
     told = {"mean": expected.mean, "low": expected.low, "high": expected.high}
     assert found["kl_per_token"] == pytest.approx(told, rel=1e-4)
-    assert found["models"] == [str(aligned), str(stories)] and found["prompts"] == 3
+    assert found["models"] == [str(aligned), str(toy)] and found["prompts"] == 3
     assert f"{expected.mean:.4g} ± {expected.half_width:.2g} nats per token" in text
-    code, same, _ = call(score_command.main, f"--models={stories},{stories}", prompts, "--num-prompts=1")
+    code, same, _ = call(score_command.main, f"--models={toy},{toy}", prompts, "--num-prompts=1")
     assert code == 0 and "= 0 nats per token, on 1 texts" in same

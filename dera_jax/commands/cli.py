@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from dera_jax.commands.compilations import keep_compilations
 from dera_jax.files import read_json
-from dera_jax.rewards import KNOWN
+from dera_jax.rewards import HELP
 
-REWARDS = ", ".join(form for _, form in KNOWN.values())
+REWARDS = HELP
 """How rewards are written."""
 
 HABITS = {
@@ -72,7 +72,13 @@ HABITS = {
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal."""
+TERMINATED = 143
+"""Exit code after SIGTERM, in the same way: what was to come after this command cannot."""
 LESS_MEMORY = "fewer --rows (--batch-size), shorter texts, --dtype=bfloat16, a larger `model` in --mesh help"
+
+
+class Terminated(Exception):
+    """The command was asked to end (SIGTERM) before it was done; says what is kept."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,6 +152,8 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
             return 0
         except (ValueError, OSError) as error:
             return _fail(f"error: {_one_line(error)}")
+        except Terminated as terminated:
+            return _fail(str(terminated), TERMINATED)
         except KeyboardInterrupt as interruption:
             code = _fail(": ".join(["interrupted", *map(str, interruption.args)]), INTERRUPTED)
             if argv is None:  # as a process: taken down in the middle of a compilation, JAX would crash
@@ -205,11 +213,20 @@ def apply_config_file(parser: Parser, argv: Sequence[str] | None) -> argparse.Na
     args = parser.parse_args(words)
     if not args.config:
         return args
-    path = Path(args.config)
+    return parser.parse_args([*config_words(parser, args.config, words), *words])
+
+
+def config_words(parser: Parser, file: str, words: Sequence[str]) -> list[str]:
+    """Returns the words of a command line that give the options of a `--config` file, but those given already.
+
+    Raises:
+      ValueError: as `apply_config_file`.
+    """
+    path = Path(file)
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected a JSON object with option names as keys")
-    given = {word.partition("=")[0] for word in _normalize(words)}
+    given = {word.partition("=")[0] for word in _normalize(list(words))}
     from_file: list[str] = []
     for key, value in settings.items():
         name = "--" + key.replace("_", "-")
@@ -218,7 +235,7 @@ def apply_config_file(parser: Parser, argv: Sequence[str] | None) -> argparse.Na
             raise ValueError(f"{path}: {parser.unknown(name)}")
         if name not in given and value is not None:
             from_file += _option_words(name, value, action, path)
-    return parser.parse_args([*from_file, *words])
+    return from_file
 
 
 def _option_words(name: str, value, action: argparse.Action, path: Path) -> list[str]:

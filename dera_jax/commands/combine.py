@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     models.add_pair_options(parser)
     args = parser.parse_args(argv)
 
-    from dera_jax.combine import check_architectures, combine
+    from dera_jax.combine import check_architectures, check_free, combine, open_folder
     from dera_jax.policies import save_policy
     from dera_jax.provenance import provenance
     from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(strengths) != 1:
         raise ValueError(f"--lambda: expected one strength, found {len(strengths)} in {args.lambda_!r}")
     cli.check_folder(args.out)
-    if any(args.out.glob("model*.safetensors")):
-        raise ValueError(f"{args.out}: already holds a model; choose another --out or remove it")
+    check_free(args.out)
     if reference:
         check_architectures([reference, *aligned])
     cli.announce_devices()
@@ -49,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "models": [{"name": p.name, "fingerprint": p.fingerprint} for p in policies],
         "provenance": provenance(cli.command_line("eval.combine", argv)),
     }
-    save_policy(made, args.out, facts)
+    with open_folder(args.out, facts):
+        save_policy(made, args.out, facts | {"finished": True})
     print(
         f"{args.out}: {args.method} combination of {len(policies)} models at λ = {format_strength(strengths[0])}"
     )

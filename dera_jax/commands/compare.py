@@ -15,6 +15,9 @@ from pathlib import Path
 
 from dera_jax.commands import cli, judging
 
+COMPARED = ("prompt", "completion", "length", "finish_reason", "rewards")
+"""Fields of rows that judges look at, beside those that tell them apart."""
+
 
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,29 +25,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
 
+    from dera_jax.asked import check_whole
     from dera_jax.compare import compare, comparison_to_json, format_comparisons
     from dera_jax.files import write_json
     from dera_jax.provenance import provenance
     from dera_jax.results import read_rows
+    from dera_jax.shown import shown
 
     same = args.run_a.resolve() == args.run_b.resolve()
     if same and args.against is None:
         raise ValueError("RUN_A and RUN_B are one run: expected --against=STRENGTH, what to compare it with")
     judge = _judge(args, parser)
-    rows_a = read_rows(args.run_a)
-    rows_b = rows_a if same else read_rows(args.run_b)
+    rows_a = read_rows(args.run_a, COMPARED)
+    rows_b = rows_a if same else read_rows(args.run_b, COMPARED)
+    lambdas, against = _strengths(args.lambda_, rows_a), _against(args.against, rows_b)
+    others = lambdas if against is None else [against]
+    for run, rows, strengths in ((args.run_a, rows_a, lambdas), (args.run_b, rows_b, others)):
+        check_whole(run, rows, args.allow_missing, "compares what both have", strengths)
+    names = shown(args.run_a, 200), shown(args.run_b, 200)
     found = compare(
-        rows_a,
-        rows_b,
-        judge,
-        lambdas=_strengths(args.lambda_, rows_a),
-        against=_against(args.against, rows_b),
-        allow_missing=args.allow_missing,
-        names=(str(args.run_a), str(args.run_b)),
+        rows_a, rows_b, judge, lambdas=lambdas, against=against, allow_missing=args.allow_missing, names=names
     )
     print(format_comparisons(found, args.table))
     if args.table == "terminal":
-        print(f"\nA: {args.run_a}, B: {args.run_b}; {_about(args)}")
+        print(f"\nA: {names[0]}, B: {names[1]}; {shown(_about(args))}")
     for line in _warnings(found, args):
         print(f"warning: {line}", file=sys.stderr)
     if args.out:
@@ -165,7 +169,9 @@ def _against(text: str | None, rows: Sequence[dict]):
 
 
 def _about(args) -> str:
-    judge = f"judge: {args.judge}"
+    from dera_jax.shown import shown
+
+    judge = f"judge: {shown(args.judge)}"
     if _by_model(args):
         judge += f", asked for the better {'summary' if args.question == 'summary' else 'answer'}"
         judge += ", in both orders" if args.both_orders else ", in random order"

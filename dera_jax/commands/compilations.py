@@ -1,7 +1,8 @@
 """Where compiled programs are kept from one command to the next."""
 
 import os
-from pathlib import Path
+
+from dera_jax.folders import cache_folder
 
 MOST_BYTES = 4 * 2**30
 """Of compiled programs; the least used are removed."""
@@ -18,7 +19,7 @@ def keep_compilations() -> None:
 
     if jax.config.jax_compilation_cache_dir is not None:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dera_jax"
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -1,11 +1,9 @@
 """Options of commands that decode: how completions are drawn, by which rule, how many at a time."""
 
 import argparse
-import importlib
-import os
-import sys
 
 from dera_jax.configs import KV_CACHES, DecodeConfig
+from dera_jax.user_code import load_function
 
 
 def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
@@ -92,17 +90,7 @@ def load_rule(spec: str | None):
 
     if spec is None:
         return linear_rule, "linear"
-    module, _, name = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
-    try:
-        rule = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the module is the user's and may fail in any way
-        raise ValueError(
-            f"--rule={spec}: expected module:function ({type(error).__name__}: {error})"
-        ) from error
-    if not callable(rule):
-        raise ValueError(f"--rule={spec}: expected a function, found {rule!r:.60}")
+    rule = load_function(spec, f"--rule={spec}")
     return rule, "linear" if is_mixture(rule) else spec
 
 

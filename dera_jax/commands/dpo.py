@@ -13,23 +13,8 @@ from dataclasses import asdict, fields
 from dera_jax.commands import cli, train_checks, train_options
 
 
-def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
-    """Raises ValueError for options that cannot be, or that do nothing."""
-    idle = {}
-    if args.loss not in ("sigmoid", "sigmoid_norm"):
-        idle["--label-smoothing"] = "--loss=sigmoid or sigmoid_norm"
-    if args.loss != "kto":
-        idle |= dict.fromkeys(("--desirable-weight", "--undesirable-weight"), "--loss=kto")
-    if not args.sync_ref_model:
-        idle |= dict.fromkeys(("--ref-model-mixup-alpha", "--ref-model-sync-steps"), "--sync-ref-model")
-    if any(beta == 0 for _, _, beta in train_options.grid(args)):
-        raise ValueError("--beta: expected a number above 0, got 0: nothing would be learned")
-    train_checks.check(parser, args, idle)
-
-
-@cli.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m train.dpo`."""
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m train.dpo`."""
     parser = cli.Parser(__doc__, prog="python -m train.dpo")
     train_options.add_model_options(parser)
     train_options.add_data_options(parser, "`prompt`, `chosen` and `rejected`")
@@ -74,6 +59,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--undesirable-weight", type=float, default=1.0, metavar="W", help="of KTO (default %(default)g)"
     )
     train_options.add_train_options(parser, learning_rate=1e-5, batch_size=32)
+    return parser
+
+
+def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """Raises ValueError for options that cannot be, or that do nothing."""
+    idle = {}
+    if args.loss not in ("sigmoid", "sigmoid_norm"):
+        idle["--label-smoothing"] = "--loss=sigmoid or sigmoid_norm"
+    if args.loss != "kto":
+        idle |= dict.fromkeys(("--desirable-weight", "--undesirable-weight"), "--loss=kto")
+    if not args.sync_ref_model:
+        idle |= dict.fromkeys(("--ref-model-mixup-alpha", "--ref-model-sync-steps"), "--sync-ref-model")
+    if any(beta == 0 for _, _, beta in train_options.grid(args)):
+        raise ValueError("--beta: expected a number above 0, got 0: nothing would be learned")
+    train_checks.check(parser, args, idle)
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m train.dpo`."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     _check(parser, args)
 
@@ -95,8 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def encode(records):
             if preference.loss == "kto":
-                return encode_examples(policy, records, max_length, labelled=True)
-            return encode_pairs(policy, records, max_length)
+                return encode_examples(
+                    policy, records, max_length, labelled=True, truncation_mode=args.truncation_mode
+                )
+            return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode)
 
         if "data" not in loaded:
             loaded["data"] = train_options.Data(args, encode)

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prompt = load_prompts("toy", 1)[0]
     else:
         turn = [{"role": "user", "content": args.prompt}]
-        prompt = Prompt.of({"messages": turn} if args.chat else args.prompt)
+        prompt = Prompt.of({"messages": turn} if args.chat else args.prompt, where="--prompt")
     rule, _ = decode_options.load_rule(args.rule)
     rows = decode_options.parse_rows(args.rows, len(lambdas) * args.num_samples)
     mesh = models.open_mesh(args)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dera_jax.commands import cli
-from dera_jax.judge_endpoint import KEY_ENV, Endpoint, default_cache
+from dera_jax.judge_endpoint import KEY_ENV, Endpoint
 
 ENDPOINT = Endpoint.__dataclass_fields__
 """Their defaults are those of the options."""
@@ -24,8 +24,8 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         help="requests under way at a time (default %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--cache", type=Path, default=default_cache(), metavar="DIR",
-        help="where answers are kept; none is asked for twice (default %(default)s)",
+        "--cache", type=Path, metavar="DIR",
+        help="where answers are kept; none is asked for twice (default: dera_jax/judge in XDG_CACHE_HOME or ~/.cache)",
     )  # fmt: skip
     group.add_argument(
         "--temperature", default=f"{ENDPOINT['temperature'].default:g}", metavar="T",
@@ -37,15 +37,16 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--timeout", type=float, default=ENDPOINT["timeout"].default, metavar="SECONDS",
-        help="that an answer may take (default %(default)g)",
+        help="that an answer may take, whole (default %(default)g)",
     )  # fmt: skip
     group.add_argument(
         "--retries", type=int, default=ENDPOINT["retries"].default, metavar="N",
-        help="after no connection, no answer, and statuses 408, 429 and 5xx (default %(default)s)",
+        help="after no connection, no answer, and statuses 408, 409, 425, 429 and 5xx (default %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--judge-key-env", default=KEY_ENV, metavar="NAME",
-        help="environment variable with the key, which is kept nowhere (default %(default)s)",
+        "--judge-key-env", metavar="NAME",
+        help="environment variable with the key, which is kept nowhere and shown nowhere "
+        f"(default {KEY_ENV}, whose key goes over https or to this machine only)",
     )  # fmt: skip
     group.add_argument(
         "--max-failures", type=float, default=0.1, metavar="SHARE",
@@ -66,8 +67,8 @@ def refuse_without_endpoint(args: argparse.Namespace, parser: cli.Parser, *more:
 def endpoint_settings(args: argparse.Namespace) -> dict:
     """Returns the fields of `Endpoint` that the options give."""
     return {
+        **({"cache": args.cache} if args.cache else {}),
         "concurrency": args.concurrency,
-        "cache": args.cache,
         "temperature": _number_or_none("--temperature", args.temperature, float),
         "max_new_tokens": _number_or_none("--max-new-tokens", args.max_new_tokens, int),
         "timeout": args.timeout,

@@ -1,6 +1,7 @@
 """The devices and processes that a command runs on."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -37,12 +38,21 @@ def add_mesh_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def start(args: argparse.Namespace) -> None:
-    """Joins the other processes of the run, if it is told of any."""
+def start(args: argparse.Namespace, *, saves: bool = False) -> None:
+    """Joins the other processes of the run, if it is told of any.
+
+    Args:
+      saves: whether the command stops with the others after SIGTERM, its state saved. Else SIGTERM ends
+        this process, as it would a single one; JAX by itself would only note it.
+    """
+    import jax
+
     from dera_jax.sharding import start_processes
 
     check_number("--coordinator-timeout", args.coordinator_timeout, 0.0, float("inf"))
     start_processes(args.coordinator, args.num_processes, args.process_id, args.coordinator_timeout)
+    if jax.distributed.is_initialized() and not saves:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def open_mesh(args: argparse.Namespace, held: Callable[[], int]):

@@ -7,7 +7,6 @@
 Several sweeps share their panels, a colour and a marker each.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,20 +33,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from dera_jax import metrics, reports, results, tables
+    from dera_jax.asked import check_whole
+    from dera_jax.row_files import WHOLE
+    from dera_jax.shown import shown
 
     summaries = {}
     for run in args.runs:
-        rows = results.read_rows(run)
+        rows = results.read_rows(run, WHOLE)
         if not rows:
-            raise ValueError(f"{run}: no rows yet")
-        if told := results.tell_missing(run, rows):
-            if not args.allow_missing:
-                raise ValueError(f"{run}: {told}; complete the run, or --allow-missing shows what is there")
-            print(f"warning: {run}: {told}", file=sys.stderr)
+            raise ValueError(f"{shown(run, 200)}: no rows yet")
+        check_whole(run, rows, args.allow_missing, "shows what is there", to_its_end=True)
         summaries[_name(run, args.runs)] = metrics.summarize(rows)
     if args.table:
         for name, found in summaries.items():
-            title = [name] if len(summaries) > 1 else []
+            title = [shown(name)] if len(summaries) > 1 else []
             print("\n".join([*title, tables.format_table(found, style=args.table)]))
         return
     from dera_jax import plots
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = args.out or _folder(args.runs[0]) / "sweep.png"
     pairs = dict.fromkeys(filter(None, map(reports.describe_models, args.runs)))
     plots.plot_sweep(summaries, out, "; ".join(pairs))
-    print(out)
+    print(shown(out))
 
 
 def _name(run: Path, runs: Sequence[Path]) -> str:

@@ -3,7 +3,6 @@
 Everything is done by the commands themselves, which go on where they stopped.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -12,12 +11,15 @@ from pathlib import Path
 
 from dera_jax import retraining, tune
 from dera_jax.cells import prompt_text
+from dera_jax.commands import recorded
+from dera_jax.commands.recorded import Named
 from dera_jax.data import load_records
 from dera_jax.files import encode_json, make_folder, read_json, write_bytes
 from dera_jax.metrics import estimate
 from dera_jax.objectives import Constraint, Grid, Objective, read_grid
 from dera_jax.prompts import Prompt
 from dera_jax.retraining import Cost, Target
+from dera_jax.shown import shown
 from dera_jax.tune import Choice
 from dera_jax.tune_data import Run, differing, read_run
 from dera_jax.tune_report import Retrained
@@ -42,7 +44,12 @@ class Plan:
 
 
 def retrain(
-    plan: Plan, choice: Choice, out: Path | None, prompts: str | None, allow_missing: bool
+    plan: Plan,
+    choice: Choice,
+    out: Path | None,
+    prompts: str | None,
+    allow_missing: bool,
+    named: Named,
 ) -> Retrained | None:
     """Returns what the model trained at β* shows on the validation part, None where it is the aligned one.
 
@@ -50,9 +57,11 @@ def retrain(
       choice: of λ*.
       out: folder of model and sweep; None is runs/<aligned>-beta=<β*>.
       prompts: where those of the run lie, if not where its manifest says.
+      named: code of the recorded commands that may run.
 
     Raises:
-      ValueError: there is no β*; the run or the model were not made by our commands; prompts that are others.
+      ValueError: there is no β*; the run or the model were not made by our commands, or these hold what is
+        not repeated; prompts that are others.
       SystemExit: one of the commands failed, and has said why.
     """
     _check(plan)
@@ -60,22 +69,19 @@ def retrain(
         return None
     (name,), (manifest,), (target,) = plan.models, plan.manifests, plan.targets
     out = out or Path("runs") / f"{Path(name).name}-beta={retraining.written(target.beta_star)}"
-    module, training = retraining.training_words(manifest, name, target.beta_star, out / "model")
     model = retraining.retrained_name(name, out / "model")
-    rewards = [each for each in plan.names if each in plan.second.rewards]
-    where = str(plan.second.path)
-    count = len(set(plan.validation.prompts))
-    decoding = retraining.decoding_words(
-        plan.second.manifest, where, model, out / "prompts.jsonl", count, rewards, out / "sweep"
-    )
+    (trainer, training), (_, decoding) = commands = _commands(plan, model, out, named)
+    # Before anything is done, for they are somebody else's words.
+    told = [recorded.line(*command) for command in commands]
+    print("--retrain repeats what was recorded:", *told, sep="\n  ", file=sys.stderr)
     make_folder(out)
     _write_prompts(plan, prompts, out / "prompts.jsonl")
-    _run(module, training)
+    _run(trainer, training)
     trained = read_json(out / "model" / "manifest.json")
     if not trained.get("finished"):
         raise ValueError(f"--retrain: training stopped before its end in {out}; the same command goes on")
     for line in retraining.differing_settings(manifest, trained):
-        print(f"warning: the aligned model was trained otherwise: {line}", file=sys.stderr)
+        print(f"warning: the aligned model was trained otherwise: {shown(line)}", file=sys.stderr)
     _run("eval.sweep", decoding)
     cost = retraining.Cost(
         aligned=manifest.get("seconds"),
@@ -84,6 +90,26 @@ def retrain(
         strengths=retraining.strengths_to_train(plan.validation.strengths),
     )
     return _compared(plan, choice, out / "sweep", model, cost, allow_missing)
+
+
+def _commands(plan: Plan, model: str, out: Path, named: Named) -> list[tuple[str, list[str]]]:
+    """Returns module and words of the training and of the decoding.
+
+    Raises:
+      ValueError: they hold what is not repeated.
+    """
+    (name,), (manifest,), (target,) = plan.models, plan.manifests, plan.targets
+    where = str(plan.second.path)
+    trainer, training = retraining.training_words(manifest, name, target.beta_star, out / "model")
+    rewards = [each for each in plan.names if each in plan.second.rewards]
+    count = len(set(plan.validation.prompts))
+    decoding = retraining.decoding_words(
+        plan.second.manifest, where, model, out / "prompts.jsonl", count, rewards, out / "sweep"
+    )
+    return [
+        (trainer, recorded.repeatable(trainer, training, name, named)),
+        ("eval.sweep", recorded.repeatable("eval.sweep", decoding, where, named)),
+    ]
 
 
 def _check(plan: Plan) -> None:
@@ -106,10 +132,8 @@ def _run(module: str, words: list[str]) -> None:
     Raises:
       SystemExit: it failed, and has said why.
     """
-    print(" ".join(["python -m", module, *words]), file=sys.stderr)
-    command = importlib.import_module(f"dera_jax.commands.{module.partition('.')[2]}")
     with redirect_stdout(sys.stderr):
-        code = command.main(words)
+        code = recorded.COMMANDS[module].main(words)
     if code:
         raise SystemExit(code)
 
@@ -153,7 +177,9 @@ def _compared(
     ]
     if name := differing(*ways):
         told = [f"{way.get(name)!r:.60}" for way in ways]
-        raise ValueError(f"{sweep}: {name} is {told[1]}, of the run {told[0]}: they cannot be compared")
+        raise ValueError(
+            f"{sweep}: {shown(name, 60)} is {told[1]}, of the run {told[0]}: they cannot be compared"
+        )
     needed = {choice.strength, *tune.ends(1), plan.objective.against} & {*plan.validation.strengths}
     own = set(plan.validation.keys)
 

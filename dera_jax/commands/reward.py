@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_length = args.max_length or policy.config.max_positions
         if "data" not in loaded:
             loaded["data"] = train_options.Data(
-                args, lambda records: encode_pairs(policy, records, max_length)
+                args,
+                lambda records: encode_pairs(
+                    policy, records, max_length, truncation_mode=args.truncation_mode
+                ),
             )
         data = loaded["data"]
         config = train_options.train_config(args, seed, len(data.items))

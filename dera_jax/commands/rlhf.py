@@ -26,7 +26,9 @@ CONSTANTS = {
 }
 
 
-def _add_options(parser: cli.Parser) -> None:
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m train.rlhf`."""
+    parser = cli.Parser(__doc__, prog="python -m train.rlhf")
     train_options.add_model_options(parser)
     parser.add_argument(
         "--data",
@@ -118,6 +120,7 @@ def _add_options(parser: cli.Parser) -> None:
         parser, epochs=False, learning_rate=1e-4, max_steps=100, batch_size=128,
         save_steps=20,
     )  # fmt: skip
+    return parser
 
 
 def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
@@ -134,17 +137,17 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.rlhf`."""
-    parser = cli.Parser(__doc__, prog="python -m train.rlhf")
-    _add_options(parser)
+    parser = make_parser()
     args = parser.parse_args(argv)
     _check(parser, args)
 
-    from dera_jax.encoding import encode_fitting
+    from dera_jax.encoding import encode_usable
     from dera_jax.ppo import PPOConfig, ppo_method
-    from dera_jax.prompts import check_one_turn, load_prompts
+    from dera_jax.prompts import check_one_turn, read_prompts
     from dera_jax.rewards import parse_rewards, weigh_rewards
     from dera_jax.rlhf import RolloutConfig, policy_gradient_method
     from dera_jax.runs import Best, fingerprint
+    from dera_jax.usable import Dropped
 
     constants = {field.name: getattr(args, field.name) for field in fields(PPOConfig)}
     ppo = train_checks.as_options(args, lambda: PPOConfig(**constants))
@@ -161,8 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _, seed, beta in train_options.grid(args):
         train_checks.as_options(args, lambda seed=seed, beta=beta: rollout_config(seed, beta))
     rewards = weigh_rewards(parse_rewards(args.reward), args.reward_weights)
-    prompts = load_prompts(args.data, args.num_prompts)
-    held_out = load_prompts(args.eval_data) if args.eval_data else []
+    prompts, dropped = read_prompts(args.data, args.num_prompts)
+    held_out, also = read_prompts(args.eval_data) if args.eval_data else ([], Dropped())
     check_one_turn([*prompts, *held_out])
     train_checks.check_prompts(args, len(prompts))
     cli.announce_devices()
@@ -172,10 +175,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         policy = train_options.load_policy(args, seed, loaded)
         reference = train_options.load_reference(args, loaded)
         rollout, config = rollout_config(seed, beta), train_options.train_config(args, seed)
-        for name, some in (("data", prompts), ("eval_data", held_out)):
+        for name, some, unread in (("data", prompts, dropped), ("eval_data", held_out, also)):
             if some and name not in loaded:
-                loaded[name], told = encode_fitting(policy, some, args.max_new_tokens)
-                print(f"{getattr(args, name)}: {told}", file=sys.stderr)
+                # One more, since completions are read whole in training.
+                _, loaded[name], unfit = encode_usable((policy,), some, args.max_new_tokens + 1)
+                print((unread | unfit).told(getattr(args, name), len(loaded[name])), file=sys.stderr)
         encoded, asked = loaded["data"], loaded.get("eval_data", [])
         train_checks.check_prompts(args, len(encoded))
 

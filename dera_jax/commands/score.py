@@ -8,7 +8,8 @@
   python -m eval.score --models=REFERENCE,ALIGNED --quantize=nf4 --prompts=FILE.txt
                                                          KL of quantized against full, per strength
 
-Pairs are JSONL with `prompt`, `chosen` and `rejected`. Accuracy is the share of pairs whose chosen
+Pairs are what train.dpo and train.reward read: `prompt`, `chosen` and `rejected`, texts or lists of
+messages; or whole transcripts in the last two. Accuracy is the share of pairs whose chosen
 completion has the larger log π(y|x)/|y|; the implicit reward compares log π(y|x)/π_ref(y|x).
 """
 
@@ -83,9 +84,7 @@ def make_parser() -> cli.Parser:
         help="what it is asked, and the reward's name: hallucination (1 if the completion says what the "
         "prompt does not, else 0) or mt-bench (1 to 10)",
     )  # fmt: skip
-    parser.add_argument(
-        "--pairs", metavar="FILE", help="preference pairs: JSONL or parquet with prompt, chosen, rejected"
-    )
+    parser.add_argument("--pairs", metavar="FILE", help="preference pairs, as train.dpo reads them")
     parser.add_argument(
         "--models",
         metavar="A,B",
@@ -121,6 +120,7 @@ def _score_run(args) -> None:
     from dera_jax import metrics, plots, reports, results, tables
     from dera_jax.prompts import load_prompts
     from dera_jax.rewards import parse_rewards
+    from dera_jax.shown import shown
     from dera_jax.stored import judge_run
 
     if bool(args.reward) == bool(args.judge):
@@ -132,15 +132,18 @@ def _score_run(args) -> None:
         rewards, more = parse_rewards(args.reward), None
     columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
     added = judge_run(args.run, rewards, columns, args.command, more)
-    summaries = metrics.summarize(results.read_rows(args.run))
+    rows = results.read_rows(args.run)
+    summaries = metrics.summarize(rows)
     reports.write_summary_csv(args.run / "summary.csv", summaries)
     about = reports.describe_models(args.run)
     plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png", about)
     print(tables.format_table(summaries))
-    for warning in reports.warnings_of(summaries):
+    for warning in reports.warnings_of(summaries, args.run):
         print(f"warning: {warning}", file=sys.stderr)
+    if told := results.tell_missing(args.run, rows):
+        print(f"warning: {told}; eval.sweep completes the run", file=sys.stderr)
     print(
-        f"{args.run}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
+        f"{shown(args.run)}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
     )
 
 
@@ -152,13 +155,15 @@ def _grades(args) -> tuple[tuple, dict]:
     """
     from dera_jax.judges import grade_reward, parse_endpoint
     from dera_jax.results import read_manifest
+    from dera_jax.shown import shown
 
     if not args.question:
         raise ValueError("--judge: expected --question=hallucination|mt-bench, what to ask it")
     endpoint = parse_endpoint(args.judge, **judging.endpoint_settings(args))
     judges = read_manifest(args.run).get("judges", {})
     if judges.get(args.question, endpoint.name) != endpoint.name:
-        raise ValueError(f"{args.run} has {args.question} already, by the judge {judges[args.question]}")
+        by = shown(judges[args.question], 100)
+        raise ValueError(f"{shown(args.run, 200)} has {args.question} already, by the judge {by}")
     reward = grade_reward(endpoint, args.question, args.max_failures, args.ask_again)
     return (reward,), {"judges": judges | {args.question: endpoint.name}}
 
@@ -169,13 +174,15 @@ def _score_pairs(args) -> None:
 
     _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
-    loaded = pairs.load_pairs(args.pairs, args.num_prompts)
+    loaded, unread = pairs.load_pairs(args.pairs, args.num_prompts)
     rows = decode_options.parse_rows(args.rows, len(loaded))
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
-    table = pairs.pairwise_accuracy(policies, loaded, lambdas, rows)
-    print(f"{len(loaded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
+    encoded, unfit = pairs.encode_pairs(policies, loaded)
+    _tell(unread | unfit, args.pairs, len(encoded))
+    table = pairs.pairwise_accuracy(policies, encoded, lambdas, rows)
+    print(f"{len(encoded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
     print(f"{'λ':>8}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
     for strength, accuracy, implicit in table:
         print(f"{format_strength(strength):>8}  {_shown(accuracy):>20}  {_shown(implicit):>20}")
@@ -183,7 +190,7 @@ def _score_pairs(args) -> None:
 
 
 def _score_models(args) -> None:
-    from dera_jax.prompts import load_prompts
+    from dera_jax.prompts import read_prompts
 
     names = args.models.split(",")
     if len(names) < 2 or not all(names) or (len(names) > 2 and not args.quantize):
@@ -191,24 +198,41 @@ def _score_models(args) -> None:
         raise ValueError(f"--models: expected {expected}, found {args.models!r}")
     if not args.prompts:
         raise ValueError("--models: expected --prompts, the text on which to compare them")
-    prompts = load_prompts(args.prompts, args.num_prompts)
+    prompts, dropped = read_prompts(args.prompts, args.num_prompts)
     rows = decode_options.parse_rows(args.rows, len(prompts))
-    (_compare_precisions if args.quantize else _compare_models)(args, names, prompts, rows)
+    (_compare_precisions if args.quantize else _compare_models)(args, names, (prompts, dropped), rows)
 
 
-def _compare_models(args, names: list[str], prompts: list, rows: int) -> None:
+def _texts(args, policies, given) -> list:
+    """Returns the texts that the models can read, and tells what became of the others."""
+    from dera_jax.divergence import encode_texts
+
+    prompts, unread = given
+    texts, unfit = encode_texts(policies, prompts)
+    _tell(unread | unfit, args.prompts, len(texts))
+    return texts
+
+
+def _tell(dropped, source: str, used: int) -> None:
+    if dropped.count:
+        print(dropped.told(source, used), file=sys.stderr)
+
+
+def _compare_models(args, names: list[str], given: tuple, rows: int) -> None:
     from dera_jax.divergence import kl_per_token
     from dera_jax.reports import estimate_to_json
 
     mesh = models.open_mesh(args)
     cli.announce_devices()
     # The reference is what the divergence is measured against.
-    found = kl_per_token(models.load_models(args, names[::-1], mesh=mesh), prompts, rows)
-    print(f"KL({names[0]} ‖ {names[1]}) = {_shown(found)} nats per token, on {len(prompts)} texts")
-    _write(args.out, {"kl_per_token": estimate_to_json(found), "models": names, "prompts": len(prompts)})
+    policies = models.load_models(args, names[::-1], mesh=mesh)
+    texts = _texts(args, policies, given)
+    found = kl_per_token(policies, texts, rows)
+    print(f"KL({names[0]} ‖ {names[1]}) = {_shown(found)} nats per token, on {len(texts)} texts")
+    _write(args.out, {"kl_per_token": estimate_to_json(found), "models": names, "prompts": len(texts)})
 
 
-def _compare_precisions(args, names: list[str], prompts: list, rows: int) -> None:
+def _compare_precisions(args, names: list[str], given: tuple, rows: int) -> None:
     """Prints what quantization costs each model and the mixture at each strength."""
     from dera_jax.precision import precision_cost
     from dera_jax.reports import estimate_to_json
@@ -218,8 +242,9 @@ def _compare_precisions(args, names: list[str], prompts: list, rows: int) -> Non
     mesh = models.open_mesh(args)
     cli.announce_devices()
     full, lower = (models.load_models(args, names, kind, mesh) for kind in ("none", None))
-    found = precision_cost(full, lower, prompts, lambdas, rows)
-    print(f"KL({args.quantize} ‖ full) in nats per token, on {len(prompts)} texts; Σ|w| is what errors of")
+    texts = _texts(args, full, given)
+    found = precision_cost(full, lower, texts, lambdas, rows)
+    print(f"KL({args.quantize} ‖ full) in nats per token, on {len(texts)} texts; Σ|w| is what errors of")
     print("logits are multiplied by at most; ± is half a 95 % interval over texts\n")
     print(f"{'λ':>8}  {'Σ|w|':>5}  {'KL per token':>22}  {'same first choice':>20}")
     for cost in found:
@@ -236,9 +261,7 @@ def _compare_precisions(args, names: list[str], prompts: list, rows: int) -> Non
         }
         for cost in found
     ]
-    _write(
-        args.out, {"quantize": args.quantize, "models": names, "prompts": len(prompts), "strengths": table}
-    )
+    _write(args.out, {"quantize": args.quantize, "models": names, "prompts": len(texts), "strengths": table})
 
 
 def _shown(found) -> str:

@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_length = args.max_length or policy.config.max_positions
         if "data" not in loaded:
             loaded["data"] = train_options.Data(
-                args, lambda records: encode_examples(policy, records, max_length)
+                args,
+                lambda records: encode_examples(
+                    policy, records, max_length, truncation_mode=args.truncation_mode
+                ),
             )
         data = loaded["data"]
         rows = pack(data.items, max_length) if args.packing else data.items

@@ -17,14 +17,15 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dera_jax.commands import cli, decode_options, models
 from dera_jax.configs import check_count, check_number
+from dera_jax.user_code import UserCodeError
 
 
 def make_parser() -> cli.Parser:
@@ -35,7 +36,8 @@ def make_parser() -> cli.Parser:
         dest="lambda_",
         default="0:2:0.2",
         metavar="STRENGTHS",
-        help="0,0.5,1 or 0:2:0.2 or 1/6; for two aligned models 0.5+0.5 or the grid 0:1:0.5x0:1:0.5; "
+        help="0,0.5,1 or 1/6 or 0:2:0.2, up to 2 where a step meets it; for two aligned models 0.5+0.5 or the grid "
+        "0:1:0.5x0:1:0.5; "
         "prompt: each prompt's own (default %(default)s)",
     )
     parser.add_argument(
@@ -93,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_count("--num-samples", args.num_samples)
     if args.beta is not None:
         check_number("--beta", args.beta, 0.0, float("inf"))
+        if not args.beta:
+            raise ValueError("--beta: expected a number above 0, found 0")
     decode_options.parse_rows(args.rows, 1)
     if args.out:
         cli.check_folder(args.out)
@@ -108,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     from dera_jax.sweep import open_run
 
-    with open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder:
+    with _mendable(out), open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder:
         try:
             seconds, usage = _run_with_progress(plan, folder)
         except KeyboardInterrupt:
@@ -120,6 +124,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, used = folder.rows, folder.manifest.get("resources") if usage.slot_steps else None
     if leads():
         _report(out, rows, seconds, used)
+
+
+@contextmanager
+def _mendable(out: Path) -> Iterator[None]:
+    """Adds to a failure of the user's own reward that no completion is lost."""
+    try:
+        yield
+    except UserCodeError as error:
+        kept = f"{out} keeps all completions; once the reward is mended, the same command goes on"
+        raise ValueError(f"{error}; {kept}") from error
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -143,9 +157,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
     from dera_jax.cells import Sweep, check_rewards
-    from dera_jax.encoding import encode_prompts
-    from dera_jax.hosts import several, together
-    from dera_jax.prompts import load_prompts
+    from dera_jax.encoding import encode_usable
+    from dera_jax.hosts import leads, several, together
+    from dera_jax.prompts import read_prompts
     from dera_jax.rewards import parse_rewards
     from dera_jax.sharding import own_group
     from dera_jax.strengths import PER_PROMPT, parse_strengths
@@ -156,7 +170,7 @@ def _plan(args, decode):
     lambdas = None if args.lambda_ == PER_PROMPT else parse_strengths(args.lambda_, len(aligned or [1]))
     reward = args.reward or (cli.toy_reward() if reference is None else None)
     rewards = parse_rewards(reward) if reward else ()
-    prompts = load_prompts(_prompts(args), args.num_prompts)
+    prompts, unread = read_prompts(_prompts(args), args.num_prompts)
     check_rewards(rewards, prompts)
     rule, rule_name = decode_options.load_rule(args.rule)
     mesh = models.open_mesh(args)
@@ -165,15 +179,19 @@ def _plan(args, decode):
         cli.announce_devices()
         group = own_group(mesh) if mesh else None
         policies = models.load_models(args, mesh=group and group.mesh)
+        _check_default_prompts(args, policies)
+        fitting, encoded, unfit = encode_usable(policies, prompts, decode.max_new_tokens)
+        if (dropped := unread | unfit).count and leads():
+            print(dropped.told(_prompts(args), len(fitting)), file=sys.stderr)
         return Sweep(
             policies=policies,
-            prompts=tuple(prompts),
-            encoded=tuple(encode_prompts(policies, prompts, decode.max_new_tokens)),
+            prompts=tuple(fitting),
+            encoded=tuple(encoded),
             lambdas=lambdas,
             rewards=rewards,
             decode=decode,
             num_samples=args.num_samples,
-            rows=_rows(args, len(prompts) * args.num_samples * len(lambdas or [1]), group),
+            rows=_rows(args, len(fitting) * args.num_samples * len(lambdas or [1]), group),
             rule=rule,
             rule_name=rule_name,
             beta=known_beta(policies) if args.beta is None else args.beta,
@@ -181,6 +199,17 @@ def _plan(args, decode):
         )
 
     return together(load)
+
+
+def _check_default_prompts(args, policies) -> None:
+    """Raises ValueError where no prompts are given and the models cannot read those that stand in."""
+    if args.prompts is None and args.reference is not None and not any(
+        policy.template is not None or policy.tokenizer.chat_template for policy in policies
+    ):  # fmt: skip
+        raise ValueError(
+            "without --prompts, chats are asked, and neither model has a chat template: expected "
+            "--prompts=FILE, or --chat-template=FILE"
+        )
 
 
 def _rows(args, cells: int, group) -> int:
@@ -232,6 +261,12 @@ def _run_with_progress(plan, folder) -> tuple:
     return (0.0 if before else watch.seconds), usage
 
 
+def _speed(summaries: Sequence, seconds: float) -> str:
+    """Returns the line that tells how fast all strengths together were decoded."""
+    tokens = sum(summary.tokens for summary in summaries)
+    return f"speed: {tokens / seconds:.0f} tokens/s, all strengths together"
+
+
 def _used(resources: dict) -> str:
     """Returns the line that tells how full the batches were, and the memory at its peak."""
     memory = [
@@ -257,19 +292,23 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
       used: `resources`, if anything was decoded.
     """
     from dera_jax import metrics, plots, reports, tables
+    from dera_jax.results import tell_missing
+    from dera_jax.shown import shown
 
     summaries = metrics.summarize(rows)
     reports.write_summary_csv(out / "summary.csv", summaries)
     plots.plot_sweep({out.name: summaries}, out / "sweep.png", reports.describe_models(out))
-    # Strengths share batches, so each runs at the speed of all.
-    tokens = sum(s.tokens for s in summaries)
-    speed = {s.lambda_: tokens / seconds for s in summaries} if seconds else None
-    print(tables.format_table(summaries, speed=speed))
-    for warning in reports.warnings_of(summaries):
+    print(tables.format_table(summaries))
+    for warning in reports.warnings_of(summaries, out):
         print(f"warning: {warning}", file=sys.stderr)
+    if told := tell_missing(out, rows):
+        print(f"warning: {told}; rerun the command that asked for them", file=sys.stderr)
+    if seconds:
+        print(_speed(summaries, seconds))
     if used:
         print(_used(used))
-    print(f"{out}/: rows.jsonl ({len(rows)} rows), manifest.json, summary.csv, sweep.png")
+        print("slots busy: share of the steps of all --rows that drew a token of a completion")
+    print(f"{shown(out)}/: rows.jsonl ({len(rows)} rows), manifest.json, summary.csv, sweep.png")
 
 
 def _folder_name(plan) -> str:

@@ -36,7 +36,7 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
             raise ValueError("expected --eval-data or --eval-share, found both")
         check_number("--eval-share", args.eval_share, 0.0, 0.9)
     cli.check_folder(args.out)
-    meshes.start(args)
+    meshes.start(args, saves=True)
 
 
 def check_rollouts(args: argparse.Namespace) -> None:

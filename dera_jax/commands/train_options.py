@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dera_jax.commands import cli, meshes
 from dera_jax.configs import RunConfig, TrainConfig, check_number
+from dera_jax.usable import TRUNCATION
 
 HELP = {
     "learning_rate": ("RATE", "peak (default %(default)g)"),
@@ -66,7 +67,7 @@ def add_data_options(parser: argparse.ArgumentParser, fields_: str) -> None:
         "--data",
         required=True,
         metavar="PROMPTS",
-        help=f"FILE.jsonl|.parquet|.txt, hf:org/set[:split] or tfds:name[:split] with {fields_}",
+        help=f"FILE.jsonl|.json|.csv|.parquet|.txt, hf:org/set[:split] or tfds:name[:split] with {fields_}",
     )
     parser.add_argument("--eval-data", metavar="PROMPTS", help="the same, to evaluate on")
     parser.add_argument(
@@ -77,6 +78,13 @@ def add_data_options(parser: argparse.ArgumentParser, fields_: str) -> None:
     )
     parser.add_argument(
         "--max-length", type=int, metavar="N", help="prompt and completion, in tokens (default: the context)"
+    )
+    parser.add_argument(
+        "--truncation-mode",
+        default=TRUNCATION[0],
+        choices=TRUNCATION,
+        help="of what is longer: keep_start cuts completions and drops prompts that leave them no room, "
+        "keep_end cuts the start of prompts (default %(default)s)",
     )
 
 
@@ -200,10 +208,10 @@ def run_grid(
                     try:
                         runs.run_training(*given_run)
                     except Preempted as preempted:
-                        print(preempted, file=sys.stderr)
-                        return
+                        raise cli.Terminated(str(preempted)) from None
                     print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
                     continue
+        runs.tidy(out)
         print(f"{out}: trained already, {config.max_steps} steps")
 
 
@@ -315,11 +323,11 @@ class Data:
         from dera_jax.supervised import hold_out
 
         self.items, report = encode(load_records(args.data))
-        print(f"{args.data}: {report}", file=sys.stderr)
+        print(report.told(args.data), file=sys.stderr)
         self.held_out = []
         if args.eval_data:
             self.held_out, report = encode(load_records(args.eval_data))
-            print(f"{args.eval_data}: {report}", file=sys.stderr)
+            print(report.told(args.eval_data), file=sys.stderr)
         elif args.eval_share:
             self.items, self.held_out = hold_out(self.items, args.eval_share)
             print(f"{len(self.items)} to train, {len(self.held_out)} held out", file=sys.stderr)

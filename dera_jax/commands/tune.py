@@ -7,7 +7,8 @@
 
 It prints λ*, its value with a 95 % interval on prompts that had no say in the choice, and β* = β/λ*, at
 which a retrained model would do the same. --retrain trains that model, by the aligned model's own recorded
-command, decodes it as RUN was and compares; stopped anywhere, the same command goes on.
+command, decodes it as RUN was and compares; stopped anywhere, the same command goes on. Both commands are
+shown first. Code that they name (--reward=python:…, --rule) runs only if it is named here as well.
 
 A constraint bounds the mean of a reward, of `kl` (nats) or of `length` (tokens): NAME>=NUMBER or
 NAME<=NUMBER; a number with % is the change allowed from λ = 0 (>=-2%: it falls by 2 % at most). The choice
@@ -88,6 +89,14 @@ def make_parser() -> cli.Parser:
     group.add_argument(
         "--prompts", metavar="PROMPTS", help="where the run's prompts lie now (default: where they did)"
     )
+    group.add_argument(
+        "--reward",
+        metavar="REWARD[,REWARD…]",
+        help="rewards of the recorded commands that are code and may run: python:module:function",
+    )
+    group.add_argument(
+        "--rule", metavar="MODULE:FUNCTION", help="rule of the recorded command that may run, for it is code"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="all figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the objective against λ on both parts")
     return parser
@@ -97,8 +106,9 @@ def make_parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.tune`."""
     args = make_parser().parse_args(argv)
-    if args.retrain_out and not args.retrain:
-        raise ValueError("--retrain-out has no meaning without --retrain")
+    for name in ("retrain_out", "reward", "rule"):
+        if getattr(args, name) and not args.retrain:
+            raise ValueError(f"{cli.option(name)} has no meaning without --retrain")
     share = _share(args.validation)
 
     from dera_jax import tune, tune_data, tune_report
@@ -135,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan = retrain.Plan(
             run, second or run, validation, objective, constraints, names, models, manifests, targets
         )
-        retrained = retrain.retrain(plan, found.choice, args.retrain_out, args.prompts, args.allow_missing)
+        named = retrain.Named(retrain.recorded.split_rewards(args.reward), args.rule)
+        where = args.retrain_out, args.prompts, args.allow_missing
+        retrained = retrain.retrain(plan, found.choice, *where, named)
         if retrained is None:
             print("\n--retrain: λ* = 1 is the aligned model itself: there is nothing to train")
         else:

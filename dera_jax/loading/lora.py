@@ -20,6 +20,7 @@ from safetensors.numpy import save
 
 from dera_jax import models
 from dera_jax.files import write_bytes, write_json
+from dera_jax.keys import seed_key
 from dera_jax.loading import names
 from dera_jax.loading.adapters import PREFIX, AdapterFiles
 from dera_jax.loading.weights import full_shapes
@@ -71,7 +72,7 @@ def add_adapters(
       paths: of our linear maps, such as `blocks.3.attention.query`.
     """
     shapes, flat = full_shapes(config), flatten(params)
-    for path, key in zip(paths, jax.random.split(jax.random.key(seed), len(paths)), strict=True):
+    for path, key in zip(paths, jax.random.split(seed_key(seed), len(paths)), strict=True):
         inputs, outputs = shapes[f"{path}.kernel"]
         bound = inputs**-0.5
         start = jax.random.uniform(key, (inputs, rank), minval=-bound, maxval=bound)

@@ -1,7 +1,6 @@
-"""Safetensors files: what is in them, read piece by piece, written atomically."""
+"""Safetensors files: what is in them, read piece by piece, written whole or not at all."""
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,14 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dera_jax.files import read_object, write_json
+from dera_jax.files import put, read_object, staging, write_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 SHARD_SIZE = 5 * 10**9
 """Bytes of a weight file that we write, at most, unless one tensor is larger."""
+INDEX = "model.safetensors.index.json"
+"""Names the file of each tensor."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def weight_files(folder: Path) -> list[Path]:
     # In transformers' order: an index beside the one file is of a model that was there before.
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         names = read_object(index).get("weight_map")
         if not isinstance(names, dict) or not names:
@@ -94,7 +95,7 @@ def list_file(file: Path) -> dict[str, Tensor]:
 def save_tensors(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a model's weights so that `transformers` loads them: one file, or shards and their index.
 
-    Files are whole or not at all; the index comes last.
+    At any moment a reader finds the weights that were there, the new ones, or none; never some of each.
 
     Raises:
       ValueError: a file cannot be written (disk full, no such folder, no permission).
@@ -105,41 +106,48 @@ def save_tensors(folder: Path, tensors: dict[str, np.ndarray]) -> None:
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_SIZE,
     )
-    for name, members in plan.filename_to_tensors.items():
-        _save_file(folder / name, {member: tensors[member] for member in members})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
-    # What an earlier model of this folder left would be read instead.
-    kept = {*plan.filename_to_tensors, *(["model.safetensors.index.json"] if plan.is_sharded else [])}
-    for file in (*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")):
-        if file.name not in kept:
-            file.unlink()
+    names = sorted(plan.filename_to_tensors)
+    with staging(folder, names[0]) as place:
+        for name in names:
+            members = plan.filename_to_tensors[name]
+            _save_file(place / name, {member: tensors[member] for member in members})
+        if plan.is_sharded:
+            # Without their index, shards are read by nobody.
+            (folder / INDEX).unlink(missing_ok=True)
+            write_json(place / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
+            names.append(INDEX)
+        for name in names:
+            put(place / name, folder)
+        _remove_others(folder, names)
+
+
+def _remove_others(folder: Path, names: list[str]) -> None:
+    """Removes weights that an earlier model of the folder left: they would be read instead, or for nothing."""
+    # The whole file and the index first: it is they that are read.
+    for file in (folder / "model.safetensors", folder / INDEX, *sorted(folder.glob("model-*.safetensors"))):
+        if file.name not in names:
+            file.unlink(missing_ok=True)
 
 
 def _save_file(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    temporary = file.with_suffix(".partial")
+    # The library writes an array's memory as it lies.
+    laid_out = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     try:
-        # The library writes an array's memory as it lies.
-        laid_out = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        save_file(laid_out, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # the library makes it readable by its owner alone
-        os.replace(temporary, file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        save_file(laid_out, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ValueError(f"{file.parent.parent / file.name}: cannot be written: {error}") from error
 
 
 def fingerprint(config: Path, files: list[Path]) -> str:
     """Returns a hash of a configuration and of weight files, the same wherever they lie."""
     digest = hashlib.sha256(config.read_bytes())
     for file in files:
-        digest.update(_sha256(file))
+        digest.update(sha256(file))
     return digest.hexdigest()[:16]
 
 
-def _sha256(file: Path) -> bytes:
+def sha256(file: Path) -> bytes:
+    """Returns a file's SHA-256."""
     # The hub's cache names large files by this very hash.
     blob = file.resolve().name
     if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob):

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dera_jax.keys import seed_key
 from dera_jax.models.caches import KVCache, Recent, grow_cache, no_recent, store_recent
 from dera_jax.models.decoder import Decoder, DecoderConfig
 from dera_jax.models.linear import Linear, WeightsConfig
@@ -139,7 +140,7 @@ def linear_maps(model: nnx.Module) -> dict[str, Linear]:
 
 
 def _build(config: WeightsConfig, seed: int) -> nnx.Module:
-    rngs = nnx.Rngs(seed)
+    rngs = nnx.Rngs(seed_key(seed))
     model = MODULES[type(config)](config, rngs)
     maps = linear_maps(model)
     if config.quantization:

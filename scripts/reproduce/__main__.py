@@ -22,10 +22,12 @@ from pathlib import Path
 
 from dera_jax.commands import cli
 from dera_jax.experiments import Step
+from dera_jax.folders import data_folder
 from dera_jax.presets import Preset, find_preset
 from scripts.reproduce.recipes import Recipes
-from scripts.reproduce.runner import Folders, is_kept, make
+from scripts.reproduce.runner import Folders, check_data, is_kept, make
 from scripts.reproduce.smoke import exchange, shrink, shrink_preset, shrink_step
+from scripts.reproduce.stand_ins import write_stand_ins
 
 
 @cli.command
@@ -55,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="with --preset: another model or data set (a file, say) for one it names; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--shared", default="../shared", metavar="DIR", help="models and data (default %(default)s)"
-    )
+        "--data", type=Path, metavar="DIR",
+        help="what scripts/get_data.py has got (default DERA_DATA; with --smoke stand-ins of it, made here)",
+    )  # fmt: skip
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="models (default runs/reproduce, runs/PRESET)"
     )
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if args.print or args.instead:
         raise ValueError(f"--{'print' if args.print else 'instead'} has a meaning only with --preset")
-    recipes = Recipes(args.shared)
+    recipes = Recipes()
     experiments, others = recipes.experiments(), recipes.others()
     if args.smoke:
         experiments = {name: shrink(experiment) for name, experiment in experiments.items()}
@@ -78,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = {name: experiment.measurements() for name, experiment in experiments.items()} | others
     chosen = _chosen(known, args.experiments)
     work = args.work or Path("runs/smoke/work" if args.smoke else "runs/reproduce")
-    folders = Folders(work, args.out or Path("runs/smoke/results" if args.smoke else "results/reproduction"))
+    out = args.out or Path("runs/smoke/results" if args.smoke else "results/reproduction")
+    folders = Folders(work, out, _data(args, work))
     if not args.report:
         _make([step for several in chosen.values() for step in several], folders, args, argv, jobs=2)
     if args.rows_only or args.list:
@@ -89,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"no report: {len(missing)} measurements are missing, the first {missing[0]}; make them, or "
             "--allow-missing writes it with what is there"
         )
+    check_data([recipes.e2e, recipes.openings], folders)  # texts beside whose words a report holds the rows'
     from scripts.reproduce.report import write_report
 
     write_report(experiments, others, recipes, folders)
@@ -104,6 +109,7 @@ def _make(
         for step in missing:
             print(step.folder)
         return
+    check_data(missing, folders)
     if missing and (args.jobs or jobs) > 1:
         _make_side_by_side(args.jobs or jobs, sys.argv[1:] if argv is None else argv)
     make(missing, folders)
@@ -115,12 +121,12 @@ def _make_preset(args: Namespace, argv: Sequence[str] | None) -> None:
         raise ValueError(
             f"--preset={args.preset}: expected no experiment beside it, found {args.experiments[0]}"
         )
-    preset = find_preset(args.preset, args.shared)
+    preset = find_preset(args.preset)
     experiment = exchange(preset.experiment, dict(map(_instead, args.instead)))
     if args.smoke:
-        experiment = shrink_preset(experiment, args.shared)
+        experiment = shrink_preset(experiment)
     work = args.work or Path("runs", *["smoke"] * args.smoke, args.preset)
-    folders = Folders(work, args.out or work / "results")
+    folders = Folders(work, args.out or work / "results", _data(args, work))
     steps = experiment.measurements()
     if args.print:
         print("\n".join(_script(preset, steps, folders)))
@@ -128,6 +134,15 @@ def _make_preset(args: Namespace, argv: Sequence[str] | None) -> None:
     _make(steps, folders, args, argv, jobs=1)
     if not (args.list or args.rows_only or args.smoke):
         print("\nwhat remains is for a judge:", *_after(preset, folders), sep="\n")
+
+
+def _data(args: Namespace, work: Path) -> Path:
+    """Returns where the data lies; stand-ins are made."""
+    if args.data or not args.smoke:
+        return args.data or data_folder()
+    made = work / "stand-ins" / "data"
+    write_stand_ins(made)
+    return made
 
 
 def _instead(text: str) -> tuple[str, str]:
@@ -142,7 +157,7 @@ def _script(preset: Preset, steps: Sequence[Step], folders: Folders) -> list[str
     lines = [f"# {line}".rstrip() for line in preset.record.split("\n")]
     for step in _in_order(steps):
         needs = ", ".join(need.folder for need in step.needs()) or "nothing made here"
-        lines += ["", f"# {step.folder} needs {needs}", _command(step, folders.work)]
+        lines += ["", f"# {step.folder} needs {needs}", _command(step, folders)]
     return [*lines, "", f"# with the rows of the above in {folders.results}, as this script keeps them",
             *_after(preset, folders)]  # fmt: skip
 
@@ -159,13 +174,14 @@ def _in_order(steps: Sequence[Step]) -> list[Step]:
     return list(found)
 
 
-def _command(step: Step, work: Path) -> str:
+def _command(step: Step, folders: Folders) -> str:
     """Returns a step as a shell takes it."""
     if ":" not in step.command:
-        return shlex.join(["python", "-m", *step.words(work)])
+        return shlex.join(["python", "-m", *step.words(folders.work, folders.data)])
     module, _, function = step.command.partition(":")
-    given = ", ".join(f"{name}={value!r}" for name, value in step.arguments(work).items() if name != "out")
-    call = f"{function}(Path({f'{work}/{step.folder}'!r}), {given})"
+    arguments = step.arguments(folders.work, folders.data).items()
+    given = ", ".join(f"{name}={value!r}" for name, value in arguments if name != "out")
+    call = f"{function}(Path({f'{folders.work}/{step.folder}'!r}), {given})"
     return shlex.join(["python", "-c", f"from pathlib import Path; from {module} import {function}; {call}"])
 
 

@@ -7,7 +7,7 @@ are what reaches a plateau in minutes.
 
 from collections.abc import Sequence
 
-from dera_jax.experiments import Experiment, Place, Source, Step
+from dera_jax.experiments import Experiment, Outside, Place, Source, Step
 
 HERE = "scripts.reproduce"
 GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
@@ -51,17 +51,12 @@ PREFERENCES = {"strengths": WIDE, "retrained": WIDE[1:], "combined": (0.5, 2.0, 
 
 
 class Recipes:
-    """All experiments on one folder of data.
+    """All experiments, on what the data folder holds."""
 
-    Args:
-      shared: holds models/stories260K and data/.
-    """
-
-    def __init__(self, shared: str):
-        data = f"{shared}/data"
-        self.stories = f"{shared}/models/stories260K"
-        self.sentiment = f"lexicon:{data}/vader/vader_lexicon.txt"
-        self.stories_file = f"{data}/tinystories/tiny_stories_head.txt"
+    def __init__(self):
+        self.stories = Outside("stories260K")
+        self.sentiment = Outside("vader/vader_lexicon.txt", kind="lexicon:")
+        self.stories_file = Outside("tinystories/tiny_stories_head.txt")
         self.openings = Step(
             f"{HERE}.data:openings",
             "data/openings",
@@ -70,10 +65,10 @@ class Recipes:
         self.e2e = Step(
             f"{HERE}.data:e2e",
             "data/e2e",
-            {"data": f"{data}/e2e", "held_out": 128, "vocabulary": 1024, "longest": 64},
+            {"data": Outside("e2e"), "held_out": 128, "vocabulary": 1024, "longest": 64},
         )
         self.hh = Step(
-            f"{HERE}.data:hh", "data/hh", {"data": f"{data}/hh_rlhf", "context": 160, "longest": 480}
+            f"{HERE}.data:hh", "data/hh", {"data": Outside("hh_rlhf"), "context": 160, "longest": 480}
         )
 
     def experiments(self) -> dict[str, Experiment]:

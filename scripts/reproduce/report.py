@@ -94,7 +94,7 @@ def _subject(evidence: Evidence, recipes: Recipes, folders: Folders) -> Subject:
         return Subject(
             evidence, trained, quality, qu.both(trained, qu.reward("slots")), "reward + slot coverage"
         )
-    known = qu.known_words(qu.words_of(Path(recipes.stories_file)))
+    known = qu.known_words(qu.words_of(Path(recipes.stories_file.path(folders.data))))
     quality = {"likelihood": qu.likelihood, "known words": known}
     if name.startswith("stories"):
         quality["variety"] = qu.variety

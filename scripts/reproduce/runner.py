@@ -8,20 +8,28 @@ processes may work side by side: each takes what no other one is making.
 import fcntl
 import importlib
 import lzma
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dera_jax.experiments import Step
 from dera_jax.files import make_folder, read_json, write_bytes, write_json
+from dera_jax.folders import data_folder, how_to_get
 from dera_jax.results import read_rows, sort_rows
 from dera_jax.row_files import encode_rows
 
 WORK = "WORK"
 """Stands for the folder of all work in commands that are kept."""
+
+DATA = "DATA"
+"""Stands there for the data folder."""
+
+_EARLIER = re.compile(r"\.\./shared/(?:data|models)/")
+"""What did before there was one."""
 
 DIGITS = 6
 """Of the numbers in rows that are kept."""
@@ -32,10 +40,11 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Folders:
-    """Where models and rows are made, and where rows are kept."""
+    """Where models and rows are made, where rows are kept, and where what is not made here lies."""
 
     work: Path
     results: Path
+    data: Path = field(default_factory=data_folder)
 
 
 class Busy(Exception):
@@ -65,7 +74,21 @@ def is_kept(step: Step, folders: Folders) -> bool:
     """Whether the results hold what this very command measured."""
     told = folders.results / step.folder
     told = told if told.suffix == ".json" else told / "manifest.json"
-    return told.exists() and read_json(told)["reproduction"]["command"] == step.words(WORK)
+    return told.exists() and _is_of(read_json(told)["reproduction"], step)
+
+
+def _is_of(told: dict, step: Step) -> bool:
+    """Whether what is kept beside a result says that this very command made it."""
+    return [_EARLIER.sub(f"{DATA}/", word) for word in told["command"]] == step.words(WORK, DATA)
+
+
+def check_data(steps: Sequence[Step], folders: Folders) -> None:
+    """Raises ValueError if the data folder lacks something that the steps read."""
+    names = dict.fromkeys(name for step in steps for name in step.outside())
+    lacking = [name for name in names if not (folders.data / name).exists()]
+    if lacking:
+        sets = dict.fromkeys(name.partition("/")[0] for name in lacking)
+        raise ValueError(f"not in {folders.data}: {', '.join(lacking)}; {how_to_get(list(sets))}")
 
 
 def _measure(step: Step, folders: Folders) -> None:
@@ -86,12 +109,12 @@ def make_step(step: Step, folders: Folders) -> None:
     """
     with _claimed(step, folders):
         stamp = folders.work / step.folder / "step.json"
-        if stamp.exists() and read_json(stamp)["command"] == step.words(WORK):
+        if stamp.exists() and _is_of(read_json(stamp), step):
             return
         for need in step.needs():
             make_step(need, folders)
         seconds = _run(step, folders)
-        write_json(stamp, {"command": step.words(WORK), "seconds": seconds})
+        write_json(stamp, {"command": step.words(WORK, DATA), "seconds": seconds})
 
 
 @contextmanager
@@ -109,7 +132,7 @@ def _claimed(step: Step, folders: Folders) -> Iterator[None]:
 
 def _run(step: Step, folders: Folders) -> float:
     """Runs a command in this process and returns its seconds."""
-    words = step.words(folders.work)
+    words = step.words(folders.work, folders.data)
     print("\n$ python -m", *words, flush=True)
     start = time.perf_counter()
     kind, _, name = step.command.partition(".")
@@ -117,7 +140,7 @@ def _run(step: Step, folders: Folders) -> float:
         module, _, function = step.command.partition(":")
         out = folders.work / step.folder
         make_folder(out.parent if out.suffix else out)
-        arguments = step.arguments(folders.work) | {"out": out}
+        arguments = step.arguments(folders.work, folders.data) | {"out": out}
         getattr(importlib.import_module(module), function)(**arguments)
     else:
         command = importlib.import_module(f"dera_jax.commands.{name}")
@@ -136,7 +159,7 @@ def _keep(step: Step, folders: Folders, seconds: float) -> None:
     """Puts a measurement into the results: of a sweep first the rows, compressed, then what says they are there."""
     made, kept = (folder / step.folder for folder in (folders.work, folders.results))
     models = {name: _lineage(step, name, folders) for name in ("reference", "aligned")}
-    told = {"reproduction": {"command": step.words(WORK), "seconds": seconds, "models": models}}
+    told = {"reproduction": {"command": step.words(WORK, DATA), "seconds": seconds, "models": models}}
     make_folder(kept.parent)
     if made.is_file():
         write_json(kept, {"found": read_json(made)} | told)

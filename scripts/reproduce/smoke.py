@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dera_jax import presets
-from dera_jax.experiments import Experiment, Place, Source, Step
+from dera_jax.experiments import Experiment, Outside, Place, Source, Step
 from dera_jax.files import read_json, write_json, write_text
 
 TRAINING = {
@@ -64,13 +64,9 @@ def shrink_step(value: Any) -> Any:
     return replace(value, options=options)
 
 
-def shrink_preset(experiment: Experiment, shared: str) -> Experiment:
-    """Returns an experiment of the paper's size at toy size, with what is here for what is on the hub.
-
-    Args:
-      shared: holds models/stories260K and data/.
-    """
-    small = shrink(exchange(experiment, stand_ins(shared)))
+def shrink_preset(experiment: Experiment) -> Experiment:
+    """Returns an experiment of the paper's size at toy size, with what is here for what is on the hub."""
+    small = shrink(exchange(experiment, stand_ins()))
     training = replace(small.training, options={**small.training.options, "max_steps": 1})
     return replace(
         small,
@@ -95,17 +91,19 @@ def exchange(value: Any, known: Mapping[str, Source]) -> Any:
         return replace(value, step=exchange(value.step, known), base=exchange(value.base, known))
     if isinstance(value, Step):
         return replace(value, options=exchange(value.options, known))
+    if isinstance(value, Outside):
+        return known.get(value.name, value)
     return known.get(value, value) if isinstance(value, str) else value
 
 
-def stand_ins(shared: str) -> dict[str, Source]:
+def stand_ins() -> dict[str, Source]:
     """Returns what is here for each model and data set of the presets, with the same fields."""
     texts = Step(
         f"{HERE}.data:e2e",
         "stand-ins/e2e",
-        {"data": f"{shared}/data/e2e", "held_out": 32, "vocabulary": 512, "longest": 64},
+        {"data": Outside("e2e"), "held_out": 32, "vocabulary": 512, "longest": 64},
     )
-    stories = f"{shared}/models/stories260K"
+    stories = Outside("stories260K")
 
     def model(name: str, source: Source, seed: int = 0, dtype: str = "float32") -> Step:
         options = {"model": source, "seed": seed, "dtype": dtype}

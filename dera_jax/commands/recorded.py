@@ -1,0 +1,124 @@
+"""Commands that a manifest recorded: what of them is repeated, and what only if the user names it again.
+
+A model or a run may come from anybody, and its manifest says what its maker liked. So its words are data:
+the command's own parser reads them, only the options listed here are repeated, and code that they name
+(a reward of the user's, a rule) runs only where the command line of today names the very same.
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from dera_jax.commands import cli, dpo, rlhf, sweep
+from dera_jax.retraining import replaced
+from dera_jax.shown import shown
+
+COMMANDS = {"train.dpo": dpo, "train.rlhf": rlhf, "eval.sweep": sweep}
+"""All that is ever repeated."""
+
+_TRAINING = """
+model reference data eval-data out beta seed dtype mesh lora-r lora-alpha lora-target-modules chat-template
+learning-rate batch-size gradient-accumulation-steps max-steps warmup-ratio weight-decay max-grad-norm eval-steps
+save-steps save-total-limit lr-scheduler-type gradient-checkpointing
+"""
+REPEATED = {
+    "train.dpo": f"""{_TRAINING} eval-share max-length num-train-epochs loss label-smoothing sync-ref-model
+        ref-model-mixup-alpha ref-model-sync-steps desirable-weight undesirable-weight""",
+    "train.rlhf": f"""{_TRAINING} num-prompts reward reward-weights algorithm target-kl kl-horizon num-ppo-epochs
+        num-mini-batches cliprange cliprange-value vf-coef gamma lam value-head num-samples max-new-tokens stop
+        temperature""",
+    "eval.sweep": """reference aligned lambda prompts reward rule num-prompts num-samples beta out preset dtype
+        chat-template reference-chat-template quantize mesh max-new-tokens temperature top-k top-p stop seed
+        kv-cache rows""",
+}
+"""Options that are repeated, by command. They name models, data and numbers; `reward` and `rule` are looked into."""
+
+LEFT_OUT = (
+    "config", "coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run", "report-to",
+)  # fmt: skip
+"""Options that say where and how it ran, not what it did; what a --config file held is repeated."""
+
+REWARDS = ("length", "lexicon", "keywords", "slots", "model")
+"""Kinds of rewards that run nobody's code and ask no server."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the command line of today names, in the words of the recorded one."""
+
+    rewards: tuple[str, ...] = ()
+    rule: str | None = None
+
+
+def split_rewards(text: str | None) -> tuple[str, ...]:
+    """Returns the specifications between commas."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def repeatable(module: str, words: Sequence[str], where: str, named: Named) -> list[str]:
+    """Returns recorded words as they may be run: the options of their `--config` file among them.
+
+    Args:
+      module: a key of `COMMANDS`.
+      where: they were recorded, for errors.
+
+    Raises:
+      ValueError: they hold an option that is not repeated, or code that is not named today.
+    """
+    parser, args = _parse(module, words, where)
+    if file := getattr(args, "config", None):
+        words = [*cli.config_words(parser, file, words), *words]
+    words = replaced(words, dict.fromkeys(LEFT_OUT))
+    _check(module, words, where, named)
+    return words
+
+
+def _check(module: str, words: Sequence[str], where: str, named: Named) -> None:
+    parser, args = _parse(module, words, where)
+    for name in sorted(parser.given):
+        if name.removeprefix("--") not in REPEATED[module].split():
+            raise _refusal(module, where, f"has {shown(name, 60)}, which is not repeated")
+    for spec in split_rewards(getattr(args, "reward", None)):
+        if spec not in named.rewards:
+            _check_reward(module, spec, where)
+    rule = getattr(args, "rule", None)
+    if rule is not None and rule != named.rule:
+        raise _unnamed(module, where, f"--rule={rule}")
+
+
+def _check_reward(module: str, spec: str, where: str) -> None:
+    """Raises ValueError where a reward that is not named today is more than a computation on data."""
+    kind = spec.partition(":")[0]
+    if kind == "python":
+        raise _unnamed(module, where, f"--reward={spec}")
+    if kind not in REWARDS:
+        raise _refusal(module, where, f"has the reward {shown(spec, 100)}, of a kind that is not repeated")
+
+
+def line(module: str, words: Sequence[str]) -> str:
+    """Returns a command as a shell takes it."""
+    return shown(shlex.join(["python", "-m", module, *words]))
+
+
+def _parse(module: str, words: Sequence[str], where: str) -> tuple[cli.Parser, argparse.Namespace]:
+    """Returns the command's parser and what it says of the words, for nobody's help."""
+    parser = COMMANDS[module].make_parser()
+    for name in ("-h", "--help"):  # which would end everything here
+        del parser._option_string_actions[name]
+
+    def refuse(message: str) -> NoReturn:
+        raise _refusal(module, where, f"cannot be repeated: {shown(message, 300)}")
+
+    parser.error = refuse
+    return parser, parser.parse_args(list(words))
+
+
+def _refusal(module: str, where: str, problem: str) -> ValueError:
+    return ValueError(f"--retrain: the {module} command recorded in {shown(where, 200)} {problem}")
+
+
+def _unnamed(module: str, where: str, word: str) -> ValueError:
+    again = shown(shlex.quote(word), 300)
+    return _refusal(module, where, f"would run code; if you trust it, name it here too: {again}")

@@ -1,0 +1,88 @@
+"""Where a completion ends: at EOS, at a stop text, or at its longest length."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from dera_jax import tokenizer
+
+
+class End(NamedTuple):
+    """How a completion has ended."""
+
+    count: int
+    """Tokens kept, EOS and those that spell the stop text included."""
+    reason: str
+    """eos, stop or length."""
+    text: str
+    """Without EOS and from the stop text on."""
+
+
+class Endings:
+    """What ends the completions of a batch."""
+
+    def __init__(
+        self,
+        reader: PreTrainedTokenizerBase,
+        eos_ids: Collection[int],
+        stop: Sequence[str],
+        max_new_tokens: int,
+    ):
+        """Keeps what ends a completion.
+
+        Args:
+          reader: turns tokens into text.
+          stop: texts; the one that is whole first ends the completion.
+        """
+        self._reader, self._eos_ids, self._stop = reader, frozenset(eos_ids), tuple(stop)
+        self._limit, self._longest = max_new_tokens, max(map(len, stop), default=0)
+
+    def find(self, prompt: Sequence[int], tokens: list[int], searched: int) -> End | None:
+        """Returns how a completion has ended, None if it goes on.
+
+        Args:
+          prompt: tokens that it continues.
+          tokens: drawn so far.
+          searched: how many of them were there, without an end, when this was asked before.
+        """
+        limit = min(len(tokens), self._limit)
+        eos = next((i for i in range(searched, limit) if tokens[i] in self._eos_ids), None)
+        if self._stop and (end := self._find_stop(prompt, tokens[: limit if eos is None else eos], searched)):
+            return end
+        if eos is not None:
+            return End(eos + 1, "eos", self._text(prompt, tokens[:eos]))
+        if limit == self._limit:
+            return End(limit, "length", self._text(prompt, tokens[:limit]))
+        return None
+
+    def _find_stop(self, prompt: Sequence[int], tokens: list[int], searched: int) -> End | None:
+        """Returns the end at the stop text that is whole with the fewest tokens.
+
+        Only the end of the text is decoded: what a stop text that is whole by now can begin in.
+        """
+        start = self._reach(prompt, tokens[:searched])
+        known = [*prompt, *tokens[:start]]
+
+        def has_stop(count: int) -> bool:
+            return self._place(self._text(known, tokens[start:count])) is not None
+
+        if not has_stop(len(tokens)):
+            return None
+        count = next(n for n in range(searched + 1, len(tokens) + 1) if has_stop(n))
+        text = self._text(prompt, tokens[:count])
+        return End(count, "stop", text[: self._place(text)])
+
+    def _place(self, text: str) -> int | None:
+        """Returns where the first stop text in `text` begins; None if there is none."""
+        return min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=None)
+
+    def _reach(self, prompt: Sequence[int], tokens: list[int]) -> int:
+        """Returns from which token on the text is as long as the longest stop text; some tokens have none."""
+        start, step = len(tokens), 8
+        while start and len(self._text([*prompt, *tokens[:start]], tokens[start:])) < self._longest:
+            start, step = max(0, start - step), 2 * step
+        return start
+
+    def _text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        return tokenizer.decode_completion(self._reader, prompt, tokens)

@@ -1,0 +1,60 @@
+"""Filling slots of a running batch: what is written, and that nothing else is copied."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from dera_jax import decode, load_policies
+from dera_jax.configs import DecodeConfig
+from dera_jax.encoding import encode_prompts
+from dera_jax.prompts import as_prompts
+from dera_jax.realign import linear_rule
+from dera_jax.usage import Usage
+
+generate = importlib.import_module("dera_jax.generate")
+ROWS = 32
+
+
+@pytest.fixture(scope="module")
+def batch():
+    policies, config = load_policies(), DecodeConfig(max_new_tokens=200)
+    (prompt,) = encode_prompts(policies, as_prompts(["Mira visits Ida."]), 200)
+    return generate._Batch(policies, [generate.Cell(prompt, 0, (0.5,))], config, ROWS, linear_rule, Usage())
+
+
+def words(*slots):
+    """Returns the arguments of `fill_slots` behind state and prompt, for these slots."""
+    numbers = np.full(ROWS, ROWS, np.int32)
+    numbers[: len(slots)] = slots
+    weights = np.tile(np.float32([0.25, 0.75]), (ROWS, 1))
+    return numbers, weights, jax.random.key(3), np.uint32(5), np.arange(ROWS, dtype=np.uint32)
+
+
+def arrays(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_only_the_slots_named_are_filled_and_with_the_prompt(batch):
+    prompt = batch._prefilled(batch.queue[0].prompt)
+    state = jax.tree.map(lambda a: a.copy(), batch.state)
+    state = state._replace(caches=jax.tree.map(lambda a: a + np.asarray(1, a.dtype), state.caches))
+    before = arrays(state.caches)
+    after = decode.fill_slots(state, prompt, *words(30, 2, 7), rule=linear_rule)
+    for old, new, put in zip(before, arrays(after.caches), arrays(prompt.caches), strict=True):
+        others = np.setdiff1d(np.arange(ROWS), [30, 2, 7])
+        assert np.array_equal(new[others], old[others])
+        expected = np.zeros_like(new[0])
+        expected[tuple(map(slice, put.shape[1:]))] = put[0]
+        for slot in (30, 2, 7):
+            assert np.array_equal(new[slot], expected)
+    filled = np.flatnonzero(~np.asarray(after.done))
+    assert filled.tolist() == [2, 7, 30]
+
+
+def test_filling_one_slot_copies_no_other(batch):
+    prompt = batch._prefilled(batch.queue[0].prompt)
+    compiled = decode.fill_slots.lower(batch.state, prompt, *words(3), rule=linear_rule).compile()
+    caches = sum(a.nbytes for a in jax.tree.leaves(batch.state.caches))
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * caches / ROWS
