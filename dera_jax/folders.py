@@ -32,13 +32,13 @@ def no_such_file(path: Path) -> str:
     path, data = Path(os.path.abspath(path)), Path(os.path.abspath(data_folder()))
     if data not in path.parents:
         return "no such file"
-    return f"no such file; {how_to_get([path.relative_to(data).parts[0]])}"
+    return f"no such file; get it: {how_to_get([path.relative_to(data).parts[0]])}"
 
 
 def how_to_get(names: list[str]) -> str:
     """Returns the command that gets data of these names.
 
     >>> how_to_get(["e2e", "vader"])
-    'get it: python scripts/get_data.py e2e vader'
+    'python scripts/get_data.py e2e vader'
     """
-    return f"get it: python scripts/get_data.py {' '.join(names)}"
+    return f"python scripts/get_data.py {' '.join(names)}"

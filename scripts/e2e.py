@@ -1,10 +1,10 @@
 """A T5 of a million parameters on real data: E2E from scratch, then PPO for length, then four strengths.
 
-  PYTHONPATH=. python scripts/e2e.py [--data=../shared/data/e2e] [--work=runs/e2e] [--out=results/e2e_t5] [--seed=0]
+  PYTHONPATH=. python scripts/e2e.py [--data=DIR] [--work=runs/e2e] [--out=results/e2e_t5] [--seed=0]
 
 From the repository's root; twelve minutes on two cores shared with other work; needs sacrebleu
 (requirements-dev.txt). Finished stages are kept; README.md in OUT is written anew. DATA holds `devset.csv`
-and `testset_w_refs.csv` of E2E (github.com/tuetschek/e2e-dataset): meaning representations of restaurants,
+and `testset_w_refs.csv` of E2E, which `python scripts/get_data.py e2e` gets: meaning representations of restaurants,
 such as `name[Aromi], eatType[coffee shop]`, with sentences that people wrote. The two are pooled, and
 meaning representations held out at random: the development set alone has coffee shops with Chinese or
 English food only, the test set pubs and restaurants of seven kinds. So the figures are not those of the
@@ -25,7 +25,9 @@ import sacrebleu
 from make_toy import write_jsonl
 from transformers import PreTrainedTokenizerFast
 
+from dera_jax.commands import cli
 from dera_jax.files import read_json
+from dera_jax.folders import find_data
 from dera_jax.results import read_rows
 from dera_jax.slots import parse_slots, slot_coverage
 from scripts.reproduce.t5 import save_untrained, train_tokenizer
@@ -45,22 +47,23 @@ RLHF = dict(
 STRENGTHS = "0,0.5,1,2"
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> None:
     """Runs all stages; finished ones are not run again."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/e2e"), help="(default %(default)s)")
+    parser.add_argument("--data", type=Path, help="(default: e2e in the data folder)")
     parser.add_argument("--work", type=Path, default=Path("runs/e2e"), help="(default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/e2e_t5"), help="(default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default %(default)s)")
     parser.add_argument("--sft-steps", type=int, default=SFT["max_steps"], help="(default %(default)s)")
     parser.add_argument("--ppo-steps", type=int, default=RLHF["max_steps"], help="(default %(default)s)")
     args = parser.parse_args(argv)
-    work = args.work
+    work, data = args.work, args.data or find_data("e2e")
 
     train, test = split(
-        read_references(args.data / "devset.csv") | read_references(args.data / "testset_w_refs.csv"),
+        read_references(data / "devset.csv") | read_references(data / "testset_w_refs.csv"),
         args.seed,
     )
     tokenizer = train_tokenizer((text for mr, texts in train.items() for text in [mr, *texts]), VOCABULARY)
@@ -237,4 +240,4 @@ against the others); KL in nats per text. Greedy decoding of {held_out} meaning 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,7 @@
   python scripts/get_data.py --from=DIR         from a mirror: DIR/NAME, DIR/data/NAME or DIR/models/NAME
 
 Into DERA_DATA, by default ~/.cache/dera_jax/data. Every file is checked against the checksum in
-scripts/data_sets.py, takes its name only when it is whole, and is not fetched again. 11 MB in all.
+scripts/data_sets.py, takes its name only when it is whole, and is not fetched again. 9 MB in all.
 """
 
 import argparse

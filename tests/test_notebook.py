@@ -64,3 +64,12 @@ def test_the_sweep_is_shown(executed):
     *_, table, figure, _ = (cell for cell in executed.cells if cell.cell_type == "code")
     assert "length:16:24" in outputs(table)
     assert any("image/png" in output.get("data", {}) for output in figure.outputs)
+
+
+def test_outside_of_a_checkout_it_says_what_it_lacks(tmp_path):
+    first = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code")
+    ran = subprocess.run([sys.executable, "-c", first.source], cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.splitlines() == [
+        "no checkout of dera_jax here: set SOURCE to its repository's address, as git clone takes it"
+    ]

@@ -88,7 +88,7 @@ def check_data(steps: Sequence[Step], folders: Folders) -> None:
     lacking = [name for name in names if not (folders.data / name).exists()]
     if lacking:
         sets = dict.fromkeys(name.partition("/")[0] for name in lacking)
-        raise ValueError(f"not in {folders.data}: {', '.join(lacking)}; {how_to_get(list(sets))}")
+        raise ValueError(f"not in {folders.data}: {', '.join(lacking)}; get it: {how_to_get(list(sets))}")
 
 
 def _measure(step: Step, folders: Folders) -> None:
