@@ -91,7 +91,9 @@ COMMANDS = {
     "compare judge": Command("compare", ["run", "other", "--judge=model:judge"]),
     "compare endpoint": Command("compare", ["run", "other", "--judge=URL,m", *JUDGED], ("answers",)),
     "combine": Command("combine", [*PAIR, "--lambda=0.5", "--out=new"], ("new",)),
-    "combine shards": Command("combine", ["--reference=reference", "--aligned=sharded", "--lambda=0.5", "--out=new"], ("new",)),
+    "combine shards": Command(
+        "combine", ["--reference=reference", "--aligned=sharded", "--lambda=0.5", "--out=new"], ("new",)
+    ),
     "sft": _train("sft", *SFT),
     "sft packed": _train("sft", *SFT, "--packing"),
     "sft messages": _train("sft", "--data=messages.jsonl", LENGTH),
@@ -103,8 +105,8 @@ COMMANDS = {
     "dpo transcripts": _train("dpo", "--data=transcripts.jsonl", LENGTH),
     "dpo kto": _train("dpo", "--data=kto.jsonl", "--loss=kto", LENGTH),
     "dpo again": Command(
-        "dpo", ["--model=reference", *TRAIN, "--data=pairs.jsonl", "--eval-data=transcripts.jsonl", "--beta=0.1", LENGTH,
-                "--learning-rate=0.01", "--out=aligned"], ("aligned",),
+        "dpo", ["--model=reference", *TRAIN, "--data=pairs.jsonl", "--eval-data=transcripts.jsonl", "--beta=0.1",
+                LENGTH, "--learning-rate=0.01", "--out=aligned"], ("aligned",),
     ),
     "reward": _train("reward", "--data=pairs.jsonl", LENGTH),
     "rlhf": _train(
@@ -117,7 +119,7 @@ COMMANDS = {
         "rlhf", "--data=prompts.jsonl", "--reward=model:judge", "--num-samples=2", "--max-new-tokens=8"
     ),
     "plan": Command("plan", [*PAIR, "--topology=nonsense"]),
-    "lm_eval": Command("lm_eval", [*PAIR, "--tasks=nonsense", "--lambda=0,1"]),
+    "lm_eval": Command("lm_eval", [*PAIR, "--lambda=0,1"]),
     "dera": Command("dera", ["plot", "run", "--table=terminal"]),
 }  # fmt: skip
 """By name. `plan` and `lm_eval` are refused as they stand: what they would do takes too long here."""

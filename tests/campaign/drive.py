@@ -20,6 +20,8 @@ UNSAFE = re.compile(
 )
 LEFTOVER = re.compile(r"(\..+\.tmp|.+\.partial|.+\.saving|.+\.gone|.+\.orbax-checkpoint-tmp.*)")
 MAY_APPEAR = re.compile(r"(.*/)?(\.lock|__pycache__(/.*)?)")
+PRINTS = ("special prints", "special writes", "special import: prints", "special shape: prints")
+"""Changes after which a user's own code writes to the terminal what it likes."""
 FAULTS = (
     "traceback",
     "code",
@@ -186,7 +188,7 @@ def judge(case: inputs.Case, ended: Ended, sandbox: Path, before: dict, after: d
     ):
         faults.append("leftover")
         notes.append(f"left: {', '.join(sorted(left)[:4])}")
-    if found := _raw(ended):
+    if (found := _raw(ended)) and case.change not in PRINTS:
         faults.append("raw")
         notes.append(f"raw {found!r}")
     if any(len(line) > LONGEST for line in shown.splitlines()):
@@ -202,7 +204,7 @@ def judge(case: inputs.Case, ended: Ended, sandbox: Path, before: dict, after: d
 
 
 def _one_line(shown: str, case: inputs.Case) -> bool:
-    if case.kind == "machine" and case.change.startswith("stderr"):
+    if case.change in ("stderr closed", "stderr full", "special closes"):
         return True
     found = [line for line in shown.splitlines() if line.strip()]
     errors = [line for line in found if "error: " in line[:40]]
@@ -210,7 +212,6 @@ def _one_line(shown: str, case: inputs.Case) -> bool:
 
 
 def _raw(ended: Ended) -> str:
-    # What a reward itself writes is the user's own.
     text = ended.err + ended.out
     return "".join(dict.fromkeys(UNSAFE.findall(text)))
 

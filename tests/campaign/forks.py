@@ -3,6 +3,7 @@
 JAX's backend starts in the child, never before the fork, so every child is as good as a new process.
 """
 
+import ctypes
 import importlib
 import json
 import os
@@ -72,7 +73,7 @@ def fork(act: Callable[[], int], folder: Path, name: str = "") -> int:
         return pid
     code = 1
     try:
-        os.setpgid(0, 0)
+        _die_with_parent()
         _redirect(*output_paths(folder, name))
         code = act()
     except SystemExit as stopped:
@@ -83,6 +84,14 @@ def fork(act: Callable[[], int], folder: Path, name: str = "") -> int:
     finally:
         _flush()
         os._exit(code)
+
+
+def _die_with_parent() -> None:
+    """Makes this process one of its own group that does not outlive the campaign."""
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() == 1:
+        os._exit(1)
 
 
 def output_paths(folder: Path, name: str = "") -> tuple[Path, Path]:
@@ -130,7 +139,7 @@ class Worker:
             os.close(here[1])
             os.close(there[0])
             try:
-                os.setpgid(0, 0)
+                _die_with_parent()
                 resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
                 _serve(here[0], there[1], home)
             finally:

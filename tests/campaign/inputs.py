@@ -25,9 +25,9 @@ KINDS = {
     "lock": ("run/.lock", "bytes", ["sweep grows", "score"]),
     "config": ("aligned/config.json", "json", [*MODEL, "sweep int8"]),
     "tokenizer": ("aligned/tokenizer.json", "json", ["sweep", "sft", "combine"]),
-    "tokenizer's config": ("aligned/tokenizer_config.json", "json", ["sweep", "generate chat", "sft", "rlhf", "combine"]),
+    "tokenizer's config": ("aligned/tokenizer_config.json", "json", ["sweep", "generate chat", "sft", "combine"]),
     "generation config": ("aligned/generation_config.json", "json", ["sweep", "combine", "dpo", "rlhf"]),
-    "model's manifest": ("aligned/manifest.json", "json", ["sweep", "generate", "tune", "combine", "dpo again", "plot"]),
+    "model's manifest": ("aligned/manifest.json", "json", ["sweep", "generate", "tune", "combine", "plot"]),
     "weights": ("aligned/model.safetensors", "bytes", [*MODEL, "sweep int8"]),
     "index": ("sharded/model.safetensors.index.json", "json", ["sweep shards", "combine shards"]),
     "shard": ("sharded/model-00001-of-00002.safetensors", "bytes", ["sweep shards", "combine shards"]),
@@ -69,7 +69,7 @@ KINDS = {
 """Kind to its file, its form, and the commands that read it."""
 ANSWER = {
     "id": "1", "object": "chat.completion", "model": "m",
-    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "[[A]] Rating: [[7]]. Yes"}}],
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "[[A]] [[7]]"}}],
     "usage": {"prompt_tokens": 3, "completion_tokens": 4},
 }  # fmt: skip
 """Of a judge behind a URL."""

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tests.campaign import forks
@@ -32,8 +33,18 @@ DPO = [
     *TRAIN,
     "--out=new",
 ]
-RLHF = ["--model=reference", "--data=prompts.jsonl", "--eval-data=prompts.txt", f"--reward={LENGTHS}", "--num-samples=2",
-        "--max-new-tokens=8", "--beta=0.1", *TRAIN, "--out=new"]  # fmt: skip
+RLHF = [
+    "--model=reference",
+    "--data=prompts.jsonl",
+    "--eval-data=prompts.txt",
+    f"--reward={LENGTHS}",
+    "--num-samples=2",
+    "--max-new-tokens=8",
+    "--beta=0.1",
+    *TRAIN,
+    "--out=new",
+]
+REWARD = ["--model=reference", "--data=pairs.jsonl", "--eval-data=pairs.jsonl", LENGTH, *TRAIN, "--out=new"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ SCENARIOS = {
     "dpo": Scenario("dpo", DPO),
     "rlhf": Scenario("rlhf", RLHF),
     "ppo": Scenario("rlhf", [*RLHF, "--algorithm=ppo", "--num-mini-batches=1"]),
-    "reward": Scenario("reward", ["--model=reference", "--data=pairs.jsonl", "--eval-data=pairs.jsonl", LENGTH, *TRAIN, "--out=new"]),
+    "reward": Scenario("reward", REWARD),
     "combine": Scenario("combine", ["--reference=reference", "--aligned=aligned", "--lambda=0.5", "--out=new"]),
     "sweep, two processes": Scenario(
         "sweep", [*SWEEP, "--lambda=0,0.5,1", f"--reward={LENGTHS}", "--out=new", "--mesh=data:2"], processes=2
@@ -203,8 +214,8 @@ class Kills:
             at = kill if kill and kill.process == process else Kill("before", 0)
             own = [*words, *([f"--process-id={process}"] if count > 1 else [])]
             operations = replace_log(sandbox / given.out, self._log(process), at)
-            pids.append(forks.fork(lambda own=own, ops=operations: self._act(given, own, sandbox, ops), self.home / "run",
-                                   f"-{process}"))  # fmt: skip
+            act = partial(self._act, given, own, sandbox, operations)
+            pids.append(forks.fork(act, self.home / "run", f"-{process}"))
         return _await_all(pids)
 
     @staticmethod
@@ -261,14 +272,16 @@ def contents(folder: Path) -> dict:
     }
 
 
-TIMES = ("provenance", "seconds", "commands", "decode_seconds", "resources", "time")
+TIMES = ("provenance", "commands", "resources", "time")
 
 
 def _content(path: Path):
     if path.name == "rows.jsonl":
         return sorted(path.read_text().splitlines())
+    if path.name == "metrics.jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.name == "manifest.json":
-        return {name: value for name, value in json.loads(path.read_text()).items() if name not in TIMES}
+        return _timeless(json.loads(path.read_text()))
     if path.name == "speed.jsonl":
         return "speed"
     if path.suffix == ".png":
@@ -278,6 +291,12 @@ def _content(path: Path):
             else "broken"
         )
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _timeless(found):
+    if not isinstance(found, dict):
+        return found
+    return {n: _timeless(v) for n, v in found.items() if n not in TIMES and not n.endswith("seconds")}
 
 
 def compare(expected: dict, found: dict) -> str:
@@ -292,8 +311,10 @@ def compare(expected: dict, found: dict) -> str:
 def _where(one, other) -> str:
     if isinstance(one, dict) and isinstance(other, dict):
         names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-        return f" in {', '.join(f'{name}: {one.get(name)!s:.60}, found {other.get(name)!s:.60}' for name in names)}"
-    return f" ({len(one)} rows, {len(other)} found)" if isinstance(one, list) else ""
+        return ", ".join(f" in {name}{_where(one.get(name), other.get(name))}" for name in names)
+    if isinstance(one, list) and isinstance(other, list):
+        return f" ({len(one)} there, {len(other)} found)"
+    return f" ({one!s:.40}, found {other!s:.40})"
 
 
 def sample(tries: dict[str, list[Try]], count: int, seed: int) -> list[Try]:

@@ -15,9 +15,14 @@ SWEEP = [*PAIR, *DECODE, "--prompts=prompts.jsonl"]
 TRAIN = ["--max-steps=2", "--batch-size=4"]
 LENGTH = "--max-length=64"
 STOPPED = [
-    "--model=base", "--max-steps=3", "--batch-size=4", "--data=completions.jsonl", LENGTH, "--save-steps=1",
+    "--model=base",
+    "--max-steps=3",
+    "--batch-size=4",
+    "--data=completions.jsonl",
+    LENGTH,
+    "--save-steps=1",
     "--out=stopped",
-]  # fmt: skip
+]
 PROMPTS = [
     f"{start}{name}{end}"
     for start, end in (("How is ", "?"), ("Sam visits ", ", the painter of Sund."))
@@ -42,9 +47,13 @@ def write_data(folder: Path) -> None:
         [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         for prompt, answer in asked
     ]
-    write_lines(folder / "prompts.jsonl", [
-        {"id": f"p{i}", "prompt": prompt, "prefix": " Well,", "topic": "people"} for i, prompt in enumerate(PROMPTS)
-    ])  # fmt: skip
+    write_lines(
+        folder / "prompts.jsonl",
+        [
+            {"id": f"p{i}", "prompt": prompt, "prefix": " Well,", "topic": "people"}
+            for i, prompt in enumerate(PROMPTS)
+        ],
+    )
     write_lines(folder / "chat.jsonl", [{"messages": [{"role": "user", "content": p}]} for p in PROMPTS])
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "prompts.jsonl.gz").write_bytes(gzip.compress((folder / "prompts.jsonl").read_bytes()))
@@ -59,12 +68,17 @@ def write_data(folder: Path) -> None:
     write_lines(folder / "texts.jsonl", [{"text": p + a} for p, a in asked])
     pairs = [{"prompt": p, "chosen": a, "rejected": " Tom saw a dog."} for p, a in asked]
     write_lines(folder / "pairs.jsonl", pairs)
-    write_lines(folder / "kto.jsonl", [
-        {"prompt": p, "completion": a, "label": i % 2 == 0} for i, (p, a) in enumerate(asked * 2)
-    ])  # fmt: skip
-    write_lines(folder / "transcripts.jsonl", [
-        {"chosen": f"\n\nHuman: {p}\n\nAssistant:{a}", "rejected": f"\n\nHuman: {p}\n\nAssistant: No."} for p, a in asked
-    ])  # fmt: skip
+    write_lines(
+        folder / "kto.jsonl",
+        [{"prompt": p, "completion": a, "label": i % 2 == 0} for i, (p, a) in enumerate(asked * 2)],
+    )
+    write_lines(
+        folder / "transcripts.jsonl",
+        [
+            {"chosen": f"\n\nHuman: {p}\n\nAssistant:{a}", "rejected": f"\n\nHuman: {p}\n\nAssistant: No."}
+            for p, a in asked
+        ],
+    )
     (folder / "words.txt").write_text("well\t1.5\nsad\t-2.0\na\t0.25\nthe\t0.5\n")
     (folder / "template.jinja").write_text(TEMPLATE)
     settings = {"lambda": [0, 1], "max-new-tokens": 8, "rows": 4, "num-prompts": 2, "stop": ["x", "y"]}
@@ -125,13 +139,28 @@ def make(words: list[str]) -> int:
     write_data(here)
     write_base(here / "base")
     for command, *more in (
-        (sft, "--model=base", "--data=completions.jsonl", "--eval-data=texts.jsonl", "--out=reference", LENGTH,
-         "--learning-rate=0.01"),
-        (dpo, "--model=reference", "--data=pairs.jsonl", "--eval-data=transcripts.jsonl", "--out=aligned",
-         "--beta=0.1", LENGTH, "--learning-rate=0.01"),
+        (
+            sft,
+            "--model=base",
+            "--data=completions.jsonl",
+            "--eval-data=texts.jsonl",
+            "--out=reference",
+            LENGTH,
+            "--learning-rate=0.01",
+        ),
+        (
+            dpo,
+            "--model=reference",
+            "--data=pairs.jsonl",
+            "--eval-data=transcripts.jsonl",
+            "--out=aligned",
+            "--beta=0.1",
+            LENGTH,
+            "--learning-rate=0.01",
+        ),
         (sft, "--model=reference", "--data=completions.jsonl", "--out=adapter", "--lora-r=2", LENGTH),
         (reward, "--model=reference", "--data=pairs.jsonl", "--out=judge", LENGTH),
-    ):  # fmt: skip
+    ):
         assert command.main([*TRAIN, *more]) == 0, more
     write_shards(here / "aligned", here / "sharded")
     for out, seed in (("run", 0), ("other", 1)):
