@@ -195,20 +195,20 @@ def test_bytes_behind_the_last_tensor(folder):
 TENSORS = {
     "missing": (
         None,
-        "{folder}: tensor {name} is missing from the safetensors files (expected shape (32, 64))",
+        "{folder}: tensor {name} is missing from the safetensors files (expected shape (40, 80))",
     ),
-    "shape": (jnp.ones((33, 64)), "{file}: tensor {name}: expected shape (32, 64), found (33, 64)"),
-    "transposed": (jnp.ones((64, 32)), "{file}: tensor {name}: expected shape (32, 64), found (64, 32)"),
+    "shape": (jnp.ones((41, 80)), "{file}: tensor {name}: expected shape (40, 80), found (41, 80)"),
+    "transposed": (jnp.ones((80, 40)), "{file}: tensor {name}: expected shape (40, 80), found (80, 40)"),
     "whole numbers": (
-        jnp.ones((32, 64), jnp.int8),
+        jnp.ones((40, 80), jnp.int8),
         "{file}: tensor {name}: expected one of F32, F16, BF16, found I8",
     ),
     "NaN": (
-        jnp.ones((32, 64)).at[31, 63].set(jnp.nan),
+        jnp.ones((40, 80)).at[39, 79].set(jnp.nan),
         "{file}: tensor {name} holds NaN or infinite values as float32",
     ),
     "infinite": (
-        jnp.ones((32, 64)).at[0, 0].set(-jnp.inf),
+        jnp.ones((40, 80)).at[0, 0].set(-jnp.inf),
         "{file}: tensor {name} holds NaN or infinite values as float32",
     ),
 }
@@ -222,7 +222,7 @@ def test_wrong_tensors(folder, value, message):
 
 
 def test_values_beyond_the_type_asked_for(folder):
-    change_tensors(folder, **{NORM.replace(".", "__"): jnp.full(64, 1e5)})
+    change_tensors(folder, **{NORM.replace(".", "__"): jnp.full(80, 1e5)})
     assert refusal(load_policy, str(folder), "float16") == (
         f"{folder / WEIGHTS}: tensor {NORM} holds NaN or infinite values as float16"
     )
@@ -270,7 +270,7 @@ def test_the_type_is_that_of_the_tensors_read(folder, toy):
     halves = {name: value.astype(jnp.bfloat16) for name, value in load_file(toy / WEIGHTS).items()}
     save_file(halves | {"model.layers.0.self_attn.rotary_emb.inv_freq": jnp.ones(4)}, folder / WEIGHTS)
     assert load_policy(str(folder)).config.dtype == "bfloat16"
-    save_file(halves | {NORM: jnp.ones(64)}, folder / WEIGHTS)
+    save_file(halves | {NORM: jnp.ones(80)}, folder / WEIGHTS)
     assert load_policy(str(folder)).config.dtype == "float32"
 
 
@@ -303,8 +303,8 @@ def test_vocabularies_that_differ(toy, folder):
     vocab["Ġis"], vocab["Ġthe"] = vocab["Ġthe"], vocab["Ġis"]
     (folder / "tokenizer.json").write_text(json.dumps(raw))
     assert refusal(load_policies, str(toy), str(folder)) == (
-        f"the models have different vocabularies: 'Ġthe' is {vocab['Ġis']} in {toy} (512 words) "
-        f"and {vocab['Ġthe']} in {folder} (512 words)"
+        f"the models have different vocabularies: 'Ġis' is {vocab['Ġthe']} in {toy} (512 words) "
+        f"and {vocab['Ġis']} in {folder} (512 words)"
     )
 
 
@@ -319,21 +319,21 @@ def test_no_tokenizer(folder):
 
 
 def test_eos_is_what_any_of_three_files_says(folder):
-    assert load_policy(str(folder)).eos_ids == (1,)
+    assert load_policy(str(folder)).eos_ids == (2,)
     change_json(folder / "config.json", eos_token_id=7)
-    change_json(folder / "generation_config.json", eos_token_id=[2, 5], temperature=0.1)
-    assert load_policy(str(folder)).eos_ids == (1, 2, 5, 7)
+    change_json(folder / "generation_config.json", eos_token_id=[3, 5], temperature=0.1)
+    assert load_policy(str(folder)).eos_ids == (2, 3, 5, 7)
     change_json(folder / "config.json", eos_token_id=None)
-    assert load_policy(str(folder)).eos_ids == (1, 2, 5)
+    assert load_policy(str(folder)).eos_ids == (2, 3, 5)
 
 
 def test_what_is_saved_comes_back(toy, folder, tmp_path):
-    change_json(folder / "generation_config.json", eos_token_id=[2, 5])
+    change_json(folder / "generation_config.json", eos_token_id=[3, 5])
     policy = load_policy(str(folder))
     save_policy(policy, tmp_path / "a" / "b", {"beta": 0.1, "command": "train"})
     saved = load_policy(str(tmp_path / "a" / "b"))
     assert_same_params(saved, policy)
-    assert (saved.config, saved.eos_ids, saved.beta) == (policy.config, (1, 2, 5), 0.1)
+    assert (saved.config, saved.eos_ids, saved.beta) == (policy.config, (2, 3, 5), 0.1)
     assert saved.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     assert saved.tokenizer("Once upon a time") == policy.tokenizer("Once upon a time")
     assert policy.beta is None
