@@ -24,7 +24,7 @@ LARGEST_FILE = 2**30
 """Bytes that a command may write to one file."""
 MOST_MEMORY = 6 * 2**30
 """Bytes in memory at which a command is ended: bad input must not fill a machine."""
-MOST_CPU, MOST_IDLE, MOST_WALL = 90.0, 45.0, 300.0
+MOST_CPU, MOST_IDLE, MOST_WALL = 90.0, 45.0, 900.0
 """Seconds of work, without any work, and in all, at which a command counts as hanging. Generous: the
 slowest good one takes ten, and the machine may be busy."""
 

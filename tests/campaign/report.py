@@ -12,7 +12,7 @@ def input_table(outcomes: Sequence[Outcome]) -> str:
     """Returns a line for each kind of file and command, one for each kind, and one for all."""
     by_pair: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for each in outcomes:
-        by_pair[each.case.kind, each.case.command].append(each)
+        by_pair[each.case.kind, "" if each.case.kind == "valid" else each.case.command].append(each)
     rows = [("file", "command", "tried", "refused", "accepted", *FAULTS)]
     rows += [(*pair, *_counts(found)) for pair, found in sorted(by_pair.items())]
     rows.append(("all", "", *_counts(outcomes)))

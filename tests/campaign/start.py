@@ -25,11 +25,11 @@ STOPPED = [
 ]
 PROMPTS = [
     f"{start}{name}{end}"
-    for start, end in (("How is ", "?"), ("Sam visits ", ", the painter of Sund."))
+    for start, end in (("How is ", "?"), ("Sam visits ", ", the painter of Sund."), ("Who is ", "?"))
     for name in ("Mira", "Ida", "Anna", "Tom", "Eva", "Jon", "Lea", "Max")
 ]
 """As many as `eval.tune` wants at least."""
-ANSWERS = [" She is well.", " Ida paints.", " They talk a while.", " Anna is."] * 4
+ANSWERS = [" She is well.", " Ida paints.", " They talk a while.", " Anna is."] * 6
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
