@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dera_jax.data import load_records
-from dera_jax.encoding import before, encode_prompts
+from dera_jax.encoding import encode_answer, encode_prompts
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt, check_one_turn
 from dera_jax.reports import estimate_to_json
 from dera_jax.score import Scored, score_tokens
 from dera_jax.strengths import Strength, strength_to_json
-from dera_jax.tokenizer import encode_completion
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ def pairwise_accuracy(
     for pair, encoded in zip(pairs, encode_prompts(policies, [p.prompt for p in pairs], 1), strict=True):
         for text in (pair.chosen, pair.rejected):
             prompts.append(encoded.tokens)
-            prompt = before(policies[-1], encoded.tokens[-1])
-            completions.append(encode_completion(tokenizer, prompt, text) + eos)
+            completions.append(encode_answer(policies[-1], encoded, text) + eos)
             if (length := max(map(len, encoded.tokens)) + len(completions[-1])) > context:
                 raise ValueError(
                     f"prompt {encoded.id!r}: {length} tokens with a completion do not fit "
