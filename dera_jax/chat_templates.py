@@ -40,8 +40,8 @@ def render_chats(
         variables = [own | _variables(messages, answer) for messages in chats]
         return untrusted.ask(template=tokenizer.get_chat_template(template), variables=variables)
     except untrusted.OverLimit as error:
-        of = f" of {shown(tokenizer.name_or_path, 200)}" if template is None else ""
-        raise ValueError(f"the chat template{of} {error}") from None
+        whose = "given by --chat-template" if template else f"of {shown(tokenizer.name_or_path, 200)}"
+        raise ValueError(f"the chat template {whose} {error}") from None
     except untrusted.Refusal as error:
         raise untrusted.Refusal(f"the chat template refuses the messages: {error}") from None
     except ValueError as error:

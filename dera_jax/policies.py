@@ -58,9 +58,6 @@ class Policy:
 class _Base:
     """A model without adapter, as several policies may stand on it."""
 
-    name: str
-    folder: Path
-    raw: dict
     config: models.ModelConfig
     params: dict
     fingerprint: str
@@ -151,54 +148,60 @@ def _load(
         check_choice("quantize", quantize, QUANTIZATIONS)
     name, adapter_name = hub.split_adapter(model)
     folder = hub.resolve(name)
-    # Before the base, which may take minutes.
+    # All that is small before the base's weights, which may take minutes.
+    raw = families.read_config(folder)
+    families.check_language_model(folder, raw)
+    config = families.model_config(folder, raw)
     adapter = adapters.read_adapter(hub.resolve(adapter_name)) if adapter_name else None
+    own = adapter.folder if adapter and (adapter.folder / "tokenizer_config.json").exists() else folder
+    tokenizer = load_tokenizer(own)
+    eos_ids = _eos_ids(folder, raw, tokenizer)
+    beta = _beta((adapter.folder if adapter else folder) / "manifest.json")
     key = folder.resolve(), dtype, quantize
     if key not in bases:
-        bases[key] = _load_base(name, folder, dtype, quantize, started, mesh)
+        bases[key] = _load_base(
+            name, folder, raw, replace(config, quantization=quantize), dtype, started, mesh
+        )
     base = bases[key]
     config, params, fingerprint = base.config, base.params, base.fingerprint
-    own = folder
     if adapter:
-        name_map = families.FAMILIES[base.raw["model_type"]].names
+        name_map = families.FAMILIES[raw["model_type"]].names
         adapters.check_base(adapter, name, fingerprint)
         config, params = adapters.apply_adapter(adapter, name, config, params, name_map)
         params = sharding.shard_flat(params, mesh) if mesh else params
         fingerprint = adapters.fingerprint(adapter, fingerprint)
-        own = adapter.folder if (adapter.folder / "tokenizer_config.json").exists() else folder
-    tokenizer = load_tokenizer(own)
     return Policy(
         name=model,
         folder=folder,
         config=config,
         params=params,
         tokenizer=tokenizer,
-        eos_ids=_eos_ids(folder, base.raw, tokenizer),
+        eos_ids=eos_ids,
         fingerprint=fingerprint,
-        beta=_beta((adapter.folder if adapter else folder) / "manifest.json"),
+        beta=beta,
         adapter=adapter.folder if adapter else None,
     )
 
 
 def _load_base(
-    name: str, folder: Path, dtype: str, quantize: str | None, started: Started | None, mesh: Mesh | None
+    name: str,
+    folder: Path,
+    raw: dict,
+    config: models.ModelConfig,
+    dtype: str,
+    started: Started | None,
+    mesh: Mesh | None,
 ) -> _Base:
-    raw = families.read_config(folder)
-    families.check_language_model(folder, raw)
-    config = families.model_config(folder, raw)
     if mesh:
         sharding.check_heads(mesh, name, config)
     found = weights.find_params(folder, raw["model_type"], config)
     if dtype == "auto":
         dtype = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
-    size = weights.count_bytes(config, dtype)
-    seen = started(name, size) if started else lambda _: None
+    seen = started(name, weights.count_bytes(config, dtype)) if started else lambda _: None
+    place = sharding.place(mesh) if mesh else None
     return _Base(
-        name=name,
-        folder=folder,
-        raw=raw,
-        config=replace(config, dtype=dtype, quantization=quantize),
-        params=weights.read_params(found, dtype, sharding.place(mesh) if mesh else None, quantize, seen),
+        config=replace(config, dtype=dtype),
+        params=weights.read_params(found, dtype, place, config.quantization, seen),
         fingerprint=tensors.fingerprint(folder / "config.json", tensors.weight_files(folder)),
     )
 

@@ -11,14 +11,13 @@ from jaxtyping import Array, Float, PyTree
 
 from dera_jax import models
 from dera_jax.batches import Batch, make_batch
-from dera_jax.encoding import before, encode_prompts
+from dera_jax.encoding import encode_answer, encode_prompts
 from dera_jax.measure import TokenRecord, measure
 from dera_jax.policies import Policy
 from dera_jax.prompts import as_prompts, check_one_turn
 from dera_jax.realign import mix_logits, strength_weights
 from dera_jax.sharding import mesh_of, shard_rows
 from dera_jax.strengths import Strength, as_strengths
-from dera_jax.tokenizer import encode_completion
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,18 @@ def score(
       TypeError: what is no strength.
       ValueError: bad input, or a prompt without a completion.
     """
-    tokenizer, asked = policies[-1].tokenizer, as_prompts(prompts)
+    asked = as_prompts(prompts)
     strengths = as_strengths(lambdas, len(policies) - 1)
     check_one_turn(asked)
     if isinstance(completions, str) or len(completions) != len(asked):
         found = "a string" if isinstance(completions, str) else len(completions)
         raise ValueError(f"completions: expected one for each of {len(asked)} prompts, found {found}")
-    encoded = [prompt.tokens for prompt in encode_prompts(policies, asked, max_new_tokens=0)]
+    encoded = encode_prompts(policies, asked, max_new_tokens=0)
     tokens = [
-        encode_completion(tokenizer, before(policies[-1], ids[-1]), completion)
-        if isinstance(completion, str)
-        else list(completion)
-        for ids, completion in zip(encoded, completions, strict=True)
+        encode_answer(policies[-1], prompt, completion) if isinstance(completion, str) else list(completion)
+        for prompt, completion in zip(encoded, completions, strict=True)
     ]
-    return list(score_tokens(policies, encoded, tokens, strengths, rows))
+    return list(score_tokens(policies, [prompt.tokens for prompt in encoded], tokens, strengths, rows))
 
 
 def score_tokens(

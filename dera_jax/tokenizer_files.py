@@ -82,6 +82,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     for name, schema in SCHEMAS.items():
         read_object(folder / name, schema)
     try:
+        if not (folder / found[0]).stat().st_size:  # no words, for the library
+            raise ValueError("empty")
         with _protobuf_alone(), _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             # What else is read of its settings, so that the library stumbles here or not at all.

@@ -41,13 +41,16 @@ def split_models(text: str) -> list[str]:
     parts, found = text.split(","), []
     while parts:
         joined = (",".join(parts[:count]) for count in range(len(parts), 1, -1))
-        found.append(next(filter(_names_folder, joined), parts[0]))
+        found.append(next(filter(_is_one, joined), parts[0]))
         parts = parts[found[-1].count(",") + 1 :]
     return found
 
 
-def _names_folder(model: str) -> bool:
-    return is_folder(model) or is_folder(split_adapter(model)[0].partition("@")[0])
+def _is_one(model: str) -> bool:
+    """Returns whether the commas of a MODEL argument are those of folders' names."""
+    parts = [part.partition("@") for part in split_adapter(model) if part and "," in part]
+    named = all(is_folder(name) and "," not in revision for name, _, revision in parts)
+    return is_folder(model) or named
 
 
 def resolve(model: str, files: Sequence[str] = FILES) -> Path:

@@ -87,7 +87,7 @@ def _named_files(index: Path, names: dict) -> list[Path]:
                 f"{where}: weight_map: expected names of safetensors files beside it, found "
                 f"{shown(repr(name), 200)}"
             )
-        if not (index.parent / name).is_file():
+        if not os.path.isfile(index.parent / name):  # whose name may be too long
             raise ValueError(f"{where}: names {shown(name, 200)}, which is missing")
     return [index.parent / name for name in found]
 

@@ -44,6 +44,11 @@ class Rope:
         check_number("rope fraction", self.fraction, 0.0, 1.0)
         if self.kind in ("llama3", "yarn"):
             check_number("rope original_max_positions", self.original_max_positions, 1, math.inf)
+        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"rope high_freq_factor: expected more than low_freq_factor ({self.low_freq_factor}), "
+                f"got {self.high_freq_factor}"
+            )
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Returns the angle in radians that each pair of turning dimensions turns per position."""
