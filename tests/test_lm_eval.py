@@ -105,9 +105,9 @@ def test_loglikelihoods_equal_those_of_hf(ours, theirs):
 
 
 def test_a_continuation_without_tokens_of_its_own_is_hfs(ours, theirs, caplog):
-    """ "They" is one token: of "The" and "y" the latter has none."""
-    asked = requests("loglikelihood", ("The", "y"), ("The", "n"), ("Once upon a", " time"))
-    assert ours._encode_pair("The", "y")[1] == []
+    """The whole has as many tokens as its beginning: "The" as "Th"."""
+    asked = requests("loglikelihood", ("Th", "e"), ("Th", "a"), ("Once upon a", " time"))
+    assert ours._encode_pair("Th", "e")[1] == []
     for number, other in theirs.items():
         assert_answers(ours.at(number).loglikelihood(asked), other.loglikelihood(asked))
         assert ours.at(number).loglikelihood(asked[:1]) == [(0.0, True)]
