@@ -136,7 +136,8 @@ def judge_run(
         added = judge(folder.rows, rewards, columns, decoder(manifest))
         if added:
             folder.replace_rows(folder.rows)
-            folder.finish(folder.manifest.get("extent", {}) | extent(folder.rows), more)
+        # Also where a killed command has added them and could not say so.
+        folder.finish(folder.manifest.get("extent", {}) | extent(folder.rows), more)
     return added
 
 

@@ -175,14 +175,14 @@ def run_sweep(
     made = replace(plan, rewards=()) if in_lockstep(plan.group) else plan
     yield from run_conversations(made, there, folder.append, watch, usage, tell)
     folder.collect()
-    # What rows are made with is told by a run that made some.
-    settings = {"rows": plan.rows, "mesh": plan.mesh} if len(folder.rows) > len(there) else {}
+    before = folder.manifest.get("extent", {})
+    # What rows are made with is told by a run that made some, or goes on from one that was killed at its end.
+    tells = len(folder.rows) > len(there) or "rows" not in before
+    settings = {"rows": plan.rows, "mesh": plan.mesh} if tells else {}
     more = {"resources": resources(usage)} if usage.slot_steps else {}
     if asked := folder.manifest.get("asked"):
         more["asked"] = ended(asked, _request(plan))
-    folder.finish(
-        folder.manifest.get("extent", {}) | extent(folder.rows) | settings | {"beta": plan.beta}, more
-    )
+    folder.finish(before | extent(folder.rows) | settings | {"beta": plan.beta}, more)
 
 
 def run_conversations(

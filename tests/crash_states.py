@@ -72,7 +72,7 @@ class Watch(AbstractContextManager):
         if getattr(self._inside, "it", False):  # of the one who is told
             return real(*args, **kwargs)
         with self._lock:
-            told = f"{name} {args[-1] if name in ('replace', 'rename') else args[0]}"
+            told = _words(name, args)
             self._tell(self.before, told)
             try:
                 return real(*args, **kwargs)
@@ -85,6 +85,16 @@ class Watch(AbstractContextManager):
             whom(told)
         finally:
             self._inside.it = False
+
+
+def _words(name: str, args: tuple) -> str:
+    """Returns an operation and the file that it is done to."""
+    file = args[-1] if name in ("replace", "rename") else args[0]
+    if isinstance(file, int) and Path(f"/proc/self/fd/{file}").exists():
+        file = os.readlink(f"/proc/self/fd/{file}")
+    if name == "open" and len(args) > 1 and not args[1] & os.O_CREAT:
+        name = "reopen"
+    return f"{name} {file}"
 
 
 def _opener(watch: Watch, real: Callable) -> Callable:
@@ -225,7 +235,7 @@ class Full(Watch):
 
     def _count(self, told: str) -> None:
         name, _, path = told.partition(" ")
-        if name in NEED_SPACE and (path.startswith(self.folder) or path.isdecimal()):
+        if name in NEED_SPACE and path.startswith(self.folder):
             self.left -= 1
             if self.left < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
