@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dera_jax.files import read_json
+from dera_jax.spelling import respelled, spelled
 from dera_jax.strengths import format_strength
 
 TRAINERS = ("train.dpo", "train.rlhf")
@@ -85,9 +86,9 @@ def changes(target: Target) -> list[tuple[str, str]]:
     """Returns, by tool, the line that a training at β* changes."""
     beta, lines = written(target.beta_star), []
     if target.method not in POLICY_GRADIENT:
-        lines.append(("dera_jax", f"python -m train.dpo … --beta={beta}"))
+        lines.append(("dera_jax", f"{spelled('dpo')} … --beta={beta}"))
     if target.method not in PREFERENCES:
-        lines.append(("dera_jax", f"python -m train.rlhf … --beta={beta}"))
+        lines.append(("dera_jax", f"{spelled('rlhf')} … --beta={beta}"))
     trl = "RLOO" if target.method in POLICY_GRADIENT else "KTO" if target.loss == "kto" else "DPO"
     rl = {"RLOO": "grpo", "KTO": "kto"}.get(trl, "ipo" if target.loss == "ipo" else "dpo")
     return [
@@ -145,7 +146,9 @@ def training_words(manifest: Mapping, where: str, beta: float, out: Path) -> tup
     module, words = _module(command)
     if module not in TRAINERS:
         made = " ".join(command[:3]) or "no command that it tells"
-        raise ValueError(f"--retrain: {where} was made by {made}; expected {' or '.join(TRAINERS)}")
+        raise ValueError(
+            f"--retrain: {where} was made by {made}; expected {' or '.join(map(respelled, TRAINERS))}"
+        )
     seed = (manifest.get("train_config") or {}).get("seed", 0)
     return module, replaced(words, {"beta": written(beta), "seed": str(seed), "out": str(out)})
 
@@ -183,7 +186,7 @@ def decoding_words(
     module, words = _module(told.get("command") or [])
     if module != "eval.sweep" or not told.get("models"):
         raise ValueError(
-            f"--retrain: {where} was not made by python -m eval.sweep, whose settings are repeated"
+            f"--retrain: {where} was not made by {spelled('sweep')}, whose settings are repeated"
         )
     options = {name: None for name in (*NOT_REPEATED, "beta", "reward")} | {
         "num-samples": str(manifest["extent"]["num_samples"]),

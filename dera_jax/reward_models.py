@@ -19,6 +19,7 @@ from dera_jax.loading.names import NameMap
 from dera_jax.models.reward import RewardConfig
 from dera_jax.models.t5 import T5Config
 from dera_jax.policies import Policy
+from dera_jax.spelling import spelled
 from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, save_tokenizer
 
 ROWS = 16
@@ -81,7 +82,7 @@ def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
     if policy.config.quantization or policy.config.adapters:
         raise ValueError(
             f"{policy.name}: a reward model starts from weights in full precision and without adapters; "
-            "eval.combine --lambda=1 merges adapters"
+            f"{spelled('combine')} --lambda=1 merges adapters"
         )
     config = RewardConfig(
         trunk=replace(policy.config, tie_embeddings=True),

@@ -74,7 +74,7 @@ OPENINGS = (
 
 def parser() -> Parser:
     """Returns the command's options."""
-    result = Parser(__doc__, prog="python -m eval.bench")
+    result = Parser("bench", __doc__)
     result.add_argument(
         "--reference", metavar="MODEL", help="with --aligned: the pair (default: the toy pair)"
     )

@@ -30,7 +30,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.dpo`."""
-    parser = cli.Parser(__doc__, prog="python -m train.dpo")
+    parser = cli.Parser("dpo", __doc__)
     train_options.add_model_options(parser)
     train_options.add_data_options(parser, "`prompt`, `chosen` and `rejected`")
     train_options.add_reference_options(parser)

@@ -19,7 +19,7 @@ NARROWEST = 28
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.generate`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.generate")
+    parser = cli.Parser("generate", __doc__)
     parser.add_argument(
         "--prompt", metavar="TEXT", help="what to continue (default: the first shipped prompt)"
     )

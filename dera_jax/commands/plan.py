@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(__doc__, prog="python -m eval.plan")
+    parser = cli.Parser("plan", __doc__)
     models.add_pair_options(parser)
     parser.set_defaults(dtype="bfloat16")
     parser.add_argument(

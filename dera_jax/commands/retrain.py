@@ -4,6 +4,7 @@ Everything is done by the commands themselves, which go on where they stopped.
 """
 
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -18,6 +19,8 @@ from dera_jax.metrics import estimate
 from dera_jax.objectives import Constraint, Grid, Objective, read_grid
 from dera_jax.prompts import Prompt
 from dera_jax.retraining import Cost, Target
+from dera_jax.shown import shown
+from dera_jax.spelling import spelled
 from dera_jax.tune import Choice
 from dera_jax.tune_data import Run, differing, read_run
 from dera_jax.tune_report import Retrained
@@ -106,8 +109,9 @@ def _run(module: str, words: list[str]) -> None:
     Raises:
       SystemExit: it failed, and has said why.
     """
-    print(" ".join(["python -m", module, *words]), file=sys.stderr)
-    command = importlib.import_module(f"dera_jax.commands.{module.partition('.')[2]}")
+    name = module.partition(".")[2]
+    print(shown(f"{spelled(name)} {shlex.join(words)}"), file=sys.stderr)
+    command = importlib.import_module(f"dera_jax.commands.{name}")
     with redirect_stdout(sys.stderr):
         code = command.main(words)
     if code:

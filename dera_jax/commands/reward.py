@@ -17,7 +17,7 @@ from dera_jax.files import make_folder, write_json
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.reward`."""
-    parser = cli.Parser(__doc__, prog="python -m train.reward")
+    parser = cli.Parser("reward", __doc__)
     train_options.add_model_options(parser, lora=False)
     train_options.add_data_options(parser, "`prompt`, `chosen` and `rejected`")
     parser.add_argument(

@@ -134,7 +134,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.rlhf`."""
-    parser = cli.Parser(__doc__, prog="python -m train.rlhf")
+    parser = cli.Parser("rlhf", __doc__)
     _add_options(parser)
     args = parser.parse_args(argv)
     _check(parser, args)

@@ -11,7 +11,7 @@ from dera_jax.commands import cli, train_checks, train_options
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.sft`."""
-    parser = cli.Parser(__doc__, prog="python -m train.sft")
+    parser = cli.Parser("sft", __doc__)
     train_options.add_model_options(parser)
     parser.add_argument(
         "--from-scratch",

@@ -23,13 +23,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli, decode_options, models
+from dera_jax.commands import cli, decode_options, interrupts, models
 from dera_jax.configs import check_count, check_number
+from dera_jax.shown import shown
 
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.sweep`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.sweep")
+    parser = cli.Parser("sweep", __doc__)
     parser.add_argument(
         "--lambda",
         dest="lambda_",
@@ -108,13 +109,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     from dera_jax.sweep import open_run
 
-    with open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder:
-        try:
-            seconds, usage = _run_with_progress(plan, folder)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{out} keeps what has ended; the same command goes on from there"
-            ) from None
+    kept = f"{shown(out, 200)} keeps what has ended; the same command goes on from there"
+    with (
+        interrupts.telling(kept),
+        open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder,
+    ):
+        seconds, usage = _run_with_progress(plan, folder)
         more = {"decode_seconds": round(seconds, 1)} if seconds else None
         folder.finish(folder.manifest["extent"] | {"prompts": _prompts(args)}, more)
         rows, used = folder.rows, folder.manifest.get("resources") if usage.slot_steps else None
@@ -135,7 +135,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if missing := [name for name in ("reference", "aligned", "prompts") if getattr(args, name) is None]:
         raise ValueError(
             f"--preset={args.preset}: expected {', '.join(map(cli.option, missing))}, which it makes itself: "
-            f"bash scripts/reproduce.sh --preset={args.preset}"
+            f"bash scripts/reproduce.sh --preset={args.preset} in the repository"
         )
     return args
 
@@ -220,16 +220,26 @@ def _run_with_progress(plan, folder) -> tuple:
             print(f"compiled in {compiling:.1f} s", file=sys.stderr)
     there = len(wanted & folder.keys)
     with (
-        tqdm(total=there + len(missing), unit="completion", dynamic_ncols=True, disable=not leads()) as bar,
+        interrupts.raised(),  # completions that wait to be written are not lost
+        _bar(there, len(missing)) as bar,
         closing(run_sweep(plan, folder, watch, usage)) as found,
     ):
-        for _ in found:
-            bar.update()
+        for number, _ in enumerate(found):
+            bar.update(number >= there)
     if (left := len(wanted - folder.keys)) and leads():
         print(
             f"warning: {left} later turns did not fit the models' context and are not there", file=sys.stderr
         )
     return (0.0 if before else watch.seconds), usage
+
+
+def _bar(there: int, missing: int):
+    """Returns the progress of completions; those there before say nothing of the speed."""
+    from dera_jax.hosts import leads
+
+    return tqdm(
+        total=there + missing, initial=there, unit="completion", dynamic_ncols=True, disable=not leads()
+    )
 
 
 def _used(resources: dict) -> str:

@@ -1,0 +1,32 @@
+"""The way into a command from a process of its own; imports nothing of weight."""
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+
+from dera_jax.commands import interrupts, streams
+
+NOWHERE = "/nonexistent"
+"""The home of users who have none, by convention."""
+
+
+def door(name: str) -> Callable[[Sequence[str] | None], int]:
+    """Returns the `main` of a command, which is imported when it is called."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        if argv is None:
+            begin()
+        return importlib.import_module(f"dera_jax.commands.{name}").main(argv)
+
+    return main
+
+
+def begin() -> None:
+    """Prepares this process for a command: signals first, then streams and places."""
+    interrupts.begin()
+    streams.begin()
+    # Libraries ask for the user's home while they are imported, and end where there is none.
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = NOWHERE
+    # Commands write figures and show none; another backend may not be there, or not be one.
+    os.environ["MPLBACKEND"] = "agg"
