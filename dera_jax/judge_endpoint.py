@@ -25,6 +25,7 @@ from urllib3.util import Retry
 
 from dera_jax.configs import check_count, check_number
 from dera_jax.files import encode_json, make_folder, read_json, write_json
+from dera_jax.places import cache_folder
 
 KEY_ENV = "OPENAI_API_KEY"
 """Where the key is looked for; without one the requests carry none, as local servers like it."""
@@ -36,7 +37,7 @@ NOT_THIS_ONE = (400, 413, 422)
 
 def default_cache() -> Path:
     """Returns the folder where judges' answers are kept: `dera_jax/judge` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dera_jax" / "judge"
+    return cache_folder() / "judge"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dera_jax import read_rows, results
+from dera_jax import read_rows, spelling
 from dera_jax.commands import cli, sweep
 from dera_jax.results import sort_rows
 from tests.command_runs import ROOT
@@ -248,12 +248,12 @@ def test_what_a_user_can_mend_is_one_line(call, error, line):
 
 def test_a_bug_shows_where_it_is(call, monkeypatch):
     def fail(argv):
-        results.read_rows(None)
+        spelling.spelled("gone")
 
     code, out, err = call(cli.command(fail))
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert re.fullmatch(
-        r"error: unexpected \w+: .* at dera_jax/.*\.py:\d+ \(DERA_DEBUG=1 shows the traceback\)\n",
+        r"error: unexpected KeyError: .* at dera_jax/spelling.py:\d+ \(DERA_DEBUG=1 shows the traceback\)\n",
         err,
     )
     monkeypatch.setenv("DERA_DEBUG", "1")

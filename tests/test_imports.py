@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-0  configs strengths spelling shown files provenance chips experiments presets
+0  configs strengths spelling places shown files provenance chips experiments presets
 1  hlo traffic realign sampling measure losses slots completions text_rewards rewards tokenizer missing row_files
 1  results metrics reports objectives tune retraining tune_data
 2  trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked

@@ -5,9 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from dera_jax.commands import interrupts, streams
-
-NOWHERE = "/nonexistent"
-"""The home of users who have none, by convention."""
+from dera_jax.places import home
 
 
 def door(name: str) -> Callable[[Sequence[str] | None], int]:
@@ -22,11 +20,10 @@ def door(name: str) -> Callable[[Sequence[str] | None], int]:
 
 
 def begin() -> None:
-    """Prepares this process for a command: signals first, then streams and places."""
-    interrupts.begin()
+    """Prepares this process for a command."""
     streams.begin()
+    interrupts.begin()
     # Libraries ask for the user's home while they are imported, and end where there is none.
-    if not os.path.isabs(os.path.expanduser("~")):
-        os.environ["HOME"] = NOWHERE
+    os.environ["HOME"] = home()
     # Commands write figures and show none; another backend may not be there, or not be one.
     os.environ["MPLBACKEND"] = "agg"

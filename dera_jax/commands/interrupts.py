@@ -6,6 +6,7 @@ before that has ended. So a process of ours ends itself at Ctrl-C, by one line. 
 whole, and needs nothing more. Where something is to be put away first, `raised` gives the exception back.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -68,20 +69,18 @@ def line(*told: object) -> str:
 
 def _end(*_) -> None:
     """Ends the process; what was printed so far is printed."""
-    try:
+    # It may be closed, full, or interrupted in a flush of its own.
+    with contextlib.suppress(Exception):
         sys.stdout.flush()
-    except Exception:  # closed, full, or interrupted in a flush of its own
-        pass
     _leave()
 
 
 def _leave() -> None:
-    tqdm = sys.modules.get("tqdm")
-    break_ = "\n" if tqdm and getattr(tqdm.tqdm, "_instances", None) else ""
     try:
-        os.write(
-            2, f"{break_}{line(_told)}\n".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "replace")
-        )
+        tqdm = sys.modules.get("tqdm.std")
+        bars = getattr(getattr(tqdm, "tqdm", None), "_instances", None)
+        text = "\n" * bool(bars) + line(_told) + "\n"
+        os.write(2, text.encode(getattr(sys.stderr, "encoding", None) or "utf-8", "replace"))
     finally:
         os._exit(INTERRUPTED)
 

@@ -32,11 +32,15 @@ def begin() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)
-    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)
-    error = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)
-    sys.stderr = _Lenient(error.buffer, encoding=error.encoding, line_buffering=True)
+    sys.stdin = sys.stdin or _stream(0, "r")
+    sys.stdout = sys.stdout or _stream(1, "w")
+    encoding = getattr(sys.stderr, "encoding", "utf-8")
+    sys.stderr = _Lenient(open(2, "wb", closefd=False), encoding=encoding, line_buffering=True)  # noqa: SIM115
     make_readable()
+
+
+def _stream(number: int, mode: str) -> io.TextIOWrapper:
+    return open(number, mode, encoding="utf-8", closefd=False)
 
 
 def close_stdout() -> None:
