@@ -88,8 +88,25 @@ def lock_folder(folder: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise ValueError(f"another run is writing to {shown(folder, 200)}") from None
+        raise ValueError(f"another run is writing to {shown(folder, 200)}{_holder(folder)}") from None
     return lock
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError where another process has a folder locked; makes nothing."""
+    if (folder / ".lock").is_file():
+        os.close(lock_folder(folder))
+
+
+def _holder(folder: Path) -> str:
+    """Returns which process has a folder locked, as far as Linux tells."""
+    try:
+        inode = os.stat(folder / ".lock").st_ino
+        lines = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    found = [line[4] for line in lines if line[1] == "FLOCK" and line[5].endswith(f":{inode}")]
+    return f" (process {found[0]})" if found and found[0].isdigit() and int(found[0]) > 0 else ""
 
 
 def write_text(path: str | Path, text: str) -> None:

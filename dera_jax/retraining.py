@@ -149,8 +149,13 @@ def training_words(manifest: Mapping, where: str, beta: float, out: Path) -> tup
         raise ValueError(
             f"--retrain: {where} was made by {made}; expected {' or '.join(map(respelled, TRAINERS))}"
         )
-    seed = (manifest.get("train_config") or {}).get("seed", 0)
-    return module, replaced(words, {"beta": written(beta), "seed": str(seed), "out": str(out)})
+    config = manifest.get("train_config") or {}
+    options = {"beta": written(beta), "seed": str(config.get("seed", 0)), "out": str(out)}
+    # Its default was another one once: what the model was trained at is said.
+    rate = config.get("learning_rate")
+    if rate is not None and not any(word.replace("_", "-").startswith("--learning-rate") for word in words):
+        options["learning-rate"] = f"{rate:g}"
+    return module, replaced(words, options)
 
 
 def _module(command: Sequence[str]) -> tuple[str, list[str]]:

@@ -162,7 +162,7 @@ class SharedFolder:
 def _rows_of_run(path: Path, mark: list) -> list[dict] | None:
     """Returns the rows of a folder if it has the mark of the run, else None."""
     lock, file = path / ".lock", path / "rows.jsonl"
-    if not (lock.exists() and file.exists() and lock.read_text() == mark[0]):
+    if not (lock.exists() and file.exists() and lock.read_text(encoding="utf-8") == mark[0]):
         return None
     data = read_bytes(file)
     return parse_rows(data, file)[0] if zlib.crc32(data) == mark[1] else None

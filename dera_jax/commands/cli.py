@@ -107,7 +107,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        message = message.replace("unrecognized arguments:", "unexpected")
+        unexpected = message.removeprefix("unrecognized arguments: ")
+        if unexpected != message:
+            meant = "--prompt" in self._option_string_actions and not unexpected.startswith("-")
+            message = f"unexpected {unexpected}" + ": did you mean --prompt=…?" * meant
         self.exit(2, f"error: {in_one_line(message)} (see {self.prog} --help)\n")
 
     def unknown(self, name: str) -> str:

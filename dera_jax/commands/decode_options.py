@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from dera_jax.configs import KV_CACHES, DecodeConfig
+from dera_jax.configs import KV_CACHES, MOST, DecodeConfig
 
 
 def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
@@ -97,7 +97,7 @@ def load_rule(spec: str | None):
         sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
         rule = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the module is the user's and may fail in any way
+    except (Exception, SystemExit) as error:  # the module is the user's and may fail in any way
         raise ValueError(
             f"--rule={spec}: expected module:function ({type(error).__name__}: {error})"
         ) from error
@@ -110,6 +110,8 @@ def parse_rows(text: str, cells: int) -> int:
     """Returns the rows of a batch: the number given, or for `auto` at most 32."""
     if text == "auto":
         return min(32, max(1, cells))
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise ValueError(f"--rows: expected a whole number, at least 1, or auto, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MOST):
+        raise ValueError(
+            f"--rows: expected a whole number, at least 1 and at most {MOST}, or auto, got {text!r:.40}"
+        )
     return int(text)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from dera_jax.commands import cli, decode_options, train_checks, train_options
-from dera_jax.configs import DecodeConfig
+from dera_jax.configs import DecodeConfig, PPOConfig
 
 CONSTANTS = {
     "num_ppo_epochs": "times that a rollout is gone through",
@@ -65,8 +65,6 @@ def _add_options(parser: cli.Parser) -> None:
         metavar="N",
         help="completions in which β adapts by about a fifth (default %(default)s)",
     )
-    from dera_jax.ppo import PPOConfig
-
     ppo = PPOConfig()
     group = parser.add_argument_group("PPO")
     for name, text in CONSTANTS.items():
@@ -115,7 +113,7 @@ def _add_options(parser: cli.Parser) -> None:
         help="of sampling (default %(default)s, which is on-policy)",
     )
     train_options.add_train_options(
-        parser, epochs=False, learning_rate=1e-4, max_steps=100, batch_size=128,
+        parser, epochs=False, learning_rate=1e-6, max_steps=100, batch_size=128,
         save_steps=20,
     )  # fmt: skip
 
@@ -140,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(parser, args)
 
     from dera_jax.encoding import encode_fitting
-    from dera_jax.ppo import PPOConfig, ppo_method
+    from dera_jax.ppo import ppo_method
     from dera_jax.prompts import check_one_turn, load_prompts
     from dera_jax.rewards import parse_rewards, weigh_rewards
     from dera_jax.rlhf import RolloutConfig, policy_gradient_method

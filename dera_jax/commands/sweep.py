@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli, decode_options, interrupts, models
+from dera_jax.commands import cli, decode_options, interrupts, meshes, models
 from dera_jax.configs import check_count, check_number
 from dera_jax.shown import shown
 
@@ -94,9 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_count("--num-samples", args.num_samples)
     if args.beta is not None:
         check_number("--beta", args.beta, 0.0, float("inf"))
+        if args.beta == 0:
+            raise ValueError("--beta: expected a number above 0, got 0: no model is trained without")
     decode_options.parse_rows(args.rows, 1)
     if args.out:
         cli.check_folder(args.out)
+        meshes.check_free(args, [args.out])
 
     plan = _plan(args, decode)
     from dera_jax.hosts import leads
@@ -107,8 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if leads():
             print(told)
         return
-    from dera_jax.sweep import open_run
+    from dera_jax.sweep import check_memory, open_run
 
+    check_memory(plan)
     kept = f"{shown(out, 200)} keeps what has ended; the same command goes on from there"
     with (
         interrupts.telling(kept),
@@ -142,7 +146,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
-    from dera_jax.cells import Sweep, check_rewards
+    from dera_jax.cells import Sweep, check_extent, check_rewards
     from dera_jax.encoding import encode_prompts
     from dera_jax.hosts import several, together
     from dera_jax.prompts import load_prompts
@@ -158,6 +162,7 @@ def _plan(args, decode):
     rewards = parse_rewards(reward) if reward else ()
     prompts = load_prompts(_prompts(args), args.num_prompts)
     check_rewards(rewards, prompts)
+    check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
     rule, rule_name = decode_options.load_rule(args.rule)
     mesh = models.open_mesh(args)
 
