@@ -133,7 +133,7 @@ def random_policies(folder: Path, shape: Mapping[str, Any]) -> tuple[Policy, ...
     """
     words = WordLevel({f"w{i}": i for i in range(shape["vocab_size"])}, unk_token="w0")
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words)).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(dict(shape)))
+    (folder / "config.json").write_text(json.dumps(dict(shape)), encoding="utf-8")
     return tuple(fresh_policy(str(folder), seed) for seed in range(2))
 
 

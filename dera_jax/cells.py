@@ -43,6 +43,7 @@ class Sweep:
     def __post_init__(self):
         check_count("num_samples", self.num_samples)
         check_count("rows", self.rows)
+        check_extent(len(self.prompts), self.num_samples, len(self.lambdas or [0]))
         check_rule(self.rule, self.rule_name, self.policies)
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:
@@ -104,6 +105,19 @@ class Sweep:
             **({"lambda": "one per turn"} if changing else {}),
             "decode": decode,
         }
+
+
+MOST_ROWS = 10**7
+"""Completions of a run; their rows are held in memory, about 2 kB each."""
+
+
+def check_extent(prompts: int, samples: int, strengths: int) -> None:
+    """Raises ValueError where a run would have more completions than it can hold."""
+    if (rows := prompts * samples * strengths) > MOST_ROWS:
+        raise ValueError(
+            f"expected at most {MOST_ROWS} completions, found {prompts} prompts × {samples} samples × "
+            f"{strengths} strengths, which are {rows:.2g}; lower --num-prompts, --num-samples or --lambda"
+        )
 
 
 def own_conversations(plan: Sweep, there: Container[RowKey]) -> list[Conversation]:

@@ -32,7 +32,7 @@ class DecodeConfig:
         if isinstance(self.stop, str):  # its letters would be taken for stop texts
             object.__setattr__(self, "stop", (self.stop,))
         check_choice("kv_cache", self.kv_cache, KV_CACHES)
-        check_count("max_new_tokens", self.max_new_tokens)
+        check_count("max_new_tokens", self.max_new_tokens, most=10**6)
         check_number("temperature", self.temperature, 0.0, math.inf)
         if self.top_k is not None:
             check_count("top_k", self.top_k)
@@ -49,8 +49,8 @@ class DecodeConfig:
 class TrainConfig:
     """What every training command shares and the trained parameters depend on."""
 
-    learning_rate: float = 1e-3
-    """Peak; ≥ 0."""
+    learning_rate: float = 2e-5
+    """Peak; ≥ 0. Each method has a default of its own, TRL's; this is that of supervised fine-tuning."""
     max_steps: int = 100
     """Steps; ≥ 1. A step of PPO is a rollout with all its updates, of other methods one update."""
     batch_size: int = 32
@@ -74,7 +74,7 @@ class TrainConfig:
         take_plain_numbers(self)
         check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         check_count("max_steps", self.max_steps)
-        check_count("batch_size", self.batch_size)
+        check_count("batch_size", self.batch_size, most=10**5)
         check_count("gradient_accumulation_steps", self.gradient_accumulation_steps)
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
@@ -109,6 +109,39 @@ class RunConfig:
         check_choice("report_to", self.report_to, ("none", "tensorboard"))
 
 
+@dataclass(frozen=True)
+class PPOConfig:
+    """The constants of PPO."""
+
+    num_ppo_epochs: int = 4
+    """Times that a rollout is gone through; ≥ 1."""
+    num_mini_batches: int = 1
+    """Parts of the rollout, one update each; divides the batch size."""
+    cliprange: float = 0.2
+    """ε of the ratio; > 0."""
+    cliprange_value: float = 0.2
+    """ε of the values, in the reward's unit; > 0, infinite for none."""
+    vf_coef: float = 0.1
+    """Weight of the value loss; ≥ 0."""
+    gamma: float = 1.0
+    lam: float = 0.95
+    """Discount and λ of generalized advantages, in [0, 1]."""
+    value_head: str = "own"
+    """own: a value model with a trunk of its own, which starts as the policy's; shared: a head on the policy."""
+
+    def __post_init__(self):
+        take_plain_numbers(self)
+        check_count("num_ppo_epochs", self.num_ppo_epochs, most=10**4)
+        check_count("num_mini_batches", self.num_mini_batches, most=10**4)
+        check_number("cliprange", self.cliprange, 1e-9, math.inf)
+        if self.cliprange_value != math.inf:
+            check_number("cliprange_value", self.cliprange_value, 1e-9, math.inf)
+        check_number("vf_coef", self.vf_coef, 0.0, math.inf)
+        check_number("gamma", self.gamma, 0.0, 1.0)
+        check_number("lam", self.lam, 0.0, 1.0)
+        check_choice("value_head", self.value_head, ("own", "shared"))
+
+
 def take_plain_numbers(settings: object) -> None:
     """Replaces the numbers of NumPy and JAX in a frozen dataclass by Python's own, which files can hold."""
     for field in fields(settings):
@@ -117,10 +150,16 @@ def take_plain_numbers(settings: object) -> None:
             object.__setattr__(settings, field.name, value.item())
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raises ValueError unless `value` is an integer of at least `least`."""
+MOST = 10**9
+"""Of anything that is counted; more is a slip of the finger, and would end the machine before the command."""
+
+
+def check_count(name: str, value: int, least: int = 1, most: int = MOST) -> None:
+    """Raises ValueError unless `value` is an integer from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: expected a whole number, at least {least}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name}: expected a whole number, at most {most}, got {value!s:.40}")
 
 
 def check_number(name: str, value: float, low: float, high: float) -> None:
@@ -131,9 +170,7 @@ def check_number(name: str, value: float, low: float, high: float) -> None:
 
 def check_seed(seed: int) -> None:
     """Raises ValueError unless `seed` is an integer from 0 to 2⁶³ − 1."""
-    check_count("seed", seed, least=0)
-    if seed >= 2**63:
-        raise ValueError(f"seed: expected less than {2**63}, got {seed}")
+    check_count("seed", seed, least=0, most=2**63 - 1)
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

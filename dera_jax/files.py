@@ -153,8 +153,25 @@ def lock_file(file: int, name: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"another run is writing to {shown(name, 200)}") from None
+        raise ValueError(f"another run is writing to {shown(name, 200)}{_holder(file)}") from None
     _locked.add(file)
+
+
+def _holder(file: int) -> str:
+    """Returns which process has an open file locked, as far as Linux tells."""
+    try:
+        inode = os.fstat(file).st_ino
+        lines = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    found = [line[4] for line in lines if line[1] == "FLOCK" and line[5].endswith(f":{inode}")]
+    return f" (process {found[0]})" if found and found[0].isdigit() and int(found[0]) > 0 else ""
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError where another process has a folder locked; makes nothing."""
+    if (folder / ".lock").is_file():
+        unlock(lock_folder(folder))
 
 
 def unlock(file: int) -> None:

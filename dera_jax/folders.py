@@ -1,12 +1,31 @@
 """Folders outside of any project: of caches, and of the data that the project does not carry."""
 
 import os
+import pwd
 from pathlib import Path
+
+NOWHERE = "/dev/null"
+"""Stands for the home of users who have none: nothing can be made below a device."""
+
+
+def home() -> str:
+    """Returns the user's home: of HOME, else of the system's list, else `NOWHERE`."""
+    named = os.environ.get("HOME", "")
+    if os.path.isabs(named):
+        return named
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # a user of a container, with a number alone
+        return NOWHERE
 
 
 def cache_folder() -> Path:
-    """Returns the folder of all that is kept between commands: `dera_jax` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dera_jax"
+    """Returns the folder of all that is kept between commands, which need not be there.
+
+    It is `dera_jax` in XDG_CACHE_HOME, if that is absolute, else in ~/.cache.
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(named if os.path.isabs(named) else f"{home()}/.cache") / "dera_jax"
 
 
 def data_folder() -> Path:

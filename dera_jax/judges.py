@@ -24,6 +24,7 @@ from dera_jax.judge_prompts import (
 )
 from dera_jax.rewards import Reward, parse_rewards
 from dera_jax.shown import shown
+from dera_jax.spelling import spelled
 from dera_jax.stored import Decode, judge
 
 Pair = tuple[dict, dict]
@@ -97,7 +98,9 @@ def parse_endpoint(spec: str, **settings) -> Endpoint:
 
 
 def _no_decoder(tokens: Sequence[int]) -> str:
-    raise ValueError("the reward needs the tokenizer: add it to the rows first, by eval.score RUN --reward=…")
+    raise ValueError(
+        f"the reward needs the tokenizer: add it to the rows first, by {spelled('score')} RUN --reward=…"
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from dera_jax.missing import Cell, cell_of, cell_order, find_missing, tell_cells
 from dera_jax.shown import shown
+from dera_jax.spelling import spelled
 from dera_jax.strengths import Strength, format_strength
 
 FIELDS = {"kl": "kl_to_reference", "length": "length"}
@@ -179,7 +180,7 @@ def make_objective(
     """
     if not kl_price >= 0 or kl_price == float("inf"):
         raise ValueError(f"--kl-price: expected a number of at least 0, found {kl_price}")
-    there = f"the rows have {told_names(rewards) or 'no rewards; add one with python -m eval.score'}"
+    there = f"the rows have {told_names(rewards) or 'no rewards; add one with ' + spelled('score')}"
     if text is None and len(rewards) != 1:
         raise ValueError(f"--objective: expected a reward or {WIN_RATE}; {there}")
     if text == WIN_RATE:

@@ -141,8 +141,10 @@ def plan(question: Question, search: bool = True, told: Told = lambda _: None) -
       ValueError: a mesh, rows or context that cannot be, or no libtpu.
     """
     wanted = jobs(question)
-    told(f"compiling for {question.slice_.name}")
-    compiled = [aot.compile_job(job) for job in wanted]
+    compiled = []
+    for job in wanted:
+        told(f"compiling {job.name} for {question.slice_.name}")
+        compiled.append(aot.compile_job(job))
     memory = memory_of(question, compiled)
     programs = [measure(question, each) for each in compiled if each.cost]
     found = Plan(question, memory, programs, notes=_notes(question))

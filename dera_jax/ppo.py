@@ -1,7 +1,7 @@
 """Alignment with a reward by proximal policy optimization (PPO, arXiv:1707.06347)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dera_jax import losses, models, trained
 from dera_jax.batches import Batch
-from dera_jax.configs import TrainConfig, check_choice, check_count, check_number, take_plain_numbers
+from dera_jax.configs import PPOConfig, TrainConfig
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.models.reward import RewardConfig
 from dera_jax.optimization import Terms, TrainState
@@ -22,39 +22,6 @@ from dera_jax.rlhf import RolloutConfig, adaptive_beta, drawer, evaluator, summa
 from dera_jax.rollout import Rollout
 from dera_jax.score import completion_logits, token_logprobs
 from dera_jax.training import Method
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """The constants of PPO."""
-
-    num_ppo_epochs: int = 4
-    """Times that a rollout is gone through; ≥ 1."""
-    num_mini_batches: int = 1
-    """Parts of the rollout, one update each; divides the batch size."""
-    cliprange: float = 0.2
-    """ε of the ratio; > 0."""
-    cliprange_value: float = 0.2
-    """ε of the values, in the reward's unit; > 0, infinite for none."""
-    vf_coef: float = 0.1
-    """Weight of the value loss; ≥ 0."""
-    gamma: float = 1.0
-    lam: float = 0.95
-    """Discount and λ of generalized advantages, in [0, 1]."""
-    value_head: str = "own"
-    """own: a value model with a trunk of its own, which starts as the policy's; shared: a head on the policy."""
-
-    def __post_init__(self):
-        take_plain_numbers(self)
-        check_count("num_ppo_epochs", self.num_ppo_epochs)
-        check_count("num_mini_batches", self.num_mini_batches)
-        check_number("cliprange", self.cliprange, 1e-9, float("inf"))
-        if self.cliprange_value != float("inf"):
-            check_number("cliprange_value", self.cliprange_value, 1e-9, float("inf"))
-        check_number("vf_coef", self.vf_coef, 0.0, float("inf"))
-        check_number("gamma", self.gamma, 0.0, 1.0)
-        check_number("lam", self.lam, 0.0, 1.0)
-        check_choice("value_head", self.value_head, ("own", "shared"))
 
 
 class Experience(NamedTuple):

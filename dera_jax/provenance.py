@@ -1,5 +1,6 @@
 """How a result was made: command, commit, versions, platform, time."""
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -39,9 +40,8 @@ def _git(root: Path) -> dict | None:
     """Returns the commit of the checkout at `root`, and whether tracked files were changed since."""
 
     def git(*words):
-        return subprocess.run(
-            ["git", "-C", root, *words], capture_output=True, text=True, timeout=30, check=True
-        ).stdout
+        ended = subprocess.run(["git", "-C", root, *words], capture_output=True, timeout=30, check=True)
+        return os.fsdecode(ended.stdout)
 
     try:
         # An installed package may lie inside somebody else's checkout.

@@ -12,6 +12,7 @@ from pathlib import Path
 from dera_jax.files import read_json
 from dera_jax.manifests import TrainingManifest
 from dera_jax.shown import shown
+from dera_jax.spelling import respelled, spelled
 from dera_jax.strengths import format_strength
 
 TRAINERS = ("train.dpo", "train.rlhf")
@@ -89,9 +90,9 @@ def changes(target: Target) -> list[tuple[str, str]]:
     """Returns, by tool, the line that a training at β* changes."""
     beta, lines = rounded(target.beta_star), []
     if target.method not in POLICY_GRADIENT:
-        lines.append(("dera_jax", f"python -m train.dpo … --beta={beta}"))
+        lines.append(("dera_jax", f"{spelled('dpo')} … --beta={beta}"))
     if target.method not in PREFERENCES:
-        lines.append(("dera_jax", f"python -m train.rlhf … --beta={beta}"))
+        lines.append(("dera_jax", f"{spelled('rlhf')} … --beta={beta}"))
     trl = "RLOO" if target.method in POLICY_GRADIENT else "KTO" if target.loss == "kto" else "DPO"
     rl = {"RLOO": "grpo", "KTO": "kto"}.get(trl, "ipo" if target.loss == "ipo" else "dpo")
     return [
@@ -147,10 +148,16 @@ def training_words(manifest: Mapping, where: str, beta: float, out: Path) -> tup
     if module not in TRAINERS:
         made = shown(" ".join(command[:3]), 200) or "no command that it tells"
         raise ValueError(
-            f"--retrain: {shown(where, 200)} was made by {made}; expected {' or '.join(TRAINERS)}"
+            f"--retrain: {shown(where, 200)} was made by {made}; "
+            f"expected {' or '.join(map(respelled, TRAINERS))}"
         )
-    seed = (manifest.get("train_config") or {}).get("seed", 0)
-    return module, replaced(words, {"beta": written(beta), "seed": str(seed), "out": str(out)})
+    config = manifest.get("train_config") or {}
+    options = {"beta": written(beta), "seed": str(config.get("seed", 0)), "out": str(out)}
+    # Its default was another one once: what the model was trained at is said.
+    rate = config.get("learning_rate")
+    if rate is not None and not any(word.replace("_", "-").startswith("--learning-rate") for word in words):
+        options["learning-rate"] = f"{rate:g}"
+    return module, replaced(words, options)
 
 
 def _module(command: Sequence[str]) -> tuple[str, list[str]]:
@@ -187,7 +194,7 @@ def decoding_words(
     samples = (manifest.get("extent") or {}).get("num_samples")
     if module != "eval.sweep" or not told.get("models") or samples is None:
         raise ValueError(
-            f"--retrain: {shown(where, 200)} was not made by python -m eval.sweep, whose settings are repeated"
+            f"--retrain: {shown(where, 200)} was not made by {spelled('sweep')}, whose settings are repeated"
         )
     options = {"beta": None, "reward": None} | {
         "num-samples": str(samples),

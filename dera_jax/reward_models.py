@@ -21,6 +21,7 @@ from dera_jax.models.reward import RewardConfig
 from dera_jax.models.t5 import T5Config
 from dera_jax.policies import Policy
 from dera_jax.shown import shown
+from dera_jax.spelling import spelled
 from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, render_chat, save_tokenizer, text_ids
 
 ROWS = 16
@@ -83,7 +84,7 @@ def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
     if policy.config.quantization or policy.config.adapters:
         raise ValueError(
             f"{policy.name}: a reward model starts from weights in full precision and without adapters; "
-            "eval.combine --lambda=1 merges adapters"
+            f"{spelled('combine')} --lambda=1 merges adapters"
         )
     config = RewardConfig(
         trunk=replace(policy.config, tie_embeddings=True),

@@ -109,7 +109,7 @@ class RunLog:
 
 def read_metrics(out: Path) -> list[dict]:
     """Returns the lines of OUT/metrics.jsonl."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _opened(path: Path, size: int):

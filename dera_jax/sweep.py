@@ -30,7 +30,7 @@ from dera_jax.row_files import WHOLE
 from dera_jax.stopwatch import Stopwatch
 from dera_jax.stored import Tell, add_beta, extent, judge, remembered
 from dera_jax.strengths import PER_PROMPT, as_strengths, strength_to_json
-from dera_jax.usage import Usage, resources
+from dera_jax.usage import Usage, memory_limit, resources
 from dera_jax.writers import SharedFolder
 
 FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
@@ -288,6 +288,17 @@ def estimate_seconds(plan: Sweep, completions: int) -> float:
     first = plan.conversations[0].cell(plan.policies, (), plan.decode.max_new_tokens)
     _, step = warm_up(plan.policies, first, plan.decode, plan.rows, plan.rule)
     return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
+
+
+def check_memory(plan: Sweep) -> None:
+    """Raises ValueError where a batch cannot fit in the memory of this process's devices."""
+    needed, limit = memory_bytes(plan), memory_limit()
+    if limit is not None and sum(needed.values()) > limit * jax.process_count():
+        parts = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in needed.items())
+        raise ValueError(
+            f"--rows={plan.rows} --max-new-tokens={plan.decode.max_new_tokens}: expected at most "
+            f"{limit / 2**30:.3g} GiB, which the devices have, found {parts}; lower one of the two"
+        )
 
 
 def memory_bytes(plan: Sweep) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What a run made of its device and its memory."""
 
+import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def peak_host_bytes() -> int:
     """Returns the most memory that this process has held at a time, its libraries and programs included."""
     # `getrusage` starts with the peak of the process that started this one.
     if STATUS.is_file():
-        for line in STATUS.read_text().splitlines():
+        for line in STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -44,6 +45,15 @@ def peak_device_bytes() -> int | None:
     """Returns the most memory that one of this process's devices has held at a time; None if none tells."""
     told = (device.memory_stats() or {} for device in jax.local_devices())
     return max((stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats), default=None)
+
+
+def memory_limit() -> int | None:
+    """Returns the bytes that all devices of this process have together; None if they cannot be told."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":  # all of them share the machine's
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    return sum(limits) if all(limits) else None
 
 
 def resources(usage: Usage) -> dict:

@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train("reward", **given, out=place / "reward", **REWARD)
         train("dpo", **given, out=place / "dpo", **DPO)
     report = {subset: judge(subset, pairs[subset], args.work, args.out) for subset in SUBSETS}
-    (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "README.md").write_text(readme(report))
+    (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (args.out / "README.md").write_text(readme(report), encoding="utf-8")
     print(table(report))
 
 

@@ -32,13 +32,13 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=8, help="of each story (default %(default)s)")
     parser.add_argument("--heldout", type=int, default=128, help="prompts held out (default %(default)s)")
     args = parser.parse_args()
-    prompts = openings(args.stories.read_text(), args.words)
+    prompts = openings(args.stories.read_text(encoding="utf-8"), args.words)
     random.Random(0).shuffle(prompts)
     args.out.mkdir(parents=True, exist_ok=True)
     parts = {"heldout": prompts[: args.heldout], "train": prompts[args.heldout :]}
     for name, part in parts.items():
         lines = [json.dumps({"id": f"{name}-{i}", "prompt": prompt}) + "\n" for i, prompt in enumerate(part)]
-        (args.out / f"{name}.jsonl").write_text("".join(lines))
+        (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{args.out / name}.jsonl: {len(part)} prompts")
 
 

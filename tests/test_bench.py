@@ -189,7 +189,7 @@ def test_bare_scan_runs_every_word_of_both_models(policies):
     ("argument", "message"),
     [
         ("--sections=decode,speed", "--sections: expected some of decode, overhead, sweep, got 'speed'"),
-        ("--rows=1,0", "--rows: expected whole numbers, at least 1, with commas between, got '1,0'"),
+        ("--rows=1,0", "--rows: expected whole numbers from 1 to 999999, commas between, got '1,0'"),
         ("--new-tokens=20", "new_tokens: expected a multiple of 16, got 20"),
         ("--repeats=0", "repeats: expected a whole number, at least 1, got 0"),
         ("--new-tokens=128", "16 prompt tokens and 128 new ones do not fit its context of 128 tokens"),

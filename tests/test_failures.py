@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dera_jax import read_rows
+from dera_jax import read_rows, spelling
 from dera_jax.commands import cli, sweep
 from dera_jax.results import sort_rows
 from tests.command_runs import ROOT
@@ -228,7 +229,10 @@ def test_killed_and_interrupted_sweeps_complete_to_the_same_rows(call, long, tmp
             "error: out of memory, fewer --rows",
         ),
         (MemoryError(), "error: out of memory"),
-        (OSError(errno.EACCES, "Permission denied", "x"), "error: [Errno 13] Permission denied: 'x'"),
+        (OSError(errno.EACCES, "Permission denied", "x"), "error: x: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000), "error: xxx"),
+        (RecursionError("maximum"), "error: a file, a template or a code is nested too deeply"),
+        (ValueError("\x1b[2J" + "y" * 5000), "error: \\x1b[2Jyyy"),
         (ValueError("one\n  two"), "error: one two"),
         (KeyboardInterrupt(), "interrupted"),
     ],
@@ -239,15 +243,22 @@ def test_what_a_user_can_mend_is_one_line(call, error, line):
 
     code, out, err = call(cli.command(fail))
     assert code == (130 if isinstance(error, KeyboardInterrupt) else 2)
-    assert out == "" and err.startswith(line) and err.count("\n") == 1
+    assert out == "" and err.startswith(line) and err.count("\n") == 1 and len(err) < 650
 
 
-def test_a_bug_shows_where_it_is():
+def test_a_bug_shows_where_it_is(call, monkeypatch):
     def fail(argv):
-        raise RuntimeError("a bug")
+        spelling.spelled("gone")
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        cli.command(fail)([])
+    code, out, err = call(cli.command(fail))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert re.fullmatch(
+        r"error: unexpected KeyError: .* at dera_jax/spelling.py:\d+ \(DERA_DEBUG=1 shows the traceback\)\n",
+        err,
+    )
+    monkeypatch.setenv("DERA_DEBUG", "1")
+    code, _, err = call(cli.command(fail))
+    assert code == 1 and "Traceback (most recent call last)" in err
 
 
 def test_a_reader_that_has_seen_enough_and_a_full_disk_under_the_output(finished):
@@ -260,4 +271,4 @@ def test_a_reader_that_has_seen_enough_and_a_full_disk_under_the_output(finished
     assert (done.returncode, done.stderr) == (0, "")
     with open("/dev/full", "w") as full:
         done = subprocess.run(words, stdout=full, **options)
-    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")

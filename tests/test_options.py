@@ -8,6 +8,7 @@ import pytest
 from dera_jax import read_rows
 from dera_jax.commands import dera, dpo, generate, plot, reward, rlhf, sft, sweep
 from dera_jax.commands import score as score_command
+from dera_jax.spelling import COMMANDS
 
 # Help
 
@@ -47,11 +48,13 @@ def test_help_names_every_option_and_fits_100_columns(call, command):
 def test_dera_runs_the_commands(call, refused):
     code, out, _ = call(dera.main, "--help")
     assert code == 0 and max(map(len, out.splitlines())) <= 100
-    assert set(dera.COMMANDS) <= set(re.findall(r"\w+", out))
-    for name in dera.COMMANDS:
+    assert set(COMMANDS) <= set(re.findall(r"\w+", out))
+    for name in COMMANDS:
         code, out, err = call(dera.main, name, "--help")
-        assert (code, err) == (0, "") and f".{name} " in out.splitlines()[0]
-    assert "unknown command 'swep'; expected one of sweep, " in refused(dera.main, "swep")
+        assert (code, err) == (0, "") and f"dera {name} " in out.splitlines()[0]
+    assert "unknown command 'swep', did you mean sweep?; expected one of sweep, " in refused(
+        dera.main, "swep"
+    )
     assert "no command" in refused(dera.main)
     assert "--lambda" in refused(dera.main, "sweep", "--lambda=x")
 
@@ -62,13 +65,20 @@ def test_dera_runs_the_commands(call, refused):
 WRONG = {
     "--lambda=nan": "expected a finite number such as 0.5 or 1/6, found 'nan'",
     "--lambda=strong": "expected a finite number such as 0.5 or 1/6, found 'strong'",
-    "--lambda=": "a number is missing",
+    "--lambda=": "--lambda: expected a value, found an empty one",
+    "--lambda=0,": "a number is missing",
     "--lambda=0:1": "the range '0:1' has no step",
     "--lambda=0.5+0.5": "expected one number for the one aligned model",
     "--lambda=1e39": "too large for float32",
     "--lambda": "argument --lambda: expected one argument",
     "--num-prompts=0": "--num-prompts: expected a whole number, at least 1, got 0",
     "--num-samples=-2": "--num-samples: expected a whole number, at least 1, got -2",
+    "--num-samples=99999999999999999999": "--num-samples: expected a whole number, at most 1000000000, got 99999999",
+    "--num-samples=999999999": "expected at most 10000000 completions, found 3 prompts × 999999999 samples × 3",
+    "--num-prompts=99999999999": "--num-prompts: expected a whole number, at most",
+    "--max-new-tokens=99999999999": "max_new_tokens: expected a whole number, at most 1000000",
+    "--rows=99999999999": "--rows: expected a whole number, at least 1 and at most",
+    "--rows=1000000000": "which the devices have, found weights",
     "--num-samples=two": "argument --num-samples: invalid int value: 'two'",
     "--max-new-tokens=0": "max_new_tokens: expected a whole number, at least 1, got 0",
     "--max-new-tokens=600": "it has room for --max-new-tokens=5",
@@ -79,11 +89,19 @@ WRONG = {
     "--top-p=2": "top_p: expected a number from 0 to 1, got 2.0",
     "--top-k=0": "top_k: expected a whole number, at least 1, got 0",
     "--seed=-1": "seed: expected a whole number, at least 0, got -1",
-    "--rows=0": "--rows: expected a whole number, at least 1, or auto, got '0'",
-    "--rows=many": "--rows: expected a whole number, at least 1, or auto, got 'many'",
+    "--rows=0": "--rows: expected a whole number, at least 1 and at most 1000000000, or auto, got '0'",
+    "--rows=many": "--rows: expected a whole number, at least 1 and at most 1000000000, or auto, got 'many'",
+    "--beta=0": "--beta: expected a number above 0, got 0",
     "--beta=-1": "--beta: expected a number from 0 to inf",
     "--beta=nan": "--beta: expected a number",
-    "--stop=": "stop: expected texts with at least one character",
+    "--stop=": "--stop: expected a value, found an empty one",
+    "--prompts=": "--prompts: expected a value, found an empty one",
+    "--mesh=": "--mesh: expected a value, found an empty one",
+    "--config=": "--config: expected a value, found an empty one",
+    "--chat-template=": "--chat-template: expected a value, found an empty one",
+    "--reward=": "--reward: expected a value, found an empty one",
+    "--out=": "--out: expected a value, found an empty one",
+    "": "an argument: expected a value, found an empty one",
     "--stop=\\": "--stop: broken escape",
     "--dtype=int8": "invalid choice: 'int8'",
     "--reward=politeness": "unknown reward 'politeness'; known: length:MIN:MAX[:STOP], lexicon:FILE, ",
@@ -128,9 +146,12 @@ def test_a_wrong_argument_is_one_line(refused, base, tmp_path, monkeypatch, word
     [
         (generate, ["--num-samples=0"], "--num-samples"),
         (generate, ["--prompts=x"], "unknown option --prompts: here it is --prompt"),
-        (generate, ["--prompt="], "prompt is empty"),
+        (generate, ["--prompt="], "--prompt: expected a value, found an empty one"),
+        (generate, ["--prompt", ""], "--prompt: expected a value, found an empty one"),
         (generate, ["--reference=x"], "expected both --reference and --aligned"),
         (generate, ["--aligned=x"], "expected both --reference and --aligned"),
+        (generate, ["Once upon"], "unexpected Once upon: did you mean --prompt=…?"),
+        (generate, ["--interactive", "--prompt=x"], "expected --prompt or --interactive, found both"),
         (plot, [], "the following arguments are required: RUN"),
         (plot, ["gone"], "gone"),
         (plot, ["gone", "--table=html"], "invalid choice: 'html'"),

@@ -1,5 +1,6 @@
 """A prompt's completions, strengths side by side."""
 
+import io
 import re
 
 import pytest
@@ -23,7 +24,13 @@ def test_generate_shows_strengths_side_by_side(call, models, finished):
         *[[cell.strip() for cell in line.ljust(100).split("│")] for line in body if line], strict=True
     )
     texts = [" ".join(cell for cell in column if cell) for column in columns]
-    expected = [row["completion"] for row in sort_rows(read_rows(finished)) if row["prompt_id"] == 0]
+    rows = [row for row in sort_rows(read_rows(finished)) if row["prompt_id"] == 0]
+    cut = {"length": "cut off at ", "eos": ""}
+    expected = [
+        f"{row['completion']} [{cut[row['finish_reason']]}{row['length']} tokens, "
+        f"KL {row['kl_to_reference']:.2f} nats]"
+        for row in rows
+    ]
     assert [text.split() for text in texts] == [text.split() for text in expected]
 
 
@@ -42,3 +49,16 @@ def test_generate_shows_every_sample(call, models):
     words = [*models, "--prompt=Tom saw", "--max-new-tokens=24", "--rows=4", "--lambda=1", "--num-samples=3"]
     code, out, _ = call(generate.main, *words)
     assert code == 0 and out.count("λ = 1") == 3
+
+
+def test_lines_of_standard_input_are_answered_at_strengths_that_change(call, monkeypatch):
+    lines = "Mira visits Ida\n\n/lambda 0.7\nTom\n/lambda strong\n/speed\n/lambda 0,1/2\nTom\n/quit\nnever\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    code, out, err = call(generate.main, "--interactive", "--max-new-tokens=4", "--lambda=0,1")
+    assert code == 0
+    titles = [line for line in out.splitlines() if line.startswith("λ")]
+    assert [re.findall(r"λ = ([\d.]+)", line) for line in titles] == [["0", "1"], ["0.7"], ["0", "0.5"]]
+    assert len(re.findall(r"tokens, KL \d+\.\d\d nats\]", out)) == 5
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 2 and "found 'strong'" in told[0]
+    assert told[1] == "error: unknown command '/speed'; expected /lambda STRENGTHS or /quit"

@@ -74,7 +74,7 @@ OPENINGS = (
 
 def parser() -> Parser:
     """Returns the command's options."""
-    result = Parser(__doc__, prog="python -m eval.bench")
+    result = Parser("bench", __doc__)
     result.add_argument(
         "--reference", metavar="MODEL", help="with --aligned: the pair (default: the toy pair)"
     )
@@ -238,8 +238,8 @@ def _chosen(text: str | None, known: Sequence[str]) -> list[str]:
 
 def _counts(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise ValueError(f"--rows: expected whole numbers, at least 1, with commas between, got {text!r}")
+    if not all(part.isdecimal() and len(part) <= 6 and int(part) for part in parts):
+        raise ValueError(f"--rows: expected whole numbers from 1 to 999999, commas between, got {text!r:.60}")
     return tuple(map(int, parts))
 
 

@@ -6,15 +6,18 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import dera_jax
 from dera_jax.commands.compilations import keep_compilations
+from dera_jax.commands.endings import command as command
+from dera_jax.commands.endings import in_one_line
 from dera_jax.files import read_json
 from dera_jax.rewards import HELP
 from dera_jax.shown import shown
+from dera_jax.spelling import respelled, spelled
 
 REWARDS = HELP
 """How rewards are written."""
@@ -71,29 +74,25 @@ HABITS = {
 """Names of other tools and what we call the same thing; of alternatives, the first that a command has."""
 
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 and the number of the signal."""
-TERMINATED = 143
-"""Exit code after SIGTERM, in the same way: what was to come after this command cannot."""
-LESS_MEMORY = "fewer --rows (--batch-size), shorter texts, --dtype=bfloat16, a larger `model` in --mesh help"
-
-
-class Terminated(Exception):
-    """The command was asked to end (SIGTERM) before it was done; says what is kept."""
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with exit code 2."""
 
-    def __init__(self, doc: str, **kwargs):
+    def __init__(self, name: str, doc: str, **kwargs):
+        """Starts the parser of the command `name`, such as sweep, with its description."""
         self.given: frozenset[str] = frozenset()
         """Options of the command line that was parsed last, without their values."""
         super().__init__(
+            prog=spelled(name),
             description=doc,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **kwargs,
         )
+        version = f"dera_jax {dera_jax.__version__}"
+        self.add_argument("--version", action="version", version=version, help="print the version and stop")
+
+    def format_help(self) -> str:
+        return respelled(super().format_help())
 
     def parse_args(self, args=None, namespace=None):
         words = _normalize(sys.argv[1:] if args is None else list(args))
@@ -103,11 +102,16 @@ class Parser(argparse.ArgumentParser):
         unknown = [name for name in dict.fromkeys(names) if name not in self._option_string_actions]
         if unknown:
             self.error("; ".join(map(self.unknown, unknown)))
+        if (empty := _empty(words)) is not None:
+            self.error(f"{empty or 'an argument'}: expected a value, found an empty one")
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        message = message.replace("unrecognized arguments:", "unexpected").replace("\n", " ")
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        unexpected = message.removeprefix("unrecognized arguments: ")
+        if unexpected != message:
+            meant = "--prompt" in self._option_string_actions and not unexpected.startswith("-")
+            message = f"unexpected {unexpected}" + ": did you mean --prompt=…?" * meant
+        self.exit(2, f"error: {in_one_line(message)} (see {self.prog} --help)\n")
 
     def unknown(self, name: str) -> str:
         """Returns what is wrong with the option `name`, with our name for it where that can be told."""
@@ -121,6 +125,21 @@ class Parser(argparse.ArgumentParser):
             name, ours, 1, cutoff=0.8
         )
         return f"unknown option {name}" + (f": did you mean {close[0]}?" if close else "")
+
+
+def _empty(words: Sequence[str]) -> str | None:
+    """Returns the first option that is given an empty value, "" for a word on its own; None if there is none.
+
+    >>> _empty(["--out=a", "--prompts="]), _empty(["--out", ""]), _empty(["a", ""]), _empty(["--out=a"])
+    ('--prompts', '--out', '', None)
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        if not word:
+            return before if before.startswith("-") and "=" not in before else ""
+        if name.startswith("--") and equals and not value:
+            return name
+    return None
 
 
 def _normalize(argv: list[str]) -> list[str]:
@@ -137,55 +156,6 @@ def _normalize(argv: list[str]) -> list[str]:
     return result
 
 
-def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], int]:
-    """Turns a command's body into a `main` that returns its exit code: 2 and one line for bad input.
-
-    Ctrl-C has a line too, and the code that shells give it.
-    """
-
-    @wraps(main)
-    def wrapped(argv: Sequence[str] | None = None) -> int:
-        try:
-            main(argv)
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader (`| head`) has seen enough
-            _close_stdout()
-            return 0
-        except (ValueError, OSError) as error:
-            return _fail(f"error: {_one_line(error)}")
-        except Terminated as terminated:
-            return _fail(str(terminated), TERMINATED)
-        except KeyboardInterrupt as interruption:
-            code = _fail(": ".join(["interrupted", *map(str, interruption.args)]), INTERRUPTED)
-            if argv is None:  # as a process: taken down in the middle of a compilation, JAX would crash
-                os._exit(code)
-            return code
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return _fail(f"error: out of memory, {LESS_MEMORY}: {_one_line(error)[:200]}")
-        return 0
-
-    return wrapped
-
-
-def _fail(line: str, code: int = 2) -> int:
-    try:
-        sys.stdout.flush()
-    except OSError:  # a full disk under standard output, which Python would report once more at exit
-        _close_stdout()
-    print(line, file=sys.stderr)
-    return code
-
-
-def _close_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _one_line(error: Exception) -> str:
-    return shown(" ".join(str(error).split()))
-
-
 def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
     """Returns the words of the command, for a manifest."""
     return ["python", "-m", name, *(sys.argv[1:] if argv is None else argv)]
@@ -194,7 +164,7 @@ def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
 def check_folder(out: Path) -> None:
     """Raises ValueError where a folder is to be written and there is a file."""
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out: expected a folder, found a file: {out}")
+        raise ValueError(f"--out: expected a folder, found a file: {shown(out, 200)}")
 
 
 def option(name: str) -> str:
@@ -226,13 +196,13 @@ def config_words(parser: Parser, file: str, words: Sequence[str]) -> list[str]:
     path = Path(file)
     settings = read_json(path)
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected a JSON object with option names as keys")
+        raise ValueError(f"{shown(path, 200)}: expected a JSON object with option names as keys")
     given = {word.partition("=")[0] for word in _normalize(list(words))}
     from_file: list[str] = []
     for key, value in settings.items():
         name = "--" + key.replace("_", "-")
         action = parser._option_string_actions.get(name)
-        if action is None or name in ("--config", "--help"):
+        if action is None or name in ("--config", "--help", "--version"):
             raise ValueError(f"{path}: {parser.unknown(name)}")
         if name not in given and value is not None:
             from_file += _option_words(name, value, action, path)

@@ -14,7 +14,7 @@ from dera_jax.commands import cli, models
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.combine`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.combine")
+    parser = cli.Parser("combine", __doc__)
     parser.add_argument(
         "--lambda", dest="lambda_", required=True, metavar="STRENGTH", help="one strength, as in eval.sweep"
     )

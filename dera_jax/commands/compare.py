@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.compare`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.compare")
+    parser = cli.Parser("compare", __doc__)
     parser.add_argument(
         "run_a", type=Path, metavar="RUN_A", help="a sweep's folder, or its rows.jsonl[.gz|.xz]"
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dera_jax.configs import KV_CACHES, DecodeConfig
+from dera_jax.configs import KV_CACHES, MOST, DecodeConfig
 from dera_jax.user_code import load_function
 
 
@@ -98,6 +98,8 @@ def parse_rows(text: str, cells: int) -> int:
     """Returns the rows of a batch: the number given, or for `auto` at most 32."""
     if text == "auto":
         return min(32, max(1, cells))
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise ValueError(f"--rows: expected a whole number, at least 1, or auto, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MOST):
+        raise ValueError(
+            f"--rows: expected a whole number, at least 1 and at most {MOST}, or auto, got {text!r:.40}"
+        )
     return int(text)

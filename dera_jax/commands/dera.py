@@ -15,32 +15,52 @@
   dera dpo         align by preferences
   dera rlhf        align by a reward
 
-Each has its own --help.
+Each has its own --help. dera --version prints the version.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = "sweep generate score compare tune plot combine lm_eval bench plan sft reward dpo rlhf".split()
+import dera_jax
+from dera_jax.commands.door import begin
+from dera_jax.commands.endings import command
+from dera_jax.shown import shown
+from dera_jax.spelling import COMMANDS, called_as_dera
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `dera COMMAND …`, which is `python -m eval.COMMAND` or `python -m train.COMMAND`."""
+    if argv is None:
+        begin()
     words = sys.argv[1:] if argv is None else list(argv)
+    if not words or words[0] not in COMMANDS:
+        return _without_command(words)
+    if argv is None:
+        # The command is the process's own.
+        sys.argv = [f"dera {words[0]}", *words[1:]]
+    with called_as_dera():
+        run = importlib.import_module(f"dera_jax.commands.{words[0]}")
+        return run.main(None if argv is None else words[1:])
+
+
+@command
+def _without_command(words: Sequence[str] | None) -> None:
+    """Says what there is, or what was not understood."""
     if words and words[0] in ("-h", "--help"):
         print(__doc__.strip())
-        return 0
-    if not words or words[0] not in COMMANDS:
-        found = f"unknown command {words[0]!r}" if words else "no command"
-        print(f"error: {found}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    command = importlib.import_module(f"dera_jax.commands.{words[0]}")
-    if argv is not None:
-        return command.main(words[1:])
-    # The command is the process's own.
-    sys.argv = [f"dera {words[0]}", *words[1:]]
-    return command.main()
+    elif words and words[0] == "--version":
+        print(f"dera_jax {dera_jax.__version__}")
+    else:
+        raise ValueError(f"{_not_understood(words)}; expected one of {', '.join(COMMANDS)}")
+
+
+def _not_understood(words: Sequence[str]) -> str:
+    if not words:
+        return "no command"
+    close = difflib.get_close_matches(words[0].replace("-", "_"), COMMANDS, 1)
+    return f"unknown command '{shown(words[0], 60)}'" + (f", did you mean {close[0]}?" if close else "")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from dera_jax.commands import cli, train_checks, train_options
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m train.dpo`."""
-    parser = cli.Parser(__doc__, prog="python -m train.dpo")
+    parser = cli.Parser("dpo", __doc__)
     train_options.add_model_options(parser)
-    train_options.add_data_options(parser, "`prompt`, `chosen` and `rejected`")
+    train_options.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
     train_options.add_reference_options(parser)
     group = parser.add_argument_group("loss")
     group.add_argument(
@@ -58,7 +58,7 @@ def make_parser() -> cli.Parser:
     group.add_argument(
         "--undesirable-weight", type=float, default=1.0, metavar="W", help="of KTO (default %(default)g)"
     )
-    train_options.add_train_options(parser, learning_rate=1e-5, batch_size=32)
+    train_options.add_train_options(parser, learning_rate=1e-6, batch_size=32)
     return parser
 
 

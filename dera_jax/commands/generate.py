@@ -1,27 +1,70 @@
-"""Answers one prompt at several strengths, side by side.
+"""Answers a prompt at several strengths, side by side; or one prompt after the other, with the dial at hand.
 
   python -m eval.generate --prompt="Once upon a time" --lambda=0,0.5,1,2
+  python -m eval.generate --interactive
 
-All strengths share their random numbers: what differs is the strength.
+All strengths share their random numbers: what differs is the strength. With --interactive each line of
+standard input is a prompt; /lambda 0,0.7 turns the dial, /quit or the end of input ends.
 """
 
 import shutil
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 
 from dera_jax.commands import cli, decode_options, models
 from dera_jax.configs import check_count
 
-NARROWEST = 28
-"""Columns of text narrower than this are not read with pleasure."""
+NARROWEST, WIDEST = 28, 1000
+"""Columns of text narrower than this are not read with pleasure; no terminal is wider."""
 
 
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.generate`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.generate")
+    args = _parser().parse_args(argv)
+    decode = decode_options.decode_config(args)
+    check_count("--num-samples", args.num_samples, most=10**4)
+    if args.interactive and args.prompt is not None:
+        raise ValueError("expected --prompt or --interactive, found both")
+
+    from dera_jax.strengths import parse_strengths
+    from dera_jax.sweep import sweep
+
+    _, aligned = models.model_names(args)
+
+    def parsed(text: str) -> tuple:
+        return parse_strengths(text, len(aligned or [1]))
+
+    lambdas = parsed(args.lambda_)
+    prompt = _prompt(args.prompt, args.chat)
+    rule, _ = decode_options.load_rule(args.rule)
+    rows = decode_options.parse_rows(args.rows, len(lambdas) * args.num_samples)
+    mesh = models.open_mesh(args)
+    cli.announce_devices()
+    policies = models.load_models(args, mesh=mesh)
+
+    def answer(prompt, lambdas) -> None:
+        settings = {"rows": rows, "rule": rule, "num_samples": args.num_samples, **vars(decode)}
+        _show(list(sweep(policies, [prompt], lambdas, **settings)), lambdas, args.num_samples)
+
+    if args.interactive:
+        converse(lambda text, strengths: answer(_prompt(text, args.chat), strengths), lambdas, parsed)
+    else:
+        print(f"prompt: {args.prompt or prompt.text}\n")
+        answer(prompt, lambdas)
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("generate", __doc__)
     parser.add_argument(
         "--prompt", metavar="TEXT", help="what to continue (default: the first shipped prompt)"
+    )
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="load the models once and answer each line of standard input",
     )
     parser.add_argument("--chat", action="store_true", help="put the prompt through the chat template")
     parser.add_argument(
@@ -40,38 +83,69 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     models.add_model_options(parser)
     decode_options.add_decode_options(parser)
-    args = parser.parse_args(argv)
-    decode = decode_options.decode_config(args)
-    check_count("--num-samples", args.num_samples)
+    return parser
 
+
+def _prompt(text: str | None, chat: bool):
     from dera_jax.prompts import Prompt, load_prompts
-    from dera_jax.strengths import format_strength, parse_strengths, strength_from_json
-    from dera_jax.sweep import sweep
 
-    _, aligned = models.model_names(args)
-    lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
-    if args.prompt is None:
-        prompt = load_prompts("toy", 1)[0]
-    else:
-        turn = [{"role": "user", "content": args.prompt}]
-        prompt = Prompt.of({"messages": turn} if args.chat else args.prompt, where="--prompt")
-    rule, _ = decode_options.load_rule(args.rule)
-    rows = decode_options.parse_rows(args.rows, len(lambdas) * args.num_samples)
-    mesh = models.open_mesh(args)
-    cli.announce_devices()
-    policies = models.load_models(args, mesh=mesh)
-    found = list(
-        sweep(policies, [prompt], lambdas, rows=rows, rule=rule, num_samples=args.num_samples, **vars(decode))
-    )
-    print(f"prompt: {args.prompt or prompt.text}\n")
-    completions = {(row["sample"], strength_from_json(row["lambda"])): row["completion"] for row in found}
-    for sample in range(args.num_samples):
-        texts = {f"λ = {format_strength(s)}": completions[sample, s] for s in lambdas}
-        print(side_by_side(texts, shutil.get_terminal_size().columns))
+    if text is None:
+        return load_prompts("toy", 1)[0]
+    return Prompt.of({"messages": [{"role": "user", "content": text}]} if chat else text, where="--prompt")
 
 
-def side_by_side(texts: dict[str, str], width: int) -> str:
-    """Returns titled texts in as many columns as fit into `width` characters, the rest below."""
+def converse(answer: Callable[[str, tuple], None], lambdas: tuple, parsed: Callable[[str], tuple]) -> None:
+    """Answers each line of standard input until it ends or says /quit; a line that is wrong ends nothing.
+
+    Args:
+      answer: told a prompt and the strengths.
+      parsed: text to strengths.
+    """
+    sign = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(sign).strip()
+        except EOFError:
+            return
+        command, _, rest = line.partition(" ")
+        try:
+            if command == "/quit":
+                return
+            if command == "/lambda":
+                lambdas = parsed(rest.strip())
+            elif line.startswith("/"):
+                raise ValueError(f"unknown command {command!r:.40}; expected /lambda STRENGTHS or /quit")
+            elif line:
+                answer(line, lambdas)
+        except ValueError as error:
+            print(f"error: {cli.in_one_line(error)}", file=sys.stderr)
+
+
+def _show(rows: Sequence[Mapping], lambdas: Sequence, samples: int) -> None:
+    """Prints the completions of one prompt, a block for each sample."""
+    from dera_jax.strengths import format_strength, strength_from_json
+
+    found = {(row["sample"], strength_from_json(row["lambda"])): row for row in rows}
+    for sample in range(samples):
+        shown = {f"λ = {format_strength(each)}": found[sample, each] for each in lambdas}
+        texts = {name: row["completion"] for name, row in shown.items()}
+        notes = {name: _note(row) for name, row in shown.items()}
+        print(side_by_side(texts, shutil.get_terminal_size().columns, notes), flush=True)
+
+
+def _note(row: Mapping) -> str:
+    """Returns what stands under a completion: its length, its distance, and whether it was cut off."""
+    cut = "cut off at " if row["finish_reason"] == "length" else ""
+    return f"[{cut}{row['length']} tokens, KL {row['kl_to_reference']:.2f} nats]"
+
+
+def side_by_side(texts: Mapping[str, str], width: int, notes: Mapping[str, str] | None = None) -> str:
+    """Returns titled texts in as many columns as fit into `width` characters, the rest below.
+
+    Args:
+      notes: what stands under a text, by its title.
+    """
+    notes, width = notes or {}, min(width, WIDEST)
     per_row = max(1, min(len(texts), (width + 3) // (NARROWEST + 3)))
     column = (width - 3 * (per_row - 1)) // per_row
     titles = list(texts)
@@ -80,11 +154,14 @@ def side_by_side(texts: dict[str, str], width: int) -> str:
         names = titles[start : start + per_row]
         wrapped = [_wrap(texts[name], column) for name in names]
         height = max(map(len, wrapped))
-        lines = [[name, "─" * column] for name in names]
-        lines = [head + body + [""] * (height - len(body)) for head, body in zip(lines, wrapped, strict=True)]
+        lines = [
+            [name, "─" * column, *body, *[""] * (height - len(body)), *_wrap(notes.get(name, ""), column)]
+            for name, body in zip(names, wrapped, strict=True)
+        ]
         blocks.append(
             "\n".join(
-                " │ ".join(cell.ljust(column) for cell in row).rstrip() for row in zip(*lines, strict=True)
+                " │ ".join(cell.ljust(column) for cell in row).rstrip()
+                for row in zip_longest(*lines, fillvalue="")
             )
         )
     return "\n\n".join(blocks) + "\n"

@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.lm_eval`, without lm-eval's own options."""
     parser = cli.Parser(
+        "lm_eval",
         __doc__,
-        prog="python -m eval.lm_eval",
         usage="%(prog)s --reference=MODEL --aligned=MODEL --lambda=STRENGTHS --tasks=TASKS",
         epilog=None if find_spec("lm_eval") else f"lm-evaluation-harness is not installed: {INSTALL}",
     )

@@ -1,10 +1,14 @@
 """The devices and processes that a command runs on."""
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+from dera_jax import files
 from dera_jax.configs import check_number
 
 
@@ -45,14 +49,25 @@ def start(args: argparse.Namespace, *, saves: bool = False) -> None:
       saves: whether the command stops with the others after SIGTERM, its state saved. Else SIGTERM ends
         this process, as it would a single one; JAX by itself would only note it.
     """
-    import jax
 
     from dera_jax.sharding import start_processes
 
     check_number("--coordinator-timeout", args.coordinator_timeout, 0.0, float("inf"))
+    before = signal.getsignal(signal.SIGTERM)
     start_processes(args.coordinator, args.num_processes, args.process_id, args.coordinator_timeout)
-    if jax.distributed.is_initialized() and not saves:
+    # With several processes JAX would only take note of it, and go on.
+    if not saves and before is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def check_free(args: argparse.Namespace, folders: Iterable[Path]) -> None:
+    """Raises ValueError where another process writes to a folder, before anything is loaded.
+
+    Of several processes of one run nobody looks: they would meet one another.
+    """
+    if args.coordinator is None and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        for folder in folders:
+            files.check_free(folder)
 
 
 def open_mesh(args: argparse.Namespace, held: Callable[[], int]):

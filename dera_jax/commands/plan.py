@@ -10,12 +10,21 @@ bandwidth and operations over the chip's peak: what a perfect schedule would tak
 
 import argparse
 import sys
+import textwrap
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from dera_jax.chips import CHIPS
 from dera_jax.commands import cli, models
-from dera_jax.configs import KV_CACHES
+from dera_jax.configs import KV_CACHES, MOST
+
+SIZES = (
+    "mistral-7b llama-2-7b llama-3.2-1b llama-3.1-8b llama-3.1-70b qwen2.5-0.5b qwen2.5-7b gemma-2-2b gemma-2-9b"
+).split()
+"""Names of `sizes.SIZES`, for --help, which does not wait for JAX."""
 
 
 @cli.command
@@ -42,15 +51,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         train=args.train,
         accumulation=args.gradient_accumulation_steps,
     )
-    found = plan(question, not args.no_search, lambda text: print(text, file=sys.stderr))
+    with _Clock() as clock:
+        found = plan(question, not args.no_search, clock.start)
     for line in _table(found):
         print(line)
     if args.out:
         write_json(args.out, _as_json(found))
 
 
+class _Clock:
+    """Says what is being compiled, and every now and then that it goes on."""
+
+    EVERY = 30
+    """Seconds."""
+
+    def __enter__(self) -> "_Clock":
+        self._ended = threading.Event()
+        self._started = time.monotonic()
+        threading.Thread(target=self._tick, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+
+    def start(self, text: str) -> None:
+        """Says what begins."""
+        print(f"{text} (minutes for models of billions of parameters)", file=sys.stderr)
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self.EVERY):
+            print(f"  … {time.monotonic() - self._started:.0f} s, still compiling", file=sys.stderr)
+
+
 def _parser() -> cli.Parser:
-    parser = cli.Parser(__doc__, prog="python -m eval.plan")
+    epilog = (
+        f"known sizes: {', '.join(SIZES)}; chips: {', '.join(CHIPS)} (TPUs; other devices are not planned)"
+    )
+    parser = cli.Parser("plan", __doc__, epilog="\n".join(textwrap.wrap(epilog, 95)))
     models.add_pair_options(parser)
     parser.set_defaults(dtype="bfloat16")
     parser.add_argument(
@@ -133,8 +170,8 @@ def _mesh(text: str | None) -> tuple[int, int] | None:
 
 
 def _count(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise ValueError(f"{name}: expected a whole number, at least 1, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MOST):
+        raise ValueError(f"{name}: expected a whole number, at least 1 and at most {MOST}, got {text!r:.40}")
     return int(text)
 
 

@@ -16,7 +16,7 @@ from dera_jax.commands import cli
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.plot`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.plot")
+    parser = cli.Parser("plot", __doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a sweep's folder, or its rows.jsonl[.gz|.xz]"
     )

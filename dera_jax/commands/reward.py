@@ -9,17 +9,26 @@ probabilities can be trusted.
 import sys
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from dera_jax.commands import cli, train_checks, train_options
 from dera_jax.configs import check_number
 from dera_jax.files import make_folder, write_json
 
 
+def _tell(folder, found) -> None:
+    """Says how well held-out pairs are ranked; above the progress, which is still there."""
+    tqdm.write(f"{folder}: {found}", file=sys.stderr)
+    if found.accuracy.mean <= 0.5:
+        tqdm.write("warning: no better than chance: it has not learned what people prefer", file=sys.stderr)
+
+
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.reward`."""
-    parser = cli.Parser(__doc__, prog="python -m train.reward")
+    parser = cli.Parser("reward", __doc__)
     train_options.add_model_options(parser, lora=False)
-    train_options.add_data_options(parser, "`prompt`, `chosen` and `rejected`")
+    train_options.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
     parser.add_argument(
         "--center-rewards-coefficient",
         type=float,
@@ -71,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = calibrate(pair_margins(judge, data.held_out))
                 plot_calibration(found, folder / "calibration.png", folder.name)
                 write_json(folder / "calibration.json", as_json(found))
-                print(f"{folder}: {found}", file=sys.stderr)
+                _tell(folder, found)
             save_reward_model(judge, folder, manifest)
 
         return method, save, config, settings, Best("eval_loss")

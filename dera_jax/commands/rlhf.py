@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from dera_jax.commands import cli, decode_options, train_checks, train_options
-from dera_jax.configs import DecodeConfig
+from dera_jax.configs import DecodeConfig, PPOConfig
 
 CONSTANTS = {
     "num_ppo_epochs": "times that a rollout is gone through",
@@ -28,7 +28,7 @@ CONSTANTS = {
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m train.rlhf`."""
-    parser = cli.Parser(__doc__, prog="python -m train.rlhf")
+    parser = cli.Parser("rlhf", __doc__)
     train_options.add_model_options(parser)
     parser.add_argument(
         "--data",
@@ -67,8 +67,6 @@ def make_parser() -> cli.Parser:
         metavar="N",
         help="completions in which β adapts by about a fifth (default %(default)s)",
     )
-    from dera_jax.ppo import PPOConfig
-
     ppo = PPOConfig()
     group = parser.add_argument_group("PPO")
     for name, text in CONSTANTS.items():
@@ -117,7 +115,7 @@ def make_parser() -> cli.Parser:
         help="of sampling (default %(default)s, which is on-policy)",
     )
     train_options.add_train_options(
-        parser, epochs=False, learning_rate=1e-4, max_steps=100, batch_size=128,
+        parser, epochs=False, learning_rate=1e-6, max_steps=100, batch_size=128,
         save_steps=20,
     )  # fmt: skip
     return parser

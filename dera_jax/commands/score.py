@@ -61,7 +61,7 @@ def _written(mode: str) -> str:
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.score`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.score")
+    parser = cli.Parser("score", __doc__)
     parser.add_argument(
         "run",
         nargs="?",

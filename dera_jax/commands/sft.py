@@ -11,20 +11,20 @@ from dera_jax.commands import cli, train_checks, train_options
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.sft`."""
-    parser = cli.Parser(__doc__, prog="python -m train.sft")
+    parser = cli.Parser("sft", __doc__)
     train_options.add_model_options(parser)
     parser.add_argument(
         "--from-scratch",
         action="store_true",
         help="random weights instead of MODEL's own, which need not be there",
     )
-    train_options.add_data_options(parser, "`prompt` and `completion`, `messages` or `text`")
+    train_options.add_data_options(parser, "TEXTS", "`prompt` and `completion`, `messages` or `text`")
     parser.add_argument(
         "--packing",
         action="store_true",
         help="several examples in a row of --max-length tokens; none sees another",
     )
-    train_options.add_train_options(parser, learning_rate=1e-3, batch_size=32)
+    train_options.add_train_options(parser, learning_rate=2e-5, batch_size=32)
     args = parser.parse_args(argv)
     train_checks.check(parser, args)
 

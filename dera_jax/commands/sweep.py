@@ -23,14 +23,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli, decode_options, models
+from dera_jax.commands import cli, decode_options, interrupts, meshes, models
 from dera_jax.configs import check_count, check_number
+from dera_jax.shown import shown
 from dera_jax.user_code import UserCodeError
 
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.sweep`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.sweep")
+    parser = cli.Parser("sweep", __doc__)
     parser.add_argument(
         "--lambda",
         dest="lambda_",
@@ -95,11 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_count("--num-samples", args.num_samples)
     if args.beta is not None:
         check_number("--beta", args.beta, 0.0, float("inf"))
-        if not args.beta:
-            raise ValueError("--beta: expected a number above 0, found 0")
+        if args.beta == 0:
+            raise ValueError("--beta: expected a number above 0, got 0: no model is trained without")
     decode_options.parse_rows(args.rows, 1)
     if args.out:
         cli.check_folder(args.out)
+        meshes.check_free(args, [args.out])
 
     plan = _plan(args, decode)
     from dera_jax.hosts import leads
@@ -110,15 +112,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if leads():
             print(told)
         return
-    from dera_jax.sweep import open_run
+    from dera_jax.sweep import check_memory, open_run
 
-    with _mendable(out), open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder:
-        try:
-            seconds, usage = _run_with_progress(plan, folder)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{out} keeps what has ended; the same command goes on from there"
-            ) from None
+    check_memory(plan)
+    kept = f"{shown(out, 200)} keeps what has ended; the same command goes on from there"
+    with (
+        _mendable(out),
+        interrupts.telling(kept),
+        open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder,
+    ):
+        seconds, usage = _run_with_progress(plan, folder)
         more = {"decode_seconds": round(seconds, 1)} if seconds else None
         folder.finish(folder.manifest["extent"] | {"prompts": _prompts(args)}, more)
         rows, used = folder.rows, folder.manifest.get("resources") if usage.slot_steps else None
@@ -149,14 +152,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if missing := [name for name in ("reference", "aligned", "prompts") if getattr(args, name) is None]:
         raise ValueError(
             f"--preset={args.preset}: expected {', '.join(map(cli.option, missing))}, which it makes itself: "
-            f"bash scripts/reproduce.sh --preset={args.preset}"
+            f"bash scripts/reproduce.sh --preset={args.preset} in the repository"
         )
     return args
 
 
 def _plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
-    from dera_jax.cells import Sweep, check_rewards
+    from dera_jax.cells import Sweep, check_extent, check_rewards
     from dera_jax.encoding import encode_usable
     from dera_jax.hosts import leads, several, together
     from dera_jax.prompts import read_prompts
@@ -172,6 +175,7 @@ def _plan(args, decode):
     rewards = parse_rewards(reward) if reward else ()
     prompts, unread = read_prompts(_prompts(args), args.num_prompts)
     check_rewards(rewards, prompts)
+    check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
     rule, rule_name = decode_options.load_rule(args.rule)
     mesh = models.open_mesh(args)
 
@@ -249,11 +253,12 @@ def _run_with_progress(plan, folder) -> tuple:
             print(f"compiled in {compiling:.1f} s", file=sys.stderr)
     there = len(wanted & folder.keys)
     with (
-        tqdm(total=there + len(missing), unit="completion", dynamic_ncols=True, disable=not leads()) as bar,
+        interrupts.raised(),  # completions that wait to be written are not lost
+        _bar(there, len(missing)) as bar,
         closing(run_sweep(plan, folder, watch, usage, bar.set_postfix_str)) as found,
     ):
-        for _ in found:
-            bar.update()
+        for number, _ in enumerate(found):
+            bar.update(number >= there)
     if (left := len(wanted - folder.keys)) and leads():
         print(
             f"warning: {left} later turns did not fit the models' context and are not there", file=sys.stderr
@@ -265,6 +270,15 @@ def _speed(summaries: Sequence, seconds: float) -> str:
     """Returns the line that tells how fast all strengths together were decoded."""
     tokens = sum(summary.tokens for summary in summaries)
     return f"speed: {tokens / seconds:.0f} tokens/s, all strengths together"
+
+
+def _bar(there: int, missing: int):
+    """Returns the progress of completions; those there before say nothing of the speed."""
+    from dera_jax.hosts import leads
+
+    return tqdm(
+        total=there + missing, initial=there, unit="completion", dynamic_ncols=True, disable=not leads()
+    )
 
 
 def _used(resources: dict) -> str:

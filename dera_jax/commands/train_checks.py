@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from dera_jax.commands import cli, meshes, train_options
@@ -28,14 +29,19 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
     if getattr(args, "from_scratch", False) and args.lora_r is not None:
         raise ValueError("--from-scratch --lora-r: adapters on random weights are of no use without those")
     if getattr(args, "lora_r", None) is not None:
-        check_count("--lora-r", args.lora_r)
+        check_count("--lora-r", args.lora_r, most=10**5)
     if getattr(args, "max_length", None) is not None:
-        check_count("--max-length", args.max_length, least=2)
+        check_count("--max-length", args.max_length, least=2, most=10**6)
     if getattr(args, "eval_share", None) is not None:
         if args.eval_data:
             raise ValueError("expected --eval-data or --eval-share, found both")
         check_number("--eval-share", args.eval_share, 0.0, 0.9)
     cli.check_folder(args.out)
+    meshes.check_free(args, [folder for folder, _, _ in train_options.grid(args)])
+    if args.chat_template is not None:
+        from dera_jax.tokenizer import read_template
+
+        args.chat_template = read_template(Path(args.chat_template))
     meshes.start(args, saves=True)
 
 

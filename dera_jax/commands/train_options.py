@@ -1,6 +1,7 @@
 """What the training commands share: options, the grid of strengths and seeds, data, saving."""
 
 import argparse
+import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +10,12 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from dera_jax.commands import cli, meshes
-from dera_jax.configs import RunConfig, TrainConfig, check_number
+from dera_jax.commands import cli, endings, meshes
+from dera_jax.configs import RunConfig, TrainConfig, check_count, check_number
 from dera_jax.usable import TRUNCATION
 
 HELP = {
-    "learning_rate": ("RATE", "peak (default %(default)g)"),
+    "learning_rate": ("RATE", "peak (default %(default)g, which is TRL's)"),
     "batch_size": ("N", "sequences or pairs in an update, over all devices (default %(default)s)"),
     "gradient_accumulation_steps": ("N", "parts of a batch, one after the other (default %(default)s)"),
     "warmup_ratio": ("SHARE", "of the steps (default %(default)s)"),
@@ -42,6 +43,11 @@ def add_model_options(parser: argparse.ArgumentParser, lora: bool = True) -> Non
         help="folder for the model, manifest.json and metrics.jsonl; the same command goes on where it stopped",
     )
     parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="Jinja file that `messages` go through, kept in the model's folder (default: the tokenizer's own)",
+    )
+    parser.add_argument(
         "--dtype",
         default="float32",
         choices=("auto", "float32", "bfloat16"),
@@ -61,15 +67,15 @@ def add_model_options(parser: argparse.ArgumentParser, lora: bool = True) -> Non
         )
 
 
-def add_data_options(parser: argparse.ArgumentParser, fields_: str) -> None:
-    """Adds the data to train and to evaluate on."""
+def add_data_options(parser: argparse.ArgumentParser, metavar: str, fields_: str) -> None:
+    """Adds the data to train and to evaluate on, records named by `metavar` with such fields."""
     parser.add_argument(
         "--data",
         required=True,
-        metavar="PROMPTS",
+        metavar=metavar,
         help=f"FILE.jsonl|.json|.csv|.parquet|.txt, hf:org/set[:split] or tfds:name[:split] with {fields_}",
     )
-    parser.add_argument("--eval-data", metavar="PROMPTS", help="the same, to evaluate on")
+    parser.add_argument("--eval-data", metavar=metavar, help="the same, to evaluate on")
     parser.add_argument(
         "--eval-share",
         type=float,
@@ -208,7 +214,7 @@ def run_grid(
                     try:
                         runs.run_training(*given_run)
                     except Preempted as preempted:
-                        raise cli.Terminated(str(preempted)) from None
+                        raise endings.Terminated(str(preempted)) from None
                     print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
                     continue
         runs.tidy(out)
@@ -245,18 +251,26 @@ def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
     from dera_jax import policies
 
     if getattr(args, "from_scratch", False):
-        policy = policies.fresh_policy(args.model, seed, args.dtype)
+        policy = _with_template(args, policies.fresh_policy(args.model, seed, args.dtype))
     else:
         if "policy" not in loaded:
-            loaded["policy"] = _loaded(args, args.model)
+            loaded["policy"] = _with_template(args, _loaded(args, args.model))
         policy = loaded["policy"]
     if getattr(args, "lora_r", None) is not None:
         targets = args.lora_target_modules
         targets = targets if targets == "all-linear" else targets.split(",")
+        check_count("--lora-r", args.lora_r, most=policy.config.width)
         policy = policies.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
     # On a TPU blocks one by one take an hour to compile; elsewhere the copy of a loop is not worth it.
     scan = jax.default_backend() == "tpu"
     return replace(policy, config=replace(policy.config, remat=args.gradient_checkpointing, scan=scan))
+
+
+def _with_template(args: argparse.Namespace, policy):
+    """Returns the policy with the chat template of --chat-template, which then is saved with it."""
+    if args.chat_template is not None:
+        policy.tokenizer.chat_template = args.chat_template
+    return policy
 
 
 def load_reference(args: argparse.Namespace, loaded: dict):
@@ -280,6 +294,8 @@ def settings(args: argparse.Namespace, method: str, policy) -> dict:
     told = {"method": method, "start": {"model": policy.name, "fingerprint": policy.fingerprint}}
     if getattr(args, "lora_r", None) is not None:
         told["lora"] = {"r": args.lora_r, "alpha": args.lora_alpha, "targets": args.lora_target_modules}
+    if args.chat_template is not None:
+        told["chat_template"] = hashlib.sha256(args.chat_template.encode()).hexdigest()[:16]
     return told | {"dtype": policy.config.dtype}
 
 

@@ -23,7 +23,7 @@ from dera_jax.commands import cli
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.tune`."""
-    parser = cli.Parser(__doc__, prog="python -m eval.tune")
+    parser = cli.Parser("tune", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a sweep's folder, or its rows.jsonl[.gz|.xz]")
     group = parser.add_argument_group("what is best")
     group.add_argument(

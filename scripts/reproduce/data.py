@@ -18,7 +18,7 @@ ANSWER = "\n\nAssistant:"
 
 def openings(out: Path, stories: str, words: str, held_out: str) -> None:
     """Writes the first words of each story, no two alike, as train.jsonl and held_out.jsonl."""
-    prompts = first_words(Path(stories).read_text(), int(words))
+    prompts = first_words(Path(stories).read_text(encoding="utf-8"), int(words))
     random.Random(0).shuffle(prompts)
     for name, part in (("held_out", prompts[: int(held_out)]), ("train", prompts[int(held_out) :])):
         rows = ({"id": f"{name}-{n}", "prompt": prompt} for n, prompt in enumerate(part))

@@ -64,7 +64,7 @@ def known_words(known: set[str]) -> Quantity:
 
 def words_of(path: Path) -> set[str]:
     """Returns the words of a text that come at least twice."""
-    counts = Counter(_WORD.findall(path.read_text().lower()))
+    counts = Counter(_WORD.findall(path.read_text(encoding="utf-8").lower()))
     return {word for word, count in counts.items() if count > 1}
 
 

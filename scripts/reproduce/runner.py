@@ -122,7 +122,7 @@ def _claimed(step: Step, folders: Folders) -> Iterator[None]:
     """Holds a step against other processes; the system lets go of it however this one ends."""
     path = folders.work / "locks" / step.folder.replace("/", "+")
     make_folder(path.parent)
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,73 @@
+"""Standard output and error as they are: of any encoding, closed, full, or with nobody who reads."""
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+import unicodedata
+
+PLAIN = {
+    "λ": "lambda", "β": "beta", "π": "pi", "θ": "theta", "Σ": "sum", "∞": "inf", "×": "x", "±": "+/-", "−": "-",
+    "·": "*", "≥": ">=", "≤": "<=", "→": "->", "‖": "||", "…": "...", "–": "-", "—": "-", "─": "-", "│": "|",
+    "‘": "'", "’": "'", "“": '"', "”": '"',
+}  # fmt: skip
+"""How characters of ours are written in ASCII."""
+HANDLER = "dera_jax.plain"
+
+
+def make_readable() -> None:
+    """Has standard output and error write what their encoding lacks in plain letters."""
+    codecs.register_error(HANDLER, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=HANDLER)
+
+
+def begin() -> None:
+    """Makes this process's standard streams such that nothing that is printed can end a command."""
+    # A file opened later would take the number of a closed stream, and get what libraries print.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or _stream(0, "r")
+    sys.stdout = sys.stdout or _stream(1, "w")
+    encoding = getattr(sys.stderr, "encoding", "utf-8")
+    sys.stderr = _Lenient(open(2, "wb", closefd=False), encoding=encoding, line_buffering=True)  # noqa: SIM115
+    make_readable()
+
+
+def _stream(number: int, mode: str) -> io.TextIOWrapper:
+    return open(number, mode, encoding="utf-8", closefd=False)
+
+
+def close_stdout() -> None:
+    """Has nobody read standard output any more: what is left of it cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Lenient(io.TextIOWrapper):
+    """Standard error, whose disk may be full or whose reader gone: then nobody can be told of it."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_letters, error.object[error.start : error.end])), error.end
+
+
+def _letters(character: str) -> str:
+    simple = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return PLAIN.get(character) or simple or character.encode("ascii", "backslashreplace").decode()
