@@ -33,11 +33,17 @@ OWN = {"re.compile", "model.to(device).eval", "job.lower().compile"}
 
 ALLOWED = {
     # What the user names on the command line.
-    "dera_jax/rewards.py": {"importlib.import_module", "sys.path"},  # --reward=python:module:function
-    "dera_jax/commands/decode_options.py": {"importlib.import_module", "sys.path"},  # --rule=module:function
+    "dera_jax/user_code.py": {"importlib.import_module", "sys.path"},  # python:module:function, --rule
     # Modules of this repository, from lists in it.
+    "dera_jax/rewards.py": {"importlib.import_module"},
     "dera_jax/commands/dera.py": {"importlib.import_module"},
     "scripts/reproduce/runner.py": {"importlib.import_module"},
+    "scripts/get_data.py": {"sys.path"},
+    # Chat templates, in a process of their own that sees Jinja and nothing of the user's.
+    "dera_jax/untrusted.py": {"import subprocess", "subprocess.Popen"},
+    "dera_jax/untrusted_worker.py": {"sys.path"},
+    # A signal's handler in C, from this process.
+    "dera_jax/lost.py": {"import ctypes"},
     # Programs: git in this checkout, and Python with this repository's commands.
     "dera_jax/provenance.py": {"import subprocess"},
     "dera_jax/schedule_bench.py": {"import subprocess"},
@@ -46,7 +52,7 @@ ALLOWED = {
     "scripts/make_toy.py": {"import subprocess"},
     "scripts/reproduce/__main__.py": {"import subprocess", "subprocess.Popen"},
     # Libraries that could run a folder's code, and are told not to; see the tests below.
-    "dera_jax/tokenizer.py": {"AutoTokenizer.from_pretrained"},
+    "dera_jax/tokenizer_files.py": {"AutoTokenizer.from_pretrained"},
     "dera_jax/harness.py": {"AutoConfig.from_pretrained"},
     "dera_jax/torch_baseline.py": {"AutoModelForCausalLM.from_pretrained"},
     "dera_jax/torch_training.py": {"AutoTokenizer.from_pretrained", "AutoModelForCausalLM.from_pretrained"},

@@ -25,8 +25,8 @@ learning-rate batch-size gradient-accumulation-steps max-steps warmup-ratio weig
 save-steps save-total-limit lr-scheduler-type gradient-checkpointing
 """
 REPEATED = {
-    "train.dpo": f"""{_TRAINING} eval-share max-length num-train-epochs loss label-smoothing sync-ref-model
-        ref-model-mixup-alpha ref-model-sync-steps desirable-weight undesirable-weight""",
+    "train.dpo": f"""{_TRAINING} eval-share max-length truncation-mode num-train-epochs loss label-smoothing
+        sync-ref-model ref-model-mixup-alpha ref-model-sync-steps desirable-weight undesirable-weight""",
     "train.rlhf": f"""{_TRAINING} num-prompts reward reward-weights algorithm target-kl kl-horizon num-ppo-epochs
         num-mini-batches cliprange cliprange-value vf-coef gamma lam value-head num-samples max-new-tokens stop
         temperature""",
