@@ -15,6 +15,7 @@ from typing import NoReturn
 from dera_jax.commands import cli, dpo, rlhf, sweep
 from dera_jax.retraining import replaced
 from dera_jax.shown import shown
+from dera_jax.spelling import spelled
 
 COMMANDS = {"train.dpo": dpo, "train.rlhf": rlhf, "eval.sweep": sweep}
 """All that is ever repeated."""
@@ -98,8 +99,8 @@ def _check_reward(module: str, spec: str, where: str) -> None:
 
 
 def line(module: str, words: Sequence[str]) -> str:
-    """Returns a command as a shell takes it."""
-    return shown(shlex.join(["python", "-m", module, *words]))
+    """Returns a command as the user would call it."""
+    return shown(f"{spelled(module.partition('.')[2])} {shlex.join(words)}")
 
 
 def _parse(
