@@ -176,11 +176,13 @@ class Kills:
             ):
                 return Found(tried, any(reached), ", ".join(where), "lost", f"{codes}: {self._said()}")
         scenario = tried.scenario
-        if SCENARIOS[scenario].processes > 1 and tried.kills[0].number % 2:
-            codes = self._run(scenario, sandbox, None, processes=1)
-        else:
-            codes = self._run(scenario, sandbox, None)
-        difference = compare(expected, contents(sandbox / SCENARIOS[scenario].out))
+        given = SCENARIOS[scenario]
+        alone = given.processes > 1 and given.module == "sweep" and tried.kills[0].number % 2 == 1
+        codes = self._run(scenario, sandbox, None, processes=1 if alone else None)
+        found = contents(sandbox / given.out)
+        if alone:  # the rows are those of any number of processes, what is told of them is not
+            expected, found = ({"rows.jsonl": each.get("rows.jsonl")} for each in (expected, found))
+        difference = compare(expected, found)
         # Where a finished folder is refused, as combine does, it must be whole.
         if set(codes) != {0} and not (set(codes) == {2} and not difference):
             return Found(tried, all(reached), ", ".join(where), "lost", f"{codes}: {self._said()}")
