@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.prompts import Prompt, load_prompts
     from dera_jax.strengths import format_strength, parse_strengths, strength_from_json
     from dera_jax.sweep import sweep
+    from dera_jax.usable import keep_usable
 
     _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prompt = load_prompts("toy", 1)[0]
     else:
         turn = [{"role": "user", "content": args.prompt}]
-        prompt = Prompt.of({"messages": turn} if args.chat else args.prompt, where="--prompt")
+        asked = {"messages": turn} if args.chat else args.prompt
+        ((prompt,), _) = keep_usable([asked], Prompt.of, lambda _: "--prompt")
     rule, _ = decode_options.load_rule(args.rule)
     rows = decode_options.parse_rows(args.rows, len(lambdas) * args.num_samples)
     mesh = models.open_mesh(args)
