@@ -111,7 +111,7 @@ WRONG = {
     "--rule=gone:rule": "--rule=gone:rule: ModuleNotFoundError: No module named 'gone'",
     "--rule=json:gone": "--rule=json:gone: the module json has no function gone",
     "--rule=json": "--rule=json: expected module:function",
-    "--rule=sys:path": "--rule=sys:path: expected a function",
+    "--rule=sys:path": "--rule=sys:path: the module sys has no function path",
     "--rule=json:dumps": "rule json:dumps fails on logits[models, rows, vocab]: TypeError",
     "--prompts=gone.jsonl": "gone.jsonl: no such file",
     "--prompts=gone": "no file suffix, no shipped name",
@@ -197,12 +197,12 @@ def test_a_wrong_argument_of_other_commands_is_one_line(
     "content, message",
     [
         ('{"prompt": "a"}\n{"prompt": \n', ":2: not valid JSON"),
-        ('{"prompt": "a"}\n\n{"prompt": ""}\n', ":3: prompt is empty"),
+        ('\n\n{"prompt": ""}\n', ":3: prompt is empty"),
         ('{"prompt": "a"}\n{"text": "b"}\n', ":2: expected one of the fields 'prompt', 'messages' and 'turns'"),
         ('{"prompt": "a"}\n[1]\n', ":2: expected a JSON object, found a list"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b"}\n', "id 1 is already taken"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "prompt 0: the prompt has `messages`"),
-        (json.dumps({"prompt": "and " * 500, "id": "long"}), "prompt 'long': "),
+        (json.dumps({"prompt": "and " * 500, "id": "long"}), ":1: 502 tokens and 128 new ones do not fit"),
         ("", "no prompts in it"),
     ],
 )  # fmt: skip

@@ -88,10 +88,13 @@ def _parser() -> cli.Parser:
 
 def _prompt(text: str | None, chat: bool):
     from dera_jax.prompts import Prompt, load_prompts
+    from dera_jax.usable import keep_usable
 
     if text is None:
         return load_prompts("toy", 1)[0]
-    return Prompt.of({"messages": [{"role": "user", "content": text}]} if chat else text, where="--prompt")
+    asked = {"messages": [{"role": "user", "content": text}]} if chat else text
+    ((prompt,), _) = keep_usable([asked], Prompt.of, lambda _: "--prompt")
+    return prompt
 
 
 def converse(answer: Callable[[str, tuple], None], lambdas: tuple, parsed: Callable[[str], tuple]) -> None:

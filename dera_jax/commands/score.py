@@ -118,7 +118,7 @@ def make_parser() -> cli.Parser:
 
 def _score_run(args) -> None:
     from dera_jax import metrics, plots, reports, results, tables
-    from dera_jax.prompts import load_prompts
+    from dera_jax.prompts import read_prompts
     from dera_jax.rewards import parse_rewards
     from dera_jax.shown import shown
     from dera_jax.stored import judge_run
@@ -130,7 +130,7 @@ def _score_run(args) -> None:
     else:
         judging.refuse_without_endpoint(args, make_parser(), "question")
         rewards, more = parse_rewards(args.reward), None
-    columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
+    columns = {p.prompt_id: p.columns for p in read_prompts(args.prompts)[0]} if args.prompts else {}
     added = judge_run(args.run, rewards, columns, args.command, more)
     rows = results.read_rows(args.run)
     summaries = metrics.summarize(rows)
