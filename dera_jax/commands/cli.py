@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dera_jax.commands.compilations import keep_compilations
+from dera_jax.commands.streams import forgiving_stderr
 from dera_jax.files import read_json
 from dera_jax.rewards import KNOWN
 
@@ -143,6 +144,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
     """
 
     @wraps(main)
+    @forgiving_stderr()
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
             main(argv)
