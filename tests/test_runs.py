@@ -258,15 +258,16 @@ def events(folder):
 
 def test_every_step_is_on_tensorboard_at_once_and_once(tmp_path):
     pytest.importorskip("tensorboardX")
-    log, sizes = RunLog(tmp_path, 9, "tensorboard"), {}
-    for step in range(4):
-        log.write(step, {}, 1.0, {"loss": 1.0})
-        assert sorted(set(events(tmp_path / "tensorboard"))) == list(range(step + 1))
-        sizes = log.sizes() if step == 1 else sizes
-    # Killed here, and gone on from what was saved after step 1.
-    again = RunLog(tmp_path, 9, "tensorboard", sizes)
-    again.write(2, {}, 1.0, {"loss": 1.0})
-    steps = events(tmp_path / "tensorboard")
+    sizes: dict = {}
+    # The first is killed after its last step, and the second goes on from what was saved after step 1.
+    with RunLog(tmp_path, 9, "tensorboard") as log:
+        for step in range(4):
+            log.write(step, {}, 1.0, {"loss": 1.0})
+            assert sorted(set(events(tmp_path / "tensorboard"))) == list(range(step + 1))
+            sizes = log.sizes() if step == 1 else sizes
+        with RunLog(tmp_path, 9, "tensorboard", sizes) as again:
+            again.write(2, {}, 1.0, {"loss": 1.0})
+            steps = events(tmp_path / "tensorboard")
     assert sorted(set(steps)) == [0, 1, 2] and steps.count(2) == steps.count(0)
 
 
