@@ -3,8 +3,8 @@
   python -m eval.generate --prompt="Once upon a time" --lambda=0,0.5,1,2
   python -m eval.generate --interactive
 
-All strengths share their random numbers: what differs is the strength. With --interactive each line of
-standard input is a prompt; /lambda 0,0.7 turns the dial, /quit or the end of input ends.
+All strengths share their random numbers: what differs is the strength. With --interactive each line
+of standard input is a prompt; /lambda 0,0.7 changes the strengths, /quit or the end of input ends.
 """
 
 import shutil
