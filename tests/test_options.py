@@ -1,12 +1,15 @@
 """What a user asks commands for: help, options, a config file; one line where it cannot be."""
 
+import importlib
 import json
 import re
 
 import pytest
 
-from dera_jax import read_rows
-from dera_jax.commands import dera, dpo, generate, plot, reward, rlhf, sft, sweep
+import dera_jax
+from dera_jax import read_rows, sizes
+from dera_jax.chips import CHIPS
+from dera_jax.commands import dera, dpo, generate, plan, plot, reward, rlhf, sft, sweep
 from dera_jax.commands import score as score_command
 from dera_jax.spelling import COMMANDS
 
@@ -261,3 +264,36 @@ def test_a_config_file_stands_for_options(call, models, prompts, finished, tmp_p
 def test_a_broken_config_file_is_one_line(refused, base, tmp_path, content, message):
     (tmp_path / "sweep.json").write_text(content)
     assert message in refused(sweep.main, *base, f"--config={tmp_path / 'sweep.json'}")
+
+
+# Names of commands
+
+
+def test_every_text_names_commands_as_they_were_called(call, finished):
+    """In a checkout `python -m eval.X`; where `dera` was called, never: advice, errors and help."""
+    calls = [[name, "--help"] for name in COMMANDS] + [
+        ["tune", str(finished), "--objective=gone"],
+        ["tune", str(finished), "--beta=0.1"],
+        ["sweep", "--lambd=1"],
+        ["sft"],
+        ["plot", "gone"],
+    ]
+    for name, *words in calls:
+        command = importlib.import_module(f"dera_jax.commands.{name}")
+        _, *direct = call(command.main, *words)
+        _, *by_dera = call(dera.main, name, *words)
+        written = re.compile(rf"\b(eval|train)\.({'|'.join(COMMANDS)})\b")
+        assert not written.search("".join(by_dera)) and "python -m" not in "".join(by_dera)
+        assert not re.search(rf"\bdera ({'|'.join(COMMANDS)})\b", "".join(direct))
+        if "--help" in words:
+            assert f"usage: python -m {COMMANDS[name]}.{name} " in direct[0]
+
+
+@pytest.mark.parametrize("words", [["--version"], ["sweep", "--version"], ["sft", "--version"]])
+def test_the_version_is_told(call, words):
+    assert call(dera.main, *words) == (0, f"dera_jax {dera_jax.__version__}\n", "")
+
+
+def test_known_sizes_in_the_help_of_plan_are_those_that_there_are(call):
+    _, out, _ = call(plan.main, "--help")
+    assert set(plan.SIZES) == set(sizes.SIZES) and all(name in out for name in (*plan.SIZES, *CHIPS))

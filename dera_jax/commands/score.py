@@ -1,12 +1,10 @@
 """Scores what is there already: stored rows, preference pairs, or a model's text under another.
 
   python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
-  python -m eval.score RUN --judge=URL,model --question=mt-bench
-                                                         a language model's grades, as a reward
+  python -m eval.score RUN --judge=URL,model --question=mt-bench    a judge's grades, as a reward
   python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
   python -m eval.score --models=A,B --prompts=FILE.txt   KL of A against B per token, on given text
-  python -m eval.score --models=REFERENCE,ALIGNED --quantize=nf4 --prompts=FILE.txt
-                                                         KL of quantized against full, per strength
+  python -m eval.score --models=A,B --quantize=nf4 --prompts=FILE.txt   quantized against full
 
 Pairs are what train.dpo and train.reward read: `prompt`, `chosen` and `rejected`, texts or lists of
 messages; or whole transcripts in the last two. Accuracy is the share of pairs whose chosen
