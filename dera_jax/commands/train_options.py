@@ -89,8 +89,7 @@ def add_data_options(parser: argparse.ArgumentParser, metavar: str, fields_: str
         "--truncation-mode",
         default=TRUNCATION[0],
         choices=TRUNCATION,
-        help="of what is longer: keep_start cuts completions and drops prompts that leave them no room, "
-        "keep_end cuts the start of prompts (default %(default)s)",
+        help="of longer ones: keep_start cuts completions, keep_end prompts' starts (default %(default)s)",
     )
 
 
