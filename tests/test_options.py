@@ -2,12 +2,13 @@
 
 import importlib
 import json
+import os
 import re
 
 import pytest
 
 import dera_jax
-from dera_jax import read_rows, sizes
+from dera_jax import files, read_rows, sizes
 from dera_jax.chips import CHIPS
 from dera_jax.commands import dera, dpo, generate, plan, plot, reward, rlhf, sft, sweep
 from dera_jax.commands import score as score_command
@@ -297,3 +298,15 @@ def test_the_version_is_told(call, words):
 def test_known_sizes_in_the_help_of_plan_are_those_that_there_are(call):
     _, out, _ = call(plan.main, "--help")
     assert set(plan.SIZES) == set(sizes.SIZES) and all(name in out for name in (*plan.SIZES, *CHIPS))
+
+
+@pytest.mark.parametrize(
+    "command, words", [(sweep, []), (sft, ["--model=gone", "--data=gone.txt"])], ids=["sweep", "sft"]
+)
+def test_a_folder_that_another_run_writes_to_is_refused_at_once(call, tmp_path, command, words):
+    lock = files.lock_folder(tmp_path)
+    code, out, err = call(command.main, *words, f"--out={tmp_path}")
+    os.close(lock)
+    # Nothing was loaded, and whose it is is told where the system tells.
+    told = rf"error: another run is writing to {tmp_path}( \(process {os.getpid()}\))?\n"
+    assert (code, out) == (2, "") and re.fullmatch(told, err)
