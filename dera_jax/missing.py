@@ -59,8 +59,8 @@ def tell_share(count: int, total: int | None, strength: str, cell: Cell | None =
     >>> tell_share(320, 640, "0.5", (33, 1, 0))
     '320 of 640 completions are missing, the first at λ = 0.5: prompt 33, sample 1'
     """
-    of = "" if total is None else f" of {total}"
-    are = "completion is" if count == 1 and total in (None, 1) else "completions are"
+    of = f" of {total}" if total is not None and count > 1 else ""
+    are = "completions are" if count > 1 else "completion is"
     at = [] if strength == PER_PROMPT else [f"at λ = {shown(strength, 60)}"]
     named = [_named(*cell)] if cell else []
     told = " ".join([f"{count}{of} {are} missing, the first", *at])

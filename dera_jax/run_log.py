@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
@@ -39,25 +40,26 @@ class RunLog:
         """
         out.mkdir(parents=True, exist_ok=True)
         kept, report_to = sizes or {}, report_to if writes else "none"
-        self._files = {name: _opened(out / name, kept.get(name, 0)) for name in FILES if writes}
-        first = (sizes or {}).get("steps", 0)
-        self._steps = first
-        self._board = _Board(out / "tensorboard", first) if report_to == "tensorboard" else None
-        self._bar = tqdm(
-            total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes,
-            postfix="compiling",
-        )  # fmt: skip
-        self._first = first
+        self._steps = self._first = first = kept.get("steps", 0)
+        with ExitStack() as opened:
+            self._files = {
+                name: opened.enter_context(_opened(out / name, kept.get(name, 0))) for name in FILES if writes
+            }
+            self._board = _Board(out / "tensorboard", first) if report_to == "tensorboard" else None
+            if self._board:
+                opened.callback(self._board.close)
+            self._bar = tqdm(
+                total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes,
+                postfix="compiling",
+            )  # fmt: skip
+            opened.callback(self._bar.close)
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.close()
-        for file in self._files.values():
-            file.close()
-        if self._board:
-            self._board.close()
+        self._opened.close()
 
     def write(self, step: int, logged: dict[str, float], seconds: float, metrics: dict[str, float]) -> None:
         """Writes one step.
@@ -114,13 +116,15 @@ def read_metrics(out: Path) -> list[dict]:
 
 def _opened(path: Path, size: int):
     """Returns the file open at its end, cut to `size` bytes."""
-    file = path.open("ab")
-    if file.tell() < size:
-        found = file.tell()
-        file.close()
-        raise ValueError(f"{path}: expected at least the {size} bytes of the checkpoint, found {found}")
-    file.truncate(size)
-    file.seek(size)
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("ab"))
+        if file.tell() < size:
+            raise ValueError(
+                f"{path}: expected at least the {size} bytes of the checkpoint, found {file.tell()}"
+            )
+        file.truncate(size)
+        file.seek(size)
+        opened.pop_all()
     return file
 
 

@@ -133,7 +133,7 @@ def judge(subset: str, pairs: tuple[list[dict], list[dict]], work: Path, out: Pa
     encoded, kept = encode_pairs(
         policies["SFT"], load_records(str(place / "held_out.jsonl")), SHARED["max_length"]
     )
-    print(f"{subset}, held out: {kept}")
+    print(kept.told(f"{subset}, held out"))
     margins = {"reward model": pair_margins(load_reward_model(str(place / "reward/best")), encoded)}
     for bag, split in (("words", words_of), ("tokens", lambda t: policies["SFT"].tokenizer(t).input_ids)):
         margins[f"bag of {bag}"] = bag_margins(pairs, split)

@@ -35,6 +35,9 @@ NEED_SPACE = ("open", "write", "pwrite", "fsync", "mkdir", "replace", "rename")
 UNREAD = re.compile(r"(?:^|(?<=/))(?:\.[^/]+\.[0-9a-f]+\.tmp|\d+\.(?:saving|gone))(?=/|$)")
 """Files and folders that are removed by their names, whatever is in them."""
 
+OF_ANOTHER_RUN = re.compile(UNREAD.pattern + r"|^checkpoints/\d+/(?:state|record\.json)(?=/|$)")
+"""The same, and what two runs write alike in no byte: orbax's files have names drawn by lot."""
+
 Snapshot = dict[str, bytes | None]
 """Contents of a folder by path; None is a folder."""
 
@@ -148,14 +151,14 @@ def lay(state: Snapshot, folder: Path) -> None:
             (folder / path).write_bytes(data)
 
 
-def key(state: Snapshot) -> frozenset:
+def key(state: Snapshot, unread: re.Pattern = UNREAD) -> frozenset:
     """Returns what tells states apart: not the contents of what is removed unread, nor names drawn by lot."""
     told = set()
     for path, data in state.items():
-        unread = UNREAD.search(path)
-        short = path[: unread.end()] if unread else path
+        found = unread.search(path)
+        short = path[: found.end()] if found else path
         name = re.sub(r"\.[0-9a-f]+\.tmp", ".tmp", short)
-        told.add((name, None if unread or data is None else hashlib.md5(plain(path, data)).digest()))
+        told.add((name, None if found or data is None else hashlib.md5(plain(path, data)).digest()))
     return frozenset(told)
 
 

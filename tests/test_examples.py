@@ -13,6 +13,8 @@ from dera_jax.tokenizer import load_tokenizer
 from tests.t5_models import write_tokenizer
 
 LONG = 10**6
+BOS, EOS = 1, 2
+"""Of the shipped pair."""
 TURNS = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -98,7 +100,7 @@ def read_transcripts(policy, path):
         pair = next(left)
         assert text_of(policy, pair.prompt).endswith("\n\nAssistant:")
         for whole, completion in ((chosen, pair.chosen), (rejected, pair.rejected)):
-            assert (pair.prompt[0], completion[-1]) == (policy.tokenizer.bos_token_id, *policy.eos_ids)
+            assert (pair.prompt[0], completion[-1]) == (BOS, EOS)
             assert text_of(policy, pair.prompt, completion) == whole
 
 
@@ -122,7 +124,7 @@ def test_chats_are_written_as_trl_writes_them(trl, chatting):
     assert pair.prompt == ids(theirs["prompt"])
     for completion, name in ((pair.chosen, "chosen"), (pair.rejected, "rejected")):
         # The line break behind the end of the turn is never generated.
-        assert theirs[name].endswith("<s>\n")
+        assert theirs[name].endswith("</s>\n")
         assert pair.prompt + completion == ids(theirs["prompt"] + theirs[name][:-1])
     # Every other way to say the same.
     same = [
@@ -156,10 +158,10 @@ def test_a_pair_is_two_labelled_examples_as_trl_unpairs_it(trl, policy):
 
 def test_raw_text_is_one_text_with_its_completion(policy):
     """One BOS, the space kept, EOS behind, also where the text says them itself."""
-    ids = [*policy.tokenizer("Once upon a time, there was a cat.").input_ids, 1]
+    ids = [*policy.tokenizer("Once upon a time, there was a cat.").input_ids, EOS]
     for prompt, completion in [
         ("Once upon a time", ", there was a cat."),
-        ("<s>Once upon a time", ", there was a cat.<s>"),
+        ("<s>Once upon a time", ", there was a cat.</s>"),
         ("Once", " upon a time, there was a cat."),
     ]:
         ((example,), report) = encode_examples(policy, [record(prompt=prompt, completion=completion)], 64)
@@ -168,8 +170,8 @@ def test_raw_text_is_one_text_with_its_completion(policy):
         assert (report.used, report.dropped.count, report.cut) == (1, 0, 0)
     for text in (record(text="One day"), record(prompt="One day")):
         ((example,), _) = encode_examples(policy, [text], 64)
-        assert example.prompt == (1,)
-        assert [*example.prompt, *example.completion] == [*policy.tokenizer("One day").input_ids, 1]
+        assert example.prompt == (BOS,)
+        assert [*example.prompt, *example.completion] == [*policy.tokenizer("One day").input_ids, EOS]
 
 
 def test_a_template_without_an_end_gets_one_and_one_that_is_empty_is_raw_text(policy):
@@ -177,11 +179,11 @@ def test_a_template_without_an_end_gets_one_and_one_that_is_empty_is_raw_text(po
     ((example,), _) = encode_examples(replace(policy, template=HEADS), [chat], 64)
     assert text_of(policy, example.prompt) == "<user>Hi\n<assistant>"
     assert text_of(policy, example.prompt, example.completion) == "<user>Hi\n<assistant>Lily ran.\n"
-    assert example.completion[-1] == 1
+    assert example.completion[-1] == EOS
     ((example,), _) = encode_examples(replace(policy, template=""), [chat], 64)
     assert text_of(policy, example.prompt) == "Hi"
     assert text_of(policy, example.prompt, example.completion) == "Hi\n\nLily ran."
-    assert example.prompt[0] == example.completion[-1] == 1
+    assert (example.prompt[0], example.completion[-1]) == (BOS, EOS)
 
 
 def test_an_encoder_reads_the_prompt(t5):
@@ -212,7 +214,7 @@ def test_what_does_not_fit_is_counted(policy):
         f"to rejected in their first {room} tokens, the first f:3; 1 chosen equal to rejected, the first f:4); "
         "1 completion cut"
     )
-    assert 1 not in pairs[0].chosen and pairs[0].rejected[-1] == 1
+    assert EOS not in pairs[0].chosen and pairs[0].rejected[-1] == EOS
     with pytest.raises(ValueError, match=r"^f:4: chosen equal to rejected$"):
         encode_pairs(policy, records[3:], room)
     with pytest.raises(ValueError, match=r"^no record can be used: 2 records dropped \(1 chosen equal"):

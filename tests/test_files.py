@@ -1,6 +1,7 @@
 """Files from anybody: ordinary ones only, JSON of the expected type only; written whole, as the user's umask says."""
 
 import os
+import socket
 import stat
 from typing import NotRequired, TypedDict
 
@@ -63,6 +64,36 @@ def test_files_have_the_rights_of_the_users_umask(tmp_path):
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"] == [0o600, 0o664]
 
 
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_what_a_library_makes_has_the_rights_of_the_umask_too(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with files.staging(tmp_path / "model", "weights") as place:
+            (place / "weights").write_bytes(b"1")
+            (place / "weights").chmod(0o600)  # as safetensors does
+            files.put(place / "weights", tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model" / "weights").stat().st_mode) == 0o666 & ~umask
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["weights"]
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    lock, (up, down) = files.lock_folder(tmp_path), socket.socketpair()
+    if not (child := os.fork()):
+        down.close()
+        up.send(b"1")
+        up.recv(1)  # until the parent is done
+        os._exit(0)
+    up.close()
+    down.recv(1)
+    files.unlock(lock)
+    files.unlock(files.lock_folder(tmp_path))
+    down.close()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_lock_never_follows_a_link(tmp_path):
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "run").mkdir()
@@ -80,5 +111,11 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
         ".lock",
     ):
         (tmp_path / name).touch()
+    (tmp_path / "model.partial").touch()
+    with pytest.raises(KeyError), files.staging(tmp_path / "sub", "a") as place:
+        raise KeyError
+    assert not place.exists()
+    (tmp_path / place.name / "half").mkdir(parents=True)
+    (tmp_path / "sub").rmdir()
     files.remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.tmp", ".lock"}

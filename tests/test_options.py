@@ -1,12 +1,16 @@
 """What a user asks commands for: help, options, a config file; one line where it cannot be."""
 
+import importlib
 import json
+import os
 import re
 
 import pytest
 
-from dera_jax import read_rows
-from dera_jax.commands import dera, dpo, generate, plot, reward, rlhf, sft, sweep
+import dera_jax
+from dera_jax import files, read_rows, sizes
+from dera_jax.chips import CHIPS
+from dera_jax.commands import dera, dpo, generate, plan, plot, reward, rlhf, sft, sweep
 from dera_jax.commands import score as score_command
 from dera_jax.spelling import COMMANDS
 
@@ -111,7 +115,7 @@ WRONG = {
     "--rule=gone:rule": "--rule=gone:rule: ModuleNotFoundError: No module named 'gone'",
     "--rule=json:gone": "--rule=json:gone: the module json has no function gone",
     "--rule=json": "--rule=json: expected module:function",
-    "--rule=sys:path": "--rule=sys:path: expected a function",
+    "--rule=sys:path": "--rule=sys:path: the module sys has no function path",
     "--rule=json:dumps": "rule json:dumps fails on logits[models, rows, vocab]: TypeError",
     "--prompts=gone.jsonl": "gone.jsonl: no such file",
     "--prompts=gone": "no file suffix, no shipped name",
@@ -197,12 +201,12 @@ def test_a_wrong_argument_of_other_commands_is_one_line(
     "content, message",
     [
         ('{"prompt": "a"}\n{"prompt": \n', ":2: not valid JSON"),
-        ('{"prompt": "a"}\n\n{"prompt": ""}\n', ":3: prompt is empty"),
+        ('\n\n{"prompt": ""}\n', ":3: prompt is empty"),
         ('{"prompt": "a"}\n{"text": "b"}\n', ":2: expected one of the fields 'prompt', 'messages' and 'turns'"),
         ('{"prompt": "a"}\n[1]\n', ":2: expected a JSON object, found a list"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b"}\n', "id 1 is already taken"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "prompt 0: the prompt has `messages`"),
-        (json.dumps({"prompt": "and " * 500, "id": "long"}), "prompt 'long': "),
+        (json.dumps({"prompt": "and " * 500, "id": "long"}), ":1: 502 tokens and 128 new ones do not fit"),
         ("", "no prompts in it"),
     ],
 )  # fmt: skip
@@ -261,3 +265,48 @@ def test_a_config_file_stands_for_options(call, models, prompts, finished, tmp_p
 def test_a_broken_config_file_is_one_line(refused, base, tmp_path, content, message):
     (tmp_path / "sweep.json").write_text(content)
     assert message in refused(sweep.main, *base, f"--config={tmp_path / 'sweep.json'}")
+
+
+# Names of commands
+
+
+def test_every_text_names_commands_as_they_were_called(call, finished):
+    """In a checkout `python -m eval.X`; where `dera` was called, never: advice, errors and help."""
+    calls = [[name, "--help"] for name in COMMANDS] + [
+        ["tune", str(finished), "--objective=gone"],
+        ["tune", str(finished), "--beta=0.1"],
+        ["sweep", "--lambd=1"],
+        ["sft"],
+        ["plot", "gone"],
+    ]
+    for name, *words in calls:
+        command = importlib.import_module(f"dera_jax.commands.{name}")
+        _, *direct = call(command.main, *words)
+        _, *by_dera = call(dera.main, name, *words)
+        written = re.compile(rf"\b(eval|train)\.({'|'.join(COMMANDS)})\b")
+        assert not written.search("".join(by_dera)) and "python -m" not in "".join(by_dera)
+        assert not re.search(rf"\bdera ({'|'.join(COMMANDS)})\b", "".join(direct))
+        if "--help" in words:
+            assert f"usage: python -m {COMMANDS[name]}.{name} " in direct[0]
+
+
+@pytest.mark.parametrize("words", [["--version"], ["sweep", "--version"], ["sft", "--version"]])
+def test_the_version_is_told(call, words):
+    assert call(dera.main, *words) == (0, f"dera_jax {dera_jax.__version__}\n", "")
+
+
+def test_known_sizes_in_the_help_of_plan_are_those_that_there_are(call):
+    _, out, _ = call(plan.main, "--help")
+    assert set(plan.SIZES) == set(sizes.SIZES) and all(name in out for name in (*plan.SIZES, *CHIPS))
+
+
+@pytest.mark.parametrize(
+    "command, words", [(sweep, []), (sft, ["--model=gone", "--data=gone.txt"])], ids=["sweep", "sft"]
+)
+def test_a_folder_that_another_run_writes_to_is_refused_at_once(call, tmp_path, command, words):
+    lock = files.lock_folder(tmp_path)
+    code, out, err = call(command.main, *words, f"--out={tmp_path}")
+    os.close(lock)
+    # Nothing was loaded, and whose it is is told where the system tells.
+    told = rf"error: another run is writing to {tmp_path}( \(process {os.getpid()}\))?\n"
+    assert (code, out) == (2, "") and re.fullmatch(told, err)

@@ -23,8 +23,8 @@ from scripts.reproduce.smoke import exchange
 NAMES = ["xsum-t5-small-ppo", "tldr-t5-large-pg", "tldr-t5-large-dpo", "zephyr-7b"]
 
 
-class Parsed(Exception):
-    """Ends a command."""
+class Parsed(BaseException):
+    """Ends a command, which would tell of an exception."""
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dera_jax.commands.endings import in_one_line
 from dera_jax.files import read_json
 from dera_jax.rewards import HELP
 from dera_jax.shown import shown
-from dera_jax.spelling import respelled, spelled
+from dera_jax.spelling import COMMANDS, respelled, spelled
 
 REWARDS = HELP
 """How rewards are written."""
@@ -78,11 +78,11 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with exit code 2."""
 
     def __init__(self, name: str, doc: str, **kwargs):
-        """Starts the parser of the command `name`, such as sweep, with its description."""
+        """Starts the parser of the command `name`, such as sweep or a script's line, with its description."""
         self.given: frozenset[str] = frozenset()
         """Options of the command line that was parsed last, without their values."""
         super().__init__(
-            prog=spelled(name),
+            prog=spelled(name) if name in COMMANDS else name,
             description=doc,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,

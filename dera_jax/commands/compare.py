@@ -130,7 +130,7 @@ def _judge(args, parser: cli.Parser):
     from functools import cache
 
     from dera_jax.judges import parse_judge
-    from dera_jax.prompts import load_prompts
+    from dera_jax.prompts import read_prompts
     from dera_jax.results import read_manifest
     from dera_jax.stored import decoder
 
@@ -140,7 +140,7 @@ def _judge(args, parser: cli.Parser):
         more = {name: getattr(args, name) for name in ("both_orders", "seed", "max_failures", "ask_again")}
         return parse_judge(args.judge, args.question, **more, **judging.endpoint_settings(args))
     judging.refuse_without_endpoint(args, parser, "question", "both_orders", "seed")
-    columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
+    columns = {p.prompt_id: p.columns for p in read_prompts(args.prompts)[0]} if args.prompts else {}
 
     def decode(run: Path):
         # The manifest is read when a reward asks for text.

@@ -2,6 +2,7 @@
 
 import argparse
 
+from dera_jax.commands import streams
 from dera_jax.configs import KV_CACHES, MOST, DecodeConfig
 from dera_jax.user_code import load_function
 
@@ -74,6 +75,7 @@ def decode_config(args: argparse.Namespace) -> DecodeConfig:
 
 def unescape(text: str) -> str:
     r"""Returns `text` with escapes such as \n replaced by what they stand for."""
+    text = streams.as_text(text)
     try:
         return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
     except UnicodeDecodeError as error:

@@ -1,10 +1,10 @@
-"""Answers a prompt at several strengths, side by side; or one prompt after the other, with the dial at hand.
+"""Answers a prompt at several strengths, side by side, or many prompts one after the other.
 
   python -m eval.generate --prompt="Once upon a time" --lambda=0,0.5,1,2
   python -m eval.generate --interactive
 
-All strengths share their random numbers: what differs is the strength. With --interactive each line of
-standard input is a prompt; /lambda 0,0.7 turns the dial, /quit or the end of input ends.
+All strengths share their random numbers: what differs is the strength. With --interactive each line
+of standard input is a prompt; /lambda 0,0.7 changes the strengths, /quit or the end of input ends.
 """
 
 import shutil
@@ -13,8 +13,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 
-from dera_jax.commands import cli, decode_options, models
+from dera_jax.commands import cli, decode_options, models, streams
 from dera_jax.configs import check_count
+from dera_jax.shown import shown
 
 NARROWEST, WIDEST = 28, 1000
 """Columns of text narrower than this are not read with pleasure; no terminal is wider."""
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.interactive:
         converse(lambda text, strengths: answer(_prompt(text, args.chat), strengths), lambdas, parsed)
     else:
-        print(f"prompt: {args.prompt or prompt.text}\n")
+        text = streams.as_text(args.prompt or prompt.text)
+        print(f"prompt: {shown(text, keep=chr(10))}\n")
         answer(prompt, lambdas)
 
 
@@ -88,10 +90,14 @@ def _parser() -> cli.Parser:
 
 def _prompt(text: str | None, chat: bool):
     from dera_jax.prompts import Prompt, load_prompts
+    from dera_jax.usable import keep_usable
 
     if text is None:
         return load_prompts("toy", 1)[0]
-    return Prompt.of({"messages": [{"role": "user", "content": text}]} if chat else text, where="--prompt")
+    text = streams.as_text(text)
+    asked = {"messages": [{"role": "user", "content": text}]} if chat else text
+    ((prompt,), _) = keep_usable([asked], Prompt.of, lambda _: "--prompt")
+    return prompt
 
 
 def converse(answer: Callable[[str, tuple], None], lambdas: tuple, parsed: Callable[[str], tuple]) -> None:
@@ -127,9 +133,9 @@ def _show(rows: Sequence[Mapping], lambdas: Sequence, samples: int) -> None:
 
     found = {(row["sample"], strength_from_json(row["lambda"])): row for row in rows}
     for sample in range(samples):
-        shown = {f"λ = {format_strength(each)}": found[sample, each] for each in lambdas}
-        texts = {name: row["completion"] for name, row in shown.items()}
-        notes = {name: _note(row) for name, row in shown.items()}
+        titled = {f"λ = {format_strength(each)}": found[sample, each] for each in lambdas}
+        texts = {name: row["completion"] for name, row in titled.items()}
+        notes = {name: _note(row) for name, row in titled.items()}
         print(side_by_side(texts, shutil.get_terminal_size().columns, notes), flush=True)
 
 

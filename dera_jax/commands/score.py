@@ -1,12 +1,10 @@
 """Scores what is there already: stored rows, preference pairs, or a model's text under another.
 
   python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
-  python -m eval.score RUN --judge=URL,model --question=mt-bench
-                                                         a language model's grades, as a reward
+  python -m eval.score RUN --judge=URL,model --question=mt-bench    a judge's grades, as a reward
   python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
   python -m eval.score --models=A,B --prompts=FILE.txt   KL of A against B per token, on given text
-  python -m eval.score --models=REFERENCE,ALIGNED --quantize=nf4 --prompts=FILE.txt
-                                                         KL of quantized against full, per strength
+  python -m eval.score --models=A,B --quantize=nf4 --prompts=FILE.txt   quantized against full
 
 Pairs are what train.dpo and train.reward read: `prompt`, `chosen` and `rejected`, texts or lists of
 messages; or whole transcripts in the last two. Accuracy is the share of pairs whose chosen
@@ -118,7 +116,7 @@ def make_parser() -> cli.Parser:
 
 def _score_run(args) -> None:
     from dera_jax import metrics, plots, reports, results, tables
-    from dera_jax.prompts import load_prompts
+    from dera_jax.prompts import read_prompts
     from dera_jax.rewards import parse_rewards
     from dera_jax.shown import shown
     from dera_jax.stored import judge_run
@@ -130,7 +128,7 @@ def _score_run(args) -> None:
     else:
         judging.refuse_without_endpoint(args, make_parser(), "question")
         rewards, more = parse_rewards(args.reward), None
-    columns = {p.prompt_id: p.columns for p in load_prompts(args.prompts)} if args.prompts else {}
+    columns = {p.prompt_id: p.columns for p in read_prompts(args.prompts)[0]} if args.prompts else {}
     added = judge_run(args.run, rewards, columns, args.command, more)
     rows = results.read_rows(args.run)
     summaries = metrics.summarize(rows)

@@ -33,10 +33,17 @@ def begin() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     sys.stdin = sys.stdin or _stream(0, "r")
+    if codecs.lookup(sys.stdin.encoding).name == "ascii":  # of which UTF-8 is more
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     sys.stdout = sys.stdout or _stream(1, "w")
     encoding = getattr(sys.stderr, "encoding", "utf-8")
     sys.stderr = _Lenient(open(2, "wb", closefd=False), encoding=encoding, line_buffering=True)  # noqa: SIM115
     make_readable()
+
+
+def as_text(word: str) -> str:
+    """Returns a word of the command line as text: where the locale knows ASCII alone, its bytes are UTF-8."""
+    return word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
 def _stream(number: int, mode: str) -> io.TextIOWrapper:

@@ -11,20 +11,9 @@ from itertools import product
 from pathlib import Path
 
 from dera_jax.commands import cli, endings, meshes
+from dera_jax.commands.train_help import HELP
 from dera_jax.configs import RunConfig, TrainConfig, check_count, check_number
 from dera_jax.usable import TRUNCATION
-
-HELP = {
-    "learning_rate": ("RATE", "peak (default %(default)g, which is TRL's)"),
-    "batch_size": ("N", "sequences or pairs in an update, over all devices (default %(default)s)"),
-    "gradient_accumulation_steps": ("N", "parts of a batch, one after the other (default %(default)s)"),
-    "warmup_ratio": ("SHARE", "of the steps (default %(default)s)"),
-    "weight_decay": ("W", "of AdamW (default %(default)s)"),
-    "max_grad_norm": ("NORM", "clip gradients (default %(default)s)"),
-    "eval_steps": ("N", "steps between evaluations (default: only after the last)"),
-    "save_steps": ("N", "steps between checkpoints (default %(default)s)"),
-    "save_total_limit": ("N", "checkpoints kept (default %(default)s)"),
-}
 
 
 def add_model_options(parser: argparse.ArgumentParser, lora: bool = True) -> None:
@@ -89,8 +78,7 @@ def add_data_options(parser: argparse.ArgumentParser, metavar: str, fields_: str
         "--truncation-mode",
         default=TRUNCATION[0],
         choices=TRUNCATION,
-        help="of what is longer: keep_start cuts completions and drops prompts that leave them no room, "
-        "keep_end cuts the start of prompts (default %(default)s)",
+        help="of longer ones: keep_start cuts completions, keep_end prompts' starts (default %(default)s)",
     )
 
 

@@ -33,7 +33,7 @@ from scripts.reproduce.stand_ins import write_stand_ins
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m scripts.reproduce`."""
-    parser = cli.Parser(__doc__, prog="bash scripts/reproduce.sh")
+    parser = cli.Parser("bash scripts/reproduce.sh", __doc__)
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="(default: all)")
     parser.add_argument("--smoke", action="store_true", help="at toy size")
     parser.add_argument("--list", action="store_true", help="say what is missing, and stop")
