@@ -1,6 +1,7 @@
 """Safetensors files: what is in them, read piece by piece, written whole or not at all."""
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
