@@ -142,7 +142,7 @@ def test_chats_are_refused_before_anything_is_decoded(folder, pair, tmp_path, mo
     list(sweep(chatty, [chat], [0.0], out=tmp_path / "run", max_new_tokens=4, rows=2))
     for text, message in {
         None: rf"model:.*no chat template; put one into {folder / 'chat_template.jinja'}",
-        "{{ raise_exception('no') }}": "the chat template refuses the chat: no",
+        "{{ raise_exception('no') }}": "the chat template refuses the messages: no",
     }.items():
         if text:
             (folder / "chat_template.jinja").write_text(text)
