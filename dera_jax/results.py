@@ -141,9 +141,10 @@ class RunFolder:
     *Identity* is what all rows of a folder share: rows of another identity are refused. *Extent*
     (strengths, samples, rewards …) may grow from run to run. The manifest:
 
-      {"format": 1, "identity": {…}, "extent": {…}, "provenance": {…},
+      {"format": 1, "identity": {…}, "extent": {…}, "asked": [{…}, …], "provenance": {…},
        "commands": [{"command": […], "time": …, what differs from `provenance`}, …]}
 
+    `asked` is what commands asked for, kept before their first row, `extent` what is there at their end;
     `provenance` is that of the run that made the folder, `commands` are all that wrote rows.
 
     Attributes:

@@ -5,6 +5,7 @@ it for one trained at β_i/λ_i. What can be known of a model is in the manifest
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,10 @@ def changes(target: Target) -> list[tuple[str, str]]:
 
 def model_manifest(model: str) -> dict | None:
     """Returns the manifest in the folder of a MODEL, of its adapter if it has one; None if there is none."""
-    folder = Path(model) if Path(model).is_dir() else Path(model.rpartition("+")[2])
+    # Unlike pathlib's, these two say no to names that cannot be, too long ones say.
+    folder = Path(model if os.path.isdir(model) else model.rpartition("+")[2])
     path = folder / "manifest.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     return read_json(path, TrainingManifest)
 

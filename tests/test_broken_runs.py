@@ -1,6 +1,8 @@
 """Run folders with broken rows and manifests: one line from every command, nothing written."""
 
+import gzip
 import json
+import lzma
 import os
 import re
 import shutil
@@ -12,7 +14,8 @@ import pytest
 from dera_jax import load_policies, sweep
 from dera_jax.commands import compare, plot, score, tune
 from dera_jax.policies import TOY
-from dera_jax.row_files import WHOLE
+from dera_jax.results import read_manifest
+from dera_jax.row_files import WHOLE, parse_rows
 
 TEXTS = [f"Mira has {n} apples" for n in range(16)]
 HUGE = 10**400
@@ -261,3 +264,15 @@ def test_the_beginning_of_a_row_is_cut_off(end, run, policies):
     (run / "rows.jsonl").write_bytes(before + end.encode())
     swept(policies, run)
     assert (run / "rows.jsonl").read_bytes() == before
+
+
+def test_runs_that_are_kept_are_whole():
+    """Whatever the schemas ask for, older folders have: the first rows of each, and all manifests."""
+    found = sorted((Path(__file__).parents[1] / "results").rglob("manifest.json"))
+    for path in found:
+        read_manifest(path.parent)
+        rows = next(path.parent.glob("rows.jsonl*"))
+        with {".gz": gzip.open, ".xz": lzma.open, ".jsonl": open}[rows.suffix](rows, "rb") as file:
+            start = b"".join(line for line, _ in zip(file, range(20), strict=False))
+        assert parse_rows(start, rows, WHOLE)[1] == len(start)
+    assert len(found) > 100

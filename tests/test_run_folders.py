@@ -170,7 +170,7 @@ def test_a_dry_run_knows_what_is_there(call, base, run):
 
 def test_a_sweep_without_rewards_has_a_table_without_them(call, base, tmp_path):
     code, out, _ = call(sweep.main, *base, f"--out={tmp_path / 'run'}", "--lambda=0,1")
-    assert code == 0
+    assert code == 0 and re.search(r"^speed: \d+ tokens/s, all strengths together$", out, re.MULTILINE)
     heading = out.splitlines()[0].split()
     assert heading[:4] == ["λ", "β/λ", "KL", "(nats)"]
     assert all(row["rewards"] == {} for row in read_rows(tmp_path / "run"))

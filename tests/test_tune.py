@@ -5,7 +5,7 @@ import pytest
 
 from dera_jax.objectives import Objective, make_objective, parse_constraint, read_grid
 from dera_jax.strengths import parse_strengths
-from dera_jax.tune import choose, finer_range, split, tune, wider_ranges
+from dera_jax.tune import _place, choose, finer_range, split, tune, wider_ranges
 from tests.grids import PEAK, REWARD, gridded, rows_of
 
 # The choice
@@ -112,6 +112,23 @@ def test_a_prompts_side_is_its_own():
     fewer = grid.part(lambda prompt: prompt % 2 == 0)
     assert set(split(fewer, 0.25, seed=1)[1].prompts) == {p for p in validation.prompts if p % 2 == 0}
     assert set(split(grid, 0.25, seed=2)[1].prompts) != set(validation.prompts)
+
+
+def test_few_prompts_are_divided_exactly():
+    """Where the hash would leave a part too few, the order by hash divides; no other division moves."""
+    for seed in range(20):
+        for prompts, share, counts in ((20, 0.5, (10, 10)), (16, 0.5, (8, 8)), (40, 0.2, (32, 8))):
+            grid = gridded(PEAK, prompts, samples=1)
+            parts = [set(part.prompts) for part in split(grid, share, seed)]
+            assert parts[0] | parts[1] == set(range(prompts)) and not parts[0] & parts[1]
+            hashed = sum(_place(prompt, seed) < share for prompt in range(prompts))
+            exact = not 8 <= hashed <= prompts - 8
+            assert tuple(map(len, parts)) == (counts if exact else (prompts - hashed, hashed))
+            assert max(_place(p, seed) for p in parts[1]) < min(_place(p, seed) for p in parts[0])
+    with pytest.raises(ValueError, match=r"found 8 and 7: a sweep of at least 16 .* or --validation=RUN"):
+        split(gridded(PEAK, 15, samples=1), 0.45, 0)
+    with pytest.raises(ValueError, match=r"found 19 and 1: --validation=0.5 leaves enough for both"):
+        split(gridded(PEAK, 20, samples=1), 0.05, 0)
 
 
 def test_missing_cells_are_named_or_left_out():

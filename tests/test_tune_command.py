@@ -81,6 +81,23 @@ def test_a_strength_at_the_edge_asks_for_more(tmp_path, capsys):
     assert "β* = β/λ* = 0.3/1 = 0.3" in run_command(capsys, run, "--beta=0.3")[1]
 
 
+@pytest.mark.parametrize(
+    ("means", "noise", "verdict"),
+    [
+        ({0: 0, 1: 0, 2: 9}, 0.1, "surely better than λ = 1"),
+        ({0: 0, 1: 1, 2: 1.01}, 3.0, "not surely better than λ = 1"),
+        ({0: 0, 1: 9, 2: 0}, 0.1, "the aligned model as it is; keep β"),
+    ],
+)
+def test_whether_the_choice_is_surely_better_is_told(means, noise, verdict, tmp_path, capsys):
+    for seed in range(20):
+        run = write_rows(tmp_path / "rows.jsonl", rows_of(gridded(means, 30, noise=noise, seed=seed)))
+        code, text, _ = run_command(capsys, run)
+        if "not" not in verdict or "λ* = 2" in text:
+            break
+    assert code == 0 and f"verdict: {verdict}" in text
+
+
 def test_a_win_rate_on_a_second_run(peaked, tmp_path, capsys):
     other = gridded(PEAK, 60, seed=9)
     rows = [row | {"prompt": f"another {row['prompt_id']}"} for row in rows_of(other) if row["lambda"] != 2]

@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else tune_data.parts_of_one(run, names, share, args.seed, args.allow_missing)
     )
     models = tune_data.model_names(run, args.aligned)
-    manifests = [name and model_manifest(name) for name in models]
+    manifests = [model_manifest(name) if name else None for name in models]
     betas = tune_data.known_betas(run, manifests, args.beta)
     found = tune.tune(choosing, validation, objective, constraints)
     star = found.choice.strength
