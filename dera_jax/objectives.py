@@ -113,7 +113,7 @@ def _told(
     told = tell_cells(lacking, f"has no number for {name}", f"have no number for {name}")
     if name in FIELDS:
         return told
-    command = f"python -m eval.score {shlex.quote(where)} {shlex.quote(f'--reward={name}')}"
+    command = f"{spelled('score')} {shlex.quote(where)} {shlex.quote(f'--reward={name}')}"
     return f"{told}; {command} adds it where it was not computed"
 
 

@@ -12,6 +12,7 @@ from dera_jax.files import write_text
 from dera_jax.manifests import manifest_path, read_manifest
 from dera_jax.metrics import Estimate, Summary, turns_of
 from dera_jax.shown import shown
+from dera_jax.spelling import spelled
 from dera_jax.strengths import Strength, format_strength
 
 FEW_ENDED = 0.5
@@ -72,14 +73,14 @@ def filling(run: str | Path, name: str) -> str:
       ValueError: the manifest is broken.
     """
     manifest = read_manifest(run) if manifest_path(run).exists() else {}
-    words = ["python", "-m", "eval.score", str(run)]
+    words = [str(run)]
     if name in manifest.get("judges", {}):
         words += ["--judge=URL,MODEL", f"--question={name}"]
     else:
         prompts = manifest.get("extent", {}).get("prompts")
         columns = prompts and name.partition(":")[0] in ("python", "slots")
         words += [f"--reward={name}", *([f"--prompts={prompts}"] if columns else [])]
-    return " ".join(shlex.quote(shown(word)) for word in words)
+    return " ".join([spelled("score"), *(shlex.quote(shown(word)) for word in words)])
 
 
 def _range(shares: Sequence[float]) -> str:

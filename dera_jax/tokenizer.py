@@ -33,7 +33,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        around = shown(text[max(error.start - 20, 0) : error.start + 20])
+        around = text[max(error.start - 20, 0) : error.start + 20]
         raise ValueError(
             f"expected text, found half of a character at position {error.start} of {around!r}"
         ) from None

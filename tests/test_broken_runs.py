@@ -223,10 +223,10 @@ def test_a_manifest_with_a_bad_field_is_named(name, value, run, answers):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\0" * 99, DEEP, DEEPER_THAN_IT_CAN_BE_WRITTEN, b"{", b'{"format": NaN}']
+    "content", [b"", b"\0" * 99, DEEP, DEEPER_THAN_IT_CAN_BE_WRITTEN, b"{", b'{"format": NaN}']
 )
-def test_a_manifest_that_is_no_json_is_named(data, run, answers):
-    (run / "manifest.json").write_bytes(data)
+def test_a_manifest_that_is_no_json_is_named(content, run, answers):
+    (run / "manifest.json").write_bytes(content)
     check_refused(run, answers, "manifest.json: not ")
 
 

@@ -101,7 +101,7 @@ def lora(cache):
         settings = {"peft_type": "LORA", "r": 2, "lora_alpha": alpha, "base_model_name_or_path": "org/name"}
         (snapshot / "adapter_config.json").write_text(json.dumps(settings))
         name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-        shapes = {"A": (2, 64), "B": (64, 2)}
+        shapes = {"A": (2, 80), "B": (80, 2)}
         pair = {name.format(x): np.full(shape, 0.1, np.float32) for x, shape in shapes.items()}
         save_file(pair, snapshot / "adapter_model.safetensors")
     return repo

@@ -190,6 +190,6 @@ def test_loading_is_told_and_what_is_shared_counts_once(toy, capsys):
     assert main([f"--reference={toy}", f"--aligned={toy}", "--prompts=toy", "--dry-run", "--rows=2"]) == 0
     told = capsys.readouterr()
     assert re.search(
-        r"^loaded 2 models \(float32, what they share held once\): 1016 KiB in [\d.]+ s$", told.err, re.M
+        r"^loaded 2 models \(float32, what they share held once\): 1\.2 MiB in [\d.]+ s$", told.err, re.M
     )
-    assert "weights 1.0 MiB" in told.out
+    assert "weights 1.2 MiB" in told.out
