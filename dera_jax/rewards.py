@@ -48,7 +48,9 @@ class Reward:
             # A list of one number in a column is no number, though NumPy makes one of it.
             is_number = not isinstance(value, (str, bytes, bytearray)) and not getattr(value, "shape", ())
             number = float(value) if is_number else math.nan
-        except Exception:  # of a class of the user's
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # of a class of the user's, which may even exit
             number = math.nan
         if math.isfinite(number):
             return number

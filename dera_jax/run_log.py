@@ -122,10 +122,19 @@ def _opened(path: Path, size: int):
             raise ValueError(
                 f"{path}: expected at least the {size} bytes of the checkpoint, found {file.tell()}"
             )
+        # A file that was changed since may have the middle of a line there.
+        if size and not _ends_line(path, size):
+            raise ValueError(f"{path}: expected the end of a line at byte {size}, as the checkpoint left it")
         file.truncate(size)
         file.seek(size)
         opened.pop_all()
     return file
+
+
+def _ends_line(path: Path, size: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(size - 1)
+        return file.read(1) == b"\n"
 
 
 def _plain(value: float) -> float | None:

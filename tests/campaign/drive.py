@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.campaign import inputs, judge_server, machines, words
 from tests.campaign.commands import COMMANDS, REFUSED, Command
 from tests.campaign.forks import Ended, Job, Worker
+from tests.campaign.hostile_code import ENDS
 
 LONGEST = 1000
 """Characters of a line on stderr: more is no line to read."""
@@ -34,6 +35,7 @@ FAULTS = (
     "key",
     "pwned",
     "broken",
+    "silent",
 )
 """What an input can end in, of which none may be:
 
@@ -48,6 +50,7 @@ FAULTS = (
   key        the key of a judge's server in output or files
   pwned      code of the input was run that nobody asked for
   broken     exit code 0, but what was written is not whole
+  silent     exit code 0, and not a word of what was done
 """
 
 
@@ -156,12 +159,14 @@ def _odd_files(sandbox: Path) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Returns what lies in a folder: the hash of each file, what other things are."""
+    """Returns what lies in a folder: the hash of each file, what other things are; lines that are broken."""
     found = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode):
             told = hashlib.sha256(path.read_bytes()).hexdigest()
+            if path.suffix == ".jsonl":
+                found |= dict.fromkeys(_broken_lines(path), "line")
         else:
             told = f"link to {os.readlink(path)}" if stat.S_ISLNK(mode) else stat.filemode(mode)[0]
         found[str(path.relative_to(folder))] = told
@@ -177,7 +182,7 @@ def judge(case: inputs.Case, ended: Ended, sandbox: Path, before: dict, after: d
         faults.append("traceback")
     elif ended.code in ("hang", "memory"):
         faults.append("hang")
-    elif ended.code not in (0, 2):
+    elif ended.code not in (0, 2) and not _ends_itself(case):
         faults.append("code")
     changed = _changed(command, case, ended.code, before, after)
     if changed:
@@ -199,8 +204,16 @@ def judge(case: inputs.Case, ended: Ended, sandbox: Path, before: dict, after: d
     if ended.code == 0 and (problem := _broken(command, sandbox, after, before)):
         faults.append("broken")
         notes.append(problem)
+    if ended.code == 0 and not ended.out.strip() and not (_ends_itself(case) or case.kind == "machine"):
+        faults.append("silent")
     said = (ended.err.strip().splitlines() or [""])[-1]
     return Outcome(case, ended.code, tuple(faults), "; ".join([*notes, said])[:300])
+
+
+def _ends_itself(case: inputs.Case) -> bool:
+    return (
+        case.kind.endswith("module") and case.change.removeprefix("special ").removeprefix("import: ") in ENDS
+    )
 
 
 def _one_line(shown: str, case: inputs.Case) -> bool:
@@ -221,6 +234,7 @@ def _changed(command: Command, case: inputs.Case, code, before: dict, after: dic
     if case.kind in ("reward's module", "rule's module", "machine") and not after:
         return set()
     differing = {path for path in {*before, *after} if before.get(path) != after.get(path)}
+    differing = {path for path in differing if not path.startswith("broken line ")}
     differing = {path for path in differing if not MAY_APPEAR.fullmatch(path)}
     if case.kind == "words":
         # Odd words name other outputs; what is there stays as it is.
@@ -257,6 +271,8 @@ def _broken(command: Command, sandbox: Path, after: dict, before: dict) -> str |
             continue
         try:
             _check_file(file)
+            if new := [line for line in _broken_lines(file) if line not in before]:
+                return f"{path}: {new[0][:80]}"
         except (ValueError, OSError) as error:
             return f"{path}: {error}"
     return None
@@ -265,9 +281,6 @@ def _broken(command: Command, sandbox: Path, after: dict, before: dict) -> str |
 def _check_file(file: Path) -> None:
     if file.suffix == ".json":
         json.loads(file.read_text(), parse_constant=_refuse_constant)
-    elif file.suffix == ".jsonl":
-        for line in file.read_text().split("\n")[:-1]:
-            json.loads(line, parse_constant=_refuse_constant)
     elif file.suffix == ".png" and not file.read_bytes().startswith(b"\x89PNG"):
         raise ValueError("no PNG")
     elif file.suffix == ".safetensors":
@@ -277,6 +290,18 @@ def _check_file(file: Path) -> None:
         for name, array in load_file(file).items():
             if not np.isfinite(array.astype(np.float64)).all():
                 raise ValueError(f"{name} is not finite")
+
+
+def _broken_lines(file: Path) -> list[str]:
+    """Returns the lines that are no JSON, as names for `snapshot`: those of the input itself are no fault."""
+    found = []
+    if file.suffix == ".jsonl":
+        for line in file.read_bytes().split(b"\n")[:-1]:
+            try:
+                json.loads(line, parse_constant=_refuse_constant)
+            except (ValueError, RecursionError):
+                found.append(f"broken line {line[:200]!r}")
+    return found
 
 
 def _refuse_constant(text: str):

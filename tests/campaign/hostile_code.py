@@ -1,6 +1,14 @@
-"""A user's own rewards and rules that do not do what they are to do."""
+"""A user's own rewards and rules that do not do what they are to do.
+
+None waits for ever or fights its process on purpose but those in `ENDS`, which end it: that is the user's own doing,
+and nothing may be lost by it.
+"""
 
 from tests.campaign.edits import Act, write
+
+
+ENDS = ("os exit", "os exit 0", "kill", "abort", "terminate", "fault")
+"""Rewards and rules that end their process themselves, past all Python."""
 
 
 def code(text: str) -> Act:
@@ -25,8 +33,6 @@ def rewards() -> dict[str, Act]:
         "terminate": "os.kill(os.getpid(), 15)",
         "fault": "import ctypes; ctypes.string_at(0)",
         "recursion": "return reward(**columns, completions=completions)",
-        "sleep": "time.sleep(10**6)",
-        "loop": "\n    while True: pass",
         "memory": "return [0] * 10**12",
         "memory error": "raise MemoryError",
         "endless": "import itertools; return itertools.count()",
@@ -78,8 +84,6 @@ def rewards() -> dict[str, Act]:
             "exit text",
             "interrupt",
             "os exit",
-            "sleep",
-            "loop",
             "fault",
             "kill",
             "raises escape",
@@ -136,8 +140,6 @@ def rules() -> dict[str, Act]:
         "numpy": "import numpy; return numpy.asarray(logits)[0], state",
         "attribute": "return logits.nothing, state",
         "key": "raise KeyError('x')",
-        "sleep": "time.sleep(10**6)",
-        "loop": "\n    while True: pass",
         "recursion": "return rule(logits, weights, state)",
     }
     return {
@@ -149,6 +151,5 @@ def rules() -> dict[str, Act]:
         "no names": code("def rule(): pass"),
         "import: exit": code("sys.exit(0)"),
         "import: os exit": code("os._exit(0)"),
-        "import: sleep": code("time.sleep(10**6)"),
         "syntax": code("def rule(:"),
     }
