@@ -6,7 +6,6 @@ and nothing may be lost by it.
 
 from tests.campaign.edits import Act, write
 
-
 ENDS = ("os exit", "os exit 0", "kill", "abort", "terminate", "fault")
 """Rewards and rules that end their process themselves, past all Python."""
 
