@@ -1,24 +1,20 @@
 """Policies: language models ready to decode, from Hugging Face folders and back."""
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypedDict
 
 import jax
 from jax.sharding import Mesh
-from msgspec import Meta
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models, sharding
 from dera_jax.configs import check_choice, check_count, check_number, check_seed
-from dera_jax.files import check_type, read_json, write_json
+from dera_jax.files import write_json
 from dera_jax.loading import adapters, families, hub, lora, manifests, settings, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.linear import QUANTIZATIONS
-from dera_jax.shown import shown
 from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer, save_tokenizer
 
 TOY = Path(__file__).parent / "assets" / "toy"
@@ -156,7 +152,7 @@ def _load(
     own = adapter.folder if adapter and (adapter.folder / "tokenizer_config.json").exists() else folder
     tokenizer = load_tokenizer(own)
     eos_ids = _eos_ids(folder, raw, tokenizer)
-    beta = _beta((adapter.folder if adapter else folder) / "manifest.json")
+    beta = settings.read_beta(adapter.folder if adapter else folder)
     key = folder.resolve(), dtype, quantize
     if key not in bases:
         bases[key] = _load_base(
@@ -336,28 +332,3 @@ def _eos_ids(folder: Path, raw: dict, tokenizer: PreTrainedTokenizerBase) -> tup
     ):
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return tuple(sorted(ids))
-
-
-class _Manifest(TypedDict):
-    """What a training here says of its model in manifest.json."""
-
-    beta: Annotated[float, Meta(ge=0)] | None
-
-
-def _beta(path: Path) -> float | None:
-    """Returns the KL strength that a manifest tells. What is no object is no manifest of ours, and passed over.
-
-    Raises:
-      ValueError: it tells something else than a number.
-    """
-    try:
-        manifest = read_json(path) if path.is_file() else {}
-        check_type(manifest, dict)
-    except ValueError as error:
-        print(f"{shown(path, 200)}: passed over, so β is not known from it: {error}", file=sys.stderr)
-        return None
-    try:
-        check_type({"beta": manifest.get("beta")}, _Manifest)
-    except ValueError as error:
-        raise ValueError(f"{shown(path, 200)}: {error}") from None
-    return manifest.get("beta")

@@ -132,7 +132,10 @@ def _rows_file(run: Path) -> Path:
     for ending in ENDINGS:
         if (run / f"rows.jsonl{ending}").exists():
             return run / f"rows.jsonl{ending}"
-    raise ValueError(f"no run in {shown(run, 200)}: expected rows.jsonl there, or compressed, .gz or .xz")
+    training = "; a training is there, its curves are metrics.jsonl" * (run / "metrics.jsonl").exists()
+    raise ValueError(
+        f"no run in {shown(run, 200)}: expected rows.jsonl there, or compressed, .gz or .xz{training}"
+    )
 
 
 class RunFolder:

@@ -28,7 +28,8 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
       special: whether the tokenizer adds the special tokens that it begins and ends a text with.
 
     Raises:
-      ValueError: the text holds half of a character, as JSON may (`\\ud83d`), which no tokenizer reads.
+      ValueError: the text holds half of a character, as JSON may (`\\ud83d`), which no tokenizer reads; or
+        the tokenizer fails.
     """
     try:
         text.encode()
@@ -37,7 +38,14 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
         raise ValueError(
             f"expected text, found half of a character at position {error.start} of {around!r}"
         ) from None
-    return list(tokenizer(text, add_special_tokens=special).input_ids)
+    try:
+        return list(tokenizer(text, add_special_tokens=special).input_ids)
+    except BaseException as error:
+        # What Rust panics with is no Exception; a pattern of the tokenizer's that never ends is one cause.
+        if type(error).__name__ != "PanicException":
+            raise
+        whose = shown(tokenizer.name_or_path, 200)
+        raise ValueError(f"the tokenizer of {whose} fails: {shown(error, 200)}") from None
 
 
 def encode_prompt(

@@ -155,7 +155,7 @@ def test_a_manifest_of_something_else(folder, content, capsys):
     (folder / "manifest.json").write_bytes(content)
     assert load_policy(str(folder)).beta is None
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{folder / 'manifest.json'}: passed over, so β is not known from it: ")
+    assert line.startswith(f"passed over, so β is not known from it: {folder / 'manifest.json'}: ")
 
 
 # Weights

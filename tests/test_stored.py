@@ -112,16 +112,10 @@ def test_a_run_is_judged_without_decoding(run):
     after = read_rows(run)
     assert [row | {"rewards": {}} for row in after] == before
     for row in after:
-<<<<<<< HEAD
-        ended = "\n" in row["completion"]
         # Cut off at 24 tokens: no length yet, unless a line has ended.
-        assert row["finish_reason"] == "length" and row["length"] == 24
-        assert row["rewards"] == {"length:1:30": -1.0, "length:1:99:\\n": 0.0 if ended else -1.0}
-=======
-        ended = row["finish_reason"] == "eos" or "\n" in row["completion"]
-        within = row["length"] >= 24
-        assert row["rewards"] == {"length:24:30": within - 1.0, "length:1:99:\\n": ended - 1.0}
->>>>>>> h-clone
+        whole = row["finish_reason"] == "eos"
+        ended = whole or "\n" in row["completion"]
+        assert row["rewards"] == {"length:1:30": whole - 1.0, "length:1:99:\\n": ended - 1.0}
     manifest = read_manifest(run)
     assert manifest["commands"][-1]["command"] == ["a", "command"]
     assert manifest["extent"]["rewards"] == ["length:1:30", "length:1:99:\\n"]
@@ -237,7 +231,6 @@ def test_broken_pairs_are_named_by_their_line(tmp_path, line, message):
         load_pairs(str(path))
 
 
-<<<<<<< HEAD
 def test_pairs_that_cannot_be_used_are_dropped_and_counted(policies, tmp_path):
     texts = [PAIRS[0], ("Tom", "", " b"), ("Tom", " b", " b"), ("Tom", " and" * 600, " saw"), PAIRS[1]]
     pairs, unread = load_pairs(write_pairs(tmp_path / "pairs.jsonl", texts))
@@ -246,7 +239,7 @@ def test_pairs_that_cannot_be_used_are_dropped_and_counted(policies, tmp_path):
     assert (unread | unfit).reasons == {
         "chosen is empty": 1, "chosen equal to rejected": 1, "pair too long": 1,
     }  # fmt: skip
-    said = ["chosen is empty", "chosen equal", r"\d+ tokens with .* 512"]
+    said = ["chosen is empty", "chosen equal", r"\d+ tokens with .* 256"]
     for text, message in zip(texts[1:4], said, strict=True):
         with pytest.raises(ValueError, match=rf"one\.jsonl:1: {message}"):
             encoded(policies, write_pairs(tmp_path / "one.jsonl", [text]))
@@ -283,12 +276,6 @@ def test_pairs_are_read_as_trainings_read_them(policies, tmp_path):
     # What was read before.
     path.write_text(json.dumps({"messages": [user], "chosen": "Yes", "rejected": "No"}))
     assert encoded(chats, str(path))[0][1:] == pairs[0][1:]
-=======
-def test_pairs_too_long_for_the_context_are_refused(policies, tmp_path):
-    pairs = load_pairs(write_pairs(tmp_path / "pairs.jsonl", [("Tom", " and" * 600, " saw")]))
-    with pytest.raises(ValueError, match=r"prompt 0: \d+ tokens with a completion do not fit .* 256"):
-        pairwise_accuracy(policies, pairs, [(1.0,)], rows=4)
->>>>>>> h-clone
 
 
 # Divergence

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE, WordLevel
-from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Split
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
@@ -207,6 +207,13 @@ def test_a_prompt_without_tokens():
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
     with pytest.raises(ValueError, match=r"^the prompt is empty: it has no tokens$"):
         encode_prompt(words, "")
+
+
+def test_patterns_of_a_tokenizer_that_never_end():
+    words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    words.pre_tokenizer = Split(Regex("(([a-z])+)+!"), "isolated")
+    with pytest.raises(ValueError, match=r"^the tokenizer of  fails: .*retry-limit"):
+        encode_prompt(PreTrainedTokenizerFast(tokenizer_object=words), "a" * 60)
 
 
 @given(st.integers(0, 100_000))

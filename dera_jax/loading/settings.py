@@ -3,6 +3,7 @@
 Settings of all families together: what one of them does not know, it does not read.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -127,6 +128,12 @@ class GenerationSettings(TypedDict, total=False):
     eos_token_id: Tokens
 
 
+class Manifest(TypedDict, total=False):
+    """manifest.json of a model that was trained here."""
+
+    beta: Annotated[float, Meta(ge=0)] | None
+
+
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 """What says how many blocks a model has."""
 
@@ -159,3 +166,18 @@ def read_generation(folder: Path) -> dict:
       ValueError: it is broken.
     """
     return read_object(folder / "generation_config.json", GenerationSettings)
+
+
+def read_beta(folder: Path) -> float | None:
+    """Returns the KL strength that manifest.json tells; where it is no object, it is no manifest of ours.
+
+    Raises:
+      ValueError: it tells something else than a number.
+    """
+    path = folder / "manifest.json"
+    try:
+        read_object(path)
+    except ValueError as error:
+        print(f"passed over, so β is not known from it: {error}", file=sys.stderr)
+        return None
+    return read_object(path, Manifest).get("beta")
