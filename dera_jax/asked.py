@@ -216,7 +216,7 @@ def _asked_by_extent(extent: dict, there: dict[str, set[Cell]]) -> tuple[list[di
     """
     prompts, samples = extent.get("num_prompts", 0), extent.get("num_samples", 0)
     places = set().union(*there.values())
-    ids = dict.fromkeys(prompt for prompt, _, _ in places)
+    ids = dict.fromkeys(prompt for prompt, _, _ in sorted(places, key=cell_order))
     most = max((sample + 1 for _, sample, _ in places), default=0)
     lambdas = extent.get("lambda", [])
     if prompts <= len(ids) and samples <= most and set(lambdas) <= there.keys():

@@ -13,12 +13,6 @@ SETTINGS = {"max_new_tokens": 24, "rows": 4}
 """The same everywhere, so that little is compiled."""
 
 
-def ending_at_full_stops(pair):
-    """Returns the pair with full stops that end a completion: some then end, and some are cut off."""
-    full_stop = pair[0].tokenizer.convert_tokens_to_ids(".")
-    return tuple(dataclasses.replace(policy, eos_ids=(1, full_stop)) for policy in pair)
-
-
 def another_aligned(policies):
     """Returns another aligned policy."""
     keys = iter(jax.random.split(jax.random.key(11), 100))

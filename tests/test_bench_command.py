@@ -7,7 +7,7 @@ from dera_jax.commands.bench import main
     ("words", "message"),
     [
         ("--aligned=A", "expected both --reference and --aligned, or neither"),
-        ("--reference=R --aligned=", "expected both --reference and --aligned, or neither"),
+        ("--reference=R", "expected both --reference and --aligned, or neither"),
         ("--reference=R --aligned=A,", "--aligned: a model is missing in 'A,'"),
         ("--reference=R --aligned=A,B", "--aligned: expected one model, found 2 in 'A,B'"),
     ],

@@ -180,8 +180,8 @@ def test_refilled_rows_with_windows_and_pieces_have_the_figures_of_teacher_forci
         np.testing.assert_allclose(completion.model_logprobs, scored.model_logprobs, atol=2e-4)
 
 
-LIMITS = {"bfloat16": 1e-4, "int8": 1e-3}
-"""Nats per token."""
+LIMITS = {"bfloat16": 2e-4, "int8": 1e-3}
+"""Nats per token, of the shipped model on text that it does not know."""
 
 
 @pytest.mark.parametrize("kind", LIMITS)

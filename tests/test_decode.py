@@ -147,10 +147,10 @@ def test_the_loop_stops_when_every_row_is_done(pair, monkeypatch):
 
 def test_slots_are_refilled_while_others_go_on(pair):
     """More cells than rows, completions of very different lengths: every cell is answered once."""
-    config = DecodeConfig(max_new_tokens=60, stop=("\n",), seed=1)
+    config = DecodeConfig(max_new_tokens=60, stop=(" the",), seed=1)
     found = list(complete(pair, cells_of(pair, samples=6), config, 4))
     assert len(by_cell(found)) == len(found) == len(cells_of(pair, samples=6))
-    assert all("\n" not in c.text for c in found)
+    assert all(" the" not in c.text for c in found)
     assert {c.finish_reason for c in found} >= {"stop", "length"}
     alone = by_cell(complete(pair, cells_of(pair, samples=6)[-3:], config, 4))
     rows = by_cell(found)
@@ -183,7 +183,7 @@ def test_teacher_forcing_gives_the_figures_of_decoding(pair, all_rows):
 
 
 def test_prompts_that_do_not_fit_are_refused(pair):
-    with pytest.raises(ValueError, match=r"prompt 7: .* do not fit the context .*512 tokens"):
+    with pytest.raises(ValueError, match=r"prompt 7: .* do not fit the context .*256 tokens"):
         encode_prompts(pair, [Prompt(7, "word " * 600)], 40)
 
 
@@ -193,9 +193,9 @@ def test_prompts_that_do_not_fit_are_told(pair, tmp_path):
     prompts = load_prompts(str(tmp_path / "a.txt"))
     kept, fitting, dropped = encode_usable(pair, prompts, 40)
     assert kept == [prompts[0], prompts[2]] and [prompt.prompt for prompt in fitting] == kept
-    first = f"the first {tmp_path / 'a.txt'}:2: 1802 tokens and 40 new ones do not fit the context of"
+    first = f"the first {tmp_path / 'a.txt'}:2: 1203 tokens and 40 new ones do not fit the context of"
     assert str(dropped).startswith(f"2 records dropped (2 prompt too long, {first}")
-    with pytest.raises(ValueError, match=r"a\.txt:2: 1802 tokens and 40 new ones do not fit"):
+    with pytest.raises(ValueError, match=r"a\.txt:2: 1203 tokens and 40 new ones do not fit"):
         encode_usable(pair, prompts[1:2], 40)
     with pytest.raises(ValueError, match=r"no record can be used: 2 records dropped \(2 prompt too long"):
         encode_usable(pair, prompts[1::2], 40)

@@ -22,7 +22,6 @@ from tests.swept import (
     TEXTS,
     another_aligned,
     assert_contains,
-    ending_at_full_stops,
     mixture_by_hand,
 )
 
@@ -32,7 +31,7 @@ MODULES = {name: importlib.import_module(f"dera_jax.{name}") for name in ("sweep
 
 @pytest.fixture(scope="module")
 def policies(pair):
-    return ending_at_full_stops(pair)
+    return pair
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +105,8 @@ def test_rows_that_ended_before_an_interruption_are_kept(policies, rows, tmp_pat
     batch_class = MODULES["generate"]._Batch
     finish, ended = batch_class._finished, []
 
-    def interrupted(batch, slot):
-        completion = finish(batch, slot)
+    def interrupted(batch, slot, searched):
+        completion = finish(batch, slot, searched)
         if completion and len(ended) == 6:
             raise kind("enough")
         ended.extend([completion] if completion else [])

@@ -47,7 +47,7 @@ def test_records(run, record, tmp_path, capsys):
     (tmp_path / "data.jsonl").write_text(json.dumps(record) + "\n")
     assert run(tmp_path, tmp_path / "data.jsonl") == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: ") and "found half of a character" in line and "\\ud83d" in line
+    assert line.startswith("error: ") and "half of a surrogate pair in it" in line and "\\ud83d" in line
     line.encode()
     assert "data.jsonl:1" in line or "prompt 0: " in line
     assert not (tmp_path / "out" / "rows.jsonl").exists()
@@ -56,7 +56,7 @@ def test_records(run, record, tmp_path, capsys):
 @pytest.mark.parametrize("word", ["caf\udce9", HALF])
 def test_arguments(word, capsys):
     assert generate.main([*PAIR, f"--prompt={word}", "--max-new-tokens=2"]) == 2
-    assert "found half of a character at position" in capsys.readouterr().err.splitlines()[-1]
+    assert "half of a surrogate pair in it" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_whole_characters_are_read():

@@ -319,7 +319,7 @@ def test_many_retries_are_no_overflow(tmp_path):
 # Whose key goes where
 
 
-@pytest.mark.parametrize("name", [KEY, "sk-proj-abc", "a b", "1A", "", "é", "A=B"])
+@pytest.mark.parametrize("name", [KEY, "sk-proj-abc", "a b", "1A", "é", "A=B"])
 def test_a_key_in_the_place_of_its_variable_is_not_shown(tmp_path, name, capsys):
     for command, words in ((compare, ["a", "b"]), (score, ["a", "--question=mt-bench"])):
         run = tmp_path / "a"
@@ -329,7 +329,7 @@ def test_a_key_in_the_place_of_its_variable_is_not_shown(tmp_path, name, capsys)
         assert command.main([*words, "--judge=http://localhost:9/v1,m", f"--judge-key-env={name}"]) == 2
         told = capsys.readouterr()
         assert told.err.count("\n") == 1 and "expected the name of an environment variable" in told.err
-        assert not name or name not in told.err + told.out
+        assert name not in told.err + told.out
 
 
 @pytest.mark.parametrize("name", ["gsk_abcDEF0123456789", "hf_secretsecret", "A" * 64])

@@ -356,7 +356,7 @@ def test_chats_go_through_the_template(folder, options, theirs, tmp_path, capsys
 
 BAD = {
     "no tasks": ([], "expected --tasks=TASK[,TASK…]"),
-    "an empty task": (["--tasks="], "expected --tasks=TASK[,TASK…]"),
+    "an empty task": (["--tasks=choice,"], "expected --tasks=TASK[,TASK…]"),
     "an unknown task": (["--tasks=choice,chess"], "Tasks not found: chess"),
     "a task without data": (["--tasks=nodata"], "--tasks: cannot be loaded: "),
     "a broken strength": (["--tasks=choice", "--lambda=x"], "--lambda: expected a finite number"),

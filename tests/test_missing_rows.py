@@ -234,7 +234,9 @@ def test_new_rows_get_the_rewards_that_names_alone_decide(policies, tmp_path, ca
     for row in read_rows(out):
         names = {"length:2:3", "length:1:9", "keywords:a"}
         assert row["rewards"].keys() == names | ({"python:mine:f", odd.name} if row["lambda"] == 0 else set())
-        assert row["rewards"]["length:1:9"] == (0.0 if 1 <= row["length"] <= 9 else -1.0)
+        assert row["rewards"]["length:1:9"] == (
+            0.0 if row["finish_reason"] != "length" and 1 <= row["length"] <= 9 else -1.0
+        )
     assert score.main([str(out), "--reward=keywords:b"]) == 0
     err = capsys.readouterr().err
     command = f"python -m eval.score {out} --reward=python:mine:f"

@@ -131,7 +131,7 @@ def test_commands_show_a_strangers_run(name, tmp_path, capsys):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     for words in (
         [],
-        [f"--objective={name}"],
+        [f"--objective={name}"] if name else [],
         ["--objective=nope"],
         [f"--constraint={name}>=x"],
         ["--validation=0.01"],

@@ -85,7 +85,7 @@ WRONG = {
     "--rows=1000000000": "which the devices have, found weights",
     "--num-samples=two": "argument --num-samples: invalid int value: 'two'",
     "--max-new-tokens=0": "max_new_tokens: expected a whole number, at least 1, got 0",
-    "--max-new-tokens=600": "it has room for --max-new-tokens=5",
+    "--max-new-tokens=600": "it has room for --max-new-tokens=2",
     "--temperature=-1": "temperature: expected a number from 0 to inf, got -1.0",
     "--temperature=nan": "temperature: expected a number",
     "--temperature=warm": "invalid float value: 'warm'",

@@ -17,6 +17,7 @@ from dera_jax.recast import recast
 from dera_jax.results import read_rows
 from dera_jax.rewards import parse_rewards
 from dera_jax.strengths import parse_strengths
+from dera_jax.usable import Dropped
 from scripts.reproduce import __main__ as reproduce
 from scripts.reproduce.smoke import exchange
 
@@ -51,7 +52,8 @@ def parse(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(cli.Parser, "parse_args", read)
             patch.setattr(cli, "announce_devices", stop)
-            patch.setattr(dera_jax.prompts, "load_prompts", lambda *_: [Prompt(n, "x") for n in range(512)])
+            prompts = [Prompt(n, "x") for n in range(512)]
+            patch.setattr(dera_jax.prompts, "read_prompts", lambda *_: (prompts, Dropped()))
             patch.setattr(dera_jax.rewards, "parse_rewards", lambda _: parse_rewards("length:1:2"))
             with pytest.raises(Parsed):
                 importlib.import_module(f"dera_jax.commands.{words[2].split('.')[1]}").main(words[3:])

@@ -10,12 +10,12 @@ from dera_jax.encoding import encode_prompts
 from dera_jax.generate import Cell, complete
 from dera_jax.prompts import as_prompts
 from dera_jax.realign import mix_logits
-from tests.swept import LAMBDAS, SETTINGS, TEXTS, by_key, ending_at_full_stops, mixture_by_hand
+from tests.swept import LAMBDAS, SETTINGS, TEXTS, by_key, mixture_by_hand
 
 
 @pytest.fixture(scope="module")
 def policies(pair):
-    return ending_at_full_stops(pair)
+    return pair
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from dera_jax import load_policy, runs, save_policy
 from dera_jax.checkpoints import Checkpoints, _write_record
-from dera_jax.commands import cli, combine, sft
+from dera_jax.commands import combine, endings, sft
 from dera_jax.configs import RunConfig, TrainConfig
 from dera_jax.loading import manifests
 from dera_jax.optimization import Terms
@@ -295,7 +295,7 @@ def test_sigterm_ends_a_training_with_143_and_the_rerun_completes_it(words, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "fit", asked)
-        assert sft.main(words) == cli.TERMINATED == 128 + signal.SIGTERM
+        assert sft.main(words) == endings.TERMINATED == 128 + signal.SIGTERM
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"{tmp_path / 'out'}: saved after step 1; the same command goes on from there"
     assert sft.main(words) == 0

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dera_jax.commands import cli
+from dera_jax.commands import endings
 from dera_jax.lost import LINE
 from dera_jax.policies import TOY
 from tests.test_hosts import launch
@@ -39,7 +39,7 @@ def training(words, tmp_path):
 
 def test_sigterm_to_one_of_two_stops_both_after_one_step(training, tmp_path):
     os.kill(training[1].pid, signal.SIGTERM)
-    assert [each.wait(timeout=120) for each in training] == [cli.TERMINATED] * 2
+    assert [each.wait(timeout=120) for each in training] == [endings.TERMINATED] * 2
     (saved,) = (tmp_path / "out" / "checkpoints").iterdir()
     lines = (tmp_path / "out" / "metrics.jsonl").read_bytes().count(b"\n")
     for number in (0, 1):

@@ -21,13 +21,12 @@ from tests.swept import (
     another_aligned,
     assert_contains,
     by_key,
-    ending_at_full_stops,
 )
 
 
 @pytest.fixture(scope="module")
 def policies(pair):
-    return ending_at_full_stops(pair)
+    return pair
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +165,13 @@ def test_stop_texts_end_completions_and_are_left_out(pair):
     stops = (" the", "\n")
     free = list(sweep(pair, TEXTS, [0.0, 1.0], num_samples=2, **SETTINGS))
     rows = list(sweep(pair, TEXTS, [0.0, 1.0], num_samples=2, stop=stops, **SETTINGS))
-    assert {row["finish_reason"] for row in rows} == {"stop", "length"}
+    assert {row["finish_reason"] for row in rows} >= {"stop", "length"}
     for row, other in zip(rows, free, strict=True):
         places = [p for stop in stops if (p := other["completion"].find(stop)) >= 0]
         assert row["tokens"] == other["tokens"][: len(row["tokens"])]
         assert (row["finish_reason"] == "stop") == bool(places)
         assert row["completion"] == (other["completion"][: min(places)] if places else other["completion"])
-        assert row["length"] == len(row["tokens"])
+        assert row["length"] == len(row["tokens"]) - (row["finish_reason"] == "eos")
 
 
 # Strengths

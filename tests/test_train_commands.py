@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policy
-from dera_jax.commands import cli
 from dera_jax.commands import dpo as dpo_command
+from dera_jax.commands import endings
 from dera_jax.commands import reward as reward_command
 from dera_jax.commands import rlhf as rlhf_command
 from dera_jax.commands import sft as sft_command
@@ -94,7 +94,7 @@ def test_sft_learns_text_from_scratch(toy, texts, tmp_path, capsys):
 def test_a_folder_that_holds_another_model_is_not_touched(toy, texts, capsys, tmp_path):
     import shutil
 
-    copy = shutil.copytree(toy, tmp_path / "copy")
+    copy = shutil.copytree(toy, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
     assert sft_command.main([f"--model={toy}", f"--data={texts}", f"--out={copy}", "--max-steps=1"]) == 2
     assert "already holds a model" in capsys.readouterr().err
 
@@ -205,7 +205,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(toy, tex
         time.sleep(random.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL if attempt else signal.SIGTERM)
         said = process.communicate()
-        assert process.returncode in ((-signal.SIGKILL, 0) if attempt else (cli.TERMINATED,)), said
+        assert process.returncode in ((-signal.SIGKILL, 0) if attempt else (endings.TERMINATED,)), said
     finish(run("train.sft", *arguments, f"--out={stopped}", env=cache))
     for name in ("metrics.jsonl", "samples.jsonl", "model.safetensors", "best/model.safetensors"):
         assert (stopped / name).read_bytes() == (straight / name).read_bytes(), name

@@ -43,7 +43,10 @@ def begin() -> None:
 
 def as_text(word: str) -> str:
     """Returns a word of the command line as text: where the locale knows ASCII alone, its bytes are UTF-8."""
-    return word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a character, which no command line has; who reads it says so
+        return word
 
 
 def _stream(number: int, mode: str) -> io.TextIOWrapper:
