@@ -206,7 +206,7 @@ def test_a_wrong_argument_of_other_commands_is_one_line(
         ('{"prompt": "a"}\n[1]\n', ":2: expected a JSON object, found a list"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b"}\n', "id 1 is already taken"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "prompt 0: the prompt has `messages`"),
-        (json.dumps({"prompt": "and " * 500, "id": "long"}), ":1: 502 tokens and 128 new ones do not fit"),
+        (json.dumps({"prompt": "and " * 500, "id": "long"}), ":1: 503 tokens and 128 new ones do not fit"),
         ("", "no prompts in it"),
     ],
 )  # fmt: skip

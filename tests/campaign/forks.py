@@ -3,6 +3,7 @@
 JAX's backend starts in the child, never before the fork, so every child is as good as a new process.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -83,7 +84,17 @@ def fork(act: Callable[[], int], folder: Path, name: str = "") -> int:
         code = 99
     finally:
         _flush()
+        _leave_the_others()
         os._exit(code)
+
+
+def _leave_the_others() -> None:
+    """Ends this process's part in a run of several, as JAX does where Python ends; the last one waits for all."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
 
 
 def _die_with_parent() -> None:
