@@ -45,7 +45,7 @@ def tell_cells(
 
 
 def _named(prompt_id: Hashable, sample: int, turn: int) -> str:
-    return f"prompt {prompt_id!r}, sample {sample}{f', turn {turn + 1}' if turn else ''}"
+    return f"prompt {shown(repr(prompt_id), 100)}, sample {sample}{f', turn {turn + 1}' if turn else ''}"
 
 
 def tell_share(count: int, total: int | None, strength: str, cell: Cell | None = None) -> str:
