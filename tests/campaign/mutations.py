@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -265,6 +264,3 @@ def put(path: Path, name: str) -> None:
     else:
         path.unlink(missing_ok=True)
     PLACES[name](path)
-
-
-sys.set_int_max_str_digits(0)
