@@ -56,7 +56,7 @@ def test_dera_runs_the_commands(call, refused):
     for name in COMMANDS:
         code, out, err = call(dera.main, name, "--help")
         assert (code, err) == (0, "") and f"dera {name} " in out.splitlines()[0]
-    assert "unknown command 'swep', did you mean sweep?; expected one of sweep, " in refused(
+    assert "unknown command 'swep' (did you mean sweep?); expected one of sweep, " in refused(
         dera.main, "swep"
     )
     assert "no command" in refused(dera.main)

@@ -60,7 +60,7 @@ def _not_understood(words: Sequence[str]) -> str:
     if not words:
         return "no command"
     close = difflib.get_close_matches(words[0].replace("-", "_"), COMMANDS, 1)
-    return f"unknown command '{shown(words[0], 60)}'" + (f", did you mean {close[0]}?" if close else "")
+    return f"unknown command '{shown(words[0], 60)}'" + (f" (did you mean {close[0]}?)" if close else "")
 
 
 if __name__ == "__main__":

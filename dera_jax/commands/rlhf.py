@@ -34,7 +34,7 @@ def make_parser() -> cli.Parser:
         "--data",
         required=True,
         metavar="PROMPTS",
-        help="prompts: FILE.jsonl|.parquet|.txt, hf:org/set[:split] or tfds:name[:split]",
+        help="prompts: FILE.jsonl|.json|.csv|.parquet|.txt, hf:org/set[:split] or tfds:name[:split]",
     )
     parser.add_argument("--num-prompts", type=int, metavar="N", help="the first N of the data (default: all)")
     parser.add_argument(

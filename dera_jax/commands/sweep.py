@@ -44,7 +44,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--prompts",
         metavar="PROMPTS",
-        help="FILE.jsonl|.parquet|.txt, hf:org/set[:split], tfds:name[:split], toy or chat "
+        help="FILE.jsonl|.json|.csv|.parquet|.txt, hf:org/set[:split], tfds:name[:split], toy or chat "
         "(default: toy with the toy pair, else chat)",
     )
     parser.add_argument(
@@ -307,7 +307,6 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
     """
     from dera_jax import metrics, plots, reports, tables
     from dera_jax.results import tell_missing
-    from dera_jax.shown import shown
 
     summaries = metrics.summarize(rows)
     reports.write_summary_csv(out / "summary.csv", summaries)
