@@ -100,19 +100,23 @@ def bootstrap_interval(
       values: at least one, finite.
       groups: of each value: its prompt.
       resamples: number of resamples.
-      seed: of the draws; the same for equal arguments.
+      seed: of the draws; the same for equal arguments, in any order.
     """
     values = np.asarray(values, np.float64)
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
     if len(numbers) < 2:
         return math.nan, math.nan
-    center = values.mean()
+    center = math.fsum(values) / len(values)
     # Deviations: equal values then give an interval of no length, whatever the rounding.
-    sums = np.bincount(index, values - center)
+    ascending = np.argsort(values)
+    sums = np.bincount(index[ascending], values[ascending] - center)
     sizes = np.bincount(index).astype(np.float64)
     if len(numbers) < FEW_GROUPS and np.ptp(sums / sizes) <= 1e-12 * np.abs(values).max():
         return math.nan, math.nan
+    # Which group a draw stands for hangs on what it holds, neither on its name nor on the order of rows.
+    order = np.lexsort((sums, sizes))
+    sums, sizes = sums[order], sizes[order]
     counts = _resample_counts(len(numbers), resamples, seed)
     means = center + (counts @ sums) / (counts @ sizes)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -127,8 +131,8 @@ def _resample_counts(groups: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def estimate(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | np.ndarray) -> Estimate:
-    """Returns the mean of at least one value, with its interval over groups."""
-    return Estimate(float(np.mean(values)), *bootstrap_interval(values, groups))
+    """Returns the mean of at least one value, with its interval over groups, whatever their order."""
+    return Estimate(math.fsum(values) / len(values), *bootstrap_interval(values, groups))
 
 
 def paired_difference(
@@ -173,7 +177,7 @@ def effective_sample_share(rows: Sequence[dict]) -> float | None:
     shares = [
         effective_sample_size(weights) / len(weights) for weights in by_prompt.values() if len(weights) > 1
     ]
-    return float(np.mean(shares)) if shares else None
+    return math.fsum(shares) / len(shares) if shares else None
 
 
 def summarize(rows: Sequence[dict]) -> list[Summary]:

@@ -134,15 +134,18 @@ def open_run(plan: Sweep, out: str | Path, command: Sequence[str]) -> Iterator[R
         yield folder
 
 
-def _complete(plan: Sweep, folder: RunFolder) -> None:
+def _complete(plan: Sweep, folder: RunFolder) -> bool:
+    """Judges the rows there, notes what is asked for, and returns whether any of it is missing."""
     check_same_prompts(plan, folder.rows)
     # Both, whatever the first returns.
     changed = any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)])
-    if not plan_keys(plan) <= folder.keys:
+    missing = not plan_keys(plan) <= folder.keys
+    if missing:
         # Before the first of the rows, so that a run that is killed is known to lack the others.
         folder.record({"asked": with_request(folder.manifest.get("asked", []), _request(plan))})
     if changed:
         folder.replace_rows(folder.rows)
+    return missing
 
 
 def _request(plan: Sweep) -> Asked:

@@ -114,9 +114,9 @@ def choose(
     """
     figures = np.stack([objective.values(grid), *(each.margins(grid) for each in constraints)])
     prompts, index = np.unique(_numbered(grid.prompts), return_inverse=True)
-    member = np.eye(len(prompts))[index]  # [rows, prompts]
-    sums = np.einsum("fsr,rp->pfs", figures, member, optimize=True)
-    sizes = member.sum(axis=0)
+    sizes = np.bincount(index)
+    sums = np.zeros((len(prompts), *figures.shape[:2]))  # [prompts, figures, strengths]
+    np.add.at(sums, index, figures.transpose(2, 0, 1))
     tolerance = ROUNDING * np.abs(figures).max(axis=(1, 2))[:, None]
     means = sums.sum(axis=0) / sizes.sum()
     satisfied = (means[1:] >= -tolerance[1:]).all(axis=0)

@@ -33,14 +33,14 @@ class SharedFolder:
       keys: their `row_key`s.
     """
 
-    def __init__(self, folder: RunFolder, group: Group, prepare: Callable[[RunFolder], None]):
+    def __init__(self, folder: RunFolder, group: Group, prepare: Callable[[RunFolder], bool]):
         """Names the folder; nothing happens to it before it is entered.
 
         Args:
           folder: not entered.
           group: of this process.
-          prepare: completes the rows there; called by the first process, before the others see them and
-            again when all have been collected.
+          prepare: completes the rows there and returns whether more are to come; called by the first
+            process, before the others see them and again when all have been collected.
         """
         self.path = folder.path
         self.rows: list[dict] = []
@@ -87,8 +87,6 @@ class SharedFolder:
         if self._part is None or not rows:
             return
         lines = encode_rows(rows)
-        if hosts.leads():
-            self._folder.record_command()
         try:
             self._part.append(lines)
         except ValueError:
@@ -117,7 +115,9 @@ class SharedFolder:
         if not hosts.leads():
             return None
         self._folder.__enter__()
-        self._prepare(self._folder)
+        if self._prepare(self._folder):
+            # Not with its own first row: another process's may be on disk before.
+            self._folder.record_command()
         self.rows, self.keys = list(self._folder.rows), set(self._folder.keys)
         return [self._folder.mark(), zlib.crc32(read_bytes(self.path / "rows.jsonl"))]
 

@@ -9,6 +9,7 @@ from dera_jax import metrics
 from dera_jax.metrics import (
     bootstrap_interval,
     effective_sample_size,
+    estimate,
     paired_difference,
     summarize,
 )
@@ -81,6 +82,8 @@ def test_intervals_are_repeatable_and_blind_to_names_of_prompts():
     groups = np.arange(60) % 20
     assert bootstrap_interval(values, groups) == bootstrap_interval(values, [f"p{g}" for g in groups])
     assert bootstrap_interval(values, groups) != bootstrap_interval(values, groups, seed=1)
+    order = np.random.default_rng(4).permutation(60)
+    assert estimate(values, groups) == estimate(values[order], groups[order])
 
 
 def test_one_prompt_tells_nothing_about_others_and_equal_values_have_no_spread():

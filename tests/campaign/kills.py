@@ -183,8 +183,6 @@ class Kills:
         found = contents(sandbox / given.out)
         if alone:  # the rows are those of any number of processes, what is told of them is not
             expected, found = ({"rows.jsonl": each.get("rows.jsonl")} for each in (expected, found))
-        if given.processes > 1:
-            expected, found = map(_without_intervals, (expected, found))
         difference = compare(expected, found)
         # Where a finished folder is refused, as combine does, it must be whole.
         if set(codes) != {0} and not (set(codes) == {2} and not difference):
@@ -304,16 +302,6 @@ def _timeless(found):
     if not isinstance(found, dict):
         return found
     return {n: _timeless(v) for n, v in found.items() if n not in TIMES and not n.endswith("seconds")}
-
-
-def _without_intervals(found: dict) -> dict:
-    """Returns contents without intervals: their draws are in the order of rows, which processes do not share."""
-    if "summary.csv" not in found:
-        return found
-    rows = [
-        {n: v for n, v in row.items() if not n.endswith(("_low", "_high"))} for row in found["summary.csv"]
-    ]
-    return found | {"summary.csv": rows}
 
 
 def compare(expected: dict, found: dict) -> str:
