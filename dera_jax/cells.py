@@ -7,7 +7,7 @@ import numpy as np
 
 from dera_jax.configs import DecodeConfig, check_count
 from dera_jax.conversation import Conversation
-from dera_jax.decode import Rule, check_rule
+from dera_jax.decode import Rule, check_rule, rule_code
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.hosts import share
 from dera_jax.policies import Policy
@@ -94,6 +94,7 @@ class Sweep:
         decode = asdict(self.decode)
         if decode["kv_cache"] == "auto":
             del decode["kv_cache"]
+        tokenizers = [policy.tokenizer_fingerprint for policy in self.policies]
         changing = self.lambdas is None and any(isinstance(p.lambda_, tuple) for p in self.prompts)
         return {
             "models": {"reference": reference, "aligned": aligned},
@@ -104,6 +105,9 @@ class Sweep:
             **({"templates": templates} if any(t is not None for t in templates) else {}),
             **({"lambda": "one per turn"} if changing else {}),
             "decode": decode,
+            "eos": sorted({i for policy in self.policies for i in policy.eos_ids}),
+            **({"tokenizers": tokenizers} if None not in tokenizers else {}),
+            **({} if (code := rule_code(self.rule)) is None else {"rule_code": code}),
         }
 
 

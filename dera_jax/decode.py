@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32
 
 from dera_jax import models, sharding
+from dera_jax.code_hash import code_hash
 from dera_jax.measure import TokenRecord, measure
 from dera_jax.policies import Policy
 from dera_jax.realign import is_mixture
@@ -34,6 +35,11 @@ def rule_name(rule: Rule) -> str:
     """Returns the name that rows carry: linear, or module:function."""
     name = getattr(rule, "__qualname__", type(rule).__qualname__)
     return "linear" if is_mixture(rule) else f"{rule.__module__}:{name}"
+
+
+def rule_code(rule: Rule) -> str | None:
+    """Returns a hash of a rule's code; None of the mixture, which its name decides."""
+    return None if is_mixture(rule) else code_hash(rule)
 
 
 def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:

@@ -31,6 +31,9 @@ class Identity(TypedDict, total=False):
     decode: dict[str, Any]
 
 
+LATER = ("eos", "tokenizers", "rule_code")
+"""Of an identity, what older folders do not tell."""
+
 Extent = TypedDict(
     "Extent",
     {
@@ -96,6 +99,7 @@ class RunManifest(TypedDict):
     provenance: NotRequired[Provenance]
     commands: NotRequired[list[Provenance]]
     judges: NotRequired[dict[str, str]]
+    reward_hashes: NotRequired[dict[str, str]]
     resources: NotRequired[Resources]
     decode_seconds: NotRequired[Number]
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from dera_jax import models, sharding
+from dera_jax import models, sharding, tokenizer_files
 from dera_jax.configs import check_choice, check_count, check_number, check_seed
 from dera_jax.files import write_json
 from dera_jax.loading import adapters, families, hub, lora, manifests, settings, tensors, weights
@@ -48,6 +48,8 @@ class Policy:
     model's, or else the reference's, as all models do."""
     adapter: Path | None = None
     """Folder of the adapter that it was loaded with."""
+    tokenizer_fingerprint: str | None = None
+    """Hash of the files of tokenizer and chat template."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def _load(
         fingerprint=fingerprint,
         beta=beta,
         adapter=adapter.folder if adapter else None,
+        tokenizer_fingerprint=tokenizer_files.fingerprint(own),
     )
 
 

@@ -17,7 +17,7 @@ def provenance(command: list[str], **more) -> dict:
     """
     import dera_jax  # at the call: the package imports this module before it has a version
 
-    packages = ("jax", "jaxlib", "flax", "numpy", "transformers")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers")
     versions = {"python": platform.python_version(), "dera_jax": dera_jax.__version__}
     return {
         "command": list(command),

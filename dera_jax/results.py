@@ -48,7 +48,7 @@ from dera_jax.files import (
     write_bytes,
     write_json,
 )
-from dera_jax.manifests import FORMAT, read_manifest, tell_difference
+from dera_jax.manifests import FORMAT, LATER, read_manifest, tell_difference
 from dera_jax.row_files import (
     KEY_FIELDS,
     RowFile,
@@ -172,7 +172,7 @@ class RunFolder:
         self.keys: set[RowKey] = set()
         self.manifest: dict = {}
         # As it comes back from a file, so that (1, 2) equals [1, 2].
-        self._identity = decode_json(encode_json(identity))
+        self._identity = self._told = decode_json(encode_json(identity))
         self._provenance = provenance
         self._needed = needed
         self._recorded = False
@@ -306,7 +306,11 @@ class RunFolder:
             self.record({**manifest, "commands": []})
             return
         self.manifest = read_manifest(self.path)
-        difference = tell_difference(self.manifest["identity"], self._identity)
+        # What an older folder does not tell is taken for what it is now, and told with the next rows.
+        there = self.manifest["identity"]
+        later = {name: self._identity[name] for name in LATER if name in self._identity}
+        self._told = later | there
+        difference = tell_difference(self._told, self._identity)
         if difference:
             raise ValueError(f"{shown(self.path, 200)} holds another run: {difference}; choose another --out")
 
@@ -334,5 +338,6 @@ class RunFolder:
             for name, value in self._provenance.items()
             if name in ("command", "time") or value != first.get(name)
         }
-        self.record({"commands": [*self.manifest.get("commands", []), command]})
+        commands = [*self.manifest.get("commands", []), command]
+        self.record({"identity": self._told, "commands": commands})
         self._recorded = True

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from transformers import PreTrainedTokenizerBase
 
-from dera_jax import models
+from dera_jax import models, tokenizer_files
 from dera_jax.completions import Completions
 from dera_jax.files import write_json
 from dera_jax.keys import seed_key
@@ -49,6 +49,8 @@ class RewardPolicy:
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     """Whose configuration it has."""
+    fingerprint: str | None = None
+    """Hash of configuration, weights and tokenizer; None where it is still to be trained."""
 
 
 def load_reward_model(model: str, dtype: str = "auto") -> RewardPolicy:
@@ -72,7 +74,15 @@ def load_reward_model(model: str, dtype: str = "auto") -> RewardPolicy:
     if dtype == "auto":
         dtype = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
     config = replace(config, dtype=dtype, trunk=replace(config.trunk, dtype=dtype))
-    return RewardPolicy(model, config, weights.read_params(found, dtype), load_tokenizer(folder), folder)
+    own = tensors.fingerprint(folder / "config.json", tensors.weight_files(folder))
+    return RewardPolicy(
+        name=model,
+        config=config,
+        params=weights.read_params(found, dtype),
+        tokenizer=load_tokenizer(folder),
+        folder=folder,
+        fingerprint=f"{own} {tokenizer_files.fingerprint(folder)}",
+    )
 
 
 def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
@@ -145,6 +155,11 @@ class ModelReward:
 
     policy: RewardPolicy
     spec: str
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the model."""
+        return self.policy.fingerprint
 
     def check(self, prompts: Sequence[str | Sequence[Mapping]]) -> None:
         """Raises ValueError where a prompt is a chat that its template does not take."""

@@ -27,6 +27,11 @@ class Reward:
     weight: float = 1.0
     """In a sum of several; what the reward itself gives is not multiplied."""
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of the model, file or code that it reads; None where its name alone decides it."""
+        return getattr(self.function, "fingerprint", None)
+
     def check(self, prompts: Sequence[str | Sequence[Mapping]]) -> None:
         """Raises ValueError where the function has a `check` of its own that refuses the prompts."""
         if hasattr(self.function, "check"):

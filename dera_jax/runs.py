@@ -32,6 +32,8 @@ HASHES = {
     "reference.model": ("reference.fingerprint",),
 }
 """Settings that say where something lies, and the hashes of what lies there."""
+LATER = ("reward_hashes.",)
+"""Beginnings of the names of settings that older runs do not tell."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
             f"{_told(now.get('method'))} now); choose another --out or remove it"
         )
     _leave_places(before, now)
+    now = {name: value for name, value in now.items() if name in before or not name.startswith(LATER)}
     differing = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
     if differing:
         differing.sort(key=lambda name: name.rpartition(".")[2] not in given)

@@ -1,5 +1,6 @@
 """What is added to rows later, those a sweep has just made and those on disk: rewards, β."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from dera_jax.completions import Completions
 from dera_jax.provenance import provenance
 from dera_jax.results import RunFolder, read_manifest
+from dera_jax.reward_hashes import forget_outdated, record
 from dera_jax.rewards import KNOWN, Reward
 from dera_jax.row_files import LARGEST, WHOLE
 from dera_jax.shown import shown
@@ -113,7 +115,12 @@ def add_beta(beta: float | None, rows: list[dict]) -> bool:
 
 
 def judge_run(
-    run: Path, rewards: Sequence[Reward], columns: dict, command: Sequence[str], more: dict | None = None
+    run: Path,
+    rewards: Sequence[Reward],
+    columns: dict,
+    command: Sequence[str],
+    more: dict | None = None,
+    tell_changed: Tell = warnings.warn,
 ) -> bool:
     """Adds rewards to the rows of a run's folder; returns whether any was missing.
 
@@ -121,6 +128,7 @@ def judge_run(
       columns: the prompts' other fields, by prompt_id.
       command: for the manifest.
       more: further keys of the manifest.
+      tell_changed: is told of rewards that have changed since they judged the rows.
 
     Raises:
       ValueError: no run, another command is writing to it, or a reward fails; the rows stay as they are.
@@ -131,11 +139,14 @@ def judge_run(
     with RunFolder(run, manifest["identity"], provenance(list(command)), WHOLE) as folder:
         if not folder.rows:
             raise ValueError(f"{shown(run, 200)}: no rows yet")
+        for line in forget_outdated(folder, rewards):
+            tell_changed(line)
         for reward in rewards:
             reward.check([row["prompt"] for row in folder.rows if reward.name not in row["rewards"]])
         added = judge(folder.rows, rewards, columns, decoder(manifest))
         if added:
             folder.replace_rows(folder.rows)
+        record(folder, rewards)
         # Also where a killed command has added them and could not say so.
         folder.finish(folder.manifest.get("extent", {}) | extent(folder.rows), more)
     return added

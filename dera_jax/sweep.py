@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from dera_jax.prompts import Prompt, usable_prompts, warn_of
 from dera_jax.provenance import provenance
 from dera_jax.realign import linear_rule
 from dera_jax.results import RowKey, RunFolder, row_key
+from dera_jax.reward_hashes import forget_outdated, record
 from dera_jax.rewards import as_rewards
 from dera_jax.row_files import WHOLE
 from dera_jax.stopwatch import Stopwatch
@@ -117,14 +119,19 @@ def sweep_provenance(plan: Sweep, command: Sequence[str]) -> dict:
 
 
 @contextmanager
-def open_run(plan: Sweep, out: str | Path, command: Sequence[str]) -> Iterator[RunFolder | SharedFolder]:
+def open_run(
+    plan: Sweep, out: str | Path, command: Sequence[str], tell: Tell = warnings.warn
+) -> Iterator[RunFolder | SharedFolder]:
     """Opens the folder `out`, for all processes that there are, and judges the rows there.
+
+    Args:
+      tell: is told of rewards that have changed since they judged rows there, in the first process.
 
     Raises:
       ValueError: it holds another run, rows of other prompts or of another β, or other things.
     """
     folder = RunFolder(out, plan.identity, sweep_provenance(plan, command), WHOLE)
-    prepare = partial(_complete, plan)
+    prepare = partial(_complete, plan, tell)
     if plan.group is not None:
         with SharedFolder(folder, plan.group, prepare) as shared:
             yield shared
@@ -134,9 +141,11 @@ def open_run(plan: Sweep, out: str | Path, command: Sequence[str]) -> Iterator[R
         yield folder
 
 
-def _complete(plan: Sweep, folder: RunFolder) -> bool:
+def _complete(plan: Sweep, tell: Tell, folder: RunFolder) -> bool:
     """Judges the rows there, notes what is asked for, and returns whether any of it is missing."""
     check_same_prompts(plan, folder.rows)
+    for line in forget_outdated(folder, plan.rewards, {prompt.prompt_id for prompt in plan.prompts}):
+        tell(line)
     # Both, whatever the first returns.
     changed = any([judge_missing(plan, folder.rows), add_beta(plan.beta, folder.rows)])
     missing = not plan_keys(plan) <= folder.keys
@@ -145,6 +154,7 @@ def _complete(plan: Sweep, folder: RunFolder) -> bool:
         folder.record({"asked": with_request(folder.manifest.get("asked", []), _request(plan))})
     if changed:
         folder.replace_rows(folder.rows)
+    record(folder, plan.rewards)
     return missing
 
 

@@ -1,5 +1,6 @@
 """Rewards read off a completion's text: its length, its sentiment, words and phrases, slots."""
 
+import hashlib
 import math
 import re
 import sys
@@ -103,7 +104,12 @@ def lexicon(argument: str, spec: str) -> Callable[[Completions], list[float]]:
         rated = [rating for piece in completion.split() for rating in found(piece)]
         return math.fsum(rated) / len(rated) if rated else 0.0
 
-    return lambda completions: [sentiment(completion) for completion in completions.completions]
+    def reward(completions: Completions) -> list[float]:
+        return [sentiment(completion) for completion in completions.completions]
+
+    told = "\n".join(f"{word}\t{rating!r}" for word, rating in sorted(ratings.items()))
+    reward.fingerprint = hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    return reward
 
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")

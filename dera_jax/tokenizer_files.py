@@ -1,5 +1,6 @@
 """Tokenizers in the files of model folders, which anybody may have written."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     # As if it had warned already: what is too long for a model is refused where the model is known.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def fingerprint(folder: Path) -> str:
+    """Returns a hash of a folder's tokenizer files and chat templates, the same wherever they lie."""
+    names = *FILES, *SCHEMAS, "merges.txt", "vocab.txt"
+    paths = {folder / name for name in names} | {
+        path
+        for pattern in ("*.jinja", "additional_chat_templates/*.jinja", "*.tiktoken")
+        for path in folder.glob(pattern)
+    }
+    digest = hashlib.sha256()
+    for path in sorted(path for path in paths if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

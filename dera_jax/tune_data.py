@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dera_jax.asked import check_whole
-from dera_jax.manifests import manifest_path
+from dera_jax.manifests import LATER, manifest_path
 from dera_jax.objectives import FIELDS, Grid, read_grid, reward_names, told_names
 from dera_jax.results import read_manifest, read_rows
 from dera_jax.shown import shown
@@ -132,8 +132,12 @@ def _way(manifest: Mapping) -> dict:
 
 
 def differing(there: Mapping, here: Mapping) -> str | None:
-    """Returns the first name whose value is another in the two, None if there is none."""
-    return next((name for name in {**there, **here} if there.get(name) != here.get(name)), None)
+    """Returns the first name whose value is another in the two, None if there is none.
+
+    What older runs do not tell is no difference.
+    """
+    names = [name for name in {**there, **here} if name not in LATER or (name in there and name in here)]
+    return next((name for name in names if there.get(name) != here.get(name)), None)
 
 
 def model_names(run: Run, given: str | None) -> list[str | None]:

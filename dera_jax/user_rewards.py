@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Set
 from itertools import islice
 
+from dera_jax.code_hash import code_hash
 from dera_jax.completions import Completions
 from dera_jax.shown import shown
 from dera_jax.user_code import UserCodeError, load_function, run
@@ -39,6 +40,7 @@ def reward_of(function: Callable, name: str) -> Callable[[Completions], list]:
         count = len(completions.completions)
         return run(f"reward {name}", lambda: taken(function(**arguments), count, name))
 
+    reward.fingerprint = code_hash(function)
     return reward
 
 

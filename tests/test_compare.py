@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import random
 from pathlib import Path
 
@@ -281,6 +282,16 @@ def test_the_command_asks_each_pair_once_and_counts(stub, call, runs, tmp_path):
     }  # fmt: skip
     assert call(command.main, *words, "--question=summary")[1] == table
     assert len(stub.bodies) == requests
+
+
+def test_a_judge_that_always_takes_the_first_is_told_of_few_pairs_already(stub, call, runs, tmp_path):
+    words = [*runs, f"--judge={stub.url},m", f"--cache={tmp_path / 'cache'}", "--lambda=1"]
+    for reply, leans in (("[[A]]", True), (None, False)):
+        stub.reply = (lambda body, text=reply: says(text)) if reply else longer
+        code, table, err = call(command.main, *words, f"--question={'chat' if leans else 'summary'}")
+        assert code == 0 and ("the judge leans to what it sees first (100%" in err) == leans
+        share, count = re.search(r"what was shown first won (\d+)% of (\d+)", table).groups()
+        assert int(count) < 50 and (share == "100") == leans
 
 
 def test_an_interrupted_command_goes_on_where_it_ended(stub, call, runs, tmp_path):

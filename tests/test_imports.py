@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-0  configs strengths spelling shown usable files folders provenance chips experiments presets redaction
+0  configs strengths spelling shown usable files folders provenance chips experiments presets redaction code_hash
 1  hlo traffic realign sampling measure losses slots completions text_rewards user_code user_rewards rewards
 1  untrusted_worker untrusted chat_templates tokenizer_files tokenizer missing row_files
-1  manifests asked results metrics reports objectives tune retraining tune_data
+1  manifests asked results reward_hashes metrics reports objectives tune retraining tune_data
 2  keys trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
 2  trained data recast shapes prompts batches tables panels plots tune_report tune_plot calibration lost sharding

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dera_jax import read_rows
 from dera_jax.commands import dera, sweep
 from dera_jax.commands.streams import PLAIN
 from dera_jax.folders import cache_folder
+from dera_jax.policies import TOY
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["eval.sweep", "--lambda=0,1", "--num-prompts=2", "--max-new-tokens=8", "--rows=4"]
@@ -115,6 +117,17 @@ def test_what_an_encoding_lacks_is_written_in_plain_letters(encoding, monkeypatc
         "toy"
         in json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["extent"]["prompts"]
     )
+
+
+def test_what_libraries_log_is_shown_as_text_from_outside(tmp_path, capfd):
+    shutil.copytree(TOY / "reference", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    rope = {"rope_type": "\x1b[2J", "rope_theta": 10000.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": rope}))
+    words = [f"--reference={tmp_path / 'model'}", f"--aligned={tmp_path / 'model'}", "--lambda=0"]
+    assert sweep.main([*words, f"--out={tmp_path / 'run'}"]) == 2
+    said = capfd.readouterr().err
+    assert "\\x1b[2J" in said and "\x1b" not in said
 
 
 def test_plain_letters_are_ascii():

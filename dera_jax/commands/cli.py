@@ -161,6 +161,11 @@ def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
     return ["python", "-m", name, *(sys.argv[1:] if argv is None else argv)]
 
 
+def warn(text: str) -> None:
+    """Prints a warning, one line."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def check_folder(out: Path) -> None:
     """Raises ValueError where a folder is to be written and there is a file."""
     if out.exists() and not out.is_dir():

@@ -37,6 +37,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
     @wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         streams.make_readable()
+        streams.tame_libraries()
         try:
             main(argv)
             sys.stdout.flush()

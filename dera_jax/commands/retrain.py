@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dera_jax import retraining, tune
 from dera_jax.cells import prompt_text
-from dera_jax.commands import recorded
+from dera_jax.commands import cli, recorded
 from dera_jax.commands.recorded import Named
 from dera_jax.data import load_records
 from dera_jax.files import encode_json, make_folder, read_json, write_bytes
@@ -82,7 +82,7 @@ def retrain(
     if not trained.get("finished"):
         raise ValueError(f"--retrain: training stopped before its end in {out}; the same command goes on")
     for line in retraining.differing_settings(manifest, trained):
-        print(f"warning: the aligned model was trained otherwise: {shown(line)}", file=sys.stderr)
+        cli.warn(f"the aligned model was trained otherwise: {shown(line)}")
     _run("eval.sweep", decoding)
     cost = retraining.Cost(
         aligned=manifest.get("seconds"),
@@ -173,7 +173,11 @@ def _compared(
       ValueError: it was decoded in another way than the run.
     """
     retrained = read_run(sweep)
-    ways = [run.manifest["identity"] | {"models": run.reference} for run in (plan.second, retrained)]
+    # A trained model's tokenizer is written anew.
+    ways = [
+        run.manifest["identity"] | {"models": run.reference, "tokenizers": None}
+        for run in (plan.second, retrained)
+    ]
     if name := differing(*ways):
         told = [f"{way.get(name)!r:.60}" for way in ways]
         raise ValueError(

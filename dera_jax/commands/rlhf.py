@@ -162,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _, seed, beta in train_options.grid(args):
         train_checks.as_options(args, lambda seed=seed, beta=beta: rollout_config(seed, beta))
     rewards = weigh_rewards(parse_rewards(args.reward), args.reward_weights)
+    hashes = {reward.name: reward.fingerprint for reward in rewards if reward.fingerprint}
     prompts, dropped = read_prompts(args.data, args.num_prompts)
     held_out, also = read_prompts(args.eval_data) if args.eval_data else ([], Dropped())
     check_one_turn([*prompts, *held_out])
@@ -191,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "beta": beta,
             "reward": args.reward,
             **({"reward_weights": args.reward_weights} if args.reward_weights else {}),
+            **({"reward_hashes": hashes} if hashes else {}),
             "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
             "data": args.data,
             "prompts": len(encoded),

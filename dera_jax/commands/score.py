@@ -129,7 +129,7 @@ def _score_run(args) -> None:
         judging.refuse_without_endpoint(args, make_parser(), "question")
         rewards, more = parse_rewards(args.reward), None
     columns = {p.prompt_id: p.columns for p in read_prompts(args.prompts)[0]} if args.prompts else {}
-    added = judge_run(args.run, rewards, columns, args.command, more)
+    added = judge_run(args.run, rewards, columns, args.command, more, cli.warn)
     rows = results.read_rows(args.run)
     summaries = metrics.summarize(rows)
     reports.write_summary_csv(args.run / "summary.csv", summaries)
@@ -137,9 +137,9 @@ def _score_run(args) -> None:
     plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png", about)
     print(tables.format_table(summaries))
     for warning in reports.warnings_of(summaries, args.run):
-        print(f"warning: {warning}", file=sys.stderr)
+        cli.warn(warning)
     if told := results.tell_missing(args.run, rows):
-        print(f"warning: {told}; eval.sweep completes the run", file=sys.stderr)
+        cli.warn(f"{told}; eval.sweep completes the run")
     print(
         f"{shown(args.run)}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
     )

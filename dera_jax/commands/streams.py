@@ -3,9 +3,13 @@
 import codecs
 import contextlib
 import io
+import logging
 import os
 import sys
 import unicodedata
+import warnings
+
+from dera_jax.shown import shown
 
 PLAIN = {
     "λ": "lambda", "β": "beta", "π": "pi", "θ": "theta", "Σ": "sum", "∞": "inf", "×": "x", "±": "+/-", "−": "-",
@@ -22,6 +26,23 @@ def make_readable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=HANDLER)
+
+
+class _Record(logging.LogRecord):
+    """What a library logs, without what a terminal would obey: it may speak of names in a user's files."""
+
+    def getMessage(self) -> str:
+        return shown(super().getMessage(), keep="\n\t")
+
+
+def tame_libraries() -> None:
+    """Has what libraries log and warn of shown like all other text from outside."""
+    logging.setLogRecordFactory(_Record)
+    warnings.formatwarning = _warning
+
+
+def _warning(message, category, filename, lineno, line=None) -> str:
+    return f"warning: {shown(message, keep=chr(10))}\n"
 
 
 def begin() -> None:

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         _mendable(out),
         interrupts.telling(kept),
-        open_run(plan, out, cli.command_line("eval.sweep", argv)) as folder,
+        open_run(plan, out, cli.command_line("eval.sweep", argv), cli.warn) as folder,
     ):
         seconds, usage = _run_with_progress(plan, folder)
         more = {"decode_seconds": round(seconds, 1)} if seconds else None
@@ -260,9 +260,7 @@ def _run_with_progress(plan, folder) -> tuple:
         for number, _ in enumerate(found):
             bar.update(number >= there)
     if (left := len(wanted - folder.keys)) and leads():
-        print(
-            f"warning: {left} later turns did not fit the models' context and are not there", file=sys.stderr
-        )
+        cli.warn(f"{left} later turns did not fit the models' context and are not there")
     return (0.0 if before else watch.seconds), usage
 
 
@@ -313,9 +311,9 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
     plots.plot_sweep({out.name: summaries}, out / "sweep.png", reports.describe_models(out))
     print(tables.format_table(summaries))
     for warning in reports.warnings_of(summaries, out):
-        print(f"warning: {warning}", file=sys.stderr)
+        cli.warn(warning)
     if told := tell_missing(out, rows):
-        print(f"warning: {told}; rerun the command that asked for them", file=sys.stderr)
+        cli.warn(f"{told}; rerun the command that asked for them")
     if seconds:
         print(_speed(summaries, seconds))
     if used:
@@ -325,13 +323,15 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
 
 
 def _folder_name(plan) -> str:
-    """Returns a name that another identity, or other prompts, do not have."""
+    """Returns a name that another identity, or other prompts, do not have; the same as ever."""
     from dera_jax.cells import prompt_text
+    from dera_jax.manifests import LATER
 
     reference, *aligned = (Path(policy.name).resolve().name for policy in plan.policies)
     # The first prompt stands for all, whose number may grow.
     first = plan.encoded[0].prompt
-    told = json.dumps([plan.identity, first.prompt_id, prompt_text(first)])
+    told = {name: value for name, value in plan.identity.items() if name not in LATER}
+    told = json.dumps([told, first.prompt_id, prompt_text(first)])
     return f"{reference}-{'+'.join(aligned)}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
