@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import re
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -285,11 +285,12 @@ def test_the_command_asks_each_pair_once_and_counts(stub, call, runs, tmp_path):
 
 
 def test_a_judge_that_always_takes_the_first_is_told_of_few_pairs_already(stub, call, runs, tmp_path):
-    words = [*runs, f"--judge={stub.url},m", f"--cache={tmp_path / 'cache'}", "--lambda=1"]
+    words = [*runs, f"--judge={stub.url},m", f"--cache={tmp_path / 'cache'}", "--lambda=2"]
     for reply, leans in (("[[A]]", True), (None, False)):
         stub.reply = (lambda body, text=reply: says(text)) if reply else longer
         code, table, err = call(command.main, *words, f"--question={'chat' if leans else 'summary'}")
-        assert code == 0 and ("the judge leans to what it sees first (100%" in err) == leans
+        assert code == 0, err
+        assert ("the judge leans to what it sees first (100%" in err) == leans
         share, count = re.search(r"what was shown first won (\d+)% of (\d+)", table).groups()
         assert int(count) < 50 and (share == "100") == leans
 
