@@ -99,7 +99,7 @@ def bootstrap_interval(
     Args:
       values: at least one, finite.
       groups: of each value: its prompt.
-      resamples: number of resamples.
+      resamples: number of draws; each gives two resamples.
       seed: of the draws; the same for equal arguments, in any order.
     """
     values = np.asarray(values, np.float64)
@@ -114,11 +114,12 @@ def bootstrap_interval(
     sizes = np.bincount(index).astype(np.float64)
     if len(numbers) < FEW_GROUPS and np.ptp(sums / sizes) <= 1e-12 * np.abs(values).max():
         return math.nan, math.nan
-    # Which group a draw stands for hangs on what it holds, neither on its name nor on the order of rows.
-    order = np.lexsort((sums, sizes))
-    sums, sizes = sums[order], sizes[order]
+    # Which group a draw stands for hangs on what it holds, neither on its name nor on the order of rows; each
+    # is read upwards and downwards, so that the interval of −x is that of x, turned around.
     counts = _resample_counts(len(numbers), resamples, seed)
-    means = center + (counts @ sums) / (counts @ sizes)
+    drawn = counts @ np.sort(sizes)
+    upwards, downwards = (sums[np.lexsort((sign * sums, sizes))] for sign in (1, -1))
+    means = center + np.concatenate([counts @ upwards / drawn, counts @ downwards / drawn])
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
