@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import os
+import re
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,7 +47,8 @@ class Checkpoints(AbstractContextManager):
         self.folder, self.keep = Path(folder).absolute(), keep
         self._worker = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future | None = None
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step it takes
+        # Orbax tells every step it takes, and of a full disk by tracebacks, beside what it raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -113,8 +116,7 @@ class Checkpoints(AbstractContextManager):
             if pending:
                 pending.result()
         except Exception as error:
-            why = str(error).strip().split("\n")[0] or type(error).__name__
-            raise ValueError(f"cannot save in {self.folder}: {why}") from error
+            raise ValueError(f"cannot save in {self.folder}: {_reason(error)}") from error
 
     def close(self) -> None:
         """Waits, as `wait` does, and ends the thread that saves."""
@@ -147,6 +149,14 @@ class Checkpoints(AbstractContextManager):
     def _remove(self, step: int) -> None:
         # Renamed first: a checkpoint half removed would look like a damaged one.
         shutil.rmtree((self.folder / str(step)).rename(self.folder / f"{step}.gone"))
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a state could not be saved: the system's words, where a library tells its number."""
+    text = str(error).strip()
+    if number := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(number[1]))
+    return text.split("\n")[0] or type(error).__name__
 
 
 def steps_in(folder: Path) -> list[int]:

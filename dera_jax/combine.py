@@ -74,7 +74,8 @@ def check_free(out: Path) -> None:
     """Raises ValueError where a folder holds a model or a run, unless a killed command was writing it."""
     taken = manifests.holds_model(out) or (out / manifests.NAME).exists()
     if taken and manifests.read_manifest(out).get("finished") is not False:
-        raise ValueError(f"{out}: already holds a model; choose another --out or remove it")
+        what = "model" if manifests.holds_model(out) else "run"
+        raise ValueError(f"{out}: already holds a {what}; choose another --out or remove it")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ What is read may come from anybody: only ordinary files are opened, and JSON is 
 no value of an unexpected type goes on into the code.
 """
 
+import errno
 import fcntl
 import gzip
 import json
@@ -35,9 +36,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes a file whole or not at all.
 
     Raises:
-      ValueError: the file cannot be written (disk full, no such folder, no permission).
+      ValueError: the file cannot be written (disk full, no such folder, no permission), or a pipe or a device
+        lies there, which a new file would remove.
     """
     path = Path(path)
+    check_place(path)
     temporary = temporary_path(path)
     try:
         # A name that nobody can foresee, and never through a link that lies there.
@@ -50,6 +53,37 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise ValueError(f"cannot write {shown(path, 200)}: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Raises ValueError where a file is to be written and a pipe or a device lies, such as /dev/null."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # nothing there, or what cannot be written for a reason that writing tells
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"cannot write {shown(path, 200)}: expected a file, found a pipe or a device")
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Returns an ordinary file open at its end, made if missing; a link to another place is not followed.
+
+    Raises:
+      ValueError: it cannot be opened, or is something else.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        # Opening a pipe would wait for somebody to read it.
+        file = os.open(path, flags, 0o666)
+    except OSError as error:
+        found = {errno.ELOOP: "expected a file, found a link", errno.ENXIO: "expected a file, found a pipe"}
+        told = found.get(error.errno, error.strerror)
+        raise ValueError(f"cannot write {shown(path, 200)}: {told}") from None
+    opened = os.fdopen(file, "ab")
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        opened.close()
+        raise ValueError(f"cannot write {shown(path, 200)}: expected a file, found a pipe or a device")
+    return opened
 
 
 def temporary_path(path: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.files import encode_json
+from dera_jax.files import encode_json, open_to_append
 
 FILES = ("metrics.jsonl", "speed.jsonl", "samples.jsonl")
 SHOWN = ("loss", "reward", "kl", "accuracy", "eval_loss")
@@ -117,7 +117,7 @@ def read_metrics(out: Path) -> list[dict]:
 def _opened(path: Path, size: int):
     """Returns the file open at its end, cut to `size` bytes."""
     with ExitStack() as opened:
-        file = opened.enter_context(path.open("ab"))
+        file = opened.enter_context(open_to_append(path))
         if file.tell() < size:
             raise ValueError(
                 f"{path}: expected at least the {size} bytes of the checkpoint, found {file.tell()}"

@@ -19,6 +19,7 @@ from dera_jax.checkpoints import steps_in
 from dera_jax.configs import RunConfig, TrainConfig
 from dera_jax.files import leftovers, lock_folder, make_folder, remove_leftovers, unlock, write_json
 from dera_jax.loading import manifests
+from dera_jax.run_log import FILES
 from dera_jax.training import Method, fit
 
 Save = Callable[[PyTree, Path, dict], None]
@@ -166,8 +167,13 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
     if not (out / manifests.NAME).exists():
         if manifests.holds_model(out):
             raise ValueError(f"{out}: already holds a model; choose another --out or remove it")
+        # The manifest is there before them: these are somebody else's, and would begin anew.
+        if others := [name for name in FILES if (out / name).exists()]:
+            raise ValueError(f"{out}: already holds {others[0]}, but no training; choose another --out")
         return False
     there = manifests.read_manifest(out)
+    if "method" not in there:
+        raise ValueError(f"{out}: holds what no training has made; choose another --out")
     here = json.loads(json.dumps(settings | {"train_config": asdict(config)}))
     before, now = (_flat({k: v for k, v in m.items() if k not in AFTERWARDS}) for m in (there, here))
     if before.get("method") != now.get("method"):

@@ -1,7 +1,9 @@
 """Checkpoints: bit for bit, whole or not at all, damage found, any sharding, safe with donation."""
 
+import errno
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -244,6 +246,25 @@ def test_a_save_that_fails_in_the_background_is_told(tmp_path, monkeypatch):
         patch.setattr(dera_jax.checkpoints, "_write_record", full)
         saved(tmp_path, 2)
     assert restored(tmp_path)[0] == 1
+    saved(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, capfd):
+    """What a file may hold stands for what the disk has left."""
+    saved(tmp_path, 1)
+    capfd.readouterr()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(ValueError) as failure, Checkpoints(tmp_path) as checkpoints:
+        state = make_state()._replace(params={"w": jnp.arange(2.0**16)})
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, limit[1]))
+            checkpoints.save(2, state, {})
+            checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert str(failure.value) == f"cannot save in {tmp_path}: {os.strerror(errno.EFBIG)}"
+    assert "Traceback" not in capfd.readouterr().err and restored(tmp_path)[0] == 1
     saved(tmp_path, 2)
     assert sorted(os.listdir(tmp_path)) == ["1", "2"]
 

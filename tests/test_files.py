@@ -53,6 +53,32 @@ def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
             files.read_json(path)
 
 
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(ValueError, match="expected a file, found a pipe or a device"):
+            files.write_bytes(tmp_path / name, b"1")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_appended_to_is_an_ordinary_file_of_the_folder(tmp_path):
+    (tmp_path / "there").write_text("a")
+    for name in ("there", "new"):
+        with files.open_to_append(tmp_path / name) as file:
+            assert file.tell() == (name == "there")
+            file.write(b"b")
+    assert (tmp_path / "there").read_text() == "ab" and (tmp_path / "new").read_text() == "b"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "folder").mkdir()
+    for name, told in (("pipe", "found a pipe"), ("link", "found a link"), ("folder", "Is a directory")):
+        with pytest.raises(ValueError, match=told):
+            files.open_to_append(tmp_path / name)
+    assert (tmp_path / "there").read_text() == "ab"
+
+
 def test_files_have_the_rights_of_the_users_umask(tmp_path):
     before = os.umask(0o077)
     try:

@@ -19,7 +19,7 @@ from dera_jax.configs import RunConfig, TrainConfig
 from dera_jax.loading import manifests
 from dera_jax.optimization import Terms
 from dera_jax.policies import TOY, with_params
-from dera_jax.run_log import RunLog
+from dera_jax.run_log import FILES, RunLog
 from dera_jax.training import Method, fit
 from tests.processes import ROOT, environment
 
@@ -132,6 +132,24 @@ def test_a_manifest_of_other_types_is_one_line(manifest, out):
     with pytest.raises(ValueError) as refused:
         is_finished(out)
     assert "manifest.json" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_other_things_are_neither_emptied_nor_waited_for(name, toy, tmp_path):
+    """Data may be called samples.jsonl, and a stranger's folder may hold a link to anything."""
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    out.mkdir()
+    precious.write_text("precious\n")
+    (out / name).write_text("precious\n")
+    with pytest.raises(ValueError, match=f"already holds {name}, but no training"):
+        is_finished(out)
+    assert (out / name).read_text() == "precious\n"
+    for put, told in ((os.mkfifo, "found a pipe"), (lambda path: path.symlink_to(precious), "found a link")):
+        (out / name).unlink()
+        put(out / name)
+        with pytest.raises(ValueError, match=told):
+            train(out, save_with(toy))
+    assert precious.read_text() == "precious\n"
 
 
 def test_a_run_that_ended_after_its_last_step_yields_what_it_had(tmp_path):

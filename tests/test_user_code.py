@@ -265,3 +265,20 @@ def test_rewards_of_python():
 def test_what_is_no_reward_is_said(value, kind, message):
     with pytest.raises(kind, match=message):
         as_rewards(value)
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+@pytest.mark.parametrize("then", ["return [1.0] * len(completions)", "raise ValueError", "sys.exit(3)"])
+def test_a_fork_of_the_process_does_not_come_back(module, then):
+    """Two processes would write the same rows."""
+    name = module(f"import os, sys\ndef f(completions):\n    os.fork()\n    {then}\n")
+    (reward,) = parse_rewards(f"python:{name}:f")
+    us = os.getpid()
+    try:
+        reward(TWO)
+    except user_code.UserCodeError:
+        pass
+    finally:
+        if os.getpid() != us:
+            os._exit(7)
+    assert os.wait()[1] == 0

@@ -34,7 +34,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dera_jax.commands import bench_schedule, bench_train
-from dera_jax.commands.cli import Parser, announce_devices, command, command_line
+from dera_jax.commands.cli import Parser, announce_devices, check_file, command, command_line
 from dera_jax.commands.models import model_names
 from dera_jax.commands.spreads import format_spread
 from dera_jax.files import write_json
@@ -100,7 +100,7 @@ def parser() -> Parser:
     )
     result.add_argument("--prompts", metavar="PROMPTS", help="of the sweep: its first 8 (default: the toy's)")
     result.add_argument("--no-torch", action="store_true", help="leave out the comparison with torch")
-    result.add_argument("--out", metavar="FILE.json", help="write every repeat")
+    result.add_argument("--out", type=Path, metavar="FILE.json", help="write every repeat")
     return result
 
 
@@ -108,6 +108,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
+    check_file("--out", args.out, ".json")
     if args.train and args.schedule:
         raise ValueError("expected --train or --schedule, found both")
     known = SECTIONS

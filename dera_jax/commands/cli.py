@@ -14,7 +14,7 @@ import dera_jax
 from dera_jax.commands.compilations import keep_compilations
 from dera_jax.commands.endings import command as command
 from dera_jax.commands.endings import in_one_line
-from dera_jax.files import read_json
+from dera_jax.files import check_place, read_json
 from dera_jax.rewards import HELP
 from dera_jax.shown import shown
 from dera_jax.spelling import COMMANDS, respelled, spelled
@@ -170,6 +170,41 @@ def check_folder(out: Path) -> None:
     """Raises ValueError where a folder is to be written and there is a file."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, found a file: {shown(out, 200)}")
+
+
+def check_file(name: str, path: Path | None, ending: str) -> None:
+    """Raises ValueError where the file of an option cannot be written, or would take the place of another kind.
+
+    Looked at before the work that it is to hold.
+
+    Args:
+      name: of the option.
+      path: None where it is not given.
+      ending: of files of this kind, such as .json.
+    """
+    if path is None:
+        return
+    try:
+        check_place(path)
+        is_folder, is_file, folder = path.is_dir(), path.exists(), path.parent.is_dir()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    told = f"{name}: {shown(path, 200)}"
+    if is_folder:
+        raise ValueError(f"{told} is a folder, expected a file")
+    if not folder:
+        raise ValueError(f"{told}: there is no folder {shown(path.parent, 200)}")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{told}: the folder {shown(path.parent, 200)} cannot be written to")
+    if path.suffix in PICTURES and path.suffix != ending:
+        raise ValueError(f"{told}: expected a name that ends in {ending}, which is what is written")
+    if is_file and (path.suffix != ending or path.name in KEPT):
+        raise ValueError(f"{told} is there already and of another kind: choose another name")
+
+
+PICTURES = (".png", ".pdf", ".svg", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
+KEPT = ("manifest.json", "config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
+"""Files of runs and models, which no figures take the place of."""
 
 
 def option(name: str) -> str:

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.combine import check_architectures, check_free, combine, open_folder
     from dera_jax.policies import save_policy
     from dera_jax.provenance import provenance
+    from dera_jax.shown import shown
     from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
 
     reference, aligned = models.model_names(args)
@@ -50,6 +51,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     with open_folder(args.out, facts):
         save_policy(made, args.out, facts | {"finished": True})
-    print(
-        f"{args.out}: {args.method} combination of {len(policies)} models at λ = {format_strength(strengths[0])}"
-    )
+    told = f"{args.method} combination of {len(policies)} models at λ = {format_strength(strengths[0])}"
+    print(f"{shown(args.out)}: {told}")

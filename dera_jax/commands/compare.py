@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.compare`."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    cli.check_file("--out", args.out, ".json")
 
     from dera_jax.asked import check_whole
     from dera_jax.compare import compare, comparison_to_json, format_comparisons
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "provenance": provenance(cli.command_line("eval.compare", argv)),
             },
         )
-        print(args.out, file=sys.stdout if args.table == "terminal" else sys.stderr)
+        print(shown(args.out), file=sys.stdout if args.table == "terminal" else sys.stderr)
 
 
 def make_parser() -> cli.Parser:

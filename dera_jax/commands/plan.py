@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.plan`."""
     parser = _parser()
     args = parser.parse_args(argv)
+    cli.check_file("--out", args.out, ".json")
 
     from dera_jax.chips import parse_slice
     from dera_jax.files import write_json

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--allow-missing", action="store_true", help="show a run that is not complete, with a warning"
     )
     args = parser.parse_args(argv)
+    cli.check_file("--out", args.out, ".png")
 
     from dera_jax import metrics, reports, results, tables
     from dera_jax.asked import check_whole

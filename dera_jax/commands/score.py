@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.score`."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    cli.check_file("--out", args.out, ".json")
     modes = [mode for mode in OPTIONS if getattr(args, mode)]
     if len(modes) != 1:
         raise ValueError("expected one of RUN with --reward, --pairs=FILE, or --models=A,B with --prompts")

@@ -244,6 +244,8 @@ def _run_with_progress(plan, folder) -> tuple:
     own = own_conversations(plan, folder.keys)
     missing = {key for conversation in own for key in turn_keys(conversation)} - folder.keys
     if missing:
+        if leads():
+            print("compiling", file=sys.stderr)
         # Later turns are longer, and compile when their turn comes.
         compiling = sum(
             warm_up(plan.policies, cell, plan.decode, plan.rows, plan.rule)[0]
@@ -354,5 +356,5 @@ def _dry_run(plan, out: Path) -> str:
         f"memory: {sum(memory.values()) / 2**20:.1f} MiB ({parts})\n"
         f"time: at most {estimate_seconds(plan, missing):.0f} s, "
         f"if all {missing * plan.decode.max_new_tokens} tokens are drawn\n"
-        f"folder: {out}"
+        f"folder: {shown(out)}"
     )

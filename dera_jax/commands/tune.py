@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("retrain_out", "reward", "rule"):
         if getattr(args, name) and not args.retrain:
             raise ValueError(f"{cli.option(name)} has no meaning without --retrain")
+    cli.check_file("--out", args.out, ".json")
+    cli.check_file("--plot", args.plot, ".png")
     share = _share(args.validation)
 
     from dera_jax import tune, tune_data, tune_report
