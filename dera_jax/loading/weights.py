@@ -56,6 +56,9 @@ def find(folder: Path, name_map: names.NameMap, shapes: dict[str, tuple[int, ...
     listed, found = tensors.list_tensors(folder), {}
     for path, source in names.sources(name_map, shapes, num_heads).items():
         name = names.find(source.name, name_map, listed)
+        if name is None and path == "embed.embedding" and "head.kernel" not in shapes:
+            # Of two that are one, a file may keep either.
+            name = names.find(str(name_map.names["head.kernel"]), name_map, listed)
         if name is None:
             raise ValueError(
                 f"{shown(folder, 200)}: tensor {source.name} is missing from the safetensors files "
