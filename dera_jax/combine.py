@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from dera_jax.configs import check_choice
 from dera_jax.files import lock_folder, make_folder, remove_leftovers, unlock, write_json
 from dera_jax.loading import families, hub, manifests
-from dera_jax.loading.adapters import merge_adapters
+from dera_jax.loading.adapters import merge_adapters, untie
 from dera_jax.models import ModelConfig
 from dera_jax.policies import Policy
 from dera_jax.realign import strength_weights
@@ -47,7 +47,10 @@ def combine(policies: Sequence[Policy], lambda_: Strength, method: str = "linear
         )
     if method == "slerp" and len(policies) != 2:
         raise ValueError(f"method slerp: expected one aligned model, found {len(policies) - 1}")
-    *_, last = merged = [_merged(policy) for policy in policies]
+    merged = [_merged(policy) for policy in policies]
+    if not all(policy.config.tie_embeddings for policy in merged):
+        merged = [_untied(policy) for policy in merged]
+    *_, last = merged
     _check_same({policy.name: policy.config for policy in merged})
     weights = strength_weights([lambda_])[0]
     flats = [flatten(policy.params) for policy in merged]
@@ -65,7 +68,7 @@ def check_architectures(names: Sequence[str]) -> None:
     for name in names:
         folder = hub.resolve(hub.split_adapter(name)[0])
         config = families.model_config(folder, families.read_config(folder))
-        # An adapter may untie the head.
+        # Those of one model untie the heads of all.
         configs[name] = replace(config, tie_embeddings=True)
     _check_same(configs)
 
@@ -124,6 +127,11 @@ def _merged(policy: Policy) -> Policy:
             f"{policy.name}: expected weights in full precision, found {policy.config.quantization}"
         )
     config, params = merge_adapters(policy.config, policy.params)
+    return replace(policy, config=config, params=params)
+
+
+def _untied(policy: Policy) -> Policy:
+    config, params = untie(policy.config, policy.params)
     return replace(policy, config=config, params=params)
 
 

@@ -167,6 +167,10 @@ def _load(
         adapters.check_base(adapter, name, fingerprint)
         config, params = adapters.apply_adapter(adapter, name, config, params, name_map)
         params = sharding.shard_flat(params, mesh) if mesh else params
+    if families.is_untied_by_files(folder, raw, base.config):
+        # Rows of before, when the settings decided, are another model's.
+        fingerprint = tensors.mark(fingerprint, "untied by the files")
+    if adapter:
         fingerprint = adapters.fingerprint(adapter, fingerprint)
     return Policy(
         name=model,
@@ -238,7 +242,7 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
     save_tokenizer(policy.tokenizer, folder)
     # `torch_dtype` is what older versions of transformers called it.
     kept = {name: value for name, value in raw.items() if name != "torch_dtype"}
-    # An adapter may have untied the head.
+    # An adapter, or the files, may have untied the head.
     tied = {"tie_word_embeddings": False} if not config.tie_embeddings else {}
     write_json(folder / "config.json", kept | tied | {"dtype": config.dtype})
     if generation:

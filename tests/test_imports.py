@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-0  configs strengths spelling shown usable files folders provenance chips experiments presets redaction code_hash
+0  configs strengths spelling shown usable files folders provenance chips experiments presets redaction code_hash notes
 1  hlo traffic realign sampling measure losses slots completions text_rewards user_code user_rewards rewards
 1  untrusted_worker untrusted chat_templates tokenizer_files tokenizer missing row_files
 1  manifests asked results reward_hashes metrics reports objectives tune retraining tune_data
@@ -19,6 +19,7 @@ FLOORS = """
 2  trained data recast shapes prompts batches tables panels plots tune_report tune_plot calibration lost sharding
 2  hosts
 3  loading.hub loading.tensors loading.manifests loading.names loading.adapter_settings loading.settings
+3  loading.ties loading.extras
 3  loading.families loading.weights loading.adapters
 3  loading.lora sizes policies encoding decode examples
 4  stopwatch usage reward_models endings generate samples conversation score stored writers rollout reference_logprobs

@@ -92,10 +92,9 @@ def apply_adapter(
     Raises:
       ValueError: the adapter changes what the base does not have, or has in another shape.
     """
+    if _unties(adapter, name_map):
+        config, params = untie(config, params)
     flat, used = flatten(params), set()
-    if config.tie_embeddings and _unties(adapter, name_map):
-        config = replace(config, tie_embeddings=False)
-        flat["head.kernel"] = flat["embed.embedding"].T
     adapted = []
     # What quantization put beside a kernel is in no file.
     paths = [path for path in flat if not path.endswith(".kernel_scale")]
@@ -149,6 +148,15 @@ def merge_adapters(config: models.ModelConfig, params: dict) -> tuple[models.Mod
         )
         flat[f"{adapter.path}.kernel"] = exact.astype(kernel.dtype)
     return replace(config, adapters=()), unflatten(flat)
+
+
+def untie(config: models.ModelConfig, params: dict) -> tuple[models.ModelConfig, dict]:
+    """Returns the same model with a head that is a matrix of its own."""
+    if not config.tie_embeddings:
+        return config, params
+    flat = flatten(params)
+    flat["head.kernel"] = flat["embed.embedding"].T
+    return replace(config, tie_embeddings=False), unflatten(flat)
 
 
 def _unties(adapter: AdapterFiles, name_map: names.NameMap) -> bool:

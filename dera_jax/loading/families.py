@@ -13,7 +13,7 @@ import numpy as np
 
 from dera_jax.configs import check_choice
 from dera_jax.files import read_object
-from dera_jax.loading import adapter_settings, names, settings, tensors
+from dera_jax.loading import adapter_settings, names, settings, tensors, ties
 from dera_jax.models import ModelConfig
 from dera_jax.models.decoder import DecoderConfig
 from dera_jax.models.rope import KINDS, Rope
@@ -307,19 +307,38 @@ def model_config(folder: Path, raw: dict) -> ModelConfig:
     Raises:
       ValueError: a setting that is missing or not supported, with the file.
     """
+    family = FAMILIES[raw["model_type"]]
+    settings.check_layers(folder, raw)
+    config = _said(folder, raw)
+    if not family.head_in_file:
+        return replace(config, tie_embeddings=ties.is_tied(folder, family.names, config.tie_embeddings))
+    if tensors.has_weights(folder):
+        head = names.find(family.names.names["head.kernel"], family.names, tensors.list_tensors(folder))
+        config = replace(config, tie_embeddings=head is None)
+    return config
+
+
+def is_untied_by_files(folder: Path, raw: dict, config: ModelConfig) -> bool:
+    """Returns whether a decoder's head is its own only because the files say so."""
+    own = FAMILIES[raw["model_type"]].head_in_file or not _said(folder, raw).tie_embeddings
+    return not own and not config.tie_embeddings
+
+
+def _said(folder: Path, raw: dict) -> ModelConfig:
+    """Returns what the settings alone say.
+
+    Raises:
+      ValueError: a setting that is missing or not supported, with the file.
+    """
     from transformers import AutoConfig  # here, because it takes a second to import
 
     family = FAMILIES[raw["model_type"]]
-    settings.check_layers(folder, raw)
     try:
         config = family.config(AutoConfig.for_model(**raw))
         _check_ropes(config)
     except Exception as error:  # the library's classes check in their own ways, and fail in others
         found = shown(" ".join(str(error).split()), 300) or type(error).__name__
         raise ValueError(f"{shown(folder / 'config.json', 200)}: {found}") from None
-    if family.head_in_file and tensors.has_weights(folder):
-        head = names.find(family.names.names["head.kernel"], family.names, tensors.list_tensors(folder))
-        config = replace(config, tie_embeddings=head is None)
     return config
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from dera_jax import models
-from dera_jax.loading import names, tensors
+from dera_jax.loading import extras, names, tensors
 from dera_jax.loading.families import FAMILIES
 from dera_jax.models.linear import WeightsConfig, quantize_kernel
 from dera_jax.shown import shown
@@ -54,8 +54,12 @@ def find(folder: Path, name_map: names.NameMap, shapes: dict[str, tuple[int, ...
       ValueError: a tensor is missing, or of the wrong shape or kind; with its name.
     """
     listed, found = tensors.list_tensors(folder), {}
+    extras.check_scales(folder, listed)
     for path, source in names.sources(name_map, shapes, num_heads).items():
         name = names.find(source.name, name_map, listed)
+        if name is None and path == "embed.embedding" and "head.kernel" not in shapes:
+            # Of two that are one, a file may keep either.
+            name = names.find(str(name_map.names["head.kernel"]), name_map, listed)
         if name is None:
             raise ValueError(
                 f"{shown(folder, 200)}: tensor {source.name} is missing from the safetensors files "
@@ -67,6 +71,7 @@ def find(folder: Path, name_map: names.NameMap, shapes: dict[str, tuple[int, ...
             raise ValueError(f"{where}: tensor {name}: expected shape {expected}, found {tensor.shape}")
         check_kind(tensor)
         found[path] = tensor, source
+    extras.check_rest(folder, name_map, listed, {tensor.name for tensor, _ in found.values()})
     return found
 
 
