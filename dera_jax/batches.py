@@ -37,6 +37,14 @@ class Batch(NamedTuple):
     """Slot of each completion's first token."""
 
     @property
+    def fed(self) -> Bool[Array, "rows length"]:
+        """What a decoder-only model is fed: the last token of a row is drawn and never read.
+
+        So prompt and completion together may have one token more than the context.
+        """
+        return self.mask & jnp.pad(jnp.asarray(self.mask)[:, 1:], ((0, 0), (0, 1)))
+
+    @property
     def completions(self) -> Int[Array, "rows completion"]:
         """The completions' tokens."""
         count = self.completion_mask.shape[1]
@@ -53,6 +61,7 @@ def make_batch(
     rows: int | None = None,
     *,
     tight: bool = False,
+    bucket: Callable[[int], int] = bucket_length,
 ) -> Batch:
     """Returns a batch of `rows` rows (default: as many as prompts), the rest of them empty.
 
@@ -60,15 +69,16 @@ def make_batch(
 
     Args:
       tight: pad on the right alone, for models that read prompt and completion as one text.
+      bucket: the padded length of a part.
     """
     rows = rows or len(prompts)
-    after = bucket_length(max(map(len, completions)))
+    after = bucket(max(map(len, completions)))
     if tight:
         length = padded_length(max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True)))
         first = np.array([len(prompt) for prompt in prompts] + [1] * (rows - len(prompts)), np.int32)
         lefts = [0] * len(prompts)
     else:
-        before = bucket_length(max(map(len, prompts)))
+        before = bucket(max(map(len, prompts)))
         length, first, lefts = before + after, None, [before - len(prompt) for prompt in prompts]
     tokens, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
     learned = np.zeros((rows, after), bool)
@@ -78,6 +88,11 @@ def make_batch(
         mask[row, left : left + len(ids)] = True
         learned[row, : len(completion)] = True
     return Batch(tokens, mask, learned, first)
+
+
+def fed_length(prompt: Sequence[int], completion: Sequence[int]) -> int:
+    """Returns how many of these tokens a decoder-only model is fed, see `Batch.fed`."""
+    return len(prompt) + max(0, len(completion) - 1)
 
 
 def padded_length(length: int) -> int:

@@ -149,7 +149,7 @@ def make_prompt(policies: Sequence[Policy], new_tokens: int) -> EncodedPrompt:
       ValueError: they and `new_tokens` do not fit a model's context.
     """
     for policy in policies:
-        if PROMPT_TOKENS + new_tokens > policy.config.max_positions:
+        if PROMPT_TOKENS + new_tokens - 1 > policy.config.max_positions:
             raise ValueError(
                 f"{policy.name}: {PROMPT_TOKENS} prompt tokens and {new_tokens} new ones do not fit its "
                 f"context of {policy.config.max_positions} tokens"

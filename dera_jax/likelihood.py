@@ -17,14 +17,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dera_jax import models
 from dera_jax.batches import Batch, make_batch
+from dera_jax.places import map_places
 from dera_jax.policies import Policy
 from dera_jax.realign import mix_logits, strength_weights
 from dera_jax.sharding import mesh_of, shard_rows
 from dera_jax.strengths import Strength, format_strength
 from dera_jax.tokenizer import bucket_length
-
-LOGITS = 2**24
-"""Of one model at a time, at most: as many positions as have so many words are mixed together."""
 
 Stem = tuple[tuple[int, ...], tuple[int, ...]]
 """A prompt, and a completion without its last token."""
@@ -150,7 +148,6 @@ def measure_candidates(
     """
     rows, count, _ = candidates.shape
     vocab = min(config.vocab_size for config in configs)
-    size = min(count, 1 << max(LOGITS // (rows * vocab), 1).bit_length() - 1)
     hidden = tuple(_hidden(c, p, batch, count) for c, p in zip(configs, params, strict=True))
 
     def of_places(block):
@@ -159,7 +156,7 @@ def measure_candidates(
         logits = jnp.stack([h[..., :vocab] for h in each])
 
         def at_strength(strength):
-            mixed = mix_logits(logits, jnp.broadcast_to(strength, (rows, size, len(strength))))
+            mixed = mix_logits(logits, jnp.broadcast_to(strength, (*candidates.shape[:2], len(strength))))
             chosen = jnp.take_along_axis(mixed, candidates, axis=-1)
             greedy = _is_argmax(mixed, candidates, chosen)
             return chosen - jax.nn.logsumexp(mixed, axis=-1, keepdims=True), greedy
@@ -167,12 +164,7 @@ def measure_candidates(
         # One strength after the other, in blocks of places: the mixtures are never there all at once.
         return jax.lax.map(at_strength, weights)
 
-    def blocks(a):
-        return jnp.moveaxis(a.reshape(rows, count // size, size, -1), 1, 0)
-
-    found = jax.lax.map(of_places, jax.tree.map(blocks, (hidden, jnp.asarray(candidates))))
-    # [blocks, strengths, rows, size, choices] -> [strengths, rows, completion, choices]
-    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 2).reshape(len(weights), *candidates.shape), found)
+    return map_places(of_places, (hidden, jnp.asarray(candidates)), rows * vocab, count)
 
 
 def _is_argmax(

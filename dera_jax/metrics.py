@@ -6,7 +6,7 @@ strengths is far better known than either mean: it is taken pair by pair.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -73,13 +73,15 @@ class Summary:
     ess: float | None
     """Effective share of completions as samples of the sequence-level mixture (Eq. 5), in (0, 1].
 
-    The mean over prompts of their effective sample size over their number of completions ended by
-    EOS, which it cannot fall below one of; prompts with one are left out. None without weights.
+    The mean over prompts of the effective sample size of their `log_weights` over the number of these,
+    which it cannot fall below one of; prompts with one are left out. None without weights.
     """
     tokens: int
     """Drawn in all."""
     unscored: dict[str, int] = field(default_factory=dict)
     """Completions that each reward was not computed for, if there are any."""
+    copies: int = 0
+    """Completions that are copies of another of their prompt, since they were drawn with certainty."""
     turn_rewards: dict[str, dict[int, Estimate]] = field(default_factory=dict)
     """Of each reward, by the turn, from 0; empty where no prompt has several."""
 
@@ -165,20 +167,63 @@ def effective_sample_size(log_weights: Sequence[float] | np.ndarray) -> float:
     return float(w.sum() ** 2 / (w**2).sum())
 
 
-def effective_sample_share(rows: Sequence[dict]) -> float | None:
-    """Returns `Summary.ess` of rows of one strength.
+CERTAIN = -1e-6
+"""Log-probability from which on a completion was drawn with certainty, as greedy decoding does."""
 
-    Weights are known up to a constant of the prompt, so they compare within a prompt only.
+
+def log_weight(row: dict) -> float | None:
+    """Returns the log importance weight of a row for the sequence-level mixture, up to a constant; in nats.
+
+    log w = log π(y|x) + Σ log zₜ − log q(y|x),  q being what was drawn from. None where it is unknown: the
+    completion was cut off, by its length or at a stop text, or the rule is no mixture.
     """
-    by_prompt = defaultdict(list)
+    if row["finish_reason"] != "eos" or row["log_normalizer"] is None:
+        return None
+    return row["logprob"] + row["log_normalizer"] - row["sampling_logprob"]
+
+
+def log_weights(rows: Sequence[dict]) -> dict[Hashable, list[tuple[float, list[dict]]]]:
+    """Returns by prompt the log importance weights that compare, each with its rows, of rows of one strength.
+
+    Weights are known up to a constant of the context, which a prompt's first turns share and later ones, that
+    follow answers of their own, do not: a conversation has one weight, the product of its turns'. Left out
+    are those with a turn that has none, and samples of a prompt that were drawn with certainty: they are
+    copies of one text, not samples.
+    """
+    conversations: dict[tuple, dict[int, dict]] = defaultdict(dict)
+    turns: dict[Hashable, set[int]] = defaultdict(set)
     for row in rows:
-        if row["finish_reason"] == "eos" and row["log_normalizer"] is not None:
-            log_weight = row["logprob"] + row["log_normalizer"] - row["sampling_logprob"]
-            by_prompt[row["prompt_id"]].append(log_weight)
+        prompt, turn = row["prompt_id"], row.get("turn", 0)
+        conversations[prompt, row.get("seed"), row["sample"]][turn] = row
+        turns[prompt].add(turn)
+    found = defaultdict(list)
+    for (prompt, *_), by_turn in conversations.items():
+        each = [log_weight(row) for row in by_turn.values()]
+        if None not in each and by_turn.keys() == turns[prompt]:
+            found[prompt].append((math.fsum(each), list(by_turn.values())))
+    return {prompt: some for prompt, some in found.items() if not all(_certain(row) for _, row in some)}
+
+
+def _certain(rows: Sequence[dict]) -> bool:
+    return all(row["sampling_logprob"] >= CERTAIN for row in rows)
+
+
+def effective_sample_share(rows: Sequence[dict]) -> float | None:
+    """Returns `Summary.ess` of rows of one strength."""
     shares = [
-        effective_sample_size(weights) / len(weights) for weights in by_prompt.values() if len(weights) > 1
+        effective_sample_size([weight for weight, _ in found]) / len(found)
+        for found in log_weights(rows).values()
+        if len(found) > 1
     ]
     return math.fsum(shares) / len(shares) if shares else None
+
+
+def count_copies(rows: Sequence[dict]) -> int:
+    """Returns how many rows of one strength are copies of another: beyond the first drawn with certainty."""
+    certain = Counter(
+        (row["prompt_id"], row.get("turn", 0), row.get("completion")) for row in rows if _certain([row])
+    )
+    return sum(count - 1 for count in certain.values())
 
 
 def summarize(rows: Sequence[dict]) -> list[Summary]:
@@ -229,6 +274,7 @@ def _summarize_strength(
         log_ratio=None if None in log_ratios else estimate(log_ratios, prompts),
         ended=float(np.mean([row["finish_reason"] in ENDED for row in rows])),
         ess=effective_sample_share(rows),
+        copies=count_copies(rows),
         tokens=sum(map(drawn_tokens, rows)),
         turn_rewards={name: _by_turn(found) for name, found in values.items()} if several else {},
     )

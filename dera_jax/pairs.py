@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from dera_jax.batches import fed_length
 from dera_jax.data import Record, load_records
 from dera_jax.examples import Ids, encode_record
 from dera_jax.metrics import Estimate, estimate
@@ -70,7 +71,9 @@ def encode_pairs(policies: Sequence[Policy], pairs: Sequence[Pair]) -> tuple[lis
     def encode(pair: Pair) -> EncodedPair:
         each = [encode_record(reader, pair.record, pair.row) for reader in readers]
         prompts, completions = tuple(prompt for prompt, _ in each), each[-1][1]
-        if (length := max(map(len, prompts)) + max(map(len, completions))) > context:
+        longest = max(prompts, key=len), max(completions, key=len)
+        if fed_length(*longest) > context:
+            length = sum(map(len, longest))
             detail = f"{length} tokens with a completion do not fit the models' context of {context}"
             raise Unusable("pair too long", detail)
         return EncodedPair(str(pair.row.prompt), prompts, completions)

@@ -131,9 +131,8 @@ class _ValueModel:
         """Returns the value before each completion token."""
         own = trained.part("value.", params) | (_trunk(self.of_policy(params)) if self.shared else {})
         model = models.bind(self.config, trained.whole(self.config, own, _trunk(frozen)))
-        return model.completion_values(
-            jnp.asarray(batch.tokens), jnp.asarray(batch.mask), batch.completion_mask.shape[1]
-        )
+        mask = batch.fed if self.config.trunk.start_token is None else jnp.asarray(batch.mask)
+        return model.completion_values(jnp.asarray(batch.tokens), mask, batch.completion_mask.shape[1])
 
     def read(self, params: PyTree, batch: Batch) -> Float[np.ndarray, "rows completion"]:
         """Returns the same, compiled."""

@@ -44,6 +44,12 @@ def _warnings(summaries: Sequence[Summary], run: str | Path | None = None) -> li
             "estimates weighted to the sequence-level mixture are unreliable"
         )
         found.append((line, uneven))
+    if certain := [s for s in summaries if s.copies]:
+        line = (
+            f"{sum(s.copies for s in certain)} of {sum(s.n for s in certain)} completions are copies, drawn with "
+            "certainty (--temperature=0): more samples of a prompt say nothing more"
+        )
+        found.append((line, certain))
     for name in dict.fromkeys(name for s in summaries for name in (*s.scored, *s.unscored)):
         if without := {s.lambda_: count for s in summaries if (count := s.unscored.get(name))}:
             line = f"reward {shown(name, 200)} was not computed for {_share_of(without, summaries)}"

@@ -151,6 +151,7 @@ class ModelReward:
     """`model:DIR`: what a reward model says of prompt and completion together.
 
     Chats go through its own chat template. Where the completion ended with EOS, the text does too.
+    A text beyond its context has no number.
     """
 
     policy: RewardPolicy
@@ -167,9 +168,11 @@ class ModelReward:
             if not isinstance(prompt, str):
                 self._encode(prompt, "…", "length")
 
-    def __call__(self, completions: Completions) -> list[float]:
+    def __call__(self, completions: Completions) -> list[float | None]:
         rows = zip(completions.prompts, completions.completions, completions.finish_reasons, strict=True)
-        return reward_texts(self.policy, [self._encode(*row) for row in rows]).tolist()
+        texts, context = [self._encode(*row) for row in rows], self.policy.config.trunk.max_positions
+        found = iter(reward_texts(self.policy, [text for text in texts if len(text) <= context]).tolist())
+        return [next(found) if len(text) <= context else None for text in texts]
 
     def _encode(self, prompt: str | Sequence[Mapping], completion: str, reason: str) -> list[int]:
         tokenizer = self.policy.tokenizer

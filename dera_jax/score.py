@@ -10,14 +10,16 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dera_jax import models
-from dera_jax.batches import Batch, make_batch
-from dera_jax.encoding import encode_answer, encode_prompts
+from dera_jax.batches import Batch, fed_length, make_batch, padded_length
+from dera_jax.encoding import EncodedPrompt, encode_answer, encode_prompts
 from dera_jax.measure import TokenRecord, measure
+from dera_jax.places import map_places
 from dera_jax.policies import Policy
 from dera_jax.prompts import as_prompts, check_one_turn
 from dera_jax.realign import mix_logits, strength_weights
 from dera_jax.sharding import mesh_of, shard_rows
-from dera_jax.strengths import Strength, as_strengths
+from dera_jax.shown import shown
+from dera_jax.strengths import Strength, as_strengths, format_strength
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ def score(
       prompts: texts or `Prompt`s.
       completions: one for each prompt: a text, or its token ids (with EOS if it should count).
       lambdas: strengths, as `sweep` takes them.
-      rows: of a batch; logits take rows × tokens × vocabulary × 4 bytes for each model.
+      rows: of a batch; memory grows with rows × tokens, not with these times the vocabulary.
 
     Raises:
       TypeError: what is no strength.
-      ValueError: bad input, or a prompt without a completion.
+      ValueError: bad input, a prompt without a completion, or both beyond a model's context; logits that
+        are not finite.
     """
     asked = as_prompts(prompts)
     strengths = as_strengths(lambdas, len(policies) - 1)
@@ -67,7 +70,22 @@ def score(
         encode_answer(policies[-1], prompt, completion) if isinstance(completion, str) else list(completion)
         for prompt, completion in zip(encoded, completions, strict=True)
     ]
+    for prompt, ids in zip(encoded, tokens, strict=True):
+        _check(policies, prompt, ids)
     return list(score_tokens(policies, [prompt.tokens for prompt in encoded], tokens, strengths, rows))
+
+
+def _check(policies: Sequence[Policy], prompt: EncodedPrompt, completion: Sequence[int]) -> None:
+    """Raises ValueError where a completion has no such word, or does not fit a model's context."""
+    vocab = min(policy.config.vocab_size for policy in policies)
+    if wrong := [token for token in completion if not 0 <= token < vocab]:
+        raise ValueError(f"prompt {prompt.id!r}: token {wrong[0]} is none of the {vocab} words of the models")
+    for policy, ids in zip(policies, prompt.tokens, strict=True):
+        if fed_length(ids, completion) > policy.config.max_positions:
+            raise ValueError(
+                f"prompt {prompt.id!r}: {len(ids)} tokens and {len(completion)} of its completion do not fit "
+                f"the context of {shown(policy.name, 200)} ({policy.config.max_positions} tokens)"
+            )
 
 
 def score_tokens(
@@ -86,19 +104,45 @@ def score_tokens(
     for start in range(0, len(completions), rows):
         part = slice(start, start + rows)
         batches = tuple(
-            make_batch([prompt[m] for prompt in prompts[part]], completions[part], rows)
-            for m in range(len(policies))
+            make_batch(
+                [prompt[m] for prompt in prompts[part]],
+                completions[part],
+                rows,
+                tight=config.start_token is None,
+                bucket=padded_length,
+            )
+            for m, config in enumerate(configs)
         )
         batches = shard_rows(batches, mesh) if mesh else batches
         record = jax.device_get(score_batch(configs, params, batches, weights))
         for row, ids in enumerate(completions[part]):
             end = len(ids)
-            yield Scored(
+            scored = Scored(
                 tokens=list(ids),
                 model_logprobs=record.model_logprobs[0, row, :end],
                 logprobs=record.logprob[:, row, :end],
                 kl_to_reference=record.kl_to_reference[:, row, :end],
                 log_normalizers=record.log_normalizer[:, row, :end],
+            )
+            _check_finite(scored, start + row, policies, lambdas)
+            yield scored
+
+
+def _check_finite(
+    scored: Scored, number: int, policies: Sequence[Policy], lambdas: Sequence[float | Strength]
+) -> None:
+    """Raises ValueError where the logits of a model, or of a mixture, are not finite."""
+    for names, found in (
+        ([shown(policy.name, 200) for policy in policies], scored.model_logprobs.T),
+        (
+            [f"the mixture at λ = {format_strength(x if isinstance(x, tuple) else (x,))}" for x in lambdas],
+            scored.logprobs,
+        ),
+    ):
+        if not np.isfinite(found).all():
+            which, token = np.argwhere(~np.isfinite(found))[0]
+            raise ValueError(
+                f"{names[which]}: logits are not finite at token {token + 1} of completion {number}"
             )
 
 
@@ -115,28 +159,45 @@ def score_batch(
       batches: for each model its own prompts with the same completions.
       weights: of the models, for each strength.
     """
-    each = [completion_logits(c, p, b) for c, p, b in zip(configs, params, batches, strict=True)]
-    vocab = min(h.shape[-1] for h in each)
-    logits = jnp.stack([h[..., :vocab].reshape(-1, vocab) for h in each])
-    shape = batches[0].completion_mask.shape
-    token = jnp.asarray(batches[0].completions).reshape(-1)
+    vocab = min(config.vocab_size for config in configs)
+    hidden = tuple(completion_hidden(c, p, b) for c, p, b in zip(configs, params, batches, strict=True))
+    rows, count = batches[0].completion_mask.shape
 
-    def at_strength(strength):
-        everywhere = jnp.broadcast_to(strength, (token.shape[0], *strength.shape))
-        return measure(logits, mix_logits(logits, everywhere), everywhere, token, mixture=True)
+    def of_places(block):
+        hidden, completions = block
+        each = [models.bind(c, p)._logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
+        logits = jnp.stack([h[..., :vocab].reshape(-1, vocab) for h in each])
+        token = completions.ravel()
 
-    record = jax.lax.map(at_strength, weights)
-    return jax.tree.map(lambda a: a.reshape(a.shape[0], *shape, *a.shape[2:]), record)
+        def at_strength(strength):
+            everywhere = jnp.broadcast_to(strength, (token.shape[0], *strength.shape))
+            record = measure(logits, mix_logits(logits, everywhere), everywhere, token, mixture=True)
+            return jax.tree.map(lambda a: a.reshape(*completions.shape, *a.shape[1:]), record)
+
+        return jax.lax.map(at_strength, weights)
+
+    return map_places(of_places, (hidden, jnp.asarray(batches[0].completions)), rows * vocab, count)
+
+
+def completion_hidden(
+    config: models.ModelConfig, params: PyTree, batch: Batch
+) -> Float[Array, "rows completion width"]:
+    """Returns what the head reads where each completion token was drawn."""
+    return models.bind(config, params).completion_hidden(*_given(config, batch))
 
 
 def completion_logits(
     config: models.ModelConfig, params: PyTree, batch: Batch
 ) -> Float[Array, "rows completion vocab"]:
     """Returns the logits that each completion token was drawn from."""
-    length = batch.completion_mask.shape[1]
-    tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.mask)
+    return models.bind(config, params).completion_logits(*_given(config, batch))
+
+
+def _given(config: models.ModelConfig, batch: Batch) -> tuple:
+    """Returns what a model asks for to read a batch."""
+    mask = batch.fed if config.start_token is None else jnp.asarray(batch.mask)
     starts = () if batch.starts is None else (jnp.asarray(batch.starts),)
-    return models.bind(config, params).completion_logits(tokens, mask, length, *starts)
+    return jnp.asarray(batch.tokens), mask, batch.completion_mask.shape[1], *starts
 
 
 def completion_logprobs(

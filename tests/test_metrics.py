@@ -155,6 +155,46 @@ def test_ess_compares_weights_within_a_prompt_and_of_ended_rows_only():
     assert summarize([row(0, s, log_normalizer=None) for s in range(3)])[0].ess is None
 
 
+def test_ess_of_conversations_is_of_whole_ones():
+    """A later turn follows an answer of its own and has its own constant: only products of turns compare."""
+    constants, log_w = (0.0, -6.0), [0.0, math.log(3)]
+    rows = [
+        row(0, s, 0.5, turn=turn, log_normalizer=constants[turn] + log_w[s] / 2)
+        for turn in (0, 1)
+        for s in (0, 1)
+    ]
+    assert summarize(rows)[0].ess == pytest.approx(0.8)
+    equal = [one | {"log_normalizer": constants[one["turn"]]} for one in rows]
+    assert summarize(equal)[0].ess == 1
+    # A conversation with a turn that was cut off, is missing or has no weight, has none.
+    third = [row(0, 2, 0.5, turn=turn, log_normalizer=50.0) for turn in (0, 1)]
+    for broken in ({"finish_reason": "length"}, {"finish_reason": "stop"}, {"log_normalizer": None}):
+        assert summarize([*rows, third[0], third[1] | broken])[0].ess == pytest.approx(0.8)
+    assert summarize([*rows, third[0]])[0].ess == pytest.approx(0.8)
+
+
+def test_copies_of_a_greedy_text_are_no_samples():
+    greedy = [row(p, s, 0.5, sampling_logprob=0.0, completion="x") for p in (0, 1) for s in range(4)]
+    (summary,) = summarize(greedy)
+    assert (summary.ess, summary.copies) == (None, 6)
+    (line,) = warnings_of([summary])
+    assert "6 of 8 completions are copies, drawn with certainty (--temperature=0)" in line
+    # Of the prompts beside them nothing changes.
+    drawn = [row(2, s, 0.5, log_normalizer=w) for s, w in enumerate([0.0, math.log(3)])]
+    assert summarize([*greedy, *drawn])[0].ess == pytest.approx(0.8)
+    assert summarize(drawn)[0].copies == 0
+    assert summarize([row(p, 0, sampling_logprob=0.0) for p in range(3)])[0].copies == 0
+
+
+def test_log_weights_are_those_of_rows_that_have_one():
+    rows = [
+        row(0, s, 0.5, finish_reason=reason, log_normalizer=0.1 * s)
+        for s, reason in enumerate(("eos", "stop", "length", "eos"))
+    ]
+    ((first, _), (second, same)) = metrics.log_weights(rows)[0]
+    assert (first, second) == (0.0, pytest.approx(0.3)) and same == [rows[3]]
+
+
 def test_summaries_are_in_order_and_count():
     rows = [
         row(p, s, lambda_, length=10 * p + s, finish_reason=["eos", "length", "stop", "length"][2 * s + p])

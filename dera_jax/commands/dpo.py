@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def prepare(seed, beta):
         policy = train_options.load_policy(args, seed, loaded)
         reference = train_options.load_reference(args, loaded)
-        max_length = args.max_length or policy.config.max_positions
+        max_length = train_checks.max_length(args, policy, reference)
 
         def encode(records):
             if preference.loss == "kto":

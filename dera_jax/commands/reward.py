@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def prepare(seed, beta):
         policy = train_options.load_policy(args, seed, loaded)
         reward = fresh_reward_model(policy, seed)
-        max_length = args.max_length or policy.config.max_positions
+        max_length = train_checks.max_length(args, policy, whole=True)
         if "data" not in loaded:
             loaded["data"] = train_options.Data(
                 args,

@@ -10,7 +10,7 @@ a grid, each run in its own folder.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 from dera_jax.commands import cli, decode_options, train_checks, train_options
 from dera_jax.configs import DecodeConfig, PPOConfig
@@ -174,10 +174,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         policy = train_options.load_policy(args, seed, loaded)
         reference = train_options.load_reference(args, loaded)
         rollout, config = rollout_config(seed, beta), train_options.train_config(args, seed)
+        # The reference reads what the policy does.
+        shortest = min((policy, reference), key=lambda one: one.config.max_positions)
+        reader = replace(policy, config=shortest.config)
         for name, some, unread in (("data", prompts, dropped), ("eval_data", held_out, also)):
             if some and name not in loaded:
-                # One more, since completions are read whole in training.
-                _, loaded[name], unfit = encode_usable((policy,), some, args.max_new_tokens + 1)
+                _, loaded[name], unfit = encode_usable((reader,), some, args.max_new_tokens)
                 print((unread | unfit).told(getattr(args, name), len(loaded[name])), file=sys.stderr)
         encoded, asked = loaded["data"], loaded.get("eval_data", [])
         train_checks.check_prompts(args, len(encoded))

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def prepare(seed, beta):
         policy = train_options.load_policy(args, seed, loaded)
-        max_length = args.max_length or policy.config.max_positions
+        max_length = train_checks.max_length(args, policy, whole=args.packing)
         if "data" not in loaded:
             loaded["data"] = train_options.Data(
                 args,

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from dera_jax.commands import cli, meshes, train_options
 from dera_jax.configs import check_count, check_number
+from dera_jax.shown import shown
 
 T = TypeVar("T")
 
@@ -45,6 +46,27 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
     meshes.start(args, saves=True)
 
 
+def max_length(args: argparse.Namespace, *policies, whole: bool = False) -> int:
+    """Returns the tokens of a text, by default as many as the context of every policy has.
+
+    Args:
+      policies: that read the texts.
+      whole: whether they read the last token too, from which nothing is drawn.
+
+    Raises:
+      ValueError: more than a context holds.
+    """
+    shortest = min(policies, key=lambda policy: policy.config.max_positions)
+    context = shortest.config.max_positions
+    if args.max_length is None:
+        return context
+    if args.max_length > context + (not whole):
+        raise ValueError(
+            f"--max-length={args.max_length} is beyond the context of {shown(shortest.name, 200)} ({context} tokens)"
+        )
+    return args.max_length
+
+
 def check_rollouts(args: argparse.Namespace) -> None:
     """Raises ValueError where a batch cannot be made of --num-samples completions of prompts, or not be split."""
     rows, samples = args.batch_size, args.num_samples
@@ -53,6 +75,13 @@ def check_rollouts(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size={rows}: expected a multiple of --num-samples={samples}")
     if args.algorithm == "rloo" and samples < 2:
         raise ValueError(f"--num-samples={samples}: --algorithm=rloo expects 2 or more; pg takes 1")
+    if args.algorithm == "pg" and rows < 2:
+        raise ValueError("--batch-size=1: --algorithm=pg compares completions of a step with each other")
+    if args.target_kl is not None and rows >= 5 * args.kl_horizon:
+        raise ValueError(
+            f"--kl-horizon={args.kl_horizon}: expected more than a fifth of --batch-size={rows}, or β would "
+            "become 0 in a step"
+        )
     parts = args.num_mini_batches * args.gradient_accumulation_steps
     if args.algorithm == "ppo" and rows % max(parts, 1):
         raise ValueError(

@@ -7,7 +7,7 @@ mixture (Eq. 5). The curves of one experiment share prompts, so a difference is 
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from dera_jax.experiments import Experiment, Step
 from dera_jax.files import read_json
-from dera_jax.metrics import ENDED, Estimate, effective_sample_size, estimate
+from dera_jax.metrics import Estimate, effective_sample_size, estimate, log_weights
 from dera_jax.results import read_rows
 from scripts.reproduce.runner import Folders, is_kept
 
@@ -223,30 +223,19 @@ def weighted(rows: Rows, quantity: Quantity) -> Estimate | None:
 
     Of completions that ended; those cut off have no weight known. None if there are none.
     """
-    by = _log_weights([row for row in rows if quantity(row) is not None])
+    by = log_weights([row for row in rows if quantity(row) is not None])
     means = []
     for found in by.values():
-        log_weights = np.array([log_weight for log_weight, _ in found])
-        shown = [quantity(row) for _, row in found]
-        means.append(float(np.average(shown, weights=np.exp(log_weights - log_weights.max()))))
+        logs = np.array([log_weight for log_weight, _ in found])
+        shown = [quantity(row) for _, (row, *_) in found]
+        means.append(float(np.average(shown, weights=np.exp(logs - logs.max()))))
     return estimate(means, list(by)) if means else None
 
 
 def worth(rows: Rows) -> float:
     """Returns how many equally weighted completions those weights are worth, of a prompt's, on average."""
-    by = _log_weights(rows)
+    by = log_weights(rows)
     return float(np.mean([effective_sample_size([weight for weight, _ in found]) for found in by.values()]))
-
-
-def _log_weights(rows: Rows) -> dict[Hashable, list[tuple[float, dict]]]:
-    """Returns by prompt Σ log zₜ of its completions that ended, corrected for how they were drawn, with their rows."""
-    by = defaultdict(list)
-    for row in rows:
-        if row["finish_reason"] in ENDED:
-            by[row["prompt_id"]].append(
-                (row["logprob"] + row["log_normalizer"] - row["sampling_logprob"], row)
-            )
-    return by
 
 
 def win_rate(rows: Rows, against: Rows, quantity: Quantity) -> Estimate:
