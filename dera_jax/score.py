@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dera_jax import models
+from dera_jax.answers import encode_answer
 from dera_jax.batches import Batch, make_batch
-from dera_jax.encoding import encode_answer, encode_prompts
+from dera_jax.encoding import encode_prompts
 from dera_jax.measure import TokenRecord, measure
 from dera_jax.policies import Policy
 from dera_jax.prompts import as_prompts, check_one_turn
@@ -48,7 +49,8 @@ def score(
     Args:
       policies: of `load_policies`, the reference first.
       prompts: texts or `Prompt`s.
-      completions: one for each prompt: a text, or its token ids (with EOS if it should count).
+      completions: one for each prompt: a text, which answers a chat through its template, as trainings read
+        it but for EOS; or its token ids (with EOS if it should count).
       lambdas: strengths, as `sweep` takes them.
       rows: of a batch; logits take rows × tokens × vocabulary × 4 bytes for each model.
 
