@@ -123,18 +123,6 @@ def encode_turn(
     return EncodedPrompt(asked, tuple(tokens), tuple(policy.config.start_token for policy in policies))
 
 
-def encode_answer(policy: Policy, prompt: EncodedPrompt, text: str) -> list[int]:
-    """Returns the ids of a given completion of a prompt, without EOS, as the last model reads it.
-
-    Raises:
-      ValueError: it cannot be read; with the prompt's id.
-    """
-    try:
-        return tokenizer.encode_completion(policy.tokenizer, before(policy, prompt.tokens[-1]), text)
-    except ValueError as error:
-        raise ValueError(f"prompt {prompt.id!r}: its completion: {error}") from error
-
-
 def before(policy: Policy, tokens: Sequence[int]) -> Sequence[int]:
     """Returns the tokens of a prompt that its completion continues: none where an encoder has read them."""
     return tokens if policy.config.start_token is None else ()

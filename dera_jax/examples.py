@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dera_jax import shapes
+from dera_jax.answers import encode_exchange, encode_whole, ended
 from dera_jax.data import Record
-from dera_jax.encoding import before
 from dera_jax.policies import Policy
 from dera_jax.shapes import Row
-from dera_jax.tokenizer import encode_completion, encode_prompt, render_chat
+from dera_jax.tokenizer import encode_prompt
 from dera_jax.usable import KEEP_END, KEEP_START, Dropped, Unusable, keep_usable
 
 Ids = tuple[int, ...]
@@ -115,7 +115,12 @@ def encode_examples(
 
 
 def encode_pairs(
-    policy: Policy, records: Sequence[Record], max_length: int, *, truncation_mode: str = KEEP_START
+    policy: Policy,
+    records: Sequence[Record],
+    max_length: int,
+    *,
+    truncation_mode: str = KEEP_START,
+    whole: bool = False,
 ) -> tuple[list[Pair], Report]:
     """Returns records as pairs of at most `max_length` tokens, prompt and each completion together.
 
@@ -125,10 +130,13 @@ def encode_pairs(
 
     Both completions have the same prompt: with `keep_end` it leaves room for the longer one.
 
+    Args:
+      whole: whether prompt and completion are one text, as reward models read it (see `encode_whole`).
+
     Raises:
       ValueError: as `encode_examples`.
     """
-    encoded, report = _encode_all(policy, records, max_length, shapes.read_pair, truncation_mode)
+    encoded, report = _encode_all(policy, records, max_length, shapes.read_pair, truncation_mode, whole)
     return [Pair(e.prompt, *e.completions, shapes.read_margin(e.record)) for e in encoded], report
 
 
@@ -139,12 +147,17 @@ def _labels(encoded: _Encoded, labelled: bool) -> tuple[bool | None, ...]:
 
 
 def _encode_all(
-    policy: Policy, records: Sequence[Record], max_length: int, read: Callable[[Record], Row], mode: str
+    policy: Policy,
+    records: Sequence[Record],
+    max_length: int,
+    read: Callable[[Record], Row],
+    mode: str,
+    whole: bool = False,
 ) -> tuple[list[_Encoded], Report]:
     """Returns the records that can be used, and the report of all."""
 
     def use(record: Record) -> _Encoded:
-        return _fit(record, *encode_record(policy, record, read(record)), max_length, mode)
+        return _fit(record, *encode_record(policy, record, read(record), whole), max_length, mode)
 
     encoded, dropped = keep_usable(records, use, lambda record: record.where)
     cut, shortened = sum(e.cut for e in encoded), sum(e.shortened for e in encoded)
@@ -169,72 +182,50 @@ def _fit(record: Record, prompt: Ids, completions: tuple[Ids, ...], max_length: 
     return _Encoded(record, prompt, kept, sum(len(c) > room for c in completions), len(prompt) < whole)
 
 
-def encode_record(policy: Policy, record: Record, row: Row) -> tuple[Ids, tuple[Ids, ...]]:
+def encode_record(
+    policy: Policy, record: Record, row: Row, whole: bool = False
+) -> tuple[Ids, tuple[Ids, ...]]:
     """Returns a record's prompt and completions as ids, EOS behind, as the policy reads and writes them.
+
+    Args:
+      whole: whether each completion is one text with the prompt, as `encode_pairs` has it.
 
     Raises:
       Unusable: a completion has no tokens.
       ValueError: a chat template that fails, or a word the model does not have; with file and line.
     """
     try:
-        prompt, completions = _ids(policy, row)
+        prompt, completions = (_whole_ids if whole else _ids)(policy, row)
     except Unusable:
         raise
     except ValueError as error:
         raise ValueError(f"{record.where}: {error}") from error
     if not all(completions):
         raise Unusable("nothing to learn: no tokens")
-    highest, vocab = max(map(max, (prompt, *completions))), policy.config.vocab_size
+    highest, vocab = max(map(max, ([0, *prompt], *completions))), policy.config.vocab_size
     if highest >= vocab:
         raise ValueError(f"{record.where}: token {highest} is beyond the {vocab} words of {policy.name}")
-    return tuple(prompt), tuple(tuple(_ended(policy, completion)) for completion in completions)
+    return tuple(prompt), tuple(map(tuple, completions))
 
 
-def _ids(policy: Policy, row: Row) -> tuple[list[int], list[list[int]]]:
+def _ids(policy: Policy, row: Row) -> tuple[list[int], list[Sequence[int]]]:
+    if row.prompt is not None:
+        prompt, completions = encode_exchange(policy, row.prompt, row.completions)
+        return prompt, [ended(policy, each) if each else [] for each in completions]
+    if policy.config.start_token is not None:
+        raise ValueError("expected text in `prompt` and `completion`, as an encoder reads; found a text")
+    ids = encode_prompt(policy.tokenizer, row.completions[0])
+    return ids[:1], [ended(policy, ids[1:]) if ids[1:] else []]
+
+
+def _whole_ids(policy: Policy, row: Row) -> tuple[list[int], list[list[int]]]:
+    """Returns whole texts, cut where they leave their prompt: a token may span its end."""
     tokenizer, reader = policy.tokenizer, policy.config.start_token is not None
-    if row.prompt is None:
-        if reader:
-            raise ValueError("expected text in `prompt` and `completion`, as an encoder reads; found a text")
-        ids = encode_prompt(tokenizer, row.completions[0])
-        return ids[:1], [ids[1:]]
     text, chat = (row.prompt, None) if isinstance(row.prompt, str) else (None, row.prompt)
-    prompt = encode_prompt(tokenizer, text, chat, template=policy.template, reader=reader)
-    completions = []
-    for said in row.completions:
-        written = said if chat is None else _written(policy, chat, said)
-        # Encoded together with the prompt, so that the space between them is kept.
-        whole = [] if reader else encode_prompt(tokenizer, text, chat, written, template=policy.template)
-        if not reader and whole[: len(prompt)] == prompt:
-            completions.append(whole[len(prompt) :])
-        else:
-            completions.append(encode_completion(tokenizer, before(policy, prompt), written))
-    return prompt, completions
-
-
-def _written(policy: Policy, prompt: shapes.Chat, completion: shapes.Chat) -> str:
-    """Returns what a chat has behind the prompt, through the policy's template: with the ends of turns."""
-    if policy.template == "":
-        return "\n\n".join(message["content"] for message in completion)
-    start = render_chat(policy.tokenizer, prompt, policy.template)
-    whole = render_chat(policy.tokenizer, (*prompt, *completion), policy.template, answer=False)
-    if not whole.startswith(start):
-        raise ValueError(
-            "expected a chat template that writes a chat as it writes its prompt, and the answer behind; "
-            f"found another text from character {shapes.count_common(whole, start)} on"
-        )
-    return whole[len(start) :]
-
-
-def _ended(policy: Policy, completion: Sequence[int]) -> Sequence[int]:
-    """Returns a completion with EOS at its end.
-
-    Where a template writes one, what it writes behind (a line break) is left out: it is never generated.
-    """
-    eos = policy.tokenizer.eos_token_id
-    ends = set(policy.eos_ids) | ({eos} - {None})
-    if not ends:
-        raise ValueError(f"{policy.name}: expected a token that ends a completion, found none")
-    last = max((n for n, token in enumerate(completion) if token in ends), default=None)
-    if last is not None and not policy.tokenizer.decode(completion[last + 1 :]).strip():
-        return completion[: last + 1]
-    return [*completion, min(ends) if eos is None else eos]
+    prompt = encode_prompt(tokenizer, text, chat, template=policy.template)
+    wholes = [
+        encode_whole(tokenizer, row.prompt, said, template=policy.template, reader=reader)
+        for said in row.completions
+    ]
+    end = min(shapes.count_common(prompt, whole) for whole in wholes)
+    return prompt[:end], [whole[end:] for whole in wholes]

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from transformers import PreTrainedTokenizerBase
 
 from dera_jax import models, tokenizer_files
+from dera_jax.answers import encode_whole
 from dera_jax.completions import Completions
 from dera_jax.files import write_json
 from dera_jax.keys import seed_key
@@ -22,7 +23,7 @@ from dera_jax.models.t5 import T5Config
 from dera_jax.policies import Policy
 from dera_jax.shown import shown
 from dera_jax.spelling import spelled
-from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, render_chat, save_tokenizer, text_ids
+from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, save_tokenizer
 
 ROWS = 16
 """Texts read at a time."""
@@ -150,7 +151,7 @@ def save_reward_model(reward: RewardPolicy, folder: Path, manifest: dict) -> Non
 class ModelReward:
     """`model:DIR`: what a reward model says of prompt and completion together.
 
-    Chats go through its own chat template. Where the completion ended with EOS, the text does too.
+    Chats go through its own chat template. Where the completion of a raw text ended with EOS, the text does too.
     A text beyond its context has no number.
     """
 
@@ -176,25 +177,14 @@ class ModelReward:
 
     def _encode(self, prompt: str | Sequence[Mapping], completion: str, reason: str) -> list[int]:
         tokenizer = self.policy.tokenizer
-        if isinstance(prompt, str):
-            ids = text_ids(tokenizer, prompt + completion)
-            eos = tokenizer.eos_token_id
-            return ids + [eos] if reason == "eos" and eos is not None and ids[-1:] != [eos] else ids
-        if tokenizer.chat_template is None:
+        if not isinstance(prompt, str) and tokenizer.chat_template is None:
             raise ValueError(
                 f"reward {shown(self.spec, 200)}: the prompts are chats, but its tokenizer has no chat template; "
                 f"put one into {shown(self.policy.folder / 'chat_template.jinja', 200)}"
             )
-        # A last message of the assistant is the start of the answer.
-        *before, last = prompt
-        answer = {"role": "assistant", "content": completion}
-        if last["role"] == "assistant":
-            answer["content"] = last["content"] + completion
-        else:
-            before.append(last)
+        reader = self.policy.config.trunk.start_token is not None
         try:
-            text = render_chat(tokenizer, [*before, answer], answer=False)
-            return text_ids(tokenizer, text, special=False)
+            return encode_whole(tokenizer, prompt, completion, reader=reader, has_ended=reason == "eos")
         except ValueError as error:
             raise ValueError(f"reward {shown(self.spec, 200)}: {error}") from None
 

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dera_jax import models
+from dera_jax.answers import encode_answer
 from dera_jax.batches import Batch, fed_length, make_batch, padded_length
-from dera_jax.encoding import EncodedPrompt, encode_answer, encode_prompts
+from dera_jax.encoding import EncodedPrompt, encode_prompts
 from dera_jax.measure import TokenRecord, measure
 from dera_jax.places import map_places
 from dera_jax.policies import Policy
@@ -50,7 +51,8 @@ def score(
     Args:
       policies: of `load_policies`, the reference first.
       prompts: texts or `Prompt`s.
-      completions: one for each prompt: a text, or its token ids (with EOS if it should count).
+      completions: one for each prompt: a text, which answers a chat through its template, as trainings read
+        it but for EOS; or its token ids (with EOS if it should count).
       lambdas: strengths, as `sweep` takes them.
       rows: of a batch; memory grows with rows × tokens, not with these times the vocabulary.
 

@@ -71,18 +71,44 @@ def encode_prompt(
     """
     if reader and prefix:
         raise ValueError("the prompt has a `prefix`, and a model with an encoder has no place for one")
-    if messages is not None and template == "":
-        text, messages = "\n\n".join(message["content"] for message in messages), None
-        text += "\n\n" if prefix else ""
+    said, raw = prompt_text(tokenizer, text, messages, prefix, template)
+    return start_ids(tokenizer, said, raw=raw, reader=reader)
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str | None,
+    messages: Sequence[dict] | None,
+    prefix: str = "",
+    template: str | None = None,
+) -> tuple[str, bool]:
+    """Returns what is read of a prompt (see `encode_prompt`), and whether it is raw text."""
     if messages is None:
-        tokens = text_ids(tokenizer, text + prefix)
-        # Some tokenizers end every text with EOS, which would end the completion before it starts.
-        if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id and not reader:
-            tokens = tokens[:-1]
-    else:
-        rendered = render_chat(tokenizer, messages, template)
-        # The template writes the special tokens itself.
-        tokens = text_ids(tokenizer, rendered + prefix, special=reader)
+        return text + prefix, True
+    if template == "":
+        return joined(messages) + ("\n\n" + prefix if prefix else ""), True
+    return render_chat(tokenizer, messages, template) + prefix, False
+
+
+def joined(messages: Sequence[dict]) -> str:
+    """Returns a chat without a template: blank lines between the messages' contents."""
+    return "\n\n".join(message["content"] for message in messages)
+
+
+def start_ids(tokenizer: PreTrainedTokenizerBase, said: str, *, raw: bool, reader: bool = False) -> list[int]:
+    """Returns the ids of a text that begins as a text of the model does, and that may go on.
+
+    Args:
+      raw: whether the tokenizer adds its special tokens; a chat template writes them itself.
+      reader: whether an encoder reads the text, which then ends as the tokenizer ends it.
+
+    Raises:
+      ValueError: the text has no tokens.
+    """
+    tokens = text_ids(tokenizer, said, special=raw or reader)
+    # Some tokenizers end every text with EOS, which would end the completion before it starts.
+    if raw and len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id and not reader:
+        tokens = tokens[:-1]
     # Text that says BOS already, to a tokenizer that says it too.
     if len(tokens) > 1 and tokens[0] == tokens[1] == tokenizer.bos_token_id:
         tokens = tokens[1:]

@@ -22,8 +22,6 @@ TURNS = (
 """Ends every turn with EOS and a line break, as ChatML does."""
 HEADS = TURNS.replace("{{ eos_token }}", "")
 """Without EOS."""
-SHY = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}?{% endif %}"
-"""Writes another text before an answer that is asked for than before one that is there."""
 HH = ["hh_rlhf/harmless-base.test.jsonl.gz", "hh_rlhf/helpful-base.test.jsonl.gz"]
 
 
@@ -380,11 +378,6 @@ def test_a_bad_label_is_named(policy, label, found):
     with pytest.raises(ValueError, match=f"^f:1: label: expected true or false, found {found}"):
         encode_examples(policy, [record(**fields)], 64, labelled=True)
     assert encode_examples(policy, [record(**fields)], 64)[1].used == 1
-
-
-def test_a_template_that_does_not_continue_is_refused(policy):
-    with pytest.raises(ValueError, match=r"f:1: expected a chat template that .* from character 8 on"):
-        encode_examples(replace(policy, template=SHY), [record(messages=CHAT)], 64)
 
 
 def test_a_word_that_the_model_does_not_have_is_refused(policy):

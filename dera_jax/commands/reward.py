@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             loaded["data"] = train_options.Data(
                 args,
                 lambda records: encode_pairs(
-                    policy, records, max_length, truncation_mode=args.truncation_mode
+                    policy, records, max_length, truncation_mode=args.truncation_mode, whole=True
                 ),
             )
         data = loaded["data"]
