@@ -10,6 +10,7 @@ from dera_jax.encoding import before
 from dera_jax.policies import Policy
 from dera_jax.shapes import Row
 from dera_jax.tokenizer import encode_completion, encode_prompt, render_chat
+from dera_jax.turn_ends import turn_ends
 from dera_jax.usable import KEEP_END, KEEP_START, Dropped, Unusable, keep_usable
 
 Ids = tuple[int, ...]
@@ -187,7 +188,9 @@ def encode_record(policy: Policy, record: Record, row: Row) -> tuple[Ids, tuple[
     highest, vocab = max(map(max, (prompt, *completions))), policy.config.vocab_size
     if highest >= vocab:
         raise ValueError(f"{record.where}: token {highest} is beyond the {vocab} words of {policy.name}")
-    return tuple(prompt), tuple(tuple(_ended(policy, completion)) for completion in completions)
+    is_chat = row.prompt is not None and not isinstance(row.prompt, str)
+    closing = turn_ends(policy.tokenizer, policy.template) if is_chat else ()
+    return tuple(prompt), tuple(tuple(_ended(policy, completion, closing)) for completion in completions)
 
 
 def _ids(policy: Policy, row: Row) -> tuple[list[int], list[list[int]]]:
@@ -225,16 +228,21 @@ def _written(policy: Policy, prompt: shapes.Chat, completion: shapes.Chat) -> st
     return whole[len(start) :]
 
 
-def _ended(policy: Policy, completion: Sequence[int]) -> Sequence[int]:
-    """Returns a completion with EOS at its end.
+def _ended(policy: Policy, completion: Sequence[int], closing: Sequence[int]) -> Sequence[int]:
+    """Returns a completion that ends at its first EOS, or where its turn is closed; else with EOS behind it.
 
-    Where a template writes one, what it writes behind (a line break) is left out: it is never generated.
+    What a template writes behind that (a line break, another EOS) is left out: it is never generated.
     """
     eos = policy.tokenizer.eos_token_id
-    ends = set(policy.eos_ids) | ({eos} - {None})
+    ends = {*policy.eos_ids, *closing} | ({eos} - {None})
     if not ends:
         raise ValueError(f"{policy.name}: expected a token that ends a completion, found none")
-    last = max((n for n, token in enumerate(completion) if token in ends), default=None)
-    if last is not None and not policy.tokenizer.decode(completion[last + 1 :]).strip():
+
+    def is_last(place: int) -> bool:
+        behind = [token for token in completion[place:] if token not in ends]
+        return not policy.tokenizer.decode(behind).strip()
+
+    last = next((n for n, token in enumerate(completion) if token in ends and is_last(n)), None)
+    if last is not None:
         return completion[: last + 1]
-    return [*completion, min(ends) if eos is None else eos]
+    return [*completion, min(policy.eos_ids or closing) if eos is None else eos]

@@ -20,7 +20,7 @@ FLOORS = """
 2  hosts
 3  loading.hub loading.tensors loading.manifests loading.names loading.adapter_settings loading.settings
 3  loading.families loading.weights loading.adapters
-3  loading.lora sizes policies encoding decode examples
+3  loading.lora sizes policies turn_ends encoding decode examples
 4  stopwatch usage reward_models endings generate samples conversation score stored writers rollout reference_logprobs
 4  likelihood bounded_http chat_completions judge_cache judge_prompts judge_endpoint judges compare
 5  combine checkpoints run_log optimization training supervised packing sft dpo reward_training rlhf ppo runs
