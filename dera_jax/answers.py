@@ -80,7 +80,7 @@ def encode_answer(policy: Policy, prompt: EncodedPrompt, text: str) -> list[int]
             ids, (completion,) = encode_exchange(policy, asked.messages, [answer], asked.prefix)
             # Else the template asks in words that it does not write: what follows those is the text itself.
             if tuple(ids) == prompt.tokens[-1]:
-                return without_eos(policy, completion)
+                return without_eos(policy, completion, prompt.turn_ends)
         return encode_completion(policy.tokenizer, before(policy, prompt.tokens[-1]), text)
     except ValueError as error:
         raise ValueError(f"prompt {prompt.id!r}: its completion: {error}") from error
@@ -132,21 +132,29 @@ def _content(
     return text[1:] if whole.startswith(start + text) else text
 
 
-def ended(policy: Policy, completion: Sequence[int]) -> Sequence[int]:
-    """Returns a completion with EOS at its end.
+def ended(policy: Policy, completion: Sequence[int], closing: Sequence[int] = ()) -> Sequence[int]:
+    """Returns a completion that ends at its first EOS, or where its turn is closed; else with EOS behind it.
 
-    Where a template writes one, what it writes behind (a line break) is left out: it is never generated.
+    What a template writes behind that (a line break, another EOS) is left out: it is never generated.
+
+    Args:
+      closing: what closes turns besides EOS; see `turn_ends`.
     """
     eos = policy.tokenizer.eos_token_id
-    ends = set(policy.eos_ids) | ({eos} - {None})
+    ends = {*policy.eos_ids, *closing} | ({eos} - {None})
     if not ends:
         raise ValueError(f"{policy.name}: expected a token that ends a completion, found none")
-    last = max((n for n, token in enumerate(completion) if token in ends), default=None)
-    if last is not None and not policy.tokenizer.decode(completion[last + 1 :]).strip():
+
+    def is_last(place: int) -> bool:
+        behind = [token for token in completion[place:] if token not in ends]
+        return not policy.tokenizer.decode(behind).strip()
+
+    last = next((n for n, token in enumerate(completion) if token in ends and is_last(n)), None)
+    if last is not None:
         return completion[: last + 1]
-    return [*completion, min(ends) if eos is None else eos]
+    return [*completion, min(policy.eos_ids or closing) if eos is None else eos]
 
 
-def without_eos(policy: Policy, completion: Sequence[int]) -> list[int]:
+def without_eos(policy: Policy, completion: Sequence[int], closing: Sequence[int] = ()) -> list[int]:
     """Returns a completion up to where it ends."""
-    return list(ended(policy, completion)[:-1])
+    return list(ended(policy, completion, closing)[:-1])

@@ -1,12 +1,13 @@
 """Prompts as token ids: what each model reads of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dera_jax import models, tokenizer
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt
 from dera_jax.shown import shown
+from dera_jax.turn_ends import tell, turn_ends
 from dera_jax.usable import Dropped, Unusable, keep_usable
 
 
@@ -26,6 +27,9 @@ class EncodedPrompt:
     """Ids, for each model."""
     start_tokens: tuple[int | None, ...] = ()
     """What each model's decoder begins with, None where it continues the prompt. Empty: all of them do."""
+    # Not in its `repr`, by which trainings know their prompts: those of older versions go on.
+    turn_ends: tuple[int, ...] = field(default=(), repr=False)
+    """What ends the answer besides EOS: of chats, the tokens that close turns in their templates."""
 
     @property
     def parts(self) -> tuple[tuple[Sequence[int], int], ...]:
@@ -102,7 +106,8 @@ def encode_turn(
         ) from None
     asked = prompt.at_turn(answers)
     templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
-    tokens = []
+    tokens: list[tuple[int, ...]] = []
+    ends: set[int] = set()
     for policy in policies:
         reader = policy if policy.template is not None else templated
         try:
@@ -120,7 +125,12 @@ def encode_turn(
             raise ValueError(f"prompt {prompt.prompt_id!r}: {error}") from error
         _check_fits(policy, prompt, ids, max_new_tokens)
         tokens.append(tuple(ids))
-    return EncodedPrompt(asked, tuple(tokens), tuple(policy.config.start_token for policy in policies))
+        if asked.messages is not None:
+            ends.update(turn_ends(reader.tokenizer, policy.template))
+    new_ends = tuple(sorted(ends.difference(*(policy.eos_ids for policy in policies))))
+    tell(policies[-1].tokenizer, new_ends, policies[-1].name)
+    starts = tuple(policy.config.start_token for policy in policies)
+    return EncodedPrompt(asked, tuple(tokens), starts, new_ends)
 
 
 def before(policy: Policy, tokens: Sequence[int]) -> Sequence[int]:

@@ -38,16 +38,20 @@ class Endings:
         self._reader, self._eos_ids, self._stop = reader, frozenset(eos_ids), tuple(stop)
         self._limit, self._longest = max_new_tokens, max(map(len, stop), default=0)
 
-    def find(self, prompt: Sequence[int], tokens: list[int], searched: int) -> End | None:
+    def find(
+        self, prompt: Sequence[int], tokens: list[int], searched: int, more_eos: Collection[int] = ()
+    ) -> End | None:
         """Returns how a completion has ended, None if it goes on.
 
         Args:
           prompt: tokens that it continues.
           tokens: drawn so far.
           searched: how many of them were there, without an end, when this was asked before.
+          more_eos: what ends this completion as EOS does.
         """
         limit = min(len(tokens), self._limit)
-        eos = next((i for i in range(searched, limit) if tokens[i] in self._eos_ids), None)
+        eos_ids = self._eos_ids.union(more_eos) if more_eos else self._eos_ids
+        eos = next((i for i in range(searched, limit) if tokens[i] in eos_ids), None)
         if self._stop and (end := self._find_stop(prompt, tokens[: limit if eos is None else eos], searched)):
             return end
         if eos is not None:

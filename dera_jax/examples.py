@@ -10,6 +10,7 @@ from dera_jax.data import Record
 from dera_jax.policies import Policy
 from dera_jax.shapes import Row
 from dera_jax.tokenizer import encode_prompt
+from dera_jax.turn_ends import turn_ends
 from dera_jax.usable import KEEP_END, KEEP_START, Dropped, Unusable, keep_usable
 
 Ids = tuple[int, ...]
@@ -211,7 +212,8 @@ def encode_record(
 def _ids(policy: Policy, row: Row) -> tuple[list[int], list[Sequence[int]]]:
     if row.prompt is not None:
         prompt, completions = encode_exchange(policy, row.prompt, row.completions)
-        return prompt, [ended(policy, each) if each else [] for each in completions]
+        closing = () if isinstance(row.prompt, str) else turn_ends(policy.tokenizer, policy.template)
+        return prompt, [ended(policy, each, closing) if each else [] for each in completions]
     if policy.config.start_token is not None:
         raise ValueError("expected text in `prompt` and `completion`, as an encoder reads; found a text")
     ids = encode_prompt(policy.tokenizer, row.completions[0])

@@ -51,7 +51,7 @@ class Completion:
 
     cell: Cell
     tokens: list[int]
-    """EOS included."""
+    """EOS, or what closes a chat's turn in its place, included."""
     text: str
     finish_reason: str
     """eos, stop or length."""
@@ -244,7 +244,9 @@ class _Batch:
 
     def _finished(self, slot: _Slot, searched: int) -> Completion | None:
         """Returns the slot's completion if it has ended; `searched` of its tokens were looked at before."""
-        end = self.endings.find(before(self.policies[-1], slot.cell.prompt.tokens[-1]), slot.tokens, searched)
+        prompt = slot.cell.prompt
+        continued = before(self.policies[-1], prompt.tokens[-1])
+        end = self.endings.find(continued, slot.tokens, searched, prompt.turn_ends)
         if not searched or end:
             self._check_finite(slot, end.count if end else len(slot.tokens))
         if end is None:

@@ -2,7 +2,8 @@
 
 `Realigned` is lm-eval's model at one of several strengths. Whichever strength is asked first answers for
 all; the others remember. Texts become tokens as in lm-eval's own model `hf` with its defaults, so that λ = 0
-and λ = 1 give that model's numbers. Imported only where lm-eval is wanted.
+and λ = 1 give that model's numbers. (Where a model's files do not list as EOS what closes turns in its chat
+template, `hf` goes on behind it; here it ends an answer, as everywhere.) Imported only where lm-eval is wanted.
 """
 
 import copy
@@ -37,6 +38,7 @@ from dera_jax.prompts import Prompt
 from dera_jax.shown import shown
 from dera_jax.strengths import Strength, format_strength, parse_strengths, strength_to_json
 from dera_jax.tokenizer import text_ids
+from dera_jax.turn_ends import tell, turn_ends
 from dera_jax.untrusted import Refusal
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class Realigned(TemplateLM):
                 f"max_length: {self.max_length} tokens are beyond the models' context of {context}"
             )
         # Of all strengths; what `at` makes shares them.
+        self._turn_ends: set[int] = set()
         self._scored: dict[tuple[str, ...], list] = {}
         self._generated: dict[Asked, list[str]] = {}
 
@@ -150,10 +153,22 @@ class Realigned(TemplateLM):
                 return render_chat(self.tokenizer, chat)
             return render_started(self.tokenizer, chat)
 
+        self._end_turns()
         try:
             return text(chat_history)
         except Refusal:
             return text([message for message in chat_history if message["role"] != "system"])
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Returns the template that lm-eval's files name; its turns' ends now end what is generated."""
+        if chat_template:
+            self._end_turns()
+        return super().chat_template(chat_template)
+
+    def _end_turns(self) -> None:
+        ends = set(turn_ends(self.tokenizer)).difference(*(policy.eos_ids for policy in self.policies))
+        self._turn_ends.update(ends)
+        tell(self.tokenizer, ends, self.policies[-1].name)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Returns the ids of a text; BOS is not added to one that begins with it."""
@@ -262,7 +277,8 @@ class Realigned(TemplateLM):
         bare = self.backend == "causal" and has_bos_prefix(context, self.tokenizer.bos_token)
         ids = text_ids(self.tokenizer, context, special=not bare)[-room:] or [self.prefix_token_id]
         starts = tuple(policy.config.start_token for policy in self.policies)
-        return EncodedPrompt(Prompt(context, context), (tuple(ids),) * len(self.policies), starts)
+        ends = tuple(self._turn_ends)
+        return EncodedPrompt(Prompt(context, context), (tuple(ids),) * len(self.policies), starts, ends)
 
 
 def _tokenizer(policies: Sequence[Policy]) -> PreTrainedTokenizerBase:

@@ -10,6 +10,7 @@ from dera_jax.encoding import EncodedPrompt
 from dera_jax.generate import Cell, complete
 from dera_jax.policies import Policy, with_params
 from dera_jax.prompts import Prompt
+from dera_jax.turn_ends import turn_ends
 
 COUNT = 4
 LONGEST = 64
@@ -23,8 +24,12 @@ def sampler(policy: Policy, prompts: Sequence[Sequence[int]], seed: int) -> Call
     chosen = [tuple(ids) for ids in prompts if len(ids) <= room]
     asked = list(dict.fromkeys(chosen))[:COUNT]
     texts = [policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in asked]
+    # A prompt in which turns are closed is a chat.
+    ends = set(turn_ends(policy.tokenizer, policy.template))
     cells = [
-        Cell(EncodedPrompt(Prompt(n, text), (ids,), (policy.config.start_token,)), 0, ())
+        Cell(
+            EncodedPrompt(Prompt(n, text), (ids,), (policy.config.start_token,), tuple(ends & {*ids})), 0, ()
+        )
         for n, (ids, text) in enumerate(zip(asked, texts, strict=True))
     ]
 

@@ -281,13 +281,19 @@ def judge_missing(plan: Sweep, rows: list[dict], tell: Tell = lambda waiting: No
 
 
 def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
-    """Raises ValueError if a prompt of the plan has another text, or is read otherwise, in the rows there."""
+    """Raises ValueError if a prompt of the plan is another, read otherwise or answered otherwise in the rows there."""
     prompts = {prompt.id: prompt for prompt in plan.encoded}
     for row in rows:
-        # What later turns ask follows from the answers before them.
-        if row["prompt_id"] not in prompts or row.get("turn", 0):
+        if row["prompt_id"] not in prompts:
             continue
         prompt = prompts[row["prompt_id"]]
+        if set(prompt.turn_ends).intersection(row.get("tokens", ())[:-1]):
+            raise ValueError(
+                f"the folder holds another run: an answer to prompt {prompt.id!r} goes on behind the end of its "
+                "turn there, which ends answers here; choose another --out"
+            )
+        if row.get("turn", 0):  # what later turns ask follows from the answers before them
+            continue
         for name, here in (("prompt", prompt_text(prompt.prompt)), ("prompt_tokens", prompt_tokens(prompt))):
             if name in row and here != row[name]:
                 raise ValueError(

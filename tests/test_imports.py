@@ -17,11 +17,11 @@ FLOORS = """
 2  keys trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
 2  trained data recast shapes prompts batches tables panels plots tune_report tune_plot calibration lost sharding
-2  hosts
+2  hosts places
 3  loading.hub loading.tensors loading.manifests loading.names loading.adapter_settings loading.settings
 3  loading.ties loading.extras
 3  loading.families loading.weights loading.adapters
-3  loading.lora sizes policies encoding answers decode examples
+3  loading.lora sizes policies turn_ends encoding answers decode examples
 4  stopwatch usage reward_models endings generate samples conversation score stored writers rollout reference_logprobs
 4  likelihood bounded_http chat_completions judge_cache judge_prompts judge_endpoint judges compare
 5  combine checkpoints run_log optimization training supervised packing sft dpo reward_training rlhf ppo runs
