@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax.files import open_file
+from dera_jax.files import open_file, why_no_json
 from dera_jax.folders import no_such_file
 from dera_jax.shown import shown
 
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"toy": "toy/prompts.jsonl", "chat": "chat.jsonl"}
 """Names of the prompts that come with the package; a file of that name in the folder does not win."""
+
+LONGEST_CELL = 2**28
+"""Characters of a table's cell, at most; Python's own limit is shorter than a long document."""
 
 FORMS = "FILE.jsonl, FILE.jsonl.gz, FILE.json, FILE.csv, FILE.parquet, FILE.txt, hf:org/set[:split], tfds:name[:split]"
 
@@ -66,6 +69,8 @@ def _rows(spec: str, limit: int | None) -> Iterator[Record]:
         return reader(spec, name, split or "train", limit)
     if spec in SHIPPED:
         return _jsonl_rows(spec, ASSETS / SHIPPED[spec])
+    if os.path.isdir(spec):
+        raise ValueError(f"{shown(spec, 200)}: is a folder")
     reader = next((r for suffix, r in READERS.items() if spec.lower().endswith(suffix)), None)
     if reader is None:
         suffix = Path(spec).suffix
@@ -146,11 +151,8 @@ def _json_rows(spec: str, path: Path) -> Iterator[Record]:
 def _decoded(text: str, where: str) -> object:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise ValueError(f"{where}: not valid JSON ({error.msg} at {line}column {error.colno})") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from error
+        raise ValueError(f"{where}: not valid JSON ({why_no_json(error)})") from error
 
 
 def _object(value: object, where: str) -> dict:
@@ -161,10 +163,14 @@ def _object(value: object, where: str) -> dict:
 
 def _csv_rows(spec: str, path: Path) -> Iterator[Record]:
     """Yields the rows of a table whose first line has the fields' names."""
+    csv.field_size_limit(LONGEST_CELL)
     with _opened(spec, path) as file:
         text = TextIOWrapper(file, "utf-8-sig", newline="")
         reader = csv.DictReader(text, strict=True)
         try:
+            names = [name for name in reader.fieldnames or () if name]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"{spec}:1: two columns are named {shown(twice, 40)!r}")
             for number, fields in enumerate(reader):
                 where = f"{spec}:{reader.line_num}"
                 if None in fields:

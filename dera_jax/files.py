@@ -279,13 +279,28 @@ def decode_json(data: bytes):
     """
     try:
         value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(why_no_json(error)) from None
     check_nesting(data, value)
     return value
+
+
+def why_no_json(error: ValueError | RecursionError) -> str:
+    """Returns what `json.loads` has against a text, with the place in it.
+
+    >>> try:
+    ...     json.loads('{"a": "b')
+    ... except ValueError as error:
+    ...     why_no_json(error)
+    'Unterminated string starting at column 7'
+    """
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return f"{error.msg.removesuffix(' at')} at {line}column {error.colno}"
+    # Python's own advice is about one of its settings.
+    return "a number has too many digits" if "integer string conversion" in str(error) else str(error)
 
 
 def check_nesting(data: bytes, value: object) -> None:

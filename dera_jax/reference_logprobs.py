@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 from tqdm import tqdm
 
 from dera_jax.batches import make_batch
-from dera_jax.files import write_bytes
+from dera_jax.files import read_bytes, write_bytes
 from dera_jax.policies import Policy
 from dera_jax.score import completion_logprobs
 
@@ -31,14 +31,23 @@ def reference_logprobs(
         told.update(np.array([len(prompt), *prompt, *completion], np.int64).tobytes())
     path = folder / f"reference_logprobs-{told.hexdigest()[:16]}.safetensors"
     if path.exists():
-        try:
-            return load(path.read_bytes())["logprobs"]
-        except SafetensorError:
-            path.unlink()  # not whole; made again
+        if (kept := _kept(path, len(texts))) is not None:
+            return kept
+        path.unlink()  # not what was written; made again
     found = _compute(policy, texts, rows)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save({"logprobs": found}))
     return found
+
+
+def _kept(path: Path, count: int) -> np.ndarray | None:
+    """Returns the `count` numbers that a file holds, None if it is damaged or of something else."""
+    try:
+        found = load(read_bytes(path)).get("logprobs")
+    except SafetensorError:
+        return None
+    whole = found is not None and found.shape == (count,) and found.dtype == np.float32
+    return found if whole and np.isfinite(found).all() else None
 
 
 def _compute(policy: Policy, texts: Sequence, rows: int) -> Float[np.ndarray, " texts"]:

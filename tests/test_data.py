@@ -121,7 +121,9 @@ def test_shipped_name_beats_a_file_of_that_name(write):
         ("", r"^p\.jsonl: no prompts in it$"),
         (b'{"prompt": "a"}\n{"prompt": "\xff"}', r"^p\.jsonl:2: not UTF-8 text$"),
         ('{"prompt": "a"}'.encode("utf-16"), r"^p\.jsonl:1: not UTF-8 text$"),
-        ('{"prompt": ' + "[" * 100_000, r"^p\.jsonl:1: not valid JSON"),
+        ('{"prompt": ' + "[" * 100_000, r"^p\.jsonl:1: not valid JSON \(nested too deeply\)$"),
+        ('{"prompt": "a', r"^p\.jsonl:1: not valid JSON \(Unterminated string starting at column 12\)$"),
+        ('{"id": ' + "9" * 5000, r"^p\.jsonl:1: not valid JSON \(a number has too many digits\)$"),
     ],
 )
 def test_mistakes_in_a_file_name_the_line(write, content, message):
@@ -136,6 +138,7 @@ def test_mistakes_in_a_file_name_the_line(write, content, message):
         ("none.jsonl", r"^none\.jsonl: no such file$"),
         ("none.parquet", r"^none\.parquet: no such file$"),
         ("folder.txt", r"^folder\.txt: is a folder$"),
+        ("../", r"^\.\./: is a folder$"),
         ("p.xls", r"^p\.xls: unknown suffix \.xls; expected FILE\.jsonl.*\(toy, chat\)$"),
         ("pipe.jsonl", "pipe.jsonl: expected a file, found a pipe or a device"),
         ("pipe.parquet", "pipe.parquet: expected a file, found a pipe or a device"),
@@ -336,11 +339,12 @@ def test_tables(write):
         Prompt(0, 'Say "no",\nplease', columns={"topic": "x"}),
         Prompt("7", "Hi", columns={"topic": None}),
     ]
+    assert load_prompts(write("p.csv", f"prompt\n{'a' * 200_000}\n"))[0].text == "a" * 200_000
     for text, message in [
         ("prompt,n\na,1\nb,1,2\n", r"^p\.csv:3: expected 2 cells, found more$"),
         ('prompt\n"a\nb', r"^p\.csv:\d: not a table"),
         (b"prompt\n\xff\n", r"^p\.csv:\d: not UTF-8 text$"),
-        ("prompt\n" + "a" * 200_000, r"^p\.csv:\d: not a table"),
+        ("prompt,,n,n\na,,1,2\n", r"^p\.csv:1: two columns are named 'n'$"),
         ("goal,target\na,b\n", r"^p\.csv:2: expected one of .* found goal, target$"),
         ("prompt\n", r"^p\.csv: no prompts in it$"),
     ]:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from dera_jax import losses, runs, trained
 from dera_jax.batches import make_batch
@@ -223,9 +225,18 @@ def test_log_probabilities_of_the_reference_are_computed_once(tiny, tmp_path, mo
     monkeypatch.setattr(module, "_compute", None)
     assert np.array_equal(preference_method(*arguments).batches(None, 0)[0].reference, first)
     (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(TypeError):  # not whole: asked for again
-        preference_method(*arguments)
+    whole = path.read_bytes()
+    kept = load_tensors(path)["logprobs"]
+    for damaged in (
+        whole[:40],
+        save_tensors({"other": kept}),
+        save_tensors({"logprobs": kept[1:]}),
+        save_tensors({"logprobs": np.where(kept == kept.max(), np.float32(np.nan), kept)}),
+        save_tensors({"logprobs": kept.astype(np.float64)}),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(TypeError):  # not what was written: asked for again
+            preference_method(*arguments)
 
 
 def test_only_adapters_are_trained(tiny, tmp_path, toy):
