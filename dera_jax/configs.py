@@ -59,10 +59,17 @@ class TrainConfig:
     """Parts of a batch whose gradients are added up one after the other; divides batch_size."""
     warmup_ratio: float = 0.05
     """Share of the steps in which the learning rate rises from 0, in [0, 1]."""
+    warmup_steps: float = 0.0
+    """The same as a number of steps, in place of the share; below 1 a share too, and 0 leaves it to that."""
     lr_scheduler_type: str = "cosine"
     """constant, linear or cosine: how it falls after the warm-up (cosine and linear to 0)."""
     weight_decay: float = 0.0
     """Of AdamW; ≥ 0."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    """Decay of AdamW's first and second moment, in [0, 1)."""
+    adam_epsilon: float = 1e-8
+    """Added to the root of the second moment; ≥ 0."""
     max_grad_norm: float = 1.0
     """Gradients of a larger global norm are scaled down to it; ≥ 0."""
     gradient_checkpointing: bool = False
@@ -83,7 +90,17 @@ class TrainConfig:
             )
         check_number("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         check_choice("lr_scheduler_type", self.lr_scheduler_type, ("constant", "linear", "cosine"))
+        check_number("warmup_steps", self.warmup_steps, 0.0, MOST)
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                f"warmup_steps: expected a whole number, or a share below 1, got {self.warmup_steps!r}"
+            )
         check_number("weight_decay", self.weight_decay, 0.0, math.inf)
+        for name in ("adam_beta1", "adam_beta2"):
+            check_number(name, getattr(self, name), 0.0, 1.0)
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got 1")
+        check_number("adam_epsilon", self.adam_epsilon, 0.0, math.inf)
         check_number("max_grad_norm", self.max_grad_norm, 0.0, math.inf)
         check_seed(self.seed)
 

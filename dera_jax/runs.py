@@ -33,6 +33,14 @@ HASHES = {
 }
 """Settings that say where something lies, and the hashes of what lies there."""
 
+ADDED = {
+    "train_config.warmup_steps": 0.0,
+    "train_config.adam_beta1": 0.9,
+    "train_config.adam_beta2": 0.999,
+    "train_config.adam_epsilon": 1e-8,
+}
+"""Settings that manifests of older versions do not tell, and what those versions did."""
+
 
 @dataclass(frozen=True)
 class Best:
@@ -174,6 +182,7 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
             f"{_told(now.get('method'))} now); choose another --out or remove it"
         )
     _leave_places(before, now)
+    before = {name: value for name, value in ADDED.items() if name in now} | before
     differing = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
     if differing:
         differing.sort(key=lambda name: name.rpartition(".")[2] not in given)

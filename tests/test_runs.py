@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +123,17 @@ def test_finished_folders_of_older_versions_stay_so(out):
     del manifest["files"]
     (out / "manifest.json").write_text(json.dumps(manifest))
     assert is_finished(out)
+
+
+def test_folders_of_versions_with_fewer_settings_are_those_of_their_defaults(out):
+    manifest = read(out / "manifest.json")
+    for name in runs.ADDED:
+        section, _, setting = name.rpartition(".")
+        (manifest[section] if section else manifest).pop(setting, None)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert is_finished(out)
+    with pytest.raises(ValueError, match=r"adam_beta1: 0.9 there, 0.5 now"):
+        runs.is_finished(out, SETTINGS, replace(CONFIG, adam_beta1=0.5))
 
 
 @pytest.mark.parametrize(
