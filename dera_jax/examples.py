@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from dera_jax import shapes
 from dera_jax.data import Record
@@ -24,6 +24,8 @@ class Example:
     """With EOS at its end, unless it was cut."""
     desirable: bool | None = None
     """Whether to write it or not; None where that is not told."""
+    learned: ClassVar[tuple[bool, ...] | None] = None
+    """Which tokens of the completion are learned; None is all of them."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def encode_record(policy: Policy, record: Record, row: Row) -> tuple[Ids, tuple[
     highest, vocab = max(map(max, (prompt, *completions))), policy.config.vocab_size
     if highest >= vocab:
         raise ValueError(f"{record.where}: token {highest} is beyond the {vocab} words of {policy.name}")
-    return tuple(prompt), tuple(tuple(_ended(policy, completion)) for completion in completions)
+    return tuple(prompt), tuple(tuple(ended(policy, completion)) for completion in completions)
 
 
 def _ids(policy: Policy, row: Row) -> tuple[list[int], list[list[int]]]:
@@ -225,7 +227,7 @@ def _written(policy: Policy, prompt: shapes.Chat, completion: shapes.Chat) -> st
     return whole[len(start) :]
 
 
-def _ended(policy: Policy, completion: Sequence[int]) -> Sequence[int]:
+def ended(policy: Policy, completion: Sequence[int]) -> Sequence[int]:
     """Returns a completion with EOS at its end.
 
     Where a template writes one, what it writes behind (a line break) is left out: it is never generated.
