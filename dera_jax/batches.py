@@ -62,6 +62,7 @@ def make_batch(
     *,
     tight: bool = False,
     bucket: Callable[[int], int] = bucket_length,
+    learned: Sequence[Sequence[bool] | None] | None = None,
 ) -> Batch:
     """Returns a batch of `rows` rows (default: as many as prompts), the rest of them empty.
 
@@ -70,6 +71,7 @@ def make_batch(
     Args:
       tight: pad on the right alone, for models that read prompt and completion as one text.
       bucket: the padded length of a part.
+      learned: tokens of each completion that `completion_mask` has, all where it is None.
     """
     rows = rows or len(prompts)
     after = bucket(max(map(len, completions)))
@@ -81,13 +83,13 @@ def make_batch(
         before = bucket(max(map(len, prompts)))
         length, first, lefts = before + after, None, [before - len(prompt) for prompt in prompts]
     tokens, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
-    learned = np.zeros((rows, after), bool)
+    masks, chosen = np.zeros((rows, after), bool), learned or [None] * len(prompts)
     for row, (left, prompt, completion) in enumerate(zip(lefts, prompts, completions, strict=True)):
         ids = [*prompt, *completion]
         tokens[row, left : left + len(ids)] = ids
         mask[row, left : left + len(ids)] = True
-        learned[row, : len(completion)] = True
-    return Batch(tokens, mask, learned, first)
+        masks[row, : len(completion)] = True if chosen[row] is None else chosen[row]
+    return Batch(tokens, mask, masks, first)
 
 
 def fed_length(prompt: Sequence[int], completion: Sequence[int]) -> int:

@@ -1,6 +1,9 @@
 """Chats to text, as transformers renders them, through templates that are not trusted."""
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from secrets import token_hex
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +14,8 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """What messages call the thoughts before an answer; templates know the first two."""
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands where a message ends that is to be continued; templates may trim the space."""
+Span = tuple[int, int]
+"""Characters of a text, the second one behind its end."""
 
 
 def render_chats(
@@ -18,12 +23,16 @@ def render_chats(
     chats: Sequence[Sequence[Mapping]],
     template: str | None = None,
     *,
-    answer: bool = True,
+    answer: bool | Sequence[bool] = True,
+    marks: tuple[str, str] = ("", ""),
 ) -> list[str]:
     """Returns the texts of chats, and with `answer` of where the assistant's next messages begin.
 
     Args:
       template: None is the tokenizer's own.
+      answer: for all chats, or for each.
+      marks: are put before and behind what the template says that the assistant writes
+        (`{% generation %}`).
 
     Raises:
       Refusal: the template is broken or does not take the messages; with what it says.
@@ -37,8 +46,10 @@ def render_chats(
         raise ValueError("the chat is empty: expected at least one message")
     own = tokenizer.special_tokens_map
     try:
-        variables = [own | _variables(messages, answer) for messages in chats]
-        return untrusted.ask(template=tokenizer.get_chat_template(template), variables=variables)
+        begins = [answer] * len(chats) if isinstance(answer, bool) else answer
+        variables = [own | _variables(*each) for each in zip(chats, begins, strict=True)]
+        text = tokenizer.get_chat_template(template)
+        return untrusted.ask(template=text, variables=variables, marks=marks)
     except untrusted.OverLimit as error:
         whose = "given by --chat-template" if template else f"of {shown(tokenizer.name_or_path, 200)}"
         raise ValueError(f"the chat template {whose} {error}") from None
@@ -58,6 +69,59 @@ def render_chat(
     """Returns the text of one chat; as `render_chats`."""
     (text,) = render_chats(tokenizer, [messages], template, answer=answer)
     return text
+
+
+def render_answers(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], template: str | None = None
+) -> tuple[str, list[Span], bool]:
+    """Returns a chat's text, where the assistant's answers are in it, and whether the template says so itself.
+
+    Of a template that marks what the assistant writes (`{% generation %}`) the marks count. Of others it
+    is what a chat up to an answer has behind the chat before it: with the end of the turn.
+
+    Raises:
+      ValueError: as `render_chats`; or a chat is not written as its first messages are, and the rest behind.
+    """
+    if (template or tokenizer.chat_template) and _MARKED.search(tokenizer.get_chat_template(template)):
+        return *_between_marks(tokenizer, messages, template), True
+    answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    before = [messages[:n] for n in answers if n]
+    ends = [messages[: n + 1] for n in answers]
+    begins = [True] * len(before) + [False] * (len(ends) + 1)
+    texts = render_chats(tokenizer, [*before, *ends, messages], template, answer=begins)
+    starts, whole = texts[: len(before)], texts[-1]
+    ends = [_without_eos(end, whole, tokenizer.eos_token) for end in texts[len(before) : -1]]
+    if len(starts) < len(ends):  # Nothing is before a first message but its header.
+        starts.insert(0, ends[0].partition(messages[0]["content"])[0])
+    if not all(
+        whole.startswith(end) and end.startswith(start) for start, end in zip(starts, ends, strict=True)
+    ):
+        raise ValueError(
+            "expected a chat template that writes a chat as it writes its first messages, and the rest behind; "
+            "found another text: {% generation %} around answers in a --chat-template says what is learned"
+        )
+    return whole, [(len(start), len(end)) for start, end in zip(starts, ends, strict=True)], False
+
+
+def _without_eos(end: str, whole: str, eos: str | None) -> str:
+    """Returns a chat's text as the whole one begins with it: some templates close what they write with EOS."""
+    if whole.startswith(end) or not eos:
+        return end
+    return end.rstrip().removesuffix(eos)
+
+
+_MARKED = re.compile(r"{%[-+]?\s*endgeneration\b")
+
+
+def _between_marks(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], template: str | None
+) -> tuple[str, list[Span]]:
+    """Returns a chat's text, and what its template marks in it."""
+    marks = f"<{token_hex(8)}>", f"</{token_hex(8)}>"
+    (text,) = render_chats(tokenizer, [messages], template, answer=False, marks=marks)
+    parts = re.split("|".join(marks), text)
+    ends = list(accumulate(map(len, parts)))
+    return "".join(parts), list(zip(ends[::2], ends[1::2], strict=False))
 
 
 def render_started(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping]) -> str:

@@ -8,6 +8,10 @@ KV_CACHES = ("auto", "bfloat16", "int8")
 """How keys and values of earlier tokens are kept; auto: in the type of the activations."""
 
 
+REPORTERS = ("none", "tensorboard", "wandb", "trackio")
+"""Where a training may tell its metrics."""
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """How completions are drawn. Applied after mixing."""
@@ -59,10 +63,17 @@ class TrainConfig:
     """Parts of a batch whose gradients are added up one after the other; divides batch_size."""
     warmup_ratio: float = 0.05
     """Share of the steps in which the learning rate rises from 0, in [0, 1]."""
+    warmup_steps: float = 0.0
+    """The same as a number of steps, in place of the share; below 1 a share too, and 0 leaves it to that."""
     lr_scheduler_type: str = "cosine"
     """constant, linear or cosine: how it falls after the warm-up (cosine and linear to 0)."""
     weight_decay: float = 0.0
     """Of AdamW; ≥ 0."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    """Decay of AdamW's first and second moment, in [0, 1)."""
+    adam_epsilon: float = 1e-8
+    """Added to the root of the second moment; ≥ 0."""
     max_grad_norm: float = 1.0
     """Gradients of a larger global norm are scaled down to it; ≥ 0."""
     gradient_checkpointing: bool = False
@@ -83,7 +94,17 @@ class TrainConfig:
             )
         check_number("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         check_choice("lr_scheduler_type", self.lr_scheduler_type, ("constant", "linear", "cosine"))
+        check_number("warmup_steps", self.warmup_steps, 0.0, MOST)
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                f"warmup_steps: expected a whole number, or a share below 1, got {self.warmup_steps!r}"
+            )
         check_number("weight_decay", self.weight_decay, 0.0, math.inf)
+        for name in ("adam_beta1", "adam_beta2"):
+            check_number(name, getattr(self, name), 0.0, 1.0)
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got 1")
+        check_number("adam_epsilon", self.adam_epsilon, 0.0, math.inf)
         check_number("max_grad_norm", self.max_grad_norm, 0.0, math.inf)
         check_seed(self.seed)
 
@@ -98,15 +119,17 @@ class RunConfig:
     """Steps between two checkpoints; ≥ 1."""
     save_total_limit: int = 2
     """Checkpoints kept; ≥ 1."""
+    keep_checkpoint: bool = False
+    """Whether the last one stays when the run has ended: more steps then go on from it."""
     report_to: str = "none"
-    """none, or tensorboard."""
+    """One of `REPORTERS`: where metrics are told beside metrics.jsonl."""
 
     def __post_init__(self):
         take_plain_numbers(self)
         check_count("eval_steps", self.eval_steps, least=0)
         check_count("save_steps", self.save_steps)
         check_count("save_total_limit", self.save_total_limit)
-        check_choice("report_to", self.report_to, ("none", "tensorboard"))
+        check_choice("report_to", self.report_to, REPORTERS)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from dera_jax import shapes
 from dera_jax.answers import encode_exchange, encode_whole, ended
@@ -25,6 +25,8 @@ class Example:
     """With EOS at its end, unless it was cut."""
     desirable: bool | None = None
     """Whether to write it or not; None where that is not told."""
+    learned: ClassVar[tuple[bool, ...] | None] = None
+    """Which tokens of the completion are learned; None is all of them."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def make_optimizer(
       updates: of the parameters in one step.
     """
     total = config.max_steps * updates
-    warmup = math.ceil(config.warmup_ratio * total)
+    warmup = warmup_updates(config, updates)
     rest = max(total - warmup, 1)
     after = {
         "constant": optax.constant_schedule(config.learning_rate),
@@ -65,8 +65,20 @@ def make_optimizer(
     # Step 0 already learns: the warm-up rises from 1/(warmup + 1), not from 0.
     before = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, warmup)
     schedule = optax.join_schedules([before, after], [warmup])
-    adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
+    adamw = optax.adamw(
+        schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon, weight_decay=config.weight_decay
+    )
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule
+
+
+def warmup_updates(config: TrainConfig, updates: int = 1) -> int:
+    """Returns in how many updates the learning rate rises: of `warmup_steps`, or else of `warmup_ratio`.
+
+    Shares are rounded up, as transformers does.
+    """
+    if config.warmup_steps >= 1:
+        return int(config.warmup_steps) * updates
+    return math.ceil((config.warmup_steps or config.warmup_ratio) * config.max_steps * updates)
 
 
 def init_state(

@@ -73,7 +73,8 @@ def packed_source(examples: Sequence[Example], length: int) -> Source:
                 end = start + _size(example)
                 tokens[row, start:end] = example.prompt + example.completion
                 segments[row, start:end] = number
-                learned[row, start + len(example.prompt) : end] = True
+                said = True if example.learned is None else example.learned
+                learned[row, start + len(example.prompt) : end] = said
                 start = end
         return PackedBatch(tokens, segments, learned)
 

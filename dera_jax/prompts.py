@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from dera_jax.columns import usual
 from dera_jax.data import Record, json_kind, load_records
 from dera_jax.shapes import read_pair
 from dera_jax.shown import shown
@@ -55,7 +56,7 @@ class Prompt:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: expected a string or an object with fields, found {json_kind(value)}")
         # Tables fill the fields a row does not have with null.
-        columns = dict(value)
+        columns = usual(value, where, asks=True)
         known = {name: columns.pop(name, None) for name in FIELDS}
         if known["id"] is None and "turns" in value:  # MT-Bench
             known["id"] = columns.pop("question_id", None)

@@ -62,6 +62,9 @@ def source_of(policy: Policy, examples: Sequence[Example]) -> Source:
 
     def make(positions: Sequence[int], rows: int) -> Batch:
         chosen = [examples[i] for i in positions]
-        return make_batch([e.prompt for e in chosen], [e.completion for e in chosen], rows, tight=tight)
+        prompts, completions, learned = (
+            [getattr(e, name) for e in chosen] for name in ("prompt", "completion", "learned")
+        )
+        return make_batch(prompts, completions, rows, tight=tight, learned=learned)
 
     return Source(len(examples), make, [len(e.prompt) + len(e.completion) for e in examples])

@@ -5,8 +5,10 @@ A text is raw; a chat is a tuple of messages, for the chat template.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from dera_jax.columns import usual
 from dera_jax.data import Record, json_kind
 from dera_jax.shown import shown
 from dera_jax.usable import Unusable, check_messages, check_text
@@ -30,20 +32,26 @@ class Row(NamedTuple):
     completions: tuple[str | Chat, ...]
 
 
-def read_row(record: Record) -> Row:
+def read_row(record: Record, *, every: bool = False) -> Row:
     """Returns the prompt and the completion of `prompt` and `completion`, of `messages` or of `text`.
 
     Of `messages` the last one is the completion. A record with `prompt` only, as a line of a .txt file
     is one, is a text.
 
+    Args:
+      every: return `messages` whole, as a prompt with an empty completion: they may end as they like.
+
     Raises:
       ValueError: a field is missing, empty or of the wrong kind; with file and line.
     """
+    record, told = _usual(record), record
     given = _given(record)
     if {"prompt", "completion"} <= given:
         return _row(record, "completion")
     if "messages" in given:
         chat = _chat(record, "messages")
+        if every:
+            return Row(_not_empty(record, "messages", chat), ((),))
         roles = [message["role"] for message in chat]
         if len(chat) < 2 or roles[-1] != "assistant":
             found = shown(", ".join(roles) or "none", 80)
@@ -54,7 +62,7 @@ def read_row(record: Record) -> Row:
         return Row(chat[:-1], (_not_empty(record, "messages", chat[-1:]),))
     name = "prompt" if set(record.fields) == {"prompt"} else "text"
     if name not in given:
-        raise _missing(record, "text in `prompt` and `completion`, or in `text`, or a chat in `messages`")
+        raise _missing(told, "text in `prompt` and `completion`, or in `text`, or a chat in `messages`")
     text = _said(record, name)
     if not isinstance(text, str):
         raise ValueError(f"{record.where}: {name}: expected a string, found a list")
@@ -71,9 +79,10 @@ def read_pair(record: Record) -> Row:
       Unusable: an answer is empty, chosen equals rejected; or what they hold in common is no prompt.
       ValueError: a field is missing, empty or of the wrong kind; with file and line.
     """
+    record, told = _usual(record), record
     given = _given(record)
     if not {"chosen", "rejected"} <= given:
-        raise _missing(record, "`chosen` and `rejected`, and their `prompt` unless they begin with it")
+        raise _missing(told, "`chosen` and `rejected`, and their `prompt` unless they begin with it")
     chosen, rejected = (_not_empty(record, name, _said(record, name)) for name in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError(
@@ -93,9 +102,14 @@ def read_pair(record: Record) -> Row:
 
 def has_pair(record: Record, *, labelled: bool = False) -> bool:
     """Returns whether a record is read by `read_pair` rather than by `read_row` (and `read_label`)."""
-    given = _given(record)
+    given = _given(_usual(record))
     own = {"label"} if labelled else {"completion", "messages", "text"}
     return {"chosen", "rejected"} <= given and not own & given
+
+
+def is_text(record: Record) -> bool:
+    """Returns whether a record holds a whole text, of which there is no prompt."""
+    return not {"completion", "messages", "chosen"} & _given(_usual(record))
 
 
 def read_label(record: Record) -> bool:
@@ -209,6 +223,11 @@ def _split_chats(chosen: Chat, rejected: Chat) -> Row:
     if _is_empty(chosen[end:]) or _is_empty(rejected[end:]):
         raise Unusable(EMPTY)
     return Row(chosen[:end], (chosen[end:], rejected[end:]))
+
+
+def _usual(record: Record) -> Record:
+    """Returns a record with the usual names of its fields (see `columns`)."""
+    return replace(record, fields=usual(record.fields, record.where))
 
 
 def _given(record: Record) -> set[str]:

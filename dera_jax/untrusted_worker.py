@@ -1,8 +1,9 @@
 """Runs what models bring: chat templates, which are programs, and regular expressions, which may never end.
 
-A process of its own, started by `untrusted`, with little time and memory. A line of JSON asks: `template` and the
-`variables` of each text, or `patterns` and `names`. A line answers: `found`, or `failure` and its `kind`: refused
-(it is broken, or says no itself), memory, length or other. What takes too long ends the process.
+A process of its own, started by `untrusted`, with little time and memory. A line of JSON asks: `template`, the
+`variables` of each text and the `marks` around what the assistant writes, or `patterns` and `names`. A line
+answers: `found`, or `failure` and its `kind`: refused (it is broken, or says no itself), memory, length or other.
+What takes too long ends the process.
 """
 
 import json
@@ -79,8 +80,9 @@ def _answer(**request) -> dict:
     return {"found": found}
 
 
-def _render(template: str, variables: list[dict]) -> list[str]:
+def _render(template: str, variables: list[dict], marks: tuple[str, str] = ("", "")) -> list[str]:
     compiled = compile_template(template)
+    _Generation.marks = marks
     return [compiled.render(names) for names in variables]
 
 
@@ -112,6 +114,8 @@ class _Generation(Extension):
     """`{% generation %}` around what the assistant writes."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's)
+    marks = ("", "")
+    """Written before and behind it."""
 
     def __init__(self, environment: Environment):
         super().__init__(environment)
@@ -123,7 +127,8 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
     def _body(self, caller) -> str:
-        return caller()
+        start, end = self.marks
+        return f"{start}{caller()}{end}"
 
 
 def _to_json(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:

@@ -22,8 +22,9 @@ COMMANDS = {"train.dpo": dpo, "train.rlhf": rlhf, "eval.sweep": sweep}
 
 _TRAINING = """
 model reference data eval-data out beta seed dtype mesh lora-r lora-alpha lora-target-modules chat-template
-learning-rate batch-size gradient-accumulation-steps max-steps warmup-ratio weight-decay max-grad-norm eval-steps
-save-steps save-total-limit lr-scheduler-type gradient-checkpointing
+learning-rate batch-size gradient-accumulation-steps max-steps warmup-ratio warmup-steps weight-decay adam-beta1
+adam-beta2 adam-epsilon max-grad-norm eval-steps save-steps save-total-limit lr-scheduler-type
+gradient-checkpointing keep-checkpoint
 """
 REPEATED = {
     "train.dpo": f"""{_TRAINING} eval-share max-length truncation-mode num-train-epochs loss label-smoothing
@@ -39,6 +40,7 @@ REPEATED = {
 
 LEFT_OUT = (
     "config", "coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run", "report-to",
+    "push-to-hub", "hub-private",
 )  # fmt: skip
 """Options that say where and how it ran, not what it did; what a --config file held is repeated."""
 

@@ -1,11 +1,12 @@
 """Supervised fine-tuning of a model on text, as a Hugging Face folder or a PEFT adapter.
 
 Data: `prompt` and `completion` (texts or messages), `messages`, or `text`; or .txt, a text a line.
+Learned are completions, the last answer of `messages`, and all of a `text`.
 """
 
 from collections.abc import Sequence
 
-from dera_jax.commands import cli, train_checks, train_options
+from dera_jax.commands import cli, train_checks, train_grid, train_options
 
 
 @cli.command
@@ -20,6 +21,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train_options.add_data_options(parser, "TEXTS", "`prompt` and `completion`, `messages` or `text`")
     parser.add_argument(
+        "--assistant-only-loss",
+        action="store_true",
+        help="learn every answer of a chat: all that the assistant says, and what no other role does",
+    )
+    parser.add_argument(
+        "--completion-only-loss",
+        nargs="?",
+        const="true",
+        choices=("true", "false"),
+        help="false learns prompts and earlier messages too (default: completions, and texts as a whole)",
+    )
+    parser.add_argument(
         "--packing",
         action="store_true",
         help="several examples in a row of --max-length tokens; none sees another",
@@ -28,12 +41,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     train_checks.check(parser, args)
 
-    from dera_jax.examples import encode_examples
+    from dera_jax.learned import encode_learned
     from dera_jax.packing import pack
     from dera_jax.runs import Best
     from dera_jax.samples import sampler
     from dera_jax.sft import sft_method
 
+    completion_only = {"true": True, "false": False}.get(args.completion_only_loss)
+    learned = {"assistant_only_loss": True} if args.assistant_only_loss else {}
+    learned |= {} if completion_only is None else {"completion_only_loss": completion_only}
     cli.announce_devices()
     loaded: dict = {}
 
@@ -43,8 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "data" not in loaded:
             loaded["data"] = train_options.Data(
                 args,
-                lambda records: encode_examples(
-                    policy, records, max_length, truncation_mode=args.truncation_mode
+                lambda records: encode_learned(
+                    policy,
+                    records,
+                    max_length,
+                    truncation_mode=args.truncation_mode,
+                    completion_only=completion_only,
+                    assistant_only=args.assistant_only_loss,
                 ),
             )
         data = loaded["data"]
@@ -62,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
 
         settings = train_options.settings(args, "sft", policy) | data.settings
-        settings |= {"max_length": max_length, "packing": args.packing}
+        settings |= {"max_length": max_length, "packing": args.packing, **learned}
         return method, train_options.save_of(policy, args), config, settings, Best("eval_loss")
 
-    train_options.run_grid(args, cli.command_line("train.sft", argv), prepare)
+    train_grid.run_grid(args, cli.command_line("train.sft", argv), prepare)

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from dera_jax.commands import cli, meshes, train_options
 from dera_jax.configs import check_count, check_number
+from dera_jax.publishing import check_target
+from dera_jax.services import check_installed
 from dera_jax.shown import shown
 
 T = TypeVar("T")
@@ -19,17 +21,22 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
       idle: further options that have no effect as the others stand, and with which they would.
     """
     idle = dict(idle or {})
-    if getattr(args, "lora_r", 0) is None:
+    if args.push_to_hub is None:
+        idle["--hub-private"] = "--push-to-hub"
+    if args.lora_r is None:
         idle |= dict.fromkeys(("--lora-alpha", "--lora-target-modules"), "--lora-r")
     for name, needed in idle.items():
         if name in parser.given:
             raise ValueError(f"{name} has an effect with {needed} only")
     as_options(args, lambda: train_options.run_config(args))
+    check_installed(args.report_to)
+    if args.push_to_hub is not None:
+        check_target(args.push_to_hub)
     for _, seed, _ in train_options.grid(args):
         as_options(args, lambda seed=seed: train_options.train_config(args, seed))
     if getattr(args, "from_scratch", False) and args.lora_r is not None:
         raise ValueError("--from-scratch --lora-r: adapters on random weights are of no use without those")
-    if getattr(args, "lora_r", None) is not None:
+    if args.lora_r is not None:
         check_count("--lora-r", args.lora_r, most=10**5)
     if getattr(args, "max_length", None) is not None:
         check_count("--max-length", args.max_length, least=2, most=10**6)

@@ -4,19 +4,18 @@ import argparse
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
-from dera_jax.commands import cli, endings, meshes
+from dera_jax.commands import cli, meshes
 from dera_jax.commands.train_help import HELP
-from dera_jax.configs import RunConfig, TrainConfig, check_count, check_number
+from dera_jax.configs import REPORTERS, RunConfig, TrainConfig, check_number
 from dera_jax.usable import TRUNCATION
 
 
-def add_model_options(parser: argparse.ArgumentParser, lora: bool = True) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds what is trained and where it is written."""
     parser.add_argument(
         "--model",
@@ -42,18 +41,17 @@ def add_model_options(parser: argparse.ArgumentParser, lora: bool = True) -> Non
         choices=("auto", "float32", "bfloat16"),
         help="that is computed in; trained parameters are float32 besides (default %(default)s)",
     )
-    if lora:
-        group = parser.add_argument_group("low-rank adapters (LoRA), written as PEFT's")
-        group.add_argument(
-            "--lora-r", type=int, metavar="R", help="train adapters of rank R (default: all weights)"
-        )
-        group.add_argument("--lora-alpha", type=float, default=16.0, help="(default %(default)g)")
-        group.add_argument(
-            "--lora-target-modules",
-            default="all-linear",
-            metavar="NAMES",
-            help="such as q_proj,v_proj (default %(default)s)",
-        )
+    group = parser.add_argument_group("low-rank adapters (LoRA), written as PEFT's")
+    group.add_argument(
+        "--lora-r", type=int, metavar="R", help="train adapters of rank R (default: all weights)"
+    )
+    group.add_argument("--lora-alpha", type=float, default=16.0, help="(default %(default)g)")
+    group.add_argument(
+        "--lora-target-modules",
+        default="all-linear",
+        metavar="NAMES",
+        help="such as q_proj,v_proj (default %(default)s)",
+    )
 
 
 def add_data_options(parser: argparse.ArgumentParser, metavar: str, fields_: str) -> None:
@@ -128,7 +126,23 @@ def add_train_options(
     group.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, about a third more time"
     )
-    group.add_argument("--report-to", default="none", choices=("none", "tensorboard"))
+    group.add_argument(
+        "--keep-checkpoint",
+        action="store_true",
+        help="the last one stays at the end: the same command with more --max-steps goes on from it",
+    )
+    group.add_argument(
+        "--report-to",
+        default="none",
+        choices=REPORTERS,
+        help="also tell the metrics there; offline with WANDB_MODE=offline (default %(default)s)",
+    )
+    group.add_argument(
+        "--push-to-hub",
+        metavar="USER/NAME",
+        help="upload the last model, with a card; by the token in HF_TOKEN",
+    )
+    group.add_argument("--hub-private", action="store_true", help="where that is made, for yourself alone")
     group.add_argument(
         "--seed",
         default="0",
@@ -169,60 +183,12 @@ def grid(args: argparse.Namespace) -> Iterator[tuple[Path, int, float | None]]:
         yield args.out / "-".join(parts) if parts else args.out, seed, beta
 
 
-def run_grid(
-    args: argparse.Namespace,
-    command: Sequence[str],
-    prepare: Callable[[int, float | None], tuple],
-) -> None:
-    """Trains every run of the grid that is not finished.
-
-    Args:
-      prepare: (seed, β) to what makes the method, save, config, settings and best, see
-        `runs.run_training`. The method is made once the run is known to go on: that may take a while.
-    """
-    from dera_jax import runs
-    from dera_jax.hosts import leads
-    from dera_jax.provenance import provenance
-    from dera_jax.training import Preempted
-
-    mesh, members = _mesh(args), list(grid(args))
-    _check_batch(args, mesh)
-    given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command}
-    for number, (out, seed, beta) in enumerate(members, 1):
-        if len(members) > 1 and leads():
-            print(f"{out.name}, {number} of {len(members)}", file=sys.stderr)
-        make, save, config, settings, best = prepare(seed, beta)
-        finished = partial(runs.is_finished, out, settings, config, given)
-        # Looked at before the folder is touched, and again when no other run is in it.
-        if not finished():
-            with runs.alone(out):
-                if not finished():
-                    made = provenance(list(command))
-                    given_run = make(), save, config, run_config(args), out, settings, made, best, mesh
-                    try:
-                        runs.run_training(*given_run)
-                    except Preempted as preempted:
-                        raise endings.Terminated(str(preempted)) from None
-                    print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
-                    continue
-        runs.tidy(out)
-        print(f"{out}: trained already, {config.max_steps} steps")
-
-
-def _check_batch(args: argparse.Namespace, mesh) -> None:
-    """Raises ValueError where the mesh does not divide a batch."""
-    rows, parts = args.batch_size, mesh.shape["data"] if mesh else 1
-    if rows % parts:
-        raise ValueError(
-            f"--batch-size={rows}: expected a multiple of the {parts} devices that rows are split over (--mesh)"
-        )
-
-
 TRAINING_BYTES = 16
 """Of a parameter: itself, its gradient, two moments in float32; adapters take less."""
 
 
-def _mesh(args: argparse.Namespace):
+def open_mesh(args: argparse.Namespace):
+    """Returns the mesh that is asked for; None is one device."""
     from dera_jax.sizes import weight_bytes
 
     return meshes.open_mesh(args, lambda: weight_bytes([args.model], "float32", [None]) // 4 * TRAINING_BYTES)
@@ -244,14 +210,23 @@ def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
         if "policy" not in loaded:
             loaded["policy"] = _with_template(args, _loaded(args, args.model))
         policy = loaded["policy"]
-    if getattr(args, "lora_r", None) is not None:
+    if args.lora_r is not None:
         targets = args.lora_target_modules
         targets = targets if targets == "all-linear" else targets.split(",")
-        check_count("--lora-r", args.lora_r, most=policy.config.width)
-        policy = policies.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
+        try:
+            policy = policies.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
+        except ValueError as error:
+            raise ValueError(_in_options(str(error))) from error
     # On a TPU blocks one by one take an hour to compile; elsewhere the copy of a loop is not worth it.
     scan = jax.default_backend() == "tpu"
     return replace(policy, config=replace(policy.config, remat=args.gradient_checkpointing, scan=scan))
+
+
+def _in_options(message: str) -> str:
+    """Returns what `with_lora` refuses in the words of the options."""
+    setting, colon, rest = message.partition(":")
+    named = {"rank": "--lora-r", "alpha": "--lora-alpha", "targets": "--lora-target-modules"}
+    return named.get(setting, setting) + colon + rest
 
 
 def _with_template(args: argparse.Namespace, policy):
@@ -272,7 +247,7 @@ def load_reference(args: argparse.Namespace, loaded: dict):
 def _loaded(args: argparse.Namespace, name: str):
     from dera_jax.policies import load_policy
 
-    policy = load_policy(name, args.dtype, mesh=_mesh(args))
+    policy = load_policy(name, args.dtype, mesh=open_mesh(args))
     meshes.tell_undivided([policy])
     return policy
 
@@ -280,7 +255,7 @@ def _loaded(args: argparse.Namespace, name: str):
 def settings(args: argparse.Namespace, method: str, policy) -> dict:
     """Returns what every command's manifest says of how it started."""
     told = {"method": method, "start": {"model": policy.name, "fingerprint": policy.fingerprint}}
-    if getattr(args, "lora_r", None) is not None:
+    if args.lora_r is not None:
         told["lora"] = {"r": args.lora_r, "alpha": args.lora_alpha, "targets": args.lora_target_modules}
     if args.chat_template is not None:
         told["chat_template"] = hashlib.sha256(args.chat_template.encode()).hexdigest()[:16]
