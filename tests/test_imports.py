@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
 0  configs strengths spelling shown usable files folders provenance chips experiments presets redaction
-1  hlo traffic realign sampling measure losses slots completions text_rewards user_code user_rewards rewards
+1  hlo traffic places realign sampling measure losses slots completions text_rewards user_code user_rewards rewards
 1  untrusted_worker untrusted chat_templates tokenizer_files tokenizer missing row_files
 1  manifests asked results metrics reports objectives tune retraining tune_data
 2  keys trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
