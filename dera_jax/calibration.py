@@ -62,6 +62,8 @@ def calibrate(margins: Sequence[float] | Float[np.ndarray, " pairs"]) -> Calibra
     margins = np.asarray(margins, float)
     if not margins.size:
         raise ValueError("expected held-out pairs, found none")
+    if not np.isfinite(margins).all():
+        raise ValueError(f"expected finite margins, found {margins[~np.isfinite(margins)][0]}")
     right = np.where(margins == 0, 0.5, margins > 0)
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
     order = np.argsort(confidence, kind="stable")

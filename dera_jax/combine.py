@@ -23,7 +23,8 @@ from dera_jax.trees import flatten, unflatten
 
 METHODS = ("linear", "slerp")
 PARALLEL = 1e-4
-"""Tensors whose angle (in radians) is less are combined linearly: a slerp's limit there."""
+"""Tensors whose angle (in radians) is less are combined linearly: a slerp's limit there. So are those that
+point in opposite directions but for as much: of all great circles through both, none is theirs."""
 
 
 def combine(policies: Sequence[Policy], lambda_: Strength, method: str = "linear") -> Policy:
@@ -152,7 +153,7 @@ def _slerp(
     one, other = (x / jnp.maximum(n, 1e-30) for x, n in zip((reference, aligned), norms, strict=True))
     # Of chord and its complement, not by the arc cosine, which has no digits left where they are nearly parallel.
     angle = 2 * jnp.arctan2(jnp.linalg.norm(one - other), jnp.linalg.norm(one + other))
-    straight = (angle < PARALLEL) | (jnp.minimum(*norms) == 0)
+    straight = (angle < PARALLEL) | (angle > jnp.pi - PARALLEL) | (jnp.minimum(*norms) == 0)
     turn = jnp.where(straight, 1.0, angle)
     first = jnp.where(straight, 1 - strength, jnp.sin((1 - strength) * turn) / jnp.sin(turn))
     second = jnp.where(straight, strength, jnp.sin(strength * turn) / jnp.sin(turn))

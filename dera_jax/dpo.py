@@ -60,16 +60,21 @@ class SideBatch(NamedTuple):
 
     both: Batch
     """With an axis of 2 behind that of the rows."""
-    reference: Float[Array | np.ndarray, "rows 2"]
+    reference: Float[Array | np.ndarray, "rows sides"]
     """log π_ref(y|x), where the reference stays; in nats."""
     desirable: Bool[Array | np.ndarray, " rows"]
     """Of KTO."""
     weights: Float[Array | np.ndarray, " rows"]
 
     @property
-    def mask(self) -> Bool[Array | np.ndarray, "rows 2 length"]:
+    def mask(self) -> Bool[Array | np.ndarray, "rows sides length"]:
         """Which tokens are real."""
         return self.both.mask
+
+    def side(self, side: int) -> "SideBatch":
+        """Returns one of the completions of every row."""
+        both, reference = jax.tree.map(lambda a: a[:, side : side + 1], (self.both, self.reference))
+        return self._replace(both=both, reference=reference)
 
 
 def preference_method(
@@ -115,6 +120,7 @@ def preference_method(
         held_out=sources[1] if held_out else None,
         sample=sample,
         constants=constants,
+        batch_mean=_divergence(policy.config) if preference.loss == "kto" else None,
         **more,
     )
 
@@ -126,16 +132,11 @@ def preference_loss(model: ModelConfig, preference: PreferenceConfig) -> Loss:
     """
 
     def loss(params: PyTree, given: dict, batch: SideBatch) -> Terms:
-        lengths = jnp.maximum(batch.both.completion_mask.sum(-1), 1)
-        logprobs = _logprobs(model, trained.whole(model, params, given["frozen"]), batch)
-        of_reference = batch.reference
-        if "reference" in given:
-            followed = following.read(model, given["reference"], given["frozen"])
-            of_reference = jax.lax.stop_gradient(_logprobs(*followed, batch))
-        ratio, beta = logprobs - of_reference, given["beta"]
+        beta = given["beta"]
         if preference.loss == "kto":
-            values, metrics = _kto(ratio, beta, batch, preference)
-            return Terms(values, batch.weights, metrics)
+            return _kto(_log_ratios(model, params, given, batch.side(0))[1][:, 0], given, batch, preference)
+        lengths = jnp.maximum(batch.both.completion_mask.sum(-1), 1)
+        logprobs, ratio = _log_ratios(model, params, given, batch)
         chosen, rejected = (ratio / lengths if preference.loss in NORMALIZED else ratio).T
         values = (
             losses.ipo_loss(chosen, rejected, beta)
@@ -158,19 +159,40 @@ def preference_loss(model: ModelConfig, preference: PreferenceConfig) -> Loss:
     return loss
 
 
-def _kto(ratio: Array, beta: Array, batch: SideBatch, preference: PreferenceConfig) -> tuple[Array, dict]:
-    own, of_others = ratio.T
-    kl = losses.mean_over(of_others, batch.weights)
+def _divergence(model: ModelConfig) -> Loss:
+    """Returns what KTO's z₀ is the mean of: log-ratios of other prompts' completions, over the whole batch."""
+
+    def divergence(params: PyTree, given: dict, batch: SideBatch) -> Terms:
+        return Terms(_log_ratios(model, params, given, batch.side(1))[1][:, 0], batch.weights)
+
+    return divergence
+
+
+def _kto(own: Array, given: dict, batch: SideBatch, preference: PreferenceConfig) -> Terms:
+    kl, beta = given["batch_mean"], given["beta"]
     values = losses.kto_loss(
         own, batch.desirable, kl, beta, preference.desirable_weight, preference.undesirable_weight
     )
-    return values, {"kl": jnp.full_like(own, jnp.maximum(kl, 0)), "reward": beta * own}
+    return Terms(values, batch.weights, {"kl": jnp.full_like(own, jnp.maximum(kl, 0)), "reward": beta * own})
 
 
-def _logprobs(model: ModelConfig, params: PyTree, batch: SideBatch) -> Float[Array, "rows 2"]:
-    """Returns log π(y|x) of both completions of every row, read in one pass."""
-    both = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch.both)
-    return completion_logprobs(model, params, both).sum(axis=1).reshape(-1, 2)
+def _log_ratios(
+    model: ModelConfig, params: PyTree, given: dict, batch: SideBatch
+) -> tuple[Float[Array, "rows sides"], Float[Array, "rows sides"]]:
+    """Returns log π(y|x) and log π(y|x) − log π_ref(y|x) of the completions of every row."""
+    logprobs = _logprobs(model, trained.whole(model, params, given["frozen"]), batch)
+    of_reference = batch.reference
+    if "reference" in given:
+        followed = following.read(model, given["reference"], given["frozen"])
+        of_reference = jax.lax.stop_gradient(_logprobs(*followed, batch))
+    return logprobs, logprobs - of_reference
+
+
+def _logprobs(model: ModelConfig, params: PyTree, batch: SideBatch) -> Float[Array, "rows sides"]:
+    """Returns log π(y|x) of the completions of every row, read in one pass."""
+    sides = batch.mask.shape[1]
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch.both)
+    return completion_logprobs(model, params, flat).sum(axis=1).reshape(-1, sides)
 
 
 def _source(
@@ -181,8 +203,11 @@ def _source(
     config: TrainConfig,
     cache: Path,
 ) -> Source:
+    context = min(one.config.max_positions for one in (policy, reference or policy))
     sides = (
-        _kto_sides(items) if preference.loss == "kto" else [(p.prompt, p.chosen, p.rejected) for p in items]
+        _kto_sides(items, context)
+        if preference.loss == "kto"
+        else [(p.prompt, p.chosen, p.rejected) for p in items]
     )
     flat = [(prompt, completion) for prompt, *both in sides for completion in both]
     of_reference = np.zeros((len(sides), 2), np.float32)
@@ -205,14 +230,15 @@ def _source(
         )
 
     longest = [len(prompt) + max(map(len, both)) for prompt, *both in sides]
-    return Source(len(sides), make, longest)
+    # KTO's estimate of the divergence is of a batch: it should not be of one of like lengths.
+    return Source(len(sides), make, longest, alike=preference.loss != "kto")
 
 
-def _kto_sides(examples: Sequence[Example]) -> list[tuple]:
+def _kto_sides(examples: Sequence[Example], context: int) -> list[tuple]:
     """Returns prompts with their own completion and another prompt's, which estimates the KL divergence.
 
     It is the next example's that has another prompt: of pairs, the next may be the other answer. Where
-    all have one prompt, it is the next example's.
+    all have one prompt, it is the next example's. What of it goes beyond the context is cut.
     """
     count = len(examples)
     other = [(n + 1) % count for n in range(count)]
@@ -221,4 +247,7 @@ def _kto_sides(examples: Sequence[Example]) -> list[tuple]:
     for n in [*range(count), *range(count)][::-1] if several else []:
         following = (n + 1) % count
         other[n] = following if examples[following].prompt != examples[n].prompt else other[following]
-    return [(e.prompt, e.completion, examples[n].completion) for e, n in zip(examples, other, strict=True)]
+    return [
+        (e.prompt, e.completion, examples[n].completion[: context + 1 - len(e.prompt)])
+        for e, n in zip(examples, other, strict=True)
+    ]

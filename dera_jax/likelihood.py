@@ -19,7 +19,7 @@ from dera_jax import models
 from dera_jax.batches import Batch, make_batch
 from dera_jax.places import map_places
 from dera_jax.policies import Policy
-from dera_jax.realign import mix_logits, strength_weights
+from dera_jax.realign import mix_centered, strength_weights
 from dera_jax.sharding import mesh_of, shard_rows
 from dera_jax.strengths import Strength, format_strength
 from dera_jax.tokenizer import bucket_length
@@ -156,7 +156,7 @@ def measure_candidates(
         logits = jnp.stack([h[..., :vocab] for h in each])
 
         def at_strength(strength):
-            mixed = mix_logits(logits, jnp.broadcast_to(strength, (*candidates.shape[:2], len(strength))))
+            mixed = mix_centered(logits, jnp.broadcast_to(strength, (*candidates.shape[:2], len(strength))))
             chosen = jnp.take_along_axis(mixed, candidates, axis=-1)
             greedy = _is_argmax(mixed, candidates, chosen)
             return chosen - jax.nn.logsumexp(mixed, axis=-1, keepdims=True), greedy

@@ -42,7 +42,8 @@ def measure(
 
     Args:
       mixed: −inf where the rule forbids a word.
-      mixture: whether `mixed` is Σₘ wₘ hₘ, so that log z is defined.
+      mixture: whether `mixed` is Σₘ wₘ hₘ, up to a constant of the row where weights are large; then log z
+        is defined.
     """
     partition = log_partition(mixed)
     partitions = jnp.stack([log_partition(h) for h in logits])
@@ -55,5 +56,28 @@ def measure(
         model_logprobs=jnp.stack(drawn[1:], axis=-1) - partitions.T,
         # Rounding can leave −1e-7 where the two distributions are one.
         kl_to_reference=jnp.maximum(kl, 0.0),
-        log_normalizer=realign.log_normalizer(partition, partitions, weights) if mixture else None,
+        log_normalizer=_log_normalizer(logits, mixed, weights, partition, partitions) if mixture else None,
     )
+
+
+def _log_normalizer(
+    logits: Float[Array, "models rows vocab"],
+    mixed: Float[Array, "rows vocab"],
+    weights: Float[Array, "rows models"],
+    partition: Float[Array, " rows"],
+    partitions: Float[Array, "models rows"],
+) -> Float[Array, " rows"]:
+    """Returns log z; of large weights by the most probable word, whose figures have no large parts.
+
+    For every word  log z = log π_ref(v) + Σₘ λₘ (log πₘ(v) − log π_ref(v)) − log π_mix(v).
+    """
+    found = realign.log_normalizer(partition, partitions, weights)
+    if len(logits) == 1:
+        return found
+    word = jnp.argmax(mixed, axis=-1)[:, None]
+    of_mixture = jnp.take_along_axis(mixed, word, axis=-1)[:, 0] - partition
+    reference, *aligned = (
+        jnp.take_along_axis(h, word, axis=-1)[:, 0] - own for h, own in zip(logits, partitions, strict=True)
+    )
+    step = sum(weights[:, m] * (one - reference) for m, one in enumerate(aligned, start=1))
+    return jnp.where(realign.is_large(weights), reference + step - of_mixture, found)

@@ -5,6 +5,7 @@ completion has more, as much or less of a reward than the one of the same prompt
 strength; less a price per nat of KL divergence. A constraint bounds the mean of a figure. NumPy only.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -252,4 +253,6 @@ def parse_constraint(text: str, rewards: Sequence[str]) -> Constraint:
             f"--constraint={text}: no figure {name.strip()!r}; the rows have {told_names((*rewards, *FIELDS))}"
         )
     bound = float(number) / (100 if percent else 1)
+    if not math.isfinite(bound):
+        raise ValueError(f"--constraint={text}: expected a finite number, found {number}")
     return Constraint(text.strip(), name.strip(), sign == ">=", bound, bool(percent))

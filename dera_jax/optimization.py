@@ -65,8 +65,11 @@ def make_optimizer(
     # Step 0 already learns: the warm-up rises from 1/(warmup + 1), not from 0.
     before = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, warmup)
     schedule = optax.join_schedules([before, after], [warmup])
-    adamw = optax.adamw(
-        schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon, weight_decay=config.weight_decay
+    # optax.adamw, which has no names of parameters to tell by.
+    adamw = optax.chain(
+        optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon),
+        _decay(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
     )
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule
 
@@ -79,6 +82,29 @@ def warmup_updates(config: TrainConfig, updates: int = 1) -> int:
     if config.warmup_steps >= 1:
         return int(config.warmup_steps) * updates
     return math.ceil((config.warmup_steps or config.warmup_ratio) * config.max_steps * updates)
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay draws a parameter to 0: matrices, not biases and scales of normalizations.
+
+    As transformers' Trainer has it, and TRL's trainers with it.
+
+    >>> decays("blocks.0.attention.query.kernel"), decays("blocks.0.attention_norm.scale")
+    (True, False)
+    """
+    *modules, last = name.split(".")
+    return last != "bias" and "bias" not in modules and not any(m.endswith("norm") for m in modules)
+
+
+def _decay(weight_decay: float) -> optax.GradientTransformation:
+    def add(updates: PyTree, params: PyTree) -> PyTree:
+        def one(path, update, param):
+            name = ".".join(str(key.key) for key in path)
+            return update + weight_decay * param if decays(name) else update
+
+        return jax.tree_util.tree_map_with_path(one, updates, params)
+
+    return optax.stateless(add)
 
 
 def init_state(
@@ -104,6 +130,7 @@ def make_update(
     updates: int = 1,
     renew: Renew | None = None,
     lies: TrainState | None = None,
+    batch_mean: Loss | None = None,
 ):
     """Returns the jitted step (state, constants, batch) -> (state, metrics); the old state's memory is reused.
 
@@ -112,13 +139,14 @@ def make_update(
       updates: if more than 1, the batch has as many entries in front, one for each update.
       renew: gives `kept` after the step.
       lies: a state on a mesh; every other one lies as it does.
+      batch_mean: what the loss is given the mean of, see `Method`.
 
     Metrics are means over the step's updates: `loss`, `grad_norm` and what the loss gives; and `norms`,
     the gradient norm of each parameter in the order of `flatten`.
     """
 
     def once(state: TrainState, constants: dict, batch: Any) -> tuple[TrainState, dict]:
-        gradients, figures = _mean_gradients(loss, state, constants, batch, accumulation)
+        gradients, figures = _mean_gradients(loss, state, constants, batch, accumulation, batch_mean)
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         norms = jnp.stack([jnp.linalg.norm(g.ravel()) for g in flatten(gradients).values()])
@@ -159,27 +187,37 @@ def _sums(terms: Terms) -> tuple[dict[str, Array], Array]:
     return sums, jnp.sum(weights)
 
 
-def _mean_gradients(loss: Loss, state: TrainState, constants: dict, batch: Any, accumulation: int):
+def _mean_gradients(
+    loss: Loss, state: TrainState, constants: dict, batch: Any, accumulation: int, batch_mean: Loss | None
+):
     """Returns the gradients of Σ weight · value / Σ weight over all parts, and the means."""
     given = {**constants, **state.kept}
+    if batch_mean:
+        sums, weight = _over_parts(
+            lambda part: _sums(batch_mean(state.params, given, part)), batch, accumulation
+        )
+        given["batch_mean"] = sums["loss"] / jnp.maximum(weight, 1e-9)
 
     def total(params, part):
         sums, weight = _sums(loss(params, given, part))
         return sums["loss"], (sums, weight)
 
     gradient = jax.grad(total, has_aux=True)
-    if accumulation == 1:
-        gradients, (sums, weight) = gradient(state.params, batch)
-    else:
-        # Neighbouring rows go to different parts: rows split over devices stay where they are.
-        parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulation, *a.shape[1:]), 1, 0), batch)
-        zeros = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype),
-            jax.eval_shape(gradient, state.params, jax.tree.map(lambda a: a[0], parts)),
-        )
-        added, _ = jax.lax.scan(
-            lambda sum_, part: (jax.tree.map(jnp.add, sum_, gradient(state.params, part)), None), zeros, parts
-        )
-        gradients, (sums, weight) = added
+    gradients, (sums, weight) = _over_parts(lambda part: gradient(state.params, part), batch, accumulation)
     weight = jnp.maximum(weight, 1e-9)
     return jax.tree.map(lambda g: g / weight, gradients), {n: value / weight for n, value in sums.items()}
+
+
+def _over_parts(function: Callable[[Any], PyTree], batch: Any, count: int) -> PyTree:
+    """Returns the sum of what `function` gives of each of `count` parts of a batch, one after the other."""
+    if count == 1:
+        return function(batch)
+    # Neighbouring rows go to different parts: rows split over devices stay where they are.
+    parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0), batch)
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype),
+        jax.eval_shape(function, jax.tree.map(lambda a: a[0], parts)),
+    )
+    return jax.lax.scan(lambda sum_, part: (jax.tree.map(jnp.add, sum_, function(part)), None), zeros, parts)[
+        0
+    ]

@@ -14,7 +14,7 @@ from dera_jax.batches import Batch, make_batch
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.metrics import Estimate, estimate
 from dera_jax.policies import Policy
-from dera_jax.realign import mix_logits, strength_weights
+from dera_jax.realign import mix_centered, strength_weights
 from dera_jax.score import completion_logits
 from dera_jax.strengths import Strength
 
@@ -106,7 +106,7 @@ def _compare(
 
     def at_strength(strength):
         everywhere = jnp.broadcast_to(strength, (*exact.shape[1:3], *strength.shape))
-        of_full, of_lower = (jax.nn.log_softmax(mix_logits(h, everywhere)) for h in (exact, rounded))
+        of_full, of_lower = (jax.nn.log_softmax(mix_centered(h, everywhere)) for h in (exact, rounded))
         kl = jnp.sum(jnp.exp(of_lower) * (of_lower - of_full), axis=-1)
         return kl, of_full.argmax(-1) == of_lower.argmax(-1)
 

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+LARGE = 16.0
+"""Weights beyond it, in absolute value, are those of a mixture that is computed as a step from the reference:
+Σₘ wₘ hₘ would be a small difference of large numbers."""
 
 
 def strength_weights(lambda_: Sequence[float] | Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
@@ -43,17 +47,69 @@ def mix_logits(
 
     Logits must be finite: mask tokens in the result, not in the inputs (0 · −inf is NaN).
 
+    Float32 has 24 bits: where a weight is large, h is known to about 10⁻⁷ of it, not to 10⁻⁷. `mix_centered`
+    has no such error.
+
     Args:
       logits: of each model, in float32; the reference first.
       weights: of each model in each row; they sum to 1.
 
     References: Eq. 9 (Proposition 1), Appendix B.
     """
+    if len(logits) == 1:
+        return _added(logits, weights)
+    step = logits[0]
+    for m in range(1, len(logits)):
+        step = step + weights[..., m, None] * (logits[m] - logits[0])
+    return jnp.where(is_large(weights)[..., None], step, _added(logits, weights))
+
+
+def _added(logits: Float[Array, "models *rows vocab"], weights: Float[Array, "*rows models"]) -> Array:
     # Multiply and add, not a matrix product: that would run in bfloat16 on a TPU and in TF32 on a GPU.
     h = weights[..., 0, None] * logits[0]
     for m in range(1, len(logits)):
         h = h + weights[..., m, None] * logits[m]
     return h
+
+
+def is_large(weights: Float[Array, "*rows models"]) -> Bool[Array, " *rows"]:
+    """Returns whether a mixture is one of large weights, see `LARGE`."""
+    return jnp.max(jnp.abs(weights), axis=-1) > LARGE
+
+
+def mix_centered(
+    logits: Float[Array, "models *rows vocab"],
+    weights: Float[Array, "*rows models"],
+) -> Float[Array, "*rows vocab"]:
+    """Returns what `mix_logits` does, bit for bit where no weight is large; else less a constant of each row.
+
+    The constant is that of the words that the step λ (h_aligned − h_ref) leads to. What is left of their
+    logits is small, and with the differences' rounding errors added back it is exact to float32's precision at
+    any λ; with several aligned models, to 10⁻⁷ of λ.
+
+    Args:
+      logits: as of `mix_logits`.
+      weights: likewise.
+    """
+    plain = _added(logits, weights)
+    if len(logits) == 1:
+        return plain
+    size = jnp.maximum(jnp.max(jnp.abs(weights[..., 1:]), axis=-1), 1.0)[..., None]
+    high, low = jnp.zeros_like(plain), jnp.zeros_like(plain)
+    for m in range(1, len(logits)):
+        # One aligned model has a share of ±1, which rounds nothing.
+        share = weights[..., m, None] / size
+        difference, rest = _difference(logits[m], logits[0])
+        high, low = high + share * difference, low + share * rest
+    step = size * ((high - jnp.max(high, axis=-1, keepdims=True)) + low)
+    return jnp.where(is_large(weights)[..., None], logits[0] + step, plain)
+
+
+def _difference(a: Array, b: Array) -> tuple[Array, Array]:
+    """Returns a − b as float32 has it, and what that left out (Knuth, TAOCP 2, §4.2.2)."""
+    found = a - b
+    of_b = found - a
+    return found, (a - (found - of_b)) - (b + of_b)
 
 
 def log_normalizer(
@@ -98,7 +154,7 @@ def linear_rule(
     another in its place. It is pure, sees the whole vocabulary, and may carry a state: then it has
     an attribute `initial_state`, a function from the number of rows to arrays of that many rows.
     """
-    return mix_logits(logits, weights), state
+    return mix_centered(logits, weights), state
 
 
 def is_mixture(rule) -> bool:

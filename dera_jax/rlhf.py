@@ -58,6 +58,8 @@ class Judged(NamedTuple):
     batch: Batch
     advantages: Float[Array | np.ndarray, " rows"]
     log_ratio: Float[Array | np.ndarray, " rows"]
+    token_share: Float[Array | np.ndarray, " rows"]
+    """Rows over tokens of the whole batch: a mean over tokens is that of rows' sums times this."""
 
 
 def policy_gradient_method(
@@ -80,6 +82,8 @@ def policy_gradient_method(
     check_choice("algorithm", algorithm, ("pg", "rloo"))
     if algorithm == "rloo" and rollout.num_samples < 2:
         raise ValueError(f"rloo: expected at least 2 samples of each prompt, got {rollout.num_samples}")
+    if config.batch_size < 2:
+        raise ValueError("batch_size: a baseline is of other samples: expected at least 2, got 1")
     start, frozen = trained.split(policy.params)
     draw, drawn_last = drawer(policy, reference, prompts, rewards, rollout, config)
 
@@ -88,9 +92,7 @@ def policy_gradient_method(
         logits = completion_logits(policy.config, params, judged.batch)
         logprobs = token_logprobs(logits, judged.batch).sum(axis=1)
         values = losses.policy_gradient_loss(logprobs, judged.advantages)
-        mask = judged.batch.completion_mask
-        # Of a token: rows count by their lengths.
-        entropy = jnp.sum(losses.entropy(logits) * mask, axis=1) * mask.shape[0] / mask.sum()
+        entropy = jnp.sum(losses.entropy(logits) * judged.batch.completion_mask, axis=1) * judged.token_share
         return Terms(values, jnp.ones_like(values), {"entropy": entropy})
 
     def batches(state: TrainState, step: int) -> tuple[Judged, dict]:
@@ -100,7 +102,9 @@ def policy_gradient_method(
         gains = drawn.rewards - beta * drawn.log_ratio
         groups = gains.reshape(-1, rollout.num_samples) if algorithm == "rloo" else gains[None]
         advantages = losses.leave_one_out(groups).ravel().astype(np.float32)
-        judged = Judged(drawn.batch, advantages, drawn.log_ratio.astype(np.float32))
+        mask = drawn.batch.completion_mask
+        share = np.full(len(mask), len(mask) / mask.sum(), np.float32)
+        judged = Judged(drawn.batch, advantages, drawn.log_ratio.astype(np.float32), share)
         return judged, summary(drawn) | ({"beta": beta} if state.kept else {}) | drawn.seconds
 
     return Method(
@@ -208,6 +212,11 @@ def adaptive_beta(rollout: RolloutConfig, config: TrainConfig) -> dict:
     """Returns the fields of a `Method` that adapt β to a target, if there is one."""
     if rollout.target_kl is None:
         return {}
+    if config.batch_size >= 5 * rollout.horizon:
+        # β changes by up to 0.2 n / H in a step: it would become 0 or less.
+        raise ValueError(
+            f"horizon: expected more than a fifth of the batch size ({config.batch_size}), got {rollout.horizon}"
+        )
 
     def renew(_: PyTree, kept: dict, batch: Any, step: Int[Array, ""]) -> dict:
         kl = batch.log_ratio.mean()

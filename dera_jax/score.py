@@ -17,7 +17,7 @@ from dera_jax.measure import TokenRecord, measure
 from dera_jax.places import map_places
 from dera_jax.policies import Policy
 from dera_jax.prompts import as_prompts, check_one_turn
-from dera_jax.realign import mix_logits, strength_weights
+from dera_jax.realign import mix_centered, strength_weights
 from dera_jax.sharding import mesh_of, shard_rows
 from dera_jax.shown import shown
 from dera_jax.strengths import Strength, as_strengths, format_strength
@@ -173,7 +173,7 @@ def score_batch(
 
         def at_strength(strength):
             everywhere = jnp.broadcast_to(strength, (token.shape[0], *strength.shape))
-            record = measure(logits, mix_logits(logits, everywhere), everywhere, token, mixture=True)
+            record = measure(logits, mix_centered(logits, everywhere), everywhere, token, mixture=True)
             return jax.tree.map(lambda a: a.reshape(*completions.shape, *a.shape[1:]), record)
 
         return jax.lax.map(at_strength, weights)

@@ -26,6 +26,8 @@ class Source(NamedTuple):
     """Makes a batch of some rows of the items at some positions. Rows beyond them weigh nothing."""
     lengths: Sequence[int] | None = None
     """Of the items, in tokens: batches are then of similar ones."""
+    alike: bool = True
+    """Whether they may be: not where a batch stands for all of the data."""
 
 
 def supervised(
@@ -37,6 +39,7 @@ def supervised(
     held_out: Source | None = None,
     sample: Sampler | None = None,
     constants: dict | None = None,
+    batch_mean: Loss | None = None,
     **more,
 ) -> Method:
     """Returns the method that goes through `source` in a new order every epoch.
@@ -44,11 +47,12 @@ def supervised(
     Args:
       trained: parameters to start from.
       held_out: what is evaluated on; its figures are logged as `eval_…`.
+      batch_mean: see `Method`; in an evaluation it is the mean over all that is held out.
       **more: further fields of `Method`.
     """
-    count, make, lengths = source
+    count, make, lengths, alike = source
     constants = constants or {}
-    order = shuffled(count, config.batch_size, config.seed, lengths)
+    order = shuffled(count, config.batch_size, config.seed, lengths if alike else None)
 
     def batches(_: TrainState | None, step: int) -> tuple[Any, dict]:
         batch = make(order(step).tolist(), config.batch_size)
@@ -56,20 +60,24 @@ def supervised(
         return batch, {"epoch": round((step + 1) * config.batch_size / count, 4), "tokens": tokens}
 
     evaluate_batch = make_evaluation(loss)
+    measure_batch = batch_mean and make_evaluation(batch_mean)
 
     def evaluate(state: TrainState, constants: dict) -> tuple[dict, list[dict]]:
         figures = {}
+        if held_out and measure_batch:
+            found = mean_figures(lambda batch: measure_batch(state, constants, batch), held_out, config)
+            constants = constants | {"batch_mean": np.float32(found["loss"])}
         if held_out:
             means = mean_figures(lambda batch: evaluate_batch(state, constants, batch), held_out, config)
             figures = {f"eval_{name}": value for name, value in means.items()}
         return figures, sample(state.params) if sample and jax.process_count() == 1 else []
 
-    return Method(trained, loss, batches, constants, evaluate=evaluate, **more)
+    return Method(trained, loss, batches, constants, evaluate=evaluate, batch_mean=batch_mean, **more)
 
 
 def mean_figures(evaluate: Callable, source: Source, config: TrainConfig) -> dict[str, float]:
     """Returns the weighted means over all items, each read once."""
-    count, make, lengths = source
+    count, make, lengths, _ = source
     order = np.argsort(lengths if lengths is not None else np.zeros(count), kind="stable").tolist()
     rows = config.batch_size // config.gradient_accumulation_steps
     total: dict[str, float] = {}

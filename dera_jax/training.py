@@ -48,6 +48,9 @@ class Method:
     kept: dict = field(default_factory=dict)
     """The same, but renewed after every step."""
     renew: Renew | None = None
+    batch_mean: Loss | None = None
+    """Values whose mean over the whole batch, however it is split, the loss is given as `batch_mean`. Its
+    gradient is not taken."""
     updates: int = 1
     """Of the parameters in a step; if more, the batch has one entry in front for each."""
     evaluate: Callable[[TrainState, dict], tuple[dict, list[dict]]] | None = None
@@ -83,7 +86,13 @@ def fit(
     state = init_state(method.trained, optimizer, method.kept, mesh)
     parts = config.gradient_accumulation_steps
     update = make_update(
-        method.loss, optimizer, parts, method.updates, method.renew, lies=state if mesh else None
+        method.loss,
+        optimizer,
+        parts,
+        method.updates,
+        method.renew,
+        lies=state if mesh else None,
+        batch_mean=method.batch_mean,
     )
     names = list(flatten(state.params))
     # Devices of a CPU share its threads: two programs that both wait for all devices may wait for ever.

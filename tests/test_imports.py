@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
 0  configs strengths spelling shown usable files folders provenance chips experiments presets redaction code_hash notes
-1  hlo traffic realign sampling measure losses slots completions text_rewards user_code user_rewards rewards
+1  hlo traffic places realign sampling measure losses slots completions text_rewards user_code user_rewards rewards
 1  untrusted_worker untrusted chat_templates tokenizer_files tokenizer missing row_files
 1  manifests asked results reward_hashes metrics reports objectives tune retraining tune_data
 2  keys trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
 2  trained data recast columns shapes prompts batches tables panels plots tune_report tune_plot calibration
-2  lost sharding hosts places
+2  lost sharding hosts
 3  loading.hub loading.tensors loading.manifests loading.names loading.adapter_settings loading.settings
 3  loading.ties loading.extras
 3  loading.families loading.weights loading.adapters

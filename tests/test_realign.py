@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dera_jax import effective_beta, log_normalizer, mix_logits, strength_weights
 from dera_jax.measure import measure
+from dera_jax.realign import linear_rule
 
 VOCAB = 50
 strengths = st.floats(-4, 4, allow_nan=False)
@@ -112,3 +113,75 @@ def test_effective_beta():
     assert effective_beta(0.1, 0.0) == float("inf")
     assert effective_beta(0.1, 2.0) == 0.05
     assert np.isnan(effective_beta(0.1, -1.0))
+
+
+EXTREME = [17.0, 50.0, -50.0, 1e3, 1e4, -1e4, 1e6, 1e8, -1e8]
+
+
+def ordinary_logits(vocab=4000, rows=6):
+    """Returns float32 logits as models have them: with an offset, and near each other."""
+    random = np.random.default_rng(0)
+    reference = (random.normal(0, 4, (1, rows, vocab)) + 12).astype(np.float32)
+    aligned = reference + 0.3 * random.normal(size=reference.shape).astype(np.float32)
+    # Where the two differ most, some words differ by almost as much: by rounding alone.
+    aligned[..., :6] = reference[..., :6] + np.float32(3.3)
+    return np.concatenate([reference, aligned])
+
+
+@pytest.mark.parametrize("lambda_", EXTREME)
+def test_figures_of_extreme_strengths_are_those_of_float64(lambda_):
+    """Of the same float32 logits. log z is itself of the size of λ: it is known to a few millionths of that."""
+    logits = ordinary_logits()
+    rows = logits.shape[1]
+    weights = weights_of([lambda_], rows)
+    exact = logits.astype(np.float64)
+    logprobs = exact - np.log(np.exp(exact - exact.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    logprobs -= exact.max(-1, keepdims=True)
+    weight = float(np.float32(lambda_))
+    unnormalized = logprobs[0] + weight * (logprobs[1] - logprobs[0])
+    top = unnormalized.max(-1)
+    log_z = top + np.log(np.exp(unnormalized - top[:, None]).sum(-1))
+    mixture = unnormalized - log_z[:, None]
+    kl = (np.exp(mixture) * (mixture - logprobs[0])).sum(-1)
+    mixed, _ = jax.jit(linear_rule)(jnp.asarray(logits), weights, None)
+    np.testing.assert_array_equal(mixed.argmax(-1), mixture.argmax(-1))
+    likely = mixture > -20
+    if 0 < lambda_ < 1e7:
+        assert likely.sum() > rows  # more than the first word
+    np.testing.assert_allclose(jax.nn.log_softmax(mixed)[likely], mixture[likely], atol=5e-5)
+    token = mixture.argmax(-1).astype(np.int32)
+    record = jax.jit(measure, static_argnames="mixture")(
+        jnp.asarray(logits), mixed, weights, jnp.asarray(token), mixture=True
+    )
+    np.testing.assert_allclose(record.logprob, mixture[np.arange(rows), token], atol=5e-5)
+    np.testing.assert_allclose(record.kl_to_reference, kl, atol=5e-5)
+    np.testing.assert_allclose(record.log_normalizer, log_z, atol=5e-6 * max(1, abs(lambda_)))
+    # And the sum itself, to what float32 holds of numbers of its size.
+    summed = np.asarray(jax.jit(mix_logits)(jnp.asarray(logits), weights), np.float64)
+    expected = exact[0] + weight * (exact[1] - exact[0])
+    np.testing.assert_allclose(summed, expected, atol=5e-7 * abs(expected).max())
+
+
+def test_rows_of_large_weights_leave_the_others_as_they_are():
+    logits = jnp.asarray(ordinary_logits(rows=4))
+    lambdas = np.array([[0.0], [0.7], [1e6], [1.0]])
+    mixed, _ = jax.jit(linear_rule)(logits, jnp.asarray(strength_weights(lambdas)), None)
+    np.testing.assert_array_equal(mixed[0], logits[0, 0])
+    np.testing.assert_array_equal(mixed[3], logits[1, 3])
+    alone = jax.jit(mix_logits)(logits, jnp.asarray(strength_weights(lambdas)))
+    np.testing.assert_allclose(mixed[1], alone[1], atol=1e-5)
+
+
+def test_extreme_strengths_of_several_models():
+    """λ₁ = −λ₂ of two models is a step along their difference."""
+    logits = ordinary_logits()
+    other = logits[1] + 0.2 * np.random.default_rng(1).normal(size=logits[1].shape).astype(np.float32)
+    together = np.stack([*logits, other])
+    lambdas = [1e4, -1e4]
+    mixed, _ = linear_rule(jnp.asarray(together), weights_of(lambdas, len(logits[0])), None)
+    exact = together.astype(np.float64)
+    expected = exact[0] + 1e4 * (exact[1] - exact[0]) - 1e4 * (exact[2] - exact[0])
+    expected -= expected.max(-1, keepdims=True)
+    expected -= np.log(np.exp(expected).sum(-1, keepdims=True))
+    likely = expected > -20
+    np.testing.assert_allclose(jax.nn.log_softmax(mixed)[likely], expected[likely], atol=1e4 * 1e-6)

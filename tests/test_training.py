@@ -176,12 +176,12 @@ def test_preferences_are_learned(loss, tiny, tmp_path):
 def test_kto_takes_another_prompts_completion():
     """Of pairs the next example may be the other answer to the same prompt."""
     examples = [Example((p,), (p, n)) for p, n in ((1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (1, 2))]
-    found = [(prompt[0], own, other) for prompt, own, other in _kto_sides(examples)]
+    found = [(prompt[0], own, other) for prompt, own, other in _kto_sides(examples, 64)]
     assert found == [
         (1, (1, 0), (2, 0)), (1, (1, 1), (2, 0)), (2, (2, 0), (3, 0)), (3, (3, 0), (1, 2)),
         (3, (3, 1), (1, 2)), (1, (1, 2), (2, 0)),
     ]  # fmt: skip
-    assert [other for *_, other in _kto_sides(examples[:2])] == [(1, 1), (1, 0)]
+    assert [other for *_, other in _kto_sides(examples[:2], 64)] == [(1, 1), (1, 0)]
 
 
 def following(policy, tmp_path, alpha, every):
