@@ -19,7 +19,7 @@ FLOORS = """
 2  trained data recast columns shapes prompts batches tables panels plots tune_report tune_plot calibration
 2  lost sharding hosts
 3  loading.hub loading.tensors loading.manifests loading.names loading.adapter_settings loading.settings
-3  loading.ties loading.extras
+3  loading.ties loading.fields loading.ropes loading.extras
 3  loading.families loading.weights loading.adapters
 3  loading.lora sizes policies turn_ends encoding answers decode examples learned
 4  stopwatch usage reward_models endings generate samples conversation score stored writers rollout reference_logprobs

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policy, models, save_policy, score
-from dera_jax.loading.families import read_rope
+from dera_jax.loading.ropes import read_rope
 from dera_jax.models.decoder import DecoderConfig
 from dera_jax.policies import with_params
 from dera_jax.tokenizer import encode_prompt

@@ -3,20 +3,17 @@
 A family is data: what its `config.json` says in our words, and the names of its tensors (`names.py`).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dera_jax.configs import check_choice
 from dera_jax.files import read_object
-from dera_jax.loading import adapter_settings, names, settings, tensors, ties
+from dera_jax.loading import adapter_settings, fields, names, settings, tensors, ties
+from dera_jax.loading.ropes import check_ropes, longest_context, read_rope
 from dera_jax.models import ModelConfig
 from dera_jax.models.decoder import DecoderConfig
-from dera_jax.models.rope import KINDS, Rope
 from dera_jax.models.t5 import T5Config
 from dera_jax.shown import shown
 
@@ -35,6 +32,9 @@ class Family:
 def _llama(hf: Any, **more) -> DecoderConfig:
     """Returns what most families share; `more` is where one differs."""
     bias = getattr(hf, "attention_bias", False)
+    if "rope" not in more:
+        rope = read_rope(hf.rope_parameters)
+        more = {"rope": rope, "max_positions": longest_context(hf.max_position_embeddings, rope)} | more
     return DecoderConfig(
         **{
             "vocab_size": hf.vocab_size,
@@ -53,7 +53,6 @@ def _llama(hf: Any, **more) -> DecoderConfig:
             "windows": _windows(hf),
             "tie_embeddings": hf.tie_word_embeddings,
         }
-        | ({} if "rope" in more else {"rope": read_rope(hf.rope_parameters)})
         | more
     )
 
@@ -76,14 +75,11 @@ def _olmo2(hf: Any) -> DecoderConfig:
 
 
 def _gemma(hf: Any, **more) -> DecoderConfig:
-    if getattr(hf, "use_bidirectional_attention", None):
-        raise ValueError("use_bidirectional_attention: expected false, found true")
-    # Old files say gelu and were trained with its approximation.
-    activation = (
-        {"gelu": "gelu_pytorch_tanh"}.get(hf.hidden_act, hf.hidden_act) if hasattr(hf, "hidden_act") else None
-    )
     own = {"norm": "rms_unit_offset", "embedding_scale": hf.hidden_size**0.5}
-    return _llama(hf, **own | ({"activation": activation} if activation else {}) | more)
+    # Old files say gelu and were trained with its approximation.
+    if getattr(hf, "hidden_act", None) == "gelu":
+        own["activation"] = "gelu_pytorch_tanh"
+    return _llama(hf, **own | more)
 
 
 def _gemma2(hf: Any, **more) -> DecoderConfig:
@@ -108,9 +104,6 @@ def _gemma3(hf: Any) -> DecoderConfig:
 
 
 def _gpt2(hf: Any) -> DecoderConfig:
-    for name, expected in (("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False)):
-        if getattr(hf, name) != expected:
-            raise ValueError(f"{name}: expected {expected}, found {getattr(hf, name)}")
     return DecoderConfig(
         vocab_size=hf.vocab_size,
         width=hf.n_embd,
@@ -134,6 +127,12 @@ def _gpt2(hf: Any) -> DecoderConfig:
 
 
 def _gpt_neox(hf: Any) -> DecoderConfig:
+    head_dim = hf.hidden_size // hf.num_attention_heads
+    if getattr(hf, "head_dim", None) not in (None, head_dim):
+        raise ValueError(
+            f"head_dim: expected hidden_size / num_attention_heads ({head_dim}), found {hf.head_dim}"
+        )
+    rope = read_rope(hf.rope_parameters, partial=True)
     return DecoderConfig(
         vocab_size=hf.vocab_size,
         width=hf.hidden_size,
@@ -141,8 +140,8 @@ def _gpt_neox(hf: Any) -> DecoderConfig:
         num_layers=hf.num_hidden_layers,
         num_heads=hf.num_attention_heads,
         num_kv_heads=hf.num_attention_heads,
-        head_dim=hf.hidden_size // hf.num_attention_heads,
-        max_positions=hf.max_position_embeddings,
+        head_dim=head_dim,
+        max_positions=longest_context(hf.max_position_embeddings, rope),
         activation=hf.hidden_act,
         gated=False,
         norm="layer",
@@ -151,7 +150,7 @@ def _gpt_neox(hf: Any) -> DecoderConfig:
         qkv_bias=hf.attention_bias,
         out_bias=hf.attention_bias,
         mlp_bias=True,
-        rope=read_rope(hf.rope_parameters),
+        rope=rope,
         tie_embeddings=hf.tie_word_embeddings,
     )
 
@@ -196,54 +195,13 @@ FAMILIES = {
 
 def _windows(hf: Any) -> tuple[int, ...]:
     kinds = getattr(hf, "layer_types", None) or []
+    for kind in kinds:
+        check_choice("layer_types", kind, ("full_attention", "sliding_attention"))
     if "sliding_attention" not in kinds:
         return ()
     if hf.sliding_window is None:
         raise ValueError("sliding_window: expected a number of positions, found null")
     return tuple(hf.sliding_window if kind == "sliding_attention" else 0 for kind in kinds)
-
-
-def read_rope(parameters: dict) -> Rope:
-    """Returns what transformers calls `rope_parameters`."""
-    kind = parameters.get("rope_type", "default")
-    check_choice("rope_type", kind, KINDS)
-    if kind != "default" and parameters.get("factor") is None:
-        raise ValueError(f"rope_parameters: expected a factor for rope_type {kind!r}, found none")
-    fields = {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow",
-        "partial_rotary_factor": "fraction",
-    }
-    rope = Rope(
-        float(parameters["rope_theta"]),
-        "linear" if kind == "linear" else "default",
-        **{
-            ours: float(parameters[name]) for name, ours in fields.items() if parameters.get(name) is not None
-        },
-    )
-    if kind in ("default", "linear"):
-        return rope
-    rope = replace(rope, kind=kind, original_max_positions=parameters["original_max_position_embeddings"])
-    if kind == "yarn":
-        return replace(
-            rope, truncate=parameters.get("truncate", True), attention_factor=_yarn_factor(parameters)
-        )
-    return rope
-
-
-def _yarn_factor(parameters: dict) -> float:
-    """Returns how much longer queries and keys become where the file does not say: 0.1 ln(factor) + 1 each."""
-    if parameters.get("attention_factor") is not None:
-        return float(parameters["attention_factor"])
-
-    def longer(multiple: float) -> float:
-        return 0.1 * multiple * math.log(parameters["factor"]) + 1.0 if parameters["factor"] > 1 else 1.0
-
-    one, all_dims = parameters.get("mscale"), parameters.get("mscale_all_dim")
-    return longer(one) / longer(all_dims) if one and all_dims else longer(1.0)
 
 
 def read_config(folder: Path) -> dict:
@@ -272,6 +230,7 @@ def read_config(folder: Path) -> dict:
             "take the model that they were made from, with --quantize=int8 or nf4"
         )
     raw = read_object(path, settings.ModelSettings)
+    fields.check_fields(path, raw)
     if kind == "t5":
         # Old files tell it by another setting, which what we save may have to change.
         raw.setdefault("scale_decoder_outputs", raw.get("tie_word_embeddings") is not False)
@@ -334,17 +293,9 @@ def _said(folder: Path, raw: dict) -> ModelConfig:
 
     family = FAMILIES[raw["model_type"]]
     try:
-        config = family.config(AutoConfig.for_model(**raw))
-        _check_ropes(config)
+        config = family.config(AutoConfig.for_model(**fields.own_fields(raw)))
+        check_ropes(config)
     except Exception as error:  # the library's classes check in their own ways, and fail in others
         found = shown(" ".join(str(error).split()), 300) or type(error).__name__
         raise ValueError(f"{shown(folder / 'config.json', 200)}: {found}") from None
     return config
-
-
-def _check_ropes(config: ModelConfig) -> None:
-    """Raises ValueError where rotary positions have no frequencies."""
-    for rope in (getattr(config, "rope", None), getattr(config, "local_rope", None)):
-        with np.errstate(all="ignore"):
-            if rope and not np.isfinite(rope.frequencies(config.head_dim)).all():
-                raise ValueError(f"rope: expected finite frequencies, found others with {rope}")

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from dera_jax.files import read_object
 from dera_jax.loading import tensors
+from dera_jax.notes import note
 from dera_jax.shown import shown
 
 Size = Annotated[int, Meta(ge=1, lt=2**31)]
@@ -134,6 +135,17 @@ class Manifest(TypedDict, total=False):
     beta: Annotated[float, Meta(ge=0)] | None
 
 
+NOT_APPLIED = {
+    "repetition_penalty": 1, "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_h": 1,
+    "min_length": 0, "min_new_tokens": 0, "num_beams": 1, "penalty_alpha": 0, "guidance_scale": 1,
+    "bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": [], "sequence_bias": {},
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None,
+    "watermarking_config": None, "dola_layers": None, "stop_strings": [],
+}  # fmt: skip
+"""What of generation_config.json would change which tokens transformers draws, beside the settings that have an
+option here, with the values that do nothing."""
+
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 """What says how many blocks a model has."""
 
@@ -162,10 +174,18 @@ def _layer(tensor: str) -> int:
 def read_generation(folder: Path) -> dict:
     """Returns what generation_config.json says; nothing where there is none.
 
+    What it asks of drawing is not done, and what has no option here either is named on stderr.
+
     Raises:
       ValueError: it is broken.
     """
-    return read_object(folder / "generation_config.json", GenerationSettings)
+    path = folder / "generation_config.json"
+    found = read_object(path, GenerationSettings)
+    asked = [name for name, nothing in NOT_APPLIED.items() if found.get(name) not in (None, False, nothing)]
+    if asked:
+        told = ", ".join(f"{name} {found[name]}" for name in asked)
+        note(f"{shown(path, 200)}: not applied to what is drawn: {shown(told, 200)}")
+    return found
 
 
 def read_beta(folder: Path) -> float | None:

@@ -9,12 +9,27 @@ from jaxtyping import Array, Float
 
 from dera_jax.models.linear import PRECISION, Linear
 
+
+def _exact_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _tanh_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jax.nn.gelu(x, approximate=True)
+
+
 ACTIVATIONS = {
     "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
     "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
+    "gelu": _exact_gelu,
+    "gelu_python": _exact_gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_accurate": _tanh_gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 """By their names in Hugging Face configurations."""
 

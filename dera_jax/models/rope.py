@@ -26,7 +26,7 @@ class Rope:
     high_freq_factor: float = 4.0
     """llama3: wavelengths between original_max_positions / high and / low are blended."""
     original_max_positions: int = 0
-    """llama3, yarn: context length, in tokens, before it was made longer."""
+    """llama3, yarn: context length, in tokens, before it was made longer; linear: the same, 0 where not told."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     """yarn: dimensions that turn between slow and fast times in the original context are blended."""
