@@ -15,14 +15,15 @@ from dera_jax import models
 from dera_jax.completions import Completions
 from dera_jax.files import write_json
 from dera_jax.keys import seed_key
-from dera_jax.loading import families, hub, manifests, tensors, weights
+from dera_jax.loading import adapters, families, hub, lora, manifests, names, tensors, weights
 from dera_jax.loading.names import NameMap
 from dera_jax.models.reward import RewardConfig
 from dera_jax.models.t5 import T5Config
-from dera_jax.policies import Policy
+from dera_jax.policies import Policy, load_policy
 from dera_jax.shown import shown
 from dera_jax.spelling import spelled
 from dera_jax.tokenizer import bucket_length, load_tokenizer, pad_left, render_chat, save_tokenizer, text_ids
+from dera_jax.trees import flatten, unflatten
 
 ROWS = 16
 """Texts read at a time."""
@@ -37,6 +38,8 @@ HEADS = {
     },
 }
 """What the parameters of each head are called in files."""
+OWN = ("score.", "dense.")
+"""What the paths of a head's parameters begin with: beside adapters they are trained too."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,19 @@ class RewardPolicy:
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     """Whose configuration it has."""
+    adapter: Path | None = None
+    """Folder of the adapter that it was loaded with."""
 
 
 def load_reward_model(model: str, dtype: str = "auto") -> RewardPolicy:
-    """Returns the reward model of a folder or hub id.
+    """Returns the reward model of a MODEL: a folder or hub id, or `BASE+ADAPTER`, whose head the adapter has.
 
     Raises:
       ValueError: no such model, or one without a head of one label.
     """
+    name, adapter = hub.split_adapter(model)
+    if adapter:
+        return _load_adapted(model, name, hub.resolve(adapter), dtype)
     folder = hub.resolve(model)
     raw = families.read_config(folder)
     trunk = families.model_config(folder, raw)
@@ -75,21 +83,58 @@ def load_reward_model(model: str, dtype: str = "auto") -> RewardPolicy:
     return RewardPolicy(model, config, weights.read_params(found, dtype), load_tokenizer(folder), folder)
 
 
+def _load_adapted(model: str, base: str, adapter_folder: Path, dtype: str) -> RewardPolicy:
+    """Returns the reward model of a language model and an adapter that has a head for it."""
+    policy = load_policy(base, dtype)
+    adapter, kind = adapters.read_adapter(adapter_folder), families.read_config(policy.folder)["model_type"]
+    head = "decoder" if isinstance(policy.config, T5Config) else "last"
+    name_map, family = _names(kind, head), families.FAMILIES[kind].names
+    reward = fresh_reward_model(policy, 0)
+    heads = names.sources(name_map, [path for path in flatten(reward.params) if path.startswith(OWN)], 1)
+    shapes, flat = weights.full_shapes(reward.config), {}
+    for path, source in heads.items():
+        tensor = adapter.tensors.get(source.name)
+        expected = source.shape(shapes[path])
+        if tensor is None or tensor.shape != expected:
+            found = f"one of shape {tensor.shape}" if tensor else "none"
+            raise ValueError(
+                f"{shown(adapter_folder, 200)}: expected the adapter of a reward model, with a tensor {source.name} "
+                f"of shape {expected}; found {found}"
+            )
+        flat[path] = jnp.asarray(source.take(tensor.read()), policy.config.dtype)
+        weights.check_finite(np.asarray(flat[path]), tensor, policy.config.dtype)
+    taken = {source.name for source in heads.values()}
+    prefix = "" if family.trunk else name_map.trunk
+    own = {name.removeprefix(prefix): t for name, t in adapter.tensors.items() if name not in taken}
+    adapters.check_base(adapter, base, policy.fingerprint)
+    trunk = replace(adapter, tensors=own)
+    config, params = adapters.apply_adapter(trunk, base, policy.config, policy.params, family)
+    whole = fresh_reward_model(replace(policy, config=config, params=params), 0)
+    tokenizer = policy.tokenizer
+    if (adapter_folder / "tokenizer_config.json").exists():
+        tokenizer = load_tokenizer(adapter_folder)
+    params = unflatten(flatten(whole.params) | flat)
+    return replace(whole, name=model, params=params, tokenizer=tokenizer, adapter=adapter_folder)
+
+
 def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
     """Returns a reward model with the trunk of `policy` and a random head, to be trained.
 
     Raises:
-      ValueError: weights that are quantized or have adapters.
+      ValueError: weights that are quantized, or an adapter of the language model's head.
     """
-    if policy.config.quantization or policy.config.adapters:
+    if policy.config.quantization:
+        raise ValueError(f"{policy.name}: a reward model starts from weights in full precision")
+    if any(one.path == "head" for one in policy.config.adapters):
         raise ValueError(
-            f"{policy.name}: a reward model starts from weights in full precision and without adapters; "
+            f"{policy.name}: has an adapter of its head, which a reward model has not; "
             f"{spelled('combine')} --lambda=1 merges adapters"
         )
     config = RewardConfig(
-        trunk=replace(policy.config, tie_embeddings=True),
+        trunk=replace(policy.config, tie_embeddings=True, adapters=()),
         head="decoder" if isinstance(policy.config, T5Config) else "last",
         dtype=policy.config.dtype,
+        adapters=tuple(replace(one, path=f"trunk.{one.path}") for one in policy.config.adapters),
     )
     trunk = {name: value for name, value in policy.params.items() if name != "head"}
     width = config.trunk.width
@@ -99,7 +144,7 @@ def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
         params["score"]["bias"] = jnp.zeros(1, config.dtype)
         kernel = _small(key, (width, width), config.dtype)
         params["dense"] = {"kernel": kernel, "bias": jnp.zeros(width, config.dtype)}
-    return RewardPolicy(policy.name, config, params, policy.tokenizer, policy.folder)
+    return RewardPolicy(policy.name, config, params, policy.tokenizer, policy.folder, adapter=policy.adapter)
 
 
 def with_reward_params(reward: RewardPolicy, params: dict) -> RewardPolicy:
@@ -114,13 +159,13 @@ def save_reward_model(reward: RewardPolicy, folder: Path, manifest: dict) -> Non
       ValueError: the folder cannot be written.
     """
     from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as names,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as classes,
     )
 
     raw = families.read_config(reward.folder)
     kind = raw["model_type"]
     settings = {name: value for name, value in raw.items() if name != "torch_dtype"} | {
-        "architectures": [names[kind]],
+        "architectures": [classes[kind]],
         "num_labels": 1,
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
@@ -133,6 +178,24 @@ def save_reward_model(reward: RewardPolicy, folder: Path, manifest: dict) -> Non
     write_json(folder / "config.json", settings)
     named = weights.named_tensors(reward.params, _names(kind, reward.config.head), reward.config.num_heads)
     tensors.save_tensors(folder, named)
+    manifests.write_manifest(folder, manifest)
+
+
+def save_reward_adapter(reward: RewardPolicy, folder: Path, base_name: str, manifest: dict) -> None:
+    """Writes a reward model's adapters and its head as a PEFT folder, task SEQ_CLS; the manifest last.
+
+    Args:
+      base_name: MODEL that they stand on.
+
+    Raises:
+      ValueError: the folder cannot be written.
+    """
+    start = adapters.read_adapter(reward.adapter) if reward.adapter else None
+    name_map = _names(families.read_config(reward.folder)["model_type"], reward.config.head)
+    heads = {path: value for path, value in flatten(reward.params).items() if path.startswith(OWN)}
+    save_tokenizer(reward.tokenizer, folder)
+    named = weights.named_tensors(unflatten(heads), name_map, reward.config.num_heads)
+    lora.write_adapter(folder, reward.config, reward.params, name_map, base_name, start, named)
     manifests.write_manifest(folder, manifest)
 
 

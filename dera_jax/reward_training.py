@@ -12,7 +12,7 @@ from dera_jax.batches import padded_length
 from dera_jax.configs import TrainConfig
 from dera_jax.examples import Pair
 from dera_jax.optimization import Terms
-from dera_jax.reward_models import RewardPolicy, reward_texts
+from dera_jax.reward_models import OWN, RewardPolicy, reward_texts
 from dera_jax.supervised import Source, supervised
 from dera_jax.tokenizer import pad_left
 from dera_jax.training import Method
@@ -40,7 +40,7 @@ def reward_method(
     Args:
       center: c, draws rewards towards a mean of 0.
     """
-    start, frozen = trained.split(reward.params)
+    start, frozen = trained.split(reward.params, OWN)
 
     def loss(params: PyTree, given: dict, batch: TextBatch) -> Terms:
         model = models.bind(reward.config, trained.whole(reward.config, params, given["frozen"]))

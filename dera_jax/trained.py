@@ -12,11 +12,15 @@ from dera_jax.models.linear import WeightsConfig
 from dera_jax.trees import flatten, unflatten
 
 
-def split(params: PyTree) -> tuple[PyTree, PyTree]:
-    """Returns what is trained, in float32, and what is not: with adapters those alone, else everything."""
+def split(params: PyTree, heads: tuple[str, ...] = ()) -> tuple[PyTree, PyTree]:
+    """Returns what is trained, in float32, and what is not: with adapters those alone, else everything.
+
+    Args:
+      heads: beginnings of the paths of what is trained beside adapters.
+    """
     flat = flatten(params)
     adapters = {path for path in flat if path.endswith(ADAPTER)}
-    chosen = adapters or set(flat)
+    chosen = adapters | {path for path in flat if path.startswith(heads)} if adapters else set(flat)
     trained = {path: jnp.asarray(flat[path], jnp.float32) for path in flat if path in chosen}
     return trained, {path: flat[path] for path in flat if path not in chosen}
 

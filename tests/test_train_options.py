@@ -68,9 +68,12 @@ def test_huge_counts_are_refused_before_anything_is_loaded(refused, tmp_path):
         line = refused(sft.main, *words, f"{option}={10**20}")
         assert f"{option}: expected a whole number, at most {most}, got 1000" in line
     assert "--num-train-epochs" in refused(sft.main, *words, "--num-train-epochs=inf")
-    assert "--lora-r: expected a whole number, at most " in refused(
-        sft.main, f"--model={TOY / 'reference'}", *words[1:], "--lora-r=9999"
-    )
+    # Of what a map has room for its own size decides.
+    (tmp_path / "text.txt").write_text("Mira visits Ida.\n")
+    here = [f"--model={TOY / 'reference'}", f"--data={tmp_path / 'text.txt'}", words[2]]
+    for command in (sft, reward):
+        line = refused(command.main, *here, "--lora-r=9999")
+        assert "--lora-r: expected at most " in line and "the smaller side of blocks.0." in line
 
 
 # Chat templates

@@ -1,5 +1,5 @@
 """Training of a reward model on preferences (Bradley–Terry), as a …ForSequenceClassification
-folder.
+folder or a PEFT adapter with the head.
 
 Data: `prompt`, `chosen` and `rejected`; or whole transcripts in the last two, as Anthropic's.
 Evaluated on held-out pairs, it says how often it prefers the chosen one and how far its
@@ -27,7 +27,7 @@ def _tell(folder, found) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.reward`."""
     parser = cli.Parser("reward", __doc__)
-    train_options.add_model_options(parser, lora=False)
+    train_options.add_model_options(parser)
     train_options.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
     parser.add_argument(
         "--center-rewards-coefficient",
@@ -44,7 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax import trained
     from dera_jax.calibration import as_json, calibrate, plot_calibration
     from dera_jax.examples import encode_pairs
-    from dera_jax.reward_models import fresh_reward_model, save_reward_model, with_reward_params
+    from dera_jax.loading import hub
+    from dera_jax.reward_models import (
+        OWN,
+        fresh_reward_model,
+        save_reward_adapter,
+        save_reward_model,
+        with_reward_params,
+    )
     from dera_jax.reward_training import pair_margins, reward_method
     from dera_jax.runs import Best
 
@@ -73,15 +80,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings |= {"max_length": max_length, "center_rewards_coefficient": center}
 
         def save(params, folder, manifest):
-            whole = trained.whole(reward.config, params, {})
-            judge = with_reward_params(reward, whole)
+            _, frozen = trained.split(reward.params, OWN)
+            judge = with_reward_params(reward, trained.whole(reward.config, params, frozen))
             if data.held_out:
                 make_folder(folder)
                 found = calibrate(pair_margins(judge, data.held_out))
                 plot_calibration(found, folder / "calibration.png", folder.name)
                 write_json(folder / "calibration.json", as_json(found))
                 _tell(folder, found)
-            save_reward_model(judge, folder, manifest)
+            if reward.config.adapters:
+                save_reward_adapter(judge, folder, hub.split_adapter(args.model)[0], manifest)
+            else:
+                save_reward_model(judge, folder, manifest)
 
         return method, save, config, settings, Best("eval_loss")
 

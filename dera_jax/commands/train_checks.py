@@ -18,7 +18,7 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
       idle: further options that have no effect as the others stand, and with which they would.
     """
     idle = dict(idle or {})
-    if getattr(args, "lora_r", 0) is None:
+    if args.lora_r is None:
         idle |= dict.fromkeys(("--lora-alpha", "--lora-target-modules"), "--lora-r")
     for name, needed in idle.items():
         if name in parser.given:
@@ -28,7 +28,7 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
         as_options(args, lambda seed=seed: train_options.train_config(args, seed))
     if getattr(args, "from_scratch", False) and args.lora_r is not None:
         raise ValueError("--from-scratch --lora-r: adapters on random weights are of no use without those")
-    if getattr(args, "lora_r", None) is not None:
+    if args.lora_r is not None:
         check_count("--lora-r", args.lora_r, most=10**5)
     if getattr(args, "max_length", None) is not None:
         check_count("--max-length", args.max_length, least=2, most=10**6)

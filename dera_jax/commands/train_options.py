@@ -12,11 +12,11 @@ from pathlib import Path
 
 from dera_jax.commands import cli, endings, meshes
 from dera_jax.commands.train_help import HELP
-from dera_jax.configs import RunConfig, TrainConfig, check_count, check_number
+from dera_jax.configs import RunConfig, TrainConfig, check_number
 from dera_jax.usable import TRUNCATION
 
 
-def add_model_options(parser: argparse.ArgumentParser, lora: bool = True) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds what is trained and where it is written."""
     parser.add_argument(
         "--model",
@@ -42,18 +42,17 @@ def add_model_options(parser: argparse.ArgumentParser, lora: bool = True) -> Non
         choices=("auto", "float32", "bfloat16"),
         help="that is computed in; trained parameters are float32 besides (default %(default)s)",
     )
-    if lora:
-        group = parser.add_argument_group("low-rank adapters (LoRA), written as PEFT's")
-        group.add_argument(
-            "--lora-r", type=int, metavar="R", help="train adapters of rank R (default: all weights)"
-        )
-        group.add_argument("--lora-alpha", type=float, default=16.0, help="(default %(default)g)")
-        group.add_argument(
-            "--lora-target-modules",
-            default="all-linear",
-            metavar="NAMES",
-            help="such as q_proj,v_proj (default %(default)s)",
-        )
+    group = parser.add_argument_group("low-rank adapters (LoRA), written as PEFT's")
+    group.add_argument(
+        "--lora-r", type=int, metavar="R", help="train adapters of rank R (default: all weights)"
+    )
+    group.add_argument("--lora-alpha", type=float, default=16.0, help="(default %(default)g)")
+    group.add_argument(
+        "--lora-target-modules",
+        default="all-linear",
+        metavar="NAMES",
+        help="such as q_proj,v_proj (default %(default)s)",
+    )
 
 
 def add_data_options(parser: argparse.ArgumentParser, metavar: str, fields_: str) -> None:
@@ -244,14 +243,23 @@ def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
         if "policy" not in loaded:
             loaded["policy"] = _with_template(args, _loaded(args, args.model))
         policy = loaded["policy"]
-    if getattr(args, "lora_r", None) is not None:
+    if args.lora_r is not None:
         targets = args.lora_target_modules
         targets = targets if targets == "all-linear" else targets.split(",")
-        check_count("--lora-r", args.lora_r, most=policy.config.width)
-        policy = policies.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
+        try:
+            policy = policies.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
+        except ValueError as error:
+            raise ValueError(_in_options(str(error))) from error
     # On a TPU blocks one by one take an hour to compile; elsewhere the copy of a loop is not worth it.
     scan = jax.default_backend() == "tpu"
     return replace(policy, config=replace(policy.config, remat=args.gradient_checkpointing, scan=scan))
+
+
+def _in_options(message: str) -> str:
+    """Returns what `with_lora` refuses in the words of the options."""
+    setting, colon, rest = message.partition(":")
+    named = {"rank": "--lora-r", "alpha": "--lora-alpha", "targets": "--lora-target-modules"}
+    return named.get(setting, setting) + colon + rest
 
 
 def _with_template(args: argparse.Namespace, policy):
@@ -280,7 +288,7 @@ def _loaded(args: argparse.Namespace, name: str):
 def settings(args: argparse.Namespace, method: str, policy) -> dict:
     """Returns what every command's manifest says of how it started."""
     told = {"method": method, "start": {"model": policy.name, "fingerprint": policy.fingerprint}}
-    if getattr(args, "lora_r", None) is not None:
+    if args.lora_r is not None:
         told["lora"] = {"r": args.lora_r, "alpha": args.lora_alpha, "targets": args.lora_target_modules}
     if args.chat_template is not None:
         told["chat_template"] = hashlib.sha256(args.chat_template.encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ from dera_jax.loading import names
 from dera_jax.loading.adapters import PREFIX, AdapterFiles
 from dera_jax.loading.weights import full_shapes
 from dera_jax.models.linear import Adapter
+from dera_jax.models.reward import RewardConfig
 from dera_jax.trees import flatten, unflatten
 
 Modules = dict[str, dict[str, names.Source]]
@@ -100,11 +101,12 @@ def check_rank(config: models.ModelConfig, paths: Sequence[str], rank: int) -> N
 
 def write_adapter(
     folder: Path,
-    config: models.ModelConfig,
+    config: models.ModelConfig | RewardConfig,
     params: dict,
     name_map: names.NameMap,
     base_name: str,
     start: AdapterFiles | None = None,
+    heads: dict[str, np.ndarray] | None = None,
 ) -> None:
     """Writes `adapter_config.json`, then `adapter_model.safetensors`, each whole or not at all.
 
@@ -114,6 +116,7 @@ def write_adapter(
       base_name: MODEL that the adapter stands on.
       start: the adapter that training began with; what it has in place of the base's parameters
         (`modules_to_save`) is kept.
+      heads: of a reward model, by their names in files; saved whole.
 
     Raises:
       ValueError: a file cannot be written.
@@ -128,11 +131,18 @@ def write_adapter(
             ranks[module] = len(a)
             alphas[module] = _alpha(scales[next(iter(adapted))], len(a))
     kept = {name: t.read() for name, t in start.tensors.items() if ".lora_" not in name} if start else {}
+    saved = start.settings.get("modules_to_save") if start else None
+    if heads:
+        kept |= heads
+        saved = sorted({*(saved or ()), *(name.partition(".")[0] for name in heads)})
+        task = "SEQ_CLS"
+    else:
+        task = "CAUSAL_LM" if config.start_token is None else "SEQ_2_SEQ_LM"
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     base, revision = _split_revision(base_name)
     settings = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if config.start_token is None else "SEQ_2_SEQ_LM",
+        "task_type": task,
         "base_model_name_or_path": base,
         "revision": revision,
         "inference_mode": True,
@@ -141,7 +151,7 @@ def write_adapter(
         "rank_pattern": _pattern(ranks, rank),
         "alpha_pattern": _pattern(alphas, alpha),
         "target_modules": _targets(ranks, modules),
-        "modules_to_save": start.settings.get("modules_to_save") if start else None,
+        "modules_to_save": saved,
         "fan_in_fan_out": name_map.inputs_first,
         "use_rslora": False,
         "lora_dropout": 0.0,
@@ -153,7 +163,7 @@ def write_adapter(
     write_bytes(folder / "adapter_model.safetensors", save(laid_out, metadata={"format": "pt"}))
 
 
-def _modules(config: models.ModelConfig, name_map: names.NameMap) -> Modules:
+def _modules(config: models.ModelConfig | RewardConfig, name_map: names.NameMap) -> Modules:
     kernels = [path for path in full_shapes(config) if path.endswith(".kernel")]
     found: Modules = {}
     for path, source in names.sources(name_map, kernels, config.num_heads).items():
