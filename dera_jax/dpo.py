@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from dera_jax import losses, trained
+from dera_jax import following, losses, trained
 from dera_jax.batches import Batch, make_batch
 from dera_jax.configs import TrainConfig, check_choice, check_count, check_number, take_plain_numbers
 from dera_jax.examples import Example, Pair
@@ -97,7 +97,11 @@ def preference_method(
     constants = {"frozen": frozen, "beta": jnp.float32(beta)}
     more = {}
     if preference.sync_ref_model:
-        more = {"kept": {"reference": _following(policy, reference)}, "renew": _follow(preference)}
+        alpha, every = preference.ref_model_mixup_alpha, preference.ref_model_sync_steps
+        more = {
+            "kept": {"reference": following.start(policy, reference, alpha)},
+            "renew": following.follow(policy.config, alpha, every),
+        }
     sources = [
         _source(policy, items, preference, None if preference.sync_ref_model else reference, config, cache)
         for items in (data, held_out)
@@ -126,8 +130,8 @@ def preference_loss(model: ModelConfig, preference: PreferenceConfig) -> Loss:
         logprobs = _logprobs(model, trained.whole(model, params, given["frozen"]), batch)
         of_reference = batch.reference
         if "reference" in given:
-            followed = trained.whole(model, given["reference"], given["frozen"])
-            of_reference = jax.lax.stop_gradient(_logprobs(model, followed, batch))
+            followed = following.read(model, given["reference"], given["frozen"])
+            of_reference = jax.lax.stop_gradient(_logprobs(*followed, batch))
         ratio, beta = logprobs - of_reference, given["beta"]
         if preference.loss == "kto":
             values, metrics = _kto(ratio, beta, batch, preference)
@@ -167,28 +171,6 @@ def _logprobs(model: ModelConfig, params: PyTree, batch: SideBatch) -> Float[Arr
     """Returns log π(y|x) of both completions of every row, read in one pass."""
     both = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch.both)
     return completion_logprobs(model, params, both).sum(axis=1).reshape(-1, 2)
-
-
-def _following(policy: Policy, reference: Policy) -> PyTree:
-    """Returns the reference's own copy of what is trained."""
-    followed, frozen = trained.split(reference.params)
-    own, own_frozen = trained.split(policy.params)
-    same = jax.tree.map(jnp.shape, followed) == jax.tree.map(jnp.shape, own)
-    shared = all(a is own_frozen.get(path) for path, a in frozen.items())
-    if not (same and shared and frozen.keys() == own_frozen.keys()):
-        raise ValueError(
-            f"a reference that follows the policy has to be of its shape: expected that of {policy.name}, "
-            f"found {reference.name}"
-        )
-    return followed
-
-
-def _follow(preference: PreferenceConfig):
-    def renew(params: PyTree, kept: dict, _: SideBatch, step: Int[Array, ""]) -> dict:
-        alpha = jnp.where(step % preference.ref_model_sync_steps == 0, preference.ref_model_mixup_alpha, 0.0)
-        return {"reference": losses.soft_update(kept["reference"], params, alpha)}
-
-    return renew
 
 
 def _source(

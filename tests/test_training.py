@@ -10,19 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import losses, runs, trained
+from dera_jax import following as following_reference
+from dera_jax import losses, models, runs, trained
 from dera_jax.batches import make_batch
 from dera_jax.configs import RunConfig, TrainConfig
 from dera_jax.dpo import PreferenceConfig, _kto_sides, preference_method
 from dera_jax.examples import Example, Pair
+from dera_jax.loading.adapters import merge_adapters
 from dera_jax.optimization import Terms, init_state, make_optimizer, make_update
-from dera_jax.policies import with_lora, with_params
+from dera_jax.policies import TOY, with_lora, with_params
 from dera_jax.reward_models import fresh_reward_model, reward_texts, with_reward_params
 from dera_jax.reward_training import reward_method
 from dera_jax.run_log import RunLog, read_metrics
 from dera_jax.score import completion_logprobs
 from dera_jax.sft import sft_method
 from dera_jax.training import Method, Preempted, fit
+from dera_jax.trees import flatten, unflatten
 from tests.toy import tiny_policy
 
 EXAMPLES = [
@@ -205,6 +208,57 @@ def test_a_hard_update_makes_the_policy_the_reference(tiny, tmp_path):
     assert_same(states[2].kept["reference"], states[1].params)
     # A reference that is the policy: the loss is log 2 again.
     assert read_metrics(tmp_path)[2]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("on", ["its base", "itself"])
+def test_a_reference_follows_adapters_as_it_follows_their_weights(alpha, on, tiny, tmp_path):
+    """The reference is mixed of the merged weights, and read by a model without adapters."""
+    policy = with_lora(tiny_policy(TOY / "reference", 0, 512), 2, 4.0, ["q_proj", "v_proj", "down_proj"])
+    if on == "itself":  # adapters that were trained before
+        params = flatten(policy.params)
+        params |= {p: 0.1 * jnp.ones_like(a) for p, a in params.items() if p.endswith("lora_b")}
+        policy = replace(policy, params=unflatten(params))
+        reference = policy
+    else:
+        base = {p: a for p, a in flatten(policy.params).items() if not p.endswith(models.ADAPTER)}
+        config = replace(policy.config, adapters=())
+        reference = replace(policy, params=unflatten(base), config=config)
+    preference = PreferenceConfig(sync_ref_model=True, ref_model_mixup_alpha=alpha, ref_model_sync_steps=2)
+    method = preference_method(policy, reference, PAIRS, 0.5, preference, CONFIG, tmp_path / "cache")
+    _, frozen = trained.split(policy.params)
+    config, expected = merge_adapters(reference.config, reference.params)
+    expected = flatten(expected)
+    for step, state, _ in fit(method, replace(CONFIG, max_steps=5), RUN, tmp_path / "run"):
+        if step % 2 == 0:
+            _, now = merge_adapters(policy.config, trained.whole(policy.config, state.params, frozen))
+            expected = {p: (1 - alpha) * expected[p] + alpha * a for p, a in flatten(now).items()}
+        bare, ours = following_reference.read(policy.config, state.kept["reference"], frozen)
+        _, ours = merge_adapters(bare, ours)
+        assert_same(flatten(ours), expected, atol=1e-6)
+        batch, _ = method.batches(None, step)
+        both = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch.both)
+        logprobs = (
+            completion_logprobs(config, unflatten(expected), both),
+            completion_logprobs(policy.config, trained.whole(policy.config, state.params, frozen), both),
+        )
+        of_reference, of_policy = (np.asarray(each).sum(axis=1).reshape(-1, 2) for each in logprobs)
+        chosen, rejected = (of_policy - of_reference).T
+        terms = method.loss(state.params, method.constants | state.kept, batch)
+        np.testing.assert_allclose(
+            terms.values, -np.log(1 / (1 + np.exp(-0.5 * (chosen - rejected)))), atol=1e-5
+        )
+    changed = [
+        p for p in expected if np.any(np.asarray(expected[p]) != np.asarray(flatten(reference.params)[p]))
+    ]
+    assert len(changed) >= 6
+
+
+def test_another_model_cannot_follow(tiny, tmp_path):
+    policy, other = with_lora(tiny, 2, 4.0), tiny_policy(TOY / "reference", 1)
+    preference = PreferenceConfig(sync_ref_model=True)
+    with pytest.raises(ValueError, match="or what its adapters stand on, found tiny-1"):
+        preference_method(policy, other, PAIRS, 0.5, preference, CONFIG, tmp_path)
 
 
 def test_log_probabilities_of_the_reference_are_computed_once(tiny, tmp_path, monkeypatch):
