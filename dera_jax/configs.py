@@ -115,6 +115,8 @@ class RunConfig:
     """Steps between two checkpoints; ≥ 1."""
     save_total_limit: int = 2
     """Checkpoints kept; ≥ 1."""
+    keep_checkpoint: bool = False
+    """Whether the last one stays when the run has ended: more steps then go on from it."""
     report_to: str = "none"
     """none, or tensorboard."""
 

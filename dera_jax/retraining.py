@@ -281,7 +281,17 @@ def differing_settings(there: Mapping, here: Mapping) -> list[str]:
 
     A recorded command trains otherwise where a default has changed since, or the data.
     """
-    left_out = ("beta", "provenance", "seconds", "steps", "evaluation", "best", "finished", "files")
+    left_out = (
+        "beta",
+        "provenance",
+        "seconds",
+        "steps",
+        "evaluation",
+        "best",
+        "finished",
+        "files",
+        "checkpoint",
+    )
     names = [name for name in there if name in here and name not in left_out]
     return [
         f"{shown(name, 60)} {there[name]!r:.40} there, {here[name]!r:.40} here"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from dera_jax.training import Method, fit
 Save = Callable[[PyTree, Path, dict], None]
 """Writes trained parameters as a model folder with a manifest."""
 
-AFTERWARDS = ("finished", "files", "provenance", "seconds", "steps", "evaluation", "best")
+AFTERWARDS = ("finished", "files", "provenance", "seconds", "steps", "evaluation", "best", "checkpoint")
 """What a manifest says beside the settings that decide the parameters."""
+STEPS = "train_config.max_steps"
 HASHES = {
     "data": ("examples_hash", "prompts_hash"),
     "start.model": ("start.fingerprint",),
@@ -68,7 +70,7 @@ def run_training(
     """Trains in OUT, to its end: the last model lies in OUT itself, the best one in OUT/best.
 
     Killed at any moment, it ends the next time as if it had not been: of each model the manifest comes
-    last, and the checkpoints go when that of the last model is there.
+    last, and the checkpoints go when that of the last model is there, but for one that is to be kept.
 
     Args:
       save: writes a model folder, its manifest last.
@@ -82,6 +84,7 @@ def run_training(
     manifest = settings | {"train_config": asdict(config), "provenance": provenance}
     if writes:
         make_folder(out)
+        _tell_longer(out, config)
         write_json(out / manifests.NAME, manifest)
 
     def keep(params: PyTree, folder: Path, told: dict) -> None:
@@ -105,10 +108,10 @@ def run_training(
         "best": found,
         "seconds": round(time.perf_counter() - start, 1),
         "finished": True,
-    }
+    } | ({"checkpoint": config.max_steps} if run.keep_checkpoint else {})
     keep(params, out, manifest)
     if writes:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        _remove_checkpoints(out, manifest)
 
 
 @contextmanager
@@ -142,11 +145,27 @@ def tidy(out: Path) -> None:
     Raises:
       ValueError: another run is in it.
     """
-    checkpoints = out / "checkpoints"
-    if hosts.from_first(lambda: checkpoints.exists() or any(map(leftovers, _folders(out)))):
+
+    def left() -> bool:
+        return bool(_unkept(out, manifests.read_manifest(out))) or any(map(leftovers, _folders(out)))
+
+    if hosts.from_first(left):
         with alone(out):
             if hosts.leads():
-                shutil.rmtree(checkpoints, ignore_errors=True)
+                _remove_checkpoints(out, manifests.read_manifest(out))
+
+
+def _remove_checkpoints(out: Path, manifest: dict) -> None:
+    """Removes the checkpoints of a finished run but the one that its manifest says is kept."""
+    for path in _unkept(out, manifest):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _unkept(out: Path, manifest: dict) -> list[Path]:
+    folder, kept = out / "checkpoints", manifest.get("checkpoint")
+    if kept is None or kept not in steps_in(folder):
+        return [folder] if folder.exists() else []
+    return [path for path in folder.iterdir() if path.name != str(kept)]
 
 
 def _folders(out: Path) -> list[Path]:
@@ -156,7 +175,8 @@ def _folders(out: Path) -> list[Path]:
 def is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str] = ()) -> bool:
     """Whether OUT holds the finished run of these settings; False if it is not there, or half done.
 
-    The same data and models may lie elsewhere. In a run of several processes the first one looks.
+    A run of fewer steps whose last checkpoint is there is one half done. The same data and models may lie
+    elsewhere. In a run of several processes the first one looks.
 
     Args:
       given: names of settings that the user has chosen; of what differs, they are told first.
@@ -184,11 +204,17 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
     _leave_places(before, now)
     before = {name: value for name, value in ADDED.items() if name in now} | before
     differing = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+    longer = differing == [STEPS] and isinstance(before.get(STEPS), int) and before[STEPS] < now[STEPS]
+    if longer and steps_in(out / "checkpoints"):
+        return False
     if differing:
         differing.sort(key=lambda name: name.rpartition(".")[2] not in given)
         told = "; ".join(f"{n}: {_told(before.get(n))} there, {_told(now.get(n))} now" for n in differing)
+        gone = "; its last checkpoint is gone, which --keep-checkpoint keeps" * (
+            longer and bool(there.get("finished"))
+        )
         raise ValueError(
-            f"{out}: holds a run with other settings ({told}); choose another --out or remove it"
+            f"{out}: holds a run with other settings ({told}){gone}; choose another --out or remove it"
         )
     if not there.get("finished"):
         return False
@@ -196,6 +222,23 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
     if damage and not steps_in(out / "checkpoints"):
         raise ValueError(f"{out}: was finished, but {damage}; choose another --out or remove it")
     return not damage
+
+
+def _tell_longer(out: Path, config: TrainConfig) -> None:
+    """Says what becomes of a run that is to have more steps than it was begun with."""
+    there = manifests.read_manifest(out) if (out / manifests.NAME).exists() else {}
+    before = _flat(there).get(STEPS)
+    if not isinstance(before, int) or before >= config.max_steps:
+        return
+    by_share = config.warmup_steps < 1 and (config.warmup_steps or config.warmup_ratio) > 0
+    if config.lr_scheduler_type == "constant" and not by_share:
+        told = "as if it had been begun with them"
+    else:
+        told = (
+            f"from here on at the learning rates of {config.max_steps} steps (--lr-scheduler-type, warm-up): "
+            "the result is not that of a run begun with them"
+        )
+    print(f"{out}: a run of {before} steps gets {config.max_steps}, {told}", file=sys.stderr)
 
 
 def fingerprint(items: Sequence) -> str:

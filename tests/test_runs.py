@@ -146,6 +146,82 @@ def test_a_manifest_of_other_types_is_one_line(manifest, out):
     assert "manifest.json" in str(refused.value) and "\n" not in str(refused.value)
 
 
+LONGER = replace(CONFIG, max_steps=5, lr_scheduler_type="constant")
+SHORTER = replace(LONGER, max_steps=2)
+
+
+def go(out, save, config, keep=False):
+    """What a command does with a folder; returns whether there was anything to do."""
+    if runs.is_finished(out, SETTINGS, config):
+        runs.tidy(out)
+        return False
+    run = replace(RUN, keep_checkpoint=keep)
+    runs.run_training(descent(), save, config, run, out, SETTINGS, {}, BEST)
+    return True
+
+
+def told_by(out, name):
+    """Returns what a file of a run says, but how long it took."""
+    manifest = read(out / name)
+    return {key: value for key, value in manifest.items() if key not in ("seconds", "checkpoint")}
+
+
+@pytest.mark.parametrize("stops", ["nowhere", "at its end", "between"])
+def test_more_steps_go_on_from_the_checkpoint_that_was_kept(stops, tmp_path, toy, capfd):
+    straight, grown, save = tmp_path / "straight", tmp_path / "grown", save_with(toy)
+    go(straight, save, LONGER)
+    assert go(grown, save, SHORTER, keep=True) and not go(grown, save, SHORTER)
+    assert [path.name for path in (grown / "checkpoints").iterdir()] == ["2"]
+    capfd.readouterr()
+    if stops != "nowhere":
+
+        def fails(params, folder, manifest):
+            if (folder == grown and stops == "at its end") or (
+                stops == "between" and manifest["best"]["step"] == 4
+            ):
+                raise KeyboardInterrupt
+            save(params, folder, manifest)
+
+        with pytest.raises(KeyboardInterrupt):
+            go(grown, fails, LONGER)
+        assert not read(grown / "manifest.json").get("finished")
+        with pytest.raises(ValueError, match=r"train_config.max_steps: 5 there, 2 now"):
+            go(grown, save, SHORTER)
+    assert go(grown, save, LONGER)
+    said = capfd.readouterr().err
+    assert said.count("a run of 2 steps gets 5, as if it had been begun with them") == 1
+    assert "going on from step 2" in said
+    for name in ("model.safetensors", "metrics.jsonl", "best/model.safetensors"):
+        assert (grown / name).read_bytes() == (straight / name).read_bytes(), name
+    for name in ("manifest.json", "best/manifest.json"):
+        assert told_by(grown, name) == told_by(straight, name)
+    assert not (grown / "checkpoints").exists() and not go(grown, save, LONGER)
+
+
+def test_a_schedule_that_hangs_on_the_steps_is_told(tmp_path, toy, capfd):
+    save = save_with(toy)
+    go(tmp_path, save, replace(SHORTER, lr_scheduler_type="cosine"), keep=True)
+    go(tmp_path, save, replace(LONGER, lr_scheduler_type="cosine"), keep=True)
+    assert "at the learning rates of 5 steps" in capfd.readouterr().err
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    rates = [line["learning_rate"] for line in lines]
+    expected = [
+        0.05 * (1 + np.cos(np.pi * n / total)) for n, total in zip(range(5), (2, 2, 5, 5, 5), strict=True)
+    ]
+    assert rates == pytest.approx(expected)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+
+
+def test_more_steps_without_a_checkpoint_and_fewer_ones_are_refused(tmp_path, toy):
+    go(tmp_path, save_with(toy), SHORTER)
+    with pytest.raises(
+        ValueError, match=r"max_steps: 2 there, 5 now\); its last checkpoint is gone, which --keep"
+    ):
+        go(tmp_path, save_with(toy), LONGER)
+    with pytest.raises(ValueError, match=r"max_steps: 2 there, 1 now\); choose another --out"):
+        go(tmp_path, save_with(toy), replace(LONGER, max_steps=1))
+
+
 def test_a_run_that_ended_after_its_last_step_yields_what_it_had(tmp_path):
     straight = [(step, figures) for step, _, figures in fit(descent(), CONFIG, RUN, tmp_path)]
     (step, state, figures), *more = fit(descent(), CONFIG, RUN, tmp_path)

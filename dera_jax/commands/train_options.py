@@ -127,6 +127,11 @@ def add_train_options(
     group.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, about a third more time"
     )
+    group.add_argument(
+        "--keep-checkpoint",
+        action="store_true",
+        help="the last one stays at the end: the same command with more --max-steps goes on from it",
+    )
     group.add_argument("--report-to", default="none", choices=("none", "tensorboard"))
     group.add_argument(
         "--seed",

@@ -22,6 +22,8 @@ class Manifest(TypedDict):
     finished: NotRequired[bool]
     files: NotRequired[dict[str, str]]
     """SHA-256 of the configuration and of the weights, by name; older versions told none."""
+    checkpoint: NotRequired[int]
+    """Step of the one that is kept."""
     best: NotRequired[dict[str, float | None]]
     """Step and figure of the best evaluation."""
 
