@@ -8,6 +8,10 @@ KV_CACHES = ("auto", "bfloat16", "int8")
 """How keys and values of earlier tokens are kept; auto: in the type of the activations."""
 
 
+REPORTERS = ("none", "tensorboard", "wandb", "trackio")
+"""Where a training may tell its metrics."""
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """How completions are drawn. Applied after mixing."""
@@ -118,14 +122,14 @@ class RunConfig:
     keep_checkpoint: bool = False
     """Whether the last one stays when the run has ended: more steps then go on from it."""
     report_to: str = "none"
-    """none, or tensorboard."""
+    """One of `REPORTERS`: where metrics are told beside metrics.jsonl."""
 
     def __post_init__(self):
         take_plain_numbers(self)
         check_count("eval_steps", self.eval_steps, least=0)
         check_count("save_steps", self.save_steps)
         check_count("save_total_limit", self.save_total_limit)
-        check_choice("report_to", self.report_to, ("none", "tensorboard"))
+        check_choice("report_to", self.report_to, REPORTERS)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a training run tells: metrics.jsonl, speed.jsonl, TensorBoard and the progress bar.
+"""What a training run tells: metrics.jsonl, speed.jsonl, TensorBoard or a service, and the progress bar.
 
 metrics.jsonl depends on data and seed alone, a line a step; how long things took is in speed.jsonl. A
 run that goes on from a checkpoint first cuts its files to what they held when it was saved.
@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dera_jax.files import encode_json
+from dera_jax.services import Service
 
 FILES = ("metrics.jsonl", "speed.jsonl", "samples.jsonl")
 SHOWN = ("loss", "reward", "kl", "accuracy", "eval_loss")
@@ -45,7 +46,11 @@ class RunLog:
             self._files = {
                 name: opened.enter_context(_opened(out / name, kept.get(name, 0))) for name in FILES if writes
             }
-            self._board = _Board(out / "tensorboard", first) if report_to == "tensorboard" else None
+            self._board: _Board | Service | None = None
+            if report_to == "tensorboard":
+                self._board = _Board(out / "tensorboard", first)
+            elif report_to != "none":
+                self._board = Service(report_to, out, first)
             if self._board:
                 opened.callback(self._board.close)
             self._bar = tqdm(
@@ -74,12 +79,13 @@ class RunLog:
         speed = {"seconds": round(seconds, 4)}
         if "tokens" in line:
             speed["tokens_per_second"] = round(line["tokens"] / seconds, 1)
-        self._append("metrics.jsonl", {name: _plain(value) for name, value in line.items()})
+        line = {name: _plain(value) for name, value in line.items()}
+        self._append("metrics.jsonl", line)
         self._append("speed.jsonl", {"step": step} | speed | times)
         self._steps = step + 1
         if self._board:
-            self._board.add(step, line | speed | times)
-        shown = {name: f"{line[name]:.3g}" for name in SHOWN if name in line}
+            self._board.add(step, line, speed | times)
+        shown = {name: f"{line[name]:.3g}" for name in SHOWN if line.get(name) is not None}
         if "tokens_per_second" in speed:
             shown["tokens/s"] = f"{speed['tokens_per_second']:.0f}"
         self._bar.set_postfix(shown, refresh=False)
@@ -161,9 +167,9 @@ class _Board:
         log = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=first, session_log=log))
 
-    def add(self, step: int, figures: dict[str, float]) -> None:
+    def add(self, step: int, figures: dict[str, float | None], speed: dict[str, float]) -> None:
         """Writes the figures of a step."""
-        for name, value in figures.items():
+        for name, value in (figures | speed).items():
             if name != "step" and isinstance(value, int | float):
                 told = self._scalar(name, value)
                 self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=told))

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from dera_jax.commands import cli, meshes, train_options
 from dera_jax.configs import check_count, check_number
+from dera_jax.services import check_installed
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
         if name in parser.given:
             raise ValueError(f"{name} has an effect with {needed} only")
     as_options(args, lambda: train_options.run_config(args))
+    check_installed(args.report_to)
     for _, seed, _ in train_options.grid(args):
         as_options(args, lambda seed=seed: train_options.train_config(args, seed))
     if getattr(args, "from_scratch", False) and args.lora_r is not None:

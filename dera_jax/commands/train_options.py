@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dera_jax.commands import cli, endings, meshes
 from dera_jax.commands.train_help import HELP
-from dera_jax.configs import RunConfig, TrainConfig, check_number
+from dera_jax.configs import REPORTERS, RunConfig, TrainConfig, check_number
 from dera_jax.usable import TRUNCATION
 
 
@@ -132,7 +132,12 @@ def add_train_options(
         action="store_true",
         help="the last one stays at the end: the same command with more --max-steps goes on from it",
     )
-    group.add_argument("--report-to", default="none", choices=("none", "tensorboard"))
+    group.add_argument(
+        "--report-to",
+        default="none",
+        choices=REPORTERS,
+        help="also tell the metrics there; offline with WANDB_MODE=offline (default %(default)s)",
+    )
     group.add_argument(
         "--seed",
         default="0",
