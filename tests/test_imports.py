@@ -24,7 +24,7 @@ FLOORS = """
 4  stopwatch usage reward_models endings generate samples conversation score stored writers rollout reference_logprobs
 4  likelihood bounded_http chat_completions judge_cache judge_prompts judge_endpoint judges compare
 5  combine checkpoints services run_log optimization training supervised packing sft following dpo reward_training
-5  rlhf ppo runs
+5  rlhf ppo publishing runs
 5  cells sweep divergence precision pairs torch_baseline bench schedule_bench torch_training plain_script
 5  train_bench aot plan harness benchmarks
 """

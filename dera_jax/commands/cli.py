@@ -68,6 +68,8 @@ HABITS = {
     "--reward-model": "--reward=model:DIR",
     "--reward-model-path": "--reward=model:DIR",
     "--rloo-k": "--num-samples",
+    "--hub-model-id": "--push-to-hub",
+    "--hub-private-repo": "--hub-private",
     "--logging-steps": "every step is logged (--report-to)",
     "--logging-strategy": "every step is logged (--report-to)",
 }

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from dera_jax.commands import cli, train_checks, train_options
+from dera_jax.commands import cli, train_checks, train_grid, train_options
 
 
 def make_parser() -> cli.Parser:
@@ -133,4 +133,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         return method, train_options.save_of(policy, args), config, settings, Best("eval_loss")
 
-    train_options.run_grid(args, cli.command_line("train.dpo", argv), prepare)
+    train_grid.run_grid(args, cli.command_line("train.dpo", argv), prepare)

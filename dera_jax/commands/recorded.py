@@ -40,6 +40,7 @@ REPEATED = {
 
 LEFT_OUT = (
     "config", "coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run", "report-to",
+    "push-to-hub", "hub-private",
 )  # fmt: skip
 """Options that say where and how it ran, not what it did; what a --config file held is repeated."""
 

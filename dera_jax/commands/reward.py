@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli, train_checks, train_options
+from dera_jax.commands import cli, train_checks, train_grid, train_options
 from dera_jax.configs import check_number
 from dera_jax.files import make_folder, write_json
 
@@ -95,4 +95,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         return method, save, config, settings, Best("eval_loss")
 
-    train_options.run_grid(args, cli.command_line("train.reward", argv), prepare)
+    train_grid.run_grid(args, cli.command_line("train.reward", argv), prepare)

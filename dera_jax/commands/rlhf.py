@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from dera_jax.commands import cli, decode_options, train_checks, train_options
+from dera_jax.commands import cli, decode_options, train_checks, train_grid, train_options
 from dera_jax.configs import DecodeConfig, PPOConfig
 
 CONSTANTS = {
@@ -207,4 +207,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         save = train_options.save_of(policy, args, "policy." if args.algorithm == "ppo" else "")
         return method, save, config, settings, Best("eval_reward", largest=True)
 
-    train_options.run_grid(args, cli.command_line("train.rlhf", argv), prepare)
+    train_grid.run_grid(args, cli.command_line("train.rlhf", argv), prepare)

@@ -6,7 +6,7 @@ Learned are completions, the last answer of `messages`, and all of a `text`.
 
 from collections.abc import Sequence
 
-from dera_jax.commands import cli, train_checks, train_options
+from dera_jax.commands import cli, train_checks, train_grid, train_options
 
 
 @cli.command
@@ -86,4 +86,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings |= {"max_length": max_length, "packing": args.packing, **learned}
         return method, train_options.save_of(policy, args), config, settings, Best("eval_loss")
 
-    train_options.run_grid(args, cli.command_line("train.sft", argv), prepare)
+    train_grid.run_grid(args, cli.command_line("train.sft", argv), prepare)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from dera_jax.commands import cli, meshes, train_options
 from dera_jax.configs import check_count, check_number
+from dera_jax.publishing import check_target
 from dera_jax.services import check_installed
 
 T = TypeVar("T")
@@ -19,6 +20,8 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
       idle: further options that have no effect as the others stand, and with which they would.
     """
     idle = dict(idle or {})
+    if args.push_to_hub is None:
+        idle["--hub-private"] = "--push-to-hub"
     if args.lora_r is None:
         idle |= dict.fromkeys(("--lora-alpha", "--lora-target-modules"), "--lora-r")
     for name, needed in idle.items():
@@ -26,6 +29,8 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
             raise ValueError(f"{name} has an effect with {needed} only")
     as_options(args, lambda: train_options.run_config(args))
     check_installed(args.report_to)
+    if args.push_to_hub is not None:
+        check_target(args.push_to_hub)
     for _, seed, _ in train_options.grid(args):
         as_options(args, lambda seed=seed: train_options.train_config(args, seed))
     if getattr(args, "from_scratch", False) and args.lora_r is not None:

@@ -4,13 +4,12 @@ import argparse
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
-from dera_jax.commands import cli, endings, meshes
+from dera_jax.commands import cli, meshes
 from dera_jax.commands.train_help import HELP
 from dera_jax.configs import REPORTERS, RunConfig, TrainConfig, check_number
 from dera_jax.usable import TRUNCATION
@@ -139,6 +138,12 @@ def add_train_options(
         help="also tell the metrics there; offline with WANDB_MODE=offline (default %(default)s)",
     )
     group.add_argument(
+        "--push-to-hub",
+        metavar="USER/NAME",
+        help="upload the last model, with a card; by the token in HF_TOKEN",
+    )
+    group.add_argument("--hub-private", action="store_true", help="where that is made, for yourself alone")
+    group.add_argument(
         "--seed",
         default="0",
         metavar="N[,N…]",
@@ -178,60 +183,12 @@ def grid(args: argparse.Namespace) -> Iterator[tuple[Path, int, float | None]]:
         yield args.out / "-".join(parts) if parts else args.out, seed, beta
 
 
-def run_grid(
-    args: argparse.Namespace,
-    command: Sequence[str],
-    prepare: Callable[[int, float | None], tuple],
-) -> None:
-    """Trains every run of the grid that is not finished.
-
-    Args:
-      prepare: (seed, β) to what makes the method, save, config, settings and best, see
-        `runs.run_training`. The method is made once the run is known to go on: that may take a while.
-    """
-    from dera_jax import runs
-    from dera_jax.hosts import leads
-    from dera_jax.provenance import provenance
-    from dera_jax.training import Preempted
-
-    mesh, members = _mesh(args), list(grid(args))
-    _check_batch(args, mesh)
-    given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command}
-    for number, (out, seed, beta) in enumerate(members, 1):
-        if len(members) > 1 and leads():
-            print(f"{out.name}, {number} of {len(members)}", file=sys.stderr)
-        make, save, config, settings, best = prepare(seed, beta)
-        finished = partial(runs.is_finished, out, settings, config, given)
-        # Looked at before the folder is touched, and again when no other run is in it.
-        if not finished():
-            with runs.alone(out):
-                if not finished():
-                    made = provenance(list(command))
-                    given_run = make(), save, config, run_config(args), out, settings, made, best, mesh
-                    try:
-                        runs.run_training(*given_run)
-                    except Preempted as preempted:
-                        raise endings.Terminated(str(preempted)) from None
-                    print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
-                    continue
-        runs.tidy(out)
-        print(f"{out}: trained already, {config.max_steps} steps")
-
-
-def _check_batch(args: argparse.Namespace, mesh) -> None:
-    """Raises ValueError where the mesh does not divide a batch."""
-    rows, parts = args.batch_size, mesh.shape["data"] if mesh else 1
-    if rows % parts:
-        raise ValueError(
-            f"--batch-size={rows}: expected a multiple of the {parts} devices that rows are split over (--mesh)"
-        )
-
-
 TRAINING_BYTES = 16
 """Of a parameter: itself, its gradient, two moments in float32; adapters take less."""
 
 
-def _mesh(args: argparse.Namespace):
+def open_mesh(args: argparse.Namespace):
+    """Returns the mesh that is asked for; None is one device."""
     from dera_jax.sizes import weight_bytes
 
     return meshes.open_mesh(args, lambda: weight_bytes([args.model], "float32", [None]) // 4 * TRAINING_BYTES)
@@ -290,7 +247,7 @@ def load_reference(args: argparse.Namespace, loaded: dict):
 def _loaded(args: argparse.Namespace, name: str):
     from dera_jax.policies import load_policy
 
-    policy = load_policy(name, args.dtype, mesh=_mesh(args))
+    policy = load_policy(name, args.dtype, mesh=open_mesh(args))
     meshes.tell_undivided([policy])
     return policy
 

@@ -1,0 +1,87 @@
+"""A grid of trainings, each in its own folder: what is not finished is trained, and pushed if that is asked for."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from dera_jax.commands import endings, train_options
+
+
+def run_grid(
+    args: argparse.Namespace,
+    command: Sequence[str],
+    prepare: Callable[[int, float | None], tuple],
+) -> None:
+    """Trains every run of the grid that is not finished.
+
+    Args:
+      prepare: (seed, β) to what makes the method, save, config, settings and best, see
+        `runs.run_training`. The method is made once the run is known to go on: that may take a while.
+    """
+    from dera_jax import runs
+    from dera_jax.hosts import leads
+    from dera_jax.provenance import provenance
+    from dera_jax.training import Preempted
+
+    mesh, members, unpushed = train_options.open_mesh(args), list(train_options.grid(args)), []
+    _check_batch(args, mesh)
+    given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command}
+    for number, (out, seed, beta) in enumerate(members, 1):
+        if len(members) > 1 and leads():
+            print(f"{out.name}, {number} of {len(members)}", file=sys.stderr)
+        make, save, config, settings, best = prepare(seed, beta)
+        finished = partial(runs.is_finished, out, settings, config, given)
+        # Looked at before the folder is touched, and again when no other run is in it.
+        if not finished():
+            with runs.alone(out):
+                if not finished():
+                    made = provenance(list(command))
+                    given_run = (
+                        make(),
+                        save,
+                        config,
+                        train_options.run_config(args),
+                        out,
+                        settings,
+                        made,
+                        best,
+                        mesh,
+                    )
+                    try:
+                        runs.run_training(*given_run)
+                    except Preempted as preempted:
+                        raise endings.Terminated(str(preempted)) from None
+                    print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
+                    unpushed += _push(args, out, len(members))
+                    continue
+        runs.tidy(out)
+        print(f"{out}: trained already, {config.max_steps} steps")
+        unpushed += _push(args, out, len(members))
+    if unpushed:
+        raise ValueError("; ".join(unpushed))
+
+
+def _push(args: argparse.Namespace, out: Path, members: int) -> list[str]:
+    """Uploads a trained model, if that is asked for; returns what went wrong, so that the others are trained."""
+    from dera_jax import publishing
+    from dera_jax.hosts import leads
+
+    if args.push_to_hub is None or not leads():
+        return []
+    repo = publishing.member(args.push_to_hub, out.name) if members > 1 else args.push_to_hub
+    try:
+        print(f"pushed to {publishing.push(out, repo, args.model, private=args.hub_private)}")
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _check_batch(args: argparse.Namespace, mesh) -> None:
+    """Raises ValueError where the mesh does not divide a batch."""
+    rows, parts = args.batch_size, mesh.shape["data"] if mesh else 1
+    if rows % parts:
+        raise ValueError(
+            f"--batch-size={rows}: expected a multiple of the {parts} devices that rows are split over (--mesh)"
+        )
