@@ -164,7 +164,7 @@ def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
         params["score"]["bias"] = jnp.zeros(1, config.dtype)
         kernel = _small(key, (width, width), config.dtype)
         params["dense"] = {"kernel": kernel, "bias": jnp.zeros(width, config.dtype)}
-    return RewardPolicy(policy.name, config, params, policy.tokenizer, policy.folder, policy.adapter)
+    return RewardPolicy(policy.name, config, params, policy.tokenizer, policy.folder, adapter=policy.adapter)
 
 
 def with_reward_params(reward: RewardPolicy, params: dict) -> RewardPolicy:

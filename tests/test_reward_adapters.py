@@ -25,6 +25,8 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 from transformers import AutoModelForSequenceClassification, T5Config, T5ForConditionalGeneration  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+
 
 def trained_reward(base, targets="all-linear"):
     """Returns a reward model with adapters and a head that were changed at random."""
