@@ -195,10 +195,11 @@ def _load_base(
         dtype = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
     seen = started(name, weights.count_bytes(config, dtype)) if started else lambda _: None
     place = sharding.place(mesh) if mesh else None
+    fingerprint = tensors.start_fingerprint(folder / "config.json", tensors.weight_files(folder))
     return _Base(
         config=replace(config, dtype=dtype),
         params=weights.read_params(found, dtype, place, config.quantization, seen),
-        fingerprint=tensors.fingerprint(folder / "config.json", tensors.weight_files(folder)),
+        fingerprint=fingerprint(),
     )
 
 

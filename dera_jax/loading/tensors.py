@@ -3,6 +3,9 @@
 import hashlib
 import os
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,6 +180,23 @@ def fingerprint(config: Path, files: list[Path]) -> str:
     for file in files:
         digest.update(sha256(file))
     return digest.hexdigest()[:16]
+
+
+def start_fingerprint(config: Path, files: list[Path]) -> Callable[[], str]:
+    """Begins to hash beside what else is done, such as reading the same files; returns what waits for the hash.
+
+    Nobody has to wait: a command that fails meanwhile ends at once.
+    """
+    found: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(fingerprint(config, files))
+        except BaseException as error:  # of whoever waits
+            found.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return found.result
 
 
 def sha256(file: Path) -> bytes:
