@@ -106,6 +106,15 @@ def common_dtype(found: Found, otherwise: str | None) -> str:
     return otherwise if otherwise in tensors.DTYPES.values() else "float32"
 
 
+def computed_dtype(stored: str) -> str:
+    """Returns the type to compute in, where none is asked for, with tensors of type `stored`.
+
+    On a processor float32: products of 16-bit types widen every weight at every use, those of processors
+    that have instructions for them too, which XLA does not use.
+    """
+    return "float32" if jax.default_backend() == "cpu" else stored
+
+
 def read_params(
     found: Found,
     dtype: str,
