@@ -183,6 +183,8 @@ def tell_difference(there: dict, here: dict, told: int = 3) -> str:
         for name in names[:told]
     ]
     more = [f"{len(names) - told} more"] if len(names) > told else []
+    if names == ["dtype"] and "dtype" in there:
+        more.append(f"--dtype={shown(there['dtype'], 20)} goes on as there")
     return ", ".join(parts + more)
 
 

@@ -50,6 +50,8 @@ class Policy:
     """Folder of the adapter that it was loaded with."""
     tokenizer_fingerprint: str | None = None
     """Hash of the files of tokenizer and chat template."""
+    stored_dtype: str | None = None
+    """Type of the base's tensors in its files; None where it is from no files."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class _Base:
     config: models.ModelConfig
     params: dict
     fingerprint: str
+    stored_dtype: str
 
 
 def load_policies(
@@ -71,6 +74,7 @@ def load_policies(
     reference_chat_template: str | None = None,
     started: Started | None = None,
     mesh: Mesh | None = None,
+    as_stored: bool = False,
 ) -> tuple[Policy, ...]:
     """Returns the reference and the aligned policies, in that order.
 
@@ -79,7 +83,8 @@ def load_policies(
     Args:
       reference: MODEL, a folder or hub id, optionally with an adapter; None is the shipped toy pair.
       aligned: one MODEL or several (Appendix B).
-      dtype: of parameters and activations: auto (the files' own), float32, bfloat16 or float16.
+      dtype: of parameters and activations: float32, bfloat16, float16 or auto: the files' own, but float32
+        on processors, which compute faster in it, with twice the memory of 16-bit types.
       quantize: int8 or nf4 for all; or one for each model, the reference first, None for full precision.
       chat_template: text of the template of all models (default: the aligned model's own, else the
         reference's).
@@ -87,6 +92,7 @@ def load_policies(
         line between the messages and has no template.
       started: shows progress.
       mesh: devices that parameters are split over, and rows decoded on; None is one device.
+      as_stored: whether auto is the files' own on processors too, for models that are to be saved again.
 
     Raises:
       ValueError: a model that cannot be loaded, vocabularies that differ, or a mesh that does not divide
@@ -106,7 +112,8 @@ def load_policies(
         raise ValueError(f"quantize: expected one for each of {len(names)} models, found {len(kinds)}")
     bases: dict[tuple, _Base] = {}
     policies = tuple(
-        _load(name, dtype, kind, started, bases, mesh) for name, kind in zip(names, kinds, strict=True)
+        _load(name, dtype, kind, started, bases, mesh, as_stored)
+        for name, kind in zip(names, kinds, strict=True)
     )
     for policy in policies[1:]:
         check_same_vocabulary(policies[0].tokenizer, policy.tokenizer, (policies[0].name, policy.name))
@@ -124,13 +131,14 @@ def load_policy(
     quantize: str | None = None,
     started: Started | None = None,
     mesh: Mesh | None = None,
+    as_stored: bool = False,
 ) -> Policy:
     """Returns the policy of a MODEL argument, `BASE[@revision][+ADAPTER[@revision]]`.
 
     Raises:
       ValueError: files that are missing, broken or of an unsupported kind; weights that are not finite.
     """
-    return _load(str(model), dtype, quantize, started, {}, mesh)
+    return _load(str(model), dtype, quantize, started, {}, mesh, as_stored)
 
 
 def _load(
@@ -140,6 +148,7 @@ def _load(
     started: Started | None,
     bases: dict[tuple, _Base],
     mesh: Mesh | None,
+    as_stored: bool,
 ) -> Policy:
     check_choice("dtype", dtype, DTYPES)
     if quantize is not None:
@@ -158,7 +167,7 @@ def _load(
     key = folder.resolve(), dtype, quantize
     if key not in bases:
         bases[key] = _load_base(
-            name, folder, raw, replace(config, quantization=quantize), dtype, started, mesh
+            name, folder, raw, replace(config, quantization=quantize), dtype, started, mesh, as_stored
         )
     base = bases[key]
     config, params, fingerprint = base.config, base.params, base.fingerprint
@@ -183,6 +192,7 @@ def _load(
         beta=beta,
         adapter=adapter.folder if adapter else None,
         tokenizer_fingerprint=tokenizer_files.fingerprint(own),
+        stored_dtype=base.stored_dtype,
     )
 
 
@@ -194,18 +204,22 @@ def _load_base(
     dtype: str,
     started: Started | None,
     mesh: Mesh | None,
+    as_stored: bool,
 ) -> _Base:
     if mesh:
         sharding.check_heads(mesh, name, config)
     found = weights.find_params(folder, raw["model_type"], config)
+    stored = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
     if dtype == "auto":
-        dtype = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
+        dtype = stored if as_stored else weights.computed_dtype(stored)
     seen = started(name, weights.count_bytes(config, dtype)) if started else lambda _: None
     place = sharding.place(mesh) if mesh else None
+    fingerprint = tensors.start_fingerprint(folder / "config.json", tensors.weight_files(folder))
     return _Base(
         config=replace(config, dtype=dtype),
         params=weights.read_params(found, dtype, place, config.quantization, seen),
-        fingerprint=tensors.fingerprint(folder / "config.json", tensors.weight_files(folder)),
+        fingerprint=fingerprint(),
+        stored_dtype=stored,
     )
 
 

@@ -81,7 +81,8 @@ def load_reward_model(model: str, dtype: str = "auto") -> RewardPolicy:
     _check_head(folder, config)
     found = weights.find(folder, names, weights.full_shapes(config), config.num_heads)
     if dtype == "auto":
-        dtype = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
+        stored = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
+        dtype = weights.computed_dtype(stored)
     config = replace(config, dtype=dtype, trunk=replace(config.trunk, dtype=dtype))
     own = tensors.fingerprint(folder / "config.json", tensors.weight_files(folder))
     return RewardPolicy(

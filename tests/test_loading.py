@@ -1,10 +1,13 @@
 """Loading at scale: shards, memory, devices, progress."""
 
 import json
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -57,6 +60,61 @@ def test_chunks_make_the_whole(name, tmp_path, toy, monkeypatch):
     monkeypatch.setattr(weights, "CHUNK", 1000)
     for path, value in flatten(load_policy(folder).params).items():
         np.testing.assert_array_equal(value, whole[path])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_every_tensor_is_read_once_and_every_file_hashed_once(name, tmp_path, toy, monkeypatch):
+    folder = save(random_model(SHAPES[name]), tmp_path, toy)
+    read, hashed = Counter(), Counter()
+
+    def counted(self, index=(), original=tensors.Tensor.read):
+        value = original(self, index)
+        read[self.name] += value.size
+        return value
+
+    def hashing(file, original=tensors.sha256):
+        hashed[file.name] += 1
+        return original(file)
+
+    monkeypatch.setattr(tensors.Tensor, "read", counted)
+    monkeypatch.setattr(tensors, "sha256", hashing)
+    load_policy(folder)
+    there = tensors.list_tensors(folder)
+    assert read == {tensor: math.prod(there[tensor].shape) for tensor in read}
+    assert len(read) > 10 and hashed == {"model.safetensors": 1}
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 300])
+def test_tiles_make_the_whole(rows):
+    values = np.arange(rows * 257, dtype="float32").reshape(rows, 257)
+    out = np.zeros((257, rows), "float32")
+    weights._copy(out.T, values, transposed=True)
+    np.testing.assert_array_equal(out, values.T)
+
+
+LARGEST = {"float32": np.finfo("float32").max, "float16": np.finfo("float16").max, "bfloat16": 3.3895314e38}
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
+@pytest.mark.parametrize("dtype", LARGEST)
+@pytest.mark.parametrize("asked", ["auto", "float32"])
+def test_values_that_are_not_finite_are_refused_in_any_type(dtype, value, asked, tmp_path, toy):
+    """Those next to them, the largest and the smallest there are, are not."""
+    folder = shutil.copytree(toy, tmp_path / "model", copy_function=shutil.copy)
+    # As they lie in the file, as they are turned, and of one dimension.
+    for part in ("embed_tokens", "up_proj", "norm"):
+        kept = load_file(toy / "model.safetensors")
+        name = next(each for each in kept if part in each)
+        there = {each: tensor.astype(dtype) for each, tensor in kept.items()}
+        for number in (LARGEST[dtype], -LARGEST[dtype], 1e-40, -0.0):
+            there[name].flat[-1] = number
+            assert np.isfinite(there[name].astype("float64")).all()
+            save_file(there, folder / "model.safetensors", {"format": "pt"})
+            load_policy(folder, asked)
+        there[name].flat[-1] = value
+        save_file(there, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=f"{name} holds NaN or infinite values"):
+            load_policy(folder, asked)
 
 
 def test_progress_counts_every_byte(toy):

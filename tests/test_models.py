@@ -373,8 +373,8 @@ def test_float32_is_float32_on_accelerators(tied):
 def test_bfloat16_loses_no_more_than_on_torch(name, tmp_path, toy):
     model = random_model(SHAPES[name]).bfloat16()
     folder = str(save(model, tmp_path, toy))
-    policy = load_policy(folder)
-    assert policy.config.dtype == "bfloat16"
+    policy = load_policy(folder, "bfloat16")
+    assert policy.config.dtype == policy.stored_dtype == "bfloat16"
     assert {str(value.dtype) for value in flatten(policy.params).values()} == {"bfloat16"}
     tokens, mask = padded()
     ours = our_logits(policy, tokens, mask)

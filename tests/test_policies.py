@@ -269,9 +269,26 @@ def test_the_type_is_that_of_the_tensors_read(folder, toy):
     """Old files hold rotary frequencies in float32 beside weights in half precision."""
     halves = {name: value.astype(jnp.bfloat16) for name, value in load_file(toy / WEIGHTS).items()}
     save_file(halves | {"model.layers.0.self_attn.rotary_emb.inv_freq": jnp.ones(4)}, folder / WEIGHTS)
-    assert load_policy(str(folder)).config.dtype == "bfloat16"
+    assert load_policy(str(folder)).stored_dtype == "bfloat16"
     save_file(halves | {NORM: jnp.ones(80)}, folder / WEIGHTS)
-    assert load_policy(str(folder)).config.dtype == "float32"
+    assert load_policy(str(folder)).stored_dtype == "float32"
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+def test_processors_compute_in_float32_unless_asked(stored, folder, toy, monkeypatch):
+    save_file(
+        {name: value.astype(stored) for name, value in load_file(toy / WEIGHTS).items()}, folder / WEIGHTS
+    )
+    asked = {dtype: load_policy(folder, dtype) for dtype in ("auto", "float32", stored)}
+    assert {dtype: policy.config.dtype for dtype, policy in asked.items()} == {
+        "auto": "float32", "float32": "float32", stored: stored,
+    }  # fmt: skip
+    assert {policy.stored_dtype for policy in asked.values()} == {stored}
+    assert_same_params(asked["auto"], asked["float32"])
+    (reference, aligned) = load_policies(folder, toy, as_stored=True)
+    assert (reference.config.dtype, aligned.config.dtype) == (stored, "float32")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert load_policy(folder).config.dtype == stored
 
 
 # Pairs, EOS, β

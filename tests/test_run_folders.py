@@ -111,7 +111,7 @@ def test_another_runs_folder_is_refused_and_the_difference_named(refused, base, 
         "--temperature=0": "decode.temperature is 1.0 there and 0.0 here",
         "--stop=x": 'decode.stop is [] there and ["x"] here',
         f"--aligned={toy}": "models.aligned is",
-        "--dtype=bfloat16": 'dtype is "float32" there and "bfloat16" here',
+        "--dtype=bfloat16": 'dtype is "float32" there and "bfloat16" here, --dtype=float32 goes on as there',
         "--rule=dera_jax.realign:mix": "the module dera_jax.realign has no function mix",
         "--beta=0.2": "beta",
     }.items():

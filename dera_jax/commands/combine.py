@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reference:
         check_architectures([reference, *aligned])
     cli.announce_devices()
-    policies = models.load_models(args)
+    policies = models.load_models(args, as_stored=True)
     made = combine(policies, strengths[0], args.method)
     facts = {
         "method": args.method,

@@ -42,7 +42,7 @@ def add_pair_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
     group.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
-        help="of parameters and activations; auto is the files' own",
+        help="of parameters and activations; auto is the files' own, on processors float32 (default %(default)s)",
     )  # fmt: skip
     return group
 
@@ -96,7 +96,11 @@ def open_mesh(args: argparse.Namespace):
 
 
 def load_models(
-    args: argparse.Namespace, names: list[str] | None = None, quantize: str | None = None, mesh=None
+    args: argparse.Namespace,
+    names: list[str] | None = None,
+    quantize: str | None = None,
+    mesh=None,
+    as_stored: bool = False,
 ):
     """Returns the policies that the model options name, the reference first.
 
@@ -104,6 +108,7 @@ def load_models(
       names: other models than those of --reference and --aligned.
       quantize: other than --quantize.
       mesh: of `meshes.open_mesh`.
+      as_stored: as of `load_policies`.
     """
     from dera_jax.hosts import leads
     from dera_jax.policies import held_bytes, load_policies
@@ -119,6 +124,7 @@ def load_models(
             quantize=kinds,
             started=bars.start,
             mesh=mesh,
+            as_stored=as_stored,
             **_templates(args),
         )
     described = " and ".join(dict.fromkeys(map(_described, policies)))
@@ -175,8 +181,14 @@ class _Bars:
 
 
 def _described(policy) -> str:
-    dtype, kind = policy.config.dtype, policy.config.quantization
-    return f"{kind} weights, {dtype}" if kind else dtype
+    import jax
+
+    dtype, kind, stored = policy.config.dtype, policy.config.quantization, policy.stored_dtype
+    told = f"{kind} weights, {dtype}" if kind else dtype
+    if stored in (None, dtype):
+        return told
+    widened = dtype == "float32" and jax.default_backend() == "cpu"
+    return f"{told} (from {stored}{': processors compute in float32' if widened else ''})"
 
 
 def format_bytes(count: int) -> str:

@@ -247,7 +247,7 @@ def load_reference(args: argparse.Namespace, loaded: dict):
 def _loaded(args: argparse.Namespace, name: str):
     from dera_jax.policies import load_policy
 
-    policy = load_policy(name, args.dtype, mesh=open_mesh(args))
+    policy = load_policy(name, args.dtype, mesh=open_mesh(args), as_stored=True)
     meshes.tell_undivided([policy])
     return policy
 

@@ -4,6 +4,9 @@ import hashlib
 import math
 import os
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,6 +207,23 @@ def fingerprint(config: Path, files: list[Path]) -> str:
 def mark(fingerprint: str, what: str) -> str:
     """Returns the hash of a model whose files of that hash are read in another way."""
     return hashlib.sha256(f"{fingerprint} {what}".encode()).hexdigest()[:16]
+
+
+def start_fingerprint(config: Path, files: list[Path]) -> Callable[[], str]:
+    """Begins to hash beside what else is done, such as reading the same files; returns what waits for the hash.
+
+    Nobody has to wait: a command that fails meanwhile ends at once.
+    """
+    found: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(fingerprint(config, files))
+        except BaseException as error:  # of whoever waits
+            found.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return found.result
 
 
 def sha256(file: Path) -> bytes:

@@ -7,6 +7,7 @@ pages of one file.
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -23,6 +24,8 @@ from dera_jax.trees import flatten, unflatten
 
 CHUNK = 2**24
 """Bytes of a file's tensor that are read at a time."""
+TILE = 128
+"""Rows and columns that are transposed at a time: both sides of the copy stay in the processor's cache."""
 
 Found = dict[str, tuple[tensors.Tensor, names.Source]]
 """Our parameter paths to where they are."""
@@ -108,6 +111,15 @@ def common_dtype(found: Found, otherwise: str | None) -> str:
     return otherwise if otherwise in tensors.DTYPES.values() else "float32"
 
 
+def computed_dtype(stored: str) -> str:
+    """Returns the type to compute in, where none is asked for, with tensors of type `stored`.
+
+    On a processor float32: products of 16-bit types widen every weight at every use, those of processors
+    that have instructions for them too, which XLA does not use.
+    """
+    return "float32" if jax.default_backend() == "cpu" else stored
+
+
 def read_params(
     found: Found,
     dtype: str,
@@ -121,16 +133,20 @@ def read_params(
       ValueError: values that are not finite; with the tensor's name.
     """
     quantize = jax.jit(quantize_kernel, static_argnames="kind")
+    whole = lru_cache(maxsize=1)(tensors.Tensor.read)  # the next parameter may be another part of it
     params = {}
     # File by file, so that the pages of one at a time are in memory.
     for path, (tensor, source) in sorted(found.items(), key=lambda item: (item[1][0].file, item[1][0].name)):
         shape = source.ours(tensor.shape)
         if place:
             value = jax.make_array_from_callback(
-                shape, place(path, shape), lambda index, t=tensor, s=source: _read(t, s, index, dtype, seen)
+                shape,
+                place(path, shape),
+                lambda index, t=tensor, s=source: _read(t, s, index, dtype, seen, whole),
             )
         else:
-            value = jax.device_put(_read(tensor, source, (slice(None),) * len(shape), dtype, seen))
+            index = (slice(None),) * len(shape)
+            value = jax.device_put(_read(tensor, source, index, dtype, seen, whole))
         if quantization and is_quantized(path):
             parts = quantize(value, quantization)
             parts = {path.removesuffix("kernel") + name: part for name, part in parts.items()}
@@ -156,14 +172,20 @@ def named_tensors(params: dict, family: str | names.NameMap, num_heads: int) -> 
 
 
 def _read(
-    tensor: tensors.Tensor, source: names.Source, index: tuple[slice, ...], dtype: str, seen: Seen
+    tensor: tensors.Tensor,
+    source: names.Source,
+    index: tuple[slice, ...],
+    dtype: str,
+    seen: Seen,
+    whole: Callable[[tensors.Tensor], np.ndarray],
 ) -> np.ndarray:
     """Returns the values of our parameter at `index`, in memory that the CPU device takes over as it is."""
     if source.part:
-        values = source.take(tensor.read())[index].astype(dtype)
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(source.take(whole(tensor))[index].astype(dtype))
         check_finite(values, tensor, dtype)
         seen(values.nbytes)
-        return np.ascontiguousarray(values)
+        return values
     spans = [range(*one.indices(size)) for one, size in zip(index, source.ours(tensor.shape), strict=True)]
     out = _empty([len(span) for span in spans], dtype)
     # Both in the file's order from here on.
@@ -171,11 +193,25 @@ def _read(
     rest = tuple(slice(span.start, span.stop) for span in spans[1:])
     for rows in _chunks(spans[0], math.prod(map(len, spans[1:])) * 4):
         part = into[rows.start - spans[0].start : rows.stop - spans[0].start]
+        # As it lies in the file: each of the three is several times slower on strided memory.
         with np.errstate(over="ignore"):
-            part[...] = tensor.read((slice(rows.start, rows.stop), *rest))
-        check_finite(part, tensor, dtype)
+            values = tensor.read((slice(rows.start, rows.stop), *rest)).astype(dtype, copy=False)
+        check_finite(values, tensor, dtype)
+        _copy(part, values, source.transposed)
         seen(part.nbytes)
     return out
+
+
+def _copy(out: np.ndarray, values: np.ndarray, transposed: bool) -> None:
+    """Writes `values` to `out`, tile by tile where the two lie in memory the other way round."""
+    if not transposed:
+        out[...] = values
+        return
+    for row in range(0, len(values), TILE):
+        for column in range(0, values.shape[1], TILE):
+            tile = slice(row, row + TILE), slice(column, column + TILE)
+            # Copied first: rows that lie a power of two apart take each other's places in the cache.
+            out[tile] = values[tile].copy()
 
 
 def _chunks(rows: range, row_bytes: int) -> Iterator[range]:
@@ -186,7 +222,10 @@ def _chunks(rows: range, row_bytes: int) -> Iterator[range]:
 
 def check_finite(values: np.ndarray, tensor: tensors.Tensor, dtype: str) -> None:
     """Raises ValueError where a tensor holds NaN or infinite values."""
-    if not np.isfinite(values).all():
+    # By their bits, whose exponent is then all ones: NumPy asks bfloat16 for one value after the other.
+    kind = f"uint{8 * values.itemsize}"
+    exponent = np.array(np.inf, values.dtype).view(kind)
+    if np.max(values.view(kind) & exponent, initial=0) == exponent:
         where, name = shown(tensor.file, 200), shown(tensor.name, 200)
         raise ValueError(f"{where}: tensor {name} holds NaN or infinite values as {dtype}")
 

@@ -20,6 +20,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 
 from dera_jax.keys import seed_key
 from dera_jax.models.caches import KVCache, Recent, grow_cache, no_recent, store_recent
@@ -63,7 +64,7 @@ def param_shapes(config: WeightsConfig) -> dict:
 
 def init_params(config: WeightsConfig, seed: int) -> dict:
     """Returns random parameters, for training from scratch."""
-    return nnx.to_pure_dict(nnx.state(_build(config, seed), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(_build(config, nnx.Rngs(seed_key(seed))), nnx.Param))
 
 
 def join_adapted(
@@ -139,8 +140,15 @@ def linear_maps(model: nnx.Module) -> dict[str, Linear]:
     return {".".join(map(str, path)): module for path, module in found if isinstance(module, Linear)}
 
 
-def _build(config: WeightsConfig, seed: int) -> nnx.Module:
-    rngs = nnx.Rngs(seed_key(seed))
+class _OneKey(nnx.Rngs):
+    """Random numbers where there are shapes alone: to count those drawn would take longer than all the rest."""
+
+    def params(self) -> Array:
+        """Returns the key of any parameter."""
+        return seed_key(0)
+
+
+def _build(config: WeightsConfig, rngs: nnx.Rngs) -> nnx.Module:
     model = MODULES[type(config)](config, rngs)
     maps = linear_maps(model)
     if config.quantization:
@@ -154,5 +162,5 @@ def _build(config: WeightsConfig, seed: int) -> nnx.Module:
 
 @cache
 def _abstract(config: WeightsConfig) -> tuple[nnx.GraphDef, dict]:
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: _build(config, 0)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: _build(config, _OneKey())))
     return graphdef, nnx.to_pure_dict(state)

@@ -1,11 +1,12 @@
 """The parts that transformers are built from: normalization, activations, heads, logits."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dera_jax.models.linear import PRECISION, Linear
 
@@ -36,11 +37,22 @@ ACTIVATIONS = {
 
 def block_caller(remat: bool) -> Callable:
     """Returns what calls a block with its arguments, keeping its activations for gradients or not."""
+    return _call_again if remat else _call
 
-    def call(block: nnx.Module, *args):
-        return block(*args)
 
-    return nnx.remat(call) if remat else call
+@nnx.remat
+def _call_again(block: nnx.Module, *args):
+    return block(*args)
+
+
+def _call(block: nnx.Module, *args):
+    return _call_split(*nnx.split(block), args)
+
+
+# One for all blocks of a kind and of all models that have it: each is traced but once. XLA puts it in its places.
+@partial(jax.jit, static_argnames="graph")
+def _call_split(graph: nnx.GraphDef, state: PyTree, args: tuple):
+    return nnx.merge(graph, state)(*args)
 
 
 def softcapped(x: Float[Array, "*shape"], cap: float) -> Float[Array, "*shape"]:
