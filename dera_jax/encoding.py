@@ -8,7 +8,7 @@ from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt
 from dera_jax.shown import shown
 from dera_jax.turn_ends import tell, turn_ends
-from dera_jax.usable import Dropped, Unusable, keep_usable
+from dera_jax.usable import Dropped, Unusable, check_text, keep_usable
 
 
 class DoesNotFit(Unusable):
@@ -94,16 +94,10 @@ def encode_turn(
 
     Raises:
       DoesNotFit: it is too long for a model's context.
-      Unusable: it has no tokens.
+      Unusable: it has no tokens, or half of a character in its text or id.
       ValueError: a chat template refuses it.
     """
-    try:
-        str(prompt.prompt_id).encode()
-    except UnicodeEncodeError:
-        where = f"{prompt.where}: " if prompt.where else ""
-        raise ValueError(
-            f"{where}id: expected text, found half of a character: {prompt.prompt_id!r}"
-        ) from None
+    check_text(str(prompt.prompt_id))
     asked = prompt.at_turn(answers)
     templated = next((p for p in reversed(policies) if p.tokenizer.chat_template), policies[-1])
     tokens: list[tuple[int, ...]] = []

@@ -33,10 +33,12 @@ class Endings:
 
         Args:
           reader: turns tokens into text.
-          stop: texts; the one that is whole first ends the completion.
+          stop: texts, with special tokens in them or not; the one that is whole first ends the completion.
         """
         self._reader, self._eos_ids, self._stop = reader, frozenset(eos_ids), tuple(stop)
         self._limit, self._longest = max_new_tokens, max(map(len, stop), default=0)
+        added = reader.added_tokens_decoder.items()
+        self._special = {i for i, token in added if token.special}.union(reader.all_special_ids)
 
     def find(
         self, prompt: Sequence[int], tokens: list[int], searched: int, more_eos: Collection[int] = ()
@@ -63,19 +65,39 @@ class Endings:
     def _find_stop(self, prompt: Sequence[int], tokens: list[int], searched: int) -> End | None:
         """Returns the end at the stop text that is whole with the fewest tokens.
 
-        Only the end of the text is decoded: what a stop text that is whole by now can begin in.
+        Only the end of the text is decoded: what a stop text that is whole by now can begin in. Special
+        tokens are in it, as in what transformers and lm-eval look for stop texts in.
         """
         start = self._reach(prompt, tokens[:searched])
         known = [*prompt, *tokens[:start]]
 
-        def has_stop(count: int) -> bool:
-            return self._place(self._text(known, tokens[start:count])) is not None
+        def said(count: int) -> str:
+            return self._text(known, tokens[start:count], special=True)
 
-        if not has_stop(len(tokens)):
+        whole = said(len(tokens))
+        # Bytes that are no character may have taken a stop text along that was there before them.
+        if self._place(whole) is None and tokenizer.REPLACEMENT not in whole:
             return None
-        count = next(n for n in range(searched + 1, len(tokens) + 1) if has_stop(n))
-        text = self._text(prompt, tokens[:count])
-        return End(count, "stop", text[: self._place(text)])
+        counts = range(searched + 1, len(tokens) + 1)
+        count = next((n for n in counts if self._place(said(n)) is not None), None)
+        return None if count is None else End(count, "stop", self._before_stop(prompt, tokens[:count]))
+
+    def _before_stop(self, prompt: Sequence[int], tokens: list[int]) -> str:
+        """Returns the text before the stop text that is whole with the last token, without special tokens."""
+        text = self._text(prompt, tokens, special=True)
+        place = self._place(text)
+        if place is None or not self._special.intersection(tokens):
+            return self._text(prompt, tokens) if place is None else text[:place]
+
+        def said(count: int) -> str:
+            return self._text(prompt, tokens[:count], special=True)
+
+        # Whole tokens before it, and the part of the next one that is.
+        kept = next(
+            n for n in reversed(range(len(tokens))) if len(said(n)) <= place and text.startswith(said(n))
+        )
+        rest = "" if tokens[kept] in self._special else text[len(said(kept)) : place]
+        return self._text(prompt, tokens[:kept]) + rest
 
     def _place(self, text: str) -> int | None:
         """Returns where the first stop text in `text` begins; None if there is none."""
@@ -84,9 +106,12 @@ class Endings:
     def _reach(self, prompt: Sequence[int], tokens: list[int]) -> int:
         """Returns from which token on the text is as long as the longest stop text; some tokens have none."""
         start, step = len(tokens), 8
-        while start and len(self._text([*prompt, *tokens[:start]], tokens[start:])) < self._longest:
+        while (
+            start
+            and len(self._text([*prompt, *tokens[:start]], tokens[start:], special=True)) < self._longest
+        ):
             start, step = max(0, start - step), 2 * step
         return start
 
-    def _text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        return tokenizer.decode_completion(self._reader, prompt, tokens)
+    def _text(self, prompt: Sequence[int], tokens: Sequence[int], special: bool = False) -> str:
+        return tokenizer.decode_completion(self._reader, prompt, tokens, special=special)

@@ -1,5 +1,6 @@
 """Text to token ids and back."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,16 @@ from dera_jax.shown import shown
 from dera_jax.tokenizer_files import load_tokenizer as load_tokenizer
 from dera_jax.tokenizer_files import save_tokenizer as save_tokenizer
 from dera_jax.untrusted import OverLimit
-from dera_jax.usable import Unusable
+from dera_jax.usable import Unusable, check_text
 
 CONTEXT = 4
 """Prompt tokens decoded together with a completion."""
+REPLACEMENT = "\ufffd"
+"""Stands in texts for bytes that are no character."""
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+"""Names of tokens that are one byte each, which some tokenizers spell rare characters with."""
+BORDERS = ("\n", "|", "a", "0", "\x01")
+"""Characters that a text is encoded behind, the first that does not become one token with its start."""
 SMALLEST_BUCKET = 16
 """Prompts are padded to at least this many tokens."""
 
@@ -28,16 +35,10 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
       special: whether the tokenizer adds the special tokens that it begins and ends a text with.
 
     Raises:
-      ValueError: the text holds half of a character, as JSON may (`\\ud83d`), which no tokenizer reads; or
-        the tokenizer fails.
+      Unusable: the text holds half of a character, which no tokenizer reads.
+      ValueError: the tokenizer fails.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        around = text[max(error.start - 20, 0) : error.start + 20]
-        raise ValueError(
-            f"expected text, found half of a character at position {error.start} of {around!r}"
-        ) from None
+    check_text(text)
     try:
         return list(tokenizer(text, add_special_tokens=special).input_ids)
     except BaseException as error:
@@ -106,15 +107,26 @@ def start_ids(tokenizer: PreTrainedTokenizerBase, said: str, *, raw: bool, reade
       ValueError: the text has no tokens.
     """
     tokens = text_ids(tokenizer, said, special=raw or reader)
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     # Some tokenizers end every text with EOS, which would end the completion before it starts.
-    if raw and len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id and not reader:
-        tokens = tokens[:-1]
+    ended = raw and len(tokens) > 1 and tokens[-1] == eos and not reader
     # Text that says BOS already, to a tokenizer that says it too.
-    if len(tokens) > 1 and tokens[0] == tokens[1] == tokenizer.bos_token_id:
-        tokens = tokens[1:]
+    doubled = len(tokens) > 1 and tokens[0] == tokens[1] == bos
+    if ended or doubled:
+        # What the text says itself is not the tokenizer's to take away.
+        own = text_ids(tokenizer, said, special=False)
+        if ended and _repeats(tokens[::-1], eos) > _repeats(own[::-1], eos):
+            tokens = tokens[:-1]
+        if doubled and _repeats(tokens, bos) > _repeats(own, bos):
+            tokens = tokens[1:]
     if not tokens:
         raise Unusable("the prompt is empty: it has no tokens")
     return tokens
+
+
+def _repeats(tokens: Sequence[int], token: int) -> int:
+    """Returns how often `tokens` begin with `token`."""
+    return next((n for n, each in enumerate(tokens) if each != token), len(tokens))
 
 
 def read_template(path: Path) -> str:
@@ -155,29 +167,70 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int],
     if together[: len(prompt)] == list(prompt):
         return together[len(prompt) :]
     # The tokenizer merges across the border. Encoded alone, the text would get a space that is not
-    # there; behind a line break it does not.
-    border = text_ids(tokenizer, "\n", special=False)
-    behind = text_ids(tokenizer, "\n" + text, special=False)
-    if behind[: len(border)] == border:
-        return behind[len(border) :]
+    # there; behind a line break it does not, or behind another character where two line breaks are one token.
+    for ahead in BORDERS:
+        border = text_ids(tokenizer, ahead, special=False)
+        behind = text_ids(tokenizer, ahead + text, special=False)
+        if behind[: len(border)] == border:
+            return behind[len(border) :]
     return text_ids(tokenizer, text, special=False)
 
 
 def decode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], completion: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    *,
+    special: bool = False,
 ) -> str:
     """Returns the text of `completion` as it continues `prompt`.
 
     Tokenizers drop the space before the first word of a text, so the completion is decoded behind
     the last tokens of its prompt.
+
+    Args:
+      special: whether special tokens are in the text.
     """
+    # The bytes of a character that is cut off, a replacement character each, would take the whole characters
+    # before them along, which are bytes too.
+    whole = len(completion) - _unfinished(tokenizer, completion)
+    text = _decode_behind(tokenizer, prompt, completion[:whole], special)
+    return text + REPLACEMENT * (len(completion) - whole)
+
+
+def _decode_behind(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], completion: Sequence[int], special: bool
+) -> str:
+    def decode(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=not special)
+
     start = max(len(prompt) - CONTEXT, 0)
-    before = tokenizer.decode(prompt[start:], skip_special_tokens=True)
+    before = decode(prompt[start:])
     # Half a character would spoil what follows it.
-    while start and before.startswith("\ufffd"):
+    while start and before.startswith(REPLACEMENT):
         start -= 1
-        before = tokenizer.decode(prompt[start:], skip_special_tokens=True)
-    return tokenizer.decode([*prompt[start:], *completion], skip_special_tokens=True)[len(before) :]
+        before = decode(prompt[start:])
+    together = decode([*prompt[start:], *completion])
+    if together.startswith(before):
+        return together[len(before) :]
+    if half := _unfinished(tokenizer, prompt):  # a character that the completion ends is the completion's
+        return _decode_behind(tokenizer, prompt[:-half], [*prompt[-half:], *completion], special)
+    ahead = before.rstrip(REPLACEMENT)
+    if ahead != before and together.startswith(ahead):
+        return together[len(ahead) :]
+    # Bytes that are no character took the prompt's last characters along.
+    return decode(completion) if REPLACEMENT in together else together[len(before) :]
+
+
+def _unfinished(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> int:
+    """Returns how many tokens at the end are bytes, one a token, of a character whose others are missing."""
+    for count, token in enumerate(reversed(tokens[-3:]), 1):
+        found = BYTE_TOKEN.fullmatch(tokenizer.convert_ids_to_tokens(int(token)) or "")
+        if not found or (byte := int(found[1], 16)) < 0x80 or tokenizer.decode([token]) != REPLACEMENT:
+            return 0
+        if byte >= 0xC0:  # the first of two, three or four
+            return count if count < 2 + (byte >= 0xE0) + (byte >= 0xF0) else 0
+    return 0
 
 
 def bucket_length(length: int) -> int:

@@ -1,5 +1,6 @@
 """Ends of completions: EOS, stop texts and lengths, found as tokens come, whatever the pieces they come in."""
 
+import json
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -8,12 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import StopStringCriteria
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast, StopStringCriteria
 
 from dera_jax.configs import DecodeConfig, take_plain_numbers
 from dera_jax.endings import Endings
 from dera_jax.policies import TOY
 from dera_jax.tokenizer import decode_completion, load_tokenizer
+from scripts import llama2c
+from scripts.llama2c import SPECIAL
 
 TOKENIZER = load_tokenizer(TOY / "reference")
 PROMPT = TOKENIZER("Mira visits Ida,").input_ids
@@ -83,8 +87,8 @@ def test_text_is_decoded_once_however_long_it_is(monkeypatch):
     decoded = []
     monkeypatch.setattr(
         "dera_jax.tokenizer.decode_completion",
-        lambda reader, prompt, tokens: (
-            decoded.append(len(tokens)) or decode_completion(reader, prompt, tokens)
+        lambda reader, prompt, tokens, **more: (
+            decoded.append(len(tokens)) or decode_completion(reader, prompt, tokens, **more)
         ),
     )
     tokens = TOKENIZER("the painter " * 200, add_special_tokens=False).input_ids
@@ -109,3 +113,48 @@ def test_numbers_of_numpy_and_jax_become_pythons_own():
     take_plain_numbers(made)
     assert made == Settings(5, 0.25)
     assert (type(made.count), type(made.number)) == (int, float)
+
+
+@pytest.mark.parametrize("stop", ["<pad>", "<pad> the", "the<pad>", "ter<pad> the p", "<pad><pad>", "the p"])
+def test_special_tokens_in_stop_texts_are_met_where_transformers_meets_them(stop):
+    """And leave no text: neither those in the stop text nor others before it."""
+    said = [TOKENIZER(each, add_special_tokens=False).input_ids for each in (" the", " painter", " of x")]
+    the, painter, rest = said
+    pad, bos = TOKENIZER.pad_token_id, TOKENIZER.bos_token_id
+    tokens = [bos, *the, pad, *the, *painter, pad, *the, *painter, pad, pad, *rest]
+    met = StopStringCriteria(TOKENIZER, [stop])
+    count = next(n for n in range(1, len(tokens)) if met(torch.tensor([tokens[:n]]), None).any())
+    whole = TOKENIZER.decode(tokens[:count])
+    text = whole[: whole.index(stop)].replace("<pad>", "").replace("<s>", "")
+    for chunk in (1, 3, 16):
+        end = end_of(tokens, [stop], chunk)
+        assert (end.count, end.reason) == (count, "stop")
+        assert end.text.strip() == text.strip()
+
+
+def test_eos_ends_before_a_stop_text_of_itself_is_looked_for():
+    tokens = [*TOKENIZER("the painter", add_special_tokens=False).input_ids, EOS]
+    assert end_of(tokens, [TOKENIZER.eos_token], 16)[:2] == (len(tokens), "eos")
+
+
+BYTES = llama2c.tokenizer([*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "x", "▁x"])
+OF_BYTES = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(BYTES)), eos_token="</s>")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text("x é🎻", max_size=4),
+    st.binary(max_size=3),
+    st.text("x é🎻日", max_size=4),
+    st.integers(1, 16),
+)
+def test_bytes_that_are_no_character_hide_no_stop_text(ahead, noise, behind, chunk):
+    """Of byte tokens: a stop text counts once its last byte is there, whatever comes behind it."""
+    data = [*ahead.encode(), *"🙂".encode(), *noise, *behind.encode()]
+    prompt, tokens = (
+        OF_BYTES.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in each]) for each in ("é".encode(), data)
+    )
+    endings, known = Endings(OF_BYTES, (), ["🙂"], 200), 0
+    while not (end := endings.find(prompt, tokens[: known + chunk], known)):
+        known += chunk
+    assert end == (len(ahead.encode()) + 4, "stop", ahead)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Split
 from tokenizers.processors import TemplateProcessing
@@ -132,14 +133,64 @@ def test_any_text_comes_back(tokenizer, before, after):
     assert decode_completion(tokenizer, prompt, encode_completion(tokenizer, prompt, after)) == after
 
 
-def test_byte_level_tokenizers(texts):
-    """Of the kind of GPT-2 and Llama 3: no space before the first word, no BOS here."""
+@pytest.fixture(scope="module")
+def byte_level(texts):
+    """A tokenizer of the kind of GPT-2 and Llama 3: no space before the first word, no BOS here."""
     model = Tokenizer(BPE())
     model.pre_tokenizer, model.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
     model.train_from_iterator(
         texts, BpeTrainer(vocab_size=600, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model)
+    return PreTrainedTokenizerFast(tokenizer_object=model)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.text("ab .\né你😀🙂", min_size=1, max_size=6),
+    st.text("a é你😀🙂", min_size=1, max_size=6),
+    st.booleans(),
+    st.data(),
+)
+def test_a_completion_cut_within_a_character_spoils_none_before_it(
+    tokenizer, byte_level, before, after, special, data
+):
+    """Neither its own nor the prompt's; a character that the prompt begins is the completion's."""
+    for reader in (tokenizer, byte_level):
+        prompt = encode_prompt(reader, before)
+        completion = encode_completion(reader, prompt, after)
+        end = data.draw(st.integers(0, len(completion)))
+        text = decode_completion(reader, prompt, completion[:end], special=special)
+        assert after.startswith(text.rstrip("\ufffd")) and text.count("\ufffd") <= 3
+        rest = decode_completion(reader, [*prompt, *completion[:end]], completion[end:], special=special)
+        assert text.rstrip("\ufffd") + rest == after
+
+
+def test_bytes_that_are_no_character_are_replaced_in_the_completion_alone(tokenizer):
+    prompt = encode_prompt(tokenizer, "I like 🙂")
+    bad = tokenizer.convert_tokens_to_ids(["<0x99>", "<0xF0>"])
+    assert decode_completion(tokenizer, prompt, bad) == "\ufffd\ufffd"
+    assert decode_completion(tokenizer, prompt, bad[:1]) == "\ufffd"
+
+
+def test_a_line_break_begins_a_completion_where_two_are_one_token():
+    """Of the kind of Llama 2, whose decoder takes a space from a text's start."""
+    words = ["<unk>", "▁", "a", "b", "\n", "\n\n", "▁a", "|", *(f"{x}\n" for x in "ab")]
+    model = Tokenizer(
+        BPE(
+            {w: n for n, w in enumerate(words)},
+            [("\n", "\n"), ("▁", "a"), ("a", "\n"), ("b", "\n")],
+            unk_token="<unk>",
+        )
+    )
+    model.pre_tokenizer, model.decoder = Metaspace(split=False), MetaspaceDecoder()
+    reader = PreTrainedTokenizerFast(tokenizer_object=model)
+    for before, after in (("a", "\n"), ("a", "\nb"), ("a b", "\n\nb"), ("a", "b"), ("b\n", "\n a")):
+        prompt = encode_prompt(reader, before)
+        assert decode_completion(reader, prompt, encode_completion(reader, prompt, after)) == after
+
+
+def test_byte_level_tokenizers(byte_level, texts):
+    tokenizer = byte_level
     for before, after in BORDERS + [(text[:50], text[50:]) for text in texts[:50]]:
         prompt = encode_prompt(tokenizer, before)
         assert decode_completion(tokenizer, prompt, encode_completion(tokenizer, prompt, after)) == after
@@ -148,7 +199,8 @@ def test_byte_level_tokenizers(texts):
 def test_prompts_begin_with_one_bos_and_end_without_eos(tokenizer):
     ids = encode_prompt(tokenizer, "Once upon a time")
     assert ids[0] == 1 and ids.count(1) == 1
-    assert encode_prompt(tokenizer, "Once upon a time<s>") == ids
+    # BOS is EOS too: what the text says at its end is the text's.
+    assert encode_prompt(tokenizer, "Once upon a time<s>") == tokenizer("Once upon a time<s>").input_ids
     assert encode_prompt(tokenizer, "Once upon", prefix=" a time") == ids
     # BOS alone is a prompt: it asks for a story. Here it is EOS too, and stays.
     assert encode_prompt(tokenizer, "") == [1]
@@ -160,6 +212,11 @@ def test_a_tokenizer_that_ends_texts_with_eos(folder):
     ends.backend_tokenizer.post_processor = TemplateProcessing("<s> $A <s>", special_tokens=[("<s>", 1)])
     assert ends("Lily had a").input_ids == [*plain, 1]
     assert encode_prompt(ends, "Lily had a") == plain
+    # What the text says itself stays, however often: the tokenizer's BOS before it, unless it says one, and no EOS.
+    for text in ("Lily had a<s>", "Lily had a<s><s>"):
+        assert encode_prompt(ends, text) == [1, *ends(text, add_special_tokens=False).input_ids]
+    for text in ("<s><s>Lily had a", "<s>Lily<s>", "<s>", "<s><s>"):
+        assert encode_prompt(ends, text) == ends(text, add_special_tokens=False).input_ids
     assert encode_completion(ends, plain, " dog") == ends("Lily had a dog").input_ids[len(plain) : -1]
 
 
