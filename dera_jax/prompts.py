@@ -111,6 +111,13 @@ class Prompt:
         return replace(self, messages=tuple(said), prefix=prefixes[turn])
 
 
+def prompt_text(prompt: Prompt) -> str | list[dict]:
+    """Returns what a row keeps of its prompt, and rewards see: text or messages, with the answer's start."""
+    if prompt.messages is None:
+        return prompt.text + prompt.prefix
+    return [*prompt.messages, *([{"role": "assistant", "content": prompt.prefix}] if prompt.prefix else [])]
+
+
 ASKED = ("prompt", "messages", "turns")
 """Fields that ask."""
 FIELDS = ("id", *ASKED, "lambda", "prefix")
