@@ -1,6 +1,6 @@
 """Answers as token ids: what a text or a chat has behind its prompt, the same ids wherever they are read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,7 +14,7 @@ Said = str | Sequence[Mapping]
 
 
 def encode_exchange(
-    policy: Policy, prompt: Said, answers: Sequence[Said], prefix: str = ""
+    policy: Policy, prompt: Said, answers: Sequence[Said], prefix: str = "", variables: Mapping | None = None
 ) -> tuple[list[int], list[list[int]]]:
     """Returns the ids of a prompt, and of each of its answers as it continues the prompt.
 
@@ -25,35 +25,42 @@ def encode_exchange(
     Args:
       answers: texts to a text, messages to a chat.
       prefix: start of every answer, which is the prompt's end.
+      variables: what else the template reads.
 
     Raises:
       ValueError: a template that refuses the chat, or writes a prompt otherwise once it is answered.
     """
     tokenizer, reader = policy.tokenizer, policy.config.start_token is not None
     text, chat = (prompt, None) if isinstance(prompt, str) else (None, prompt)
-    start, raw = prompt_text(tokenizer, text, chat, prefix, policy.template)
+    start, raw = prompt_text(tokenizer, text, chat, prefix, policy.template, variables)
     if chat is None:
         wholes = [prompt + answer for answer in answers]
     elif raw:
         wholes = [joined([*chat, *answer]) for answer in answers]
     else:
-        wholes = [render_chat(tokenizer, [*chat, *each], policy.template, answer=False) for each in answers]
-        start = _shared_start(policy, chat, start, wholes)
+
+        def render(messages: Sequence[Mapping]) -> str:
+            return render_chat(tokenizer, messages, policy.template, answer=False, variables=variables)
+
+        wholes = [render([*chat, *each]) for each in answers]
+        start = _shared_start(start, wholes, lambda: render(chat))
     # Encoded together with the prompt, so that the space between them is kept.
     ids = start_ids(tokenizer, start, raw=raw, reader=reader)
     return ids, [_behind(policy, ids, start, whole, raw) for whole in wholes]
 
 
-def _shared_start(policy: Policy, chat: Sequence[Mapping], start: str, wholes: Sequence[str]) -> str:
-    """Returns the prompt that all whole chats begin with: without what only asks for an answer."""
+def _shared_start(start: str, wholes: Sequence[str], asked: Callable[[], str]) -> str:
+    """Returns the prompt that all whole chats begin with: without what only asks for an answer.
+
+    Args:
+      asked: gives the prompt before what asks.
+    """
     shared = start[: min(count_common(start, whole) for whole in wholes)]
-    if len(shared) < len(start):
-        asked = render_chat(policy.tokenizer, chat, policy.template, answer=False)
-        if not shared.startswith(asked):
-            raise ValueError(
-                "expected a chat template that writes a chat as it writes its prompt, and the answer behind; "
-                f"found another text from character {len(shared)} on"
-            )
+    if len(shared) < len(start) and not shared.startswith(asked()):
+        raise ValueError(
+            "expected a chat template that writes a chat as it writes its prompt, and the answer behind; "
+            f"found another text from character {len(shared)} on"
+        )
     return shared
 
 
@@ -75,9 +82,13 @@ def encode_answer(policy: Policy, prompt: EncodedPrompt, text: str) -> list[int]
     asked = prompt.prompt
     try:
         if asked.messages is not None and policy.template != "":
-            said = _content(policy.tokenizer, asked.messages, asked.prefix + text, policy.template)
+            said = _content(
+                policy.tokenizer, asked.messages, asked.prefix + text, policy.template, asked.variables
+            )
             answer = ({"role": "assistant", "content": said},)
-            ids, (completion,) = encode_exchange(policy, asked.messages, [answer], asked.prefix)
+            ids, (completion,) = encode_exchange(
+                policy, asked.messages, [answer], asked.prefix, asked.variables
+            )
             # Else the template asks in words that it does not write: what follows those is the text itself.
             if tuple(ids) == prompt.tokens[-1]:
                 return without_eos(policy, completion, prompt.turn_ends)
@@ -94,6 +105,7 @@ def encode_whole(
     template: str | None = None,
     reader: bool = False,
     has_ended: bool = True,
+    variables: Mapping | None = None,
 ) -> list[int]:
     """Returns the ids of a prompt and its answer as one text, which a reward model reads.
 
@@ -102,6 +114,7 @@ def encode_whole(
     Args:
       answer: a text too, that was drawn, where the prompt is a chat; it may go on with its last message.
       reader: whether an encoder reads it.
+      variables: what else the template reads.
     """
     if isinstance(prompt, str) or template == "":
         raw = prompt + answer if isinstance(prompt, str) else joined([*prompt, *answer])
@@ -114,21 +127,24 @@ def encode_whole(
         started = prompt[-1]["role"] == "assistant"
         *prompt, start = prompt if started else [*prompt, {"content": ""}]
         said = start["content"] + answer
-        answer = [{"role": "assistant", "content": _content(tokenizer, prompt, said, template)}]
-    written = render_chat(tokenizer, [*prompt, *answer], template, answer=False)
+        answer = [{"role": "assistant", "content": _content(tokenizer, prompt, said, template, variables)}]
+    written = render_chat(tokenizer, [*prompt, *answer], template, answer=False, variables=variables)
     return text_ids(tokenizer, written, special=reader)
 
 
 def _content(
-    tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping], text: str, template: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Sequence[Mapping],
+    text: str,
+    template: str | None,
+    variables: Mapping | None,
 ) -> str:
     """Returns a drawn text without the space before its first word where the template writes that itself."""
     if not text.startswith(" ") or not chat:
         return text
-    start = render_chat(tokenizer, chat, template)
-    whole = render_chat(
-        tokenizer, [*chat, {"role": "assistant", "content": text[1:]}], template, answer=False
-    )
+    answered = [*chat, {"role": "assistant", "content": text[1:]}]
+    start = render_chat(tokenizer, chat, template, variables=variables)
+    whole = render_chat(tokenizer, answered, template, answer=False, variables=variables)
     return text[1:] if whole.startswith(start + text) else text
 
 

@@ -12,6 +12,7 @@ from dera_jax.encoding import EncodedPrompt
 from dera_jax.hosts import share
 from dera_jax.policies import Policy
 from dera_jax.prompts import Prompt
+from dera_jax.prompts import prompt_text as prompt_text
 from dera_jax.realign import linear_rule
 from dera_jax.results import RowKey
 from dera_jax.rewards import Reward
@@ -148,13 +149,6 @@ def plan_keys(plan: Sweep) -> set[RowKey]:
 def turn_keys(conversation: Conversation) -> list[RowKey]:
     """Returns what `row_key` gives for the row of each of a conversation's turns."""
     return [turn_key(conversation, turn) for turn in range(len(conversation.strengths))]
-
-
-def prompt_text(prompt: Prompt) -> str | list[dict]:
-    """Returns what a row keeps of its prompt: the text, or the messages; with the answer's start."""
-    if prompt.messages is None:
-        return prompt.text + prompt.prefix
-    return [*prompt.messages, *([{"role": "assistant", "content": prompt.prefix}] if prompt.prefix else [])]
 
 
 def prompt_tokens(prompt: EncodedPrompt) -> list:

@@ -25,6 +25,7 @@ def render_chats(
     *,
     answer: bool | Sequence[bool] = True,
     marks: tuple[str, str] = ("", ""),
+    variables: Mapping | None = None,
 ) -> list[str]:
     """Returns the texts of chats, and with `answer` of where the assistant's next messages begin.
 
@@ -33,6 +34,7 @@ def render_chats(
       answer: for all chats, or for each.
       marks: are put before and behind what the template says that the assistant writes
         (`{% generation %}`).
+      variables: what else the template reads, `tools` among it.
 
     Raises:
       Refusal: the template is broken or does not take the messages; with what it says.
@@ -47,9 +49,9 @@ def render_chats(
     own = tokenizer.special_tokens_map
     try:
         begins = [answer] * len(chats) if isinstance(answer, bool) else answer
-        variables = [own | _variables(*each) for each in zip(chats, begins, strict=True)]
+        read = [own | _variables(*each) | dict(variables or {}) for each in zip(chats, begins, strict=True)]
         text = tokenizer.get_chat_template(template)
-        return untrusted.ask(template=text, variables=variables, marks=marks)
+        return untrusted.ask(template=text, variables=read, marks=marks)
     except untrusted.OverLimit as error:
         whose = "given by --chat-template" if template else f"of {shown(tokenizer.name_or_path, 200)}"
         raise ValueError(f"the chat template {whose} {error}") from None
@@ -65,9 +67,10 @@ def render_chat(
     template: str | None = None,
     *,
     answer: bool = True,
+    variables: Mapping | None = None,
 ) -> str:
     """Returns the text of one chat; as `render_chats`."""
-    (text,) = render_chats(tokenizer, [messages], template, answer=answer)
+    (text,) = render_chats(tokenizer, [messages], template, answer=answer, variables=variables)
     return text
 
 

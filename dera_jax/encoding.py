@@ -112,6 +112,7 @@ def encode_turn(
                 asked.prefix,
                 template=policy.template,
                 reader=policy.config.start_token is not None,
+                variables=asked.variables,
             )
         except Unusable:
             raise

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 from dera_jax import shapes
 from dera_jax.answers import encode_exchange, encode_whole, ended
 from dera_jax.data import Record
+from dera_jax.messages import template_variables
 from dera_jax.policies import Policy
 from dera_jax.shapes import Row
 from dera_jax.tokenizer import encode_prompt
@@ -197,8 +198,9 @@ def encode_record(
       Unusable: a completion has no tokens.
       ValueError: a chat template that fails, or a word the model does not have; with file and line.
     """
+    variables = template_variables(record.fields, record.where) if not isinstance(row.prompt, str) else {}
     try:
-        prompt, completions = (_whole_ids if whole else _ids)(policy, row)
+        prompt, completions = (_whole_ids if whole else _ids)(policy, row, variables)
     except Unusable:
         raise
     except ValueError as error:
@@ -211,9 +213,9 @@ def encode_record(
     return tuple(prompt), tuple(map(tuple, completions))
 
 
-def _ids(policy: Policy, row: Row) -> tuple[list[int], list[Sequence[int]]]:
+def _ids(policy: Policy, row: Row, variables: dict) -> tuple[list[int], list[Sequence[int]]]:
     if row.prompt is not None:
-        prompt, completions = encode_exchange(policy, row.prompt, row.completions)
+        prompt, completions = encode_exchange(policy, row.prompt, row.completions, variables=variables)
         closing = () if isinstance(row.prompt, str) else turn_ends(policy.tokenizer, policy.template)
         return prompt, [ended(policy, each, closing) if each else [] for each in completions]
     if policy.config.start_token is not None:
@@ -222,13 +224,15 @@ def _ids(policy: Policy, row: Row) -> tuple[list[int], list[Sequence[int]]]:
     return ids[:1], [ended(policy, ids[1:]) if ids[1:] else []]
 
 
-def _whole_ids(policy: Policy, row: Row) -> tuple[list[int], list[list[int]]]:
+def _whole_ids(policy: Policy, row: Row, variables: dict) -> tuple[list[int], list[list[int]]]:
     """Returns whole texts, cut where they leave their prompt: a token may span its end."""
     tokenizer, reader = policy.tokenizer, policy.config.start_token is not None
     text, chat = (row.prompt, None) if isinstance(row.prompt, str) else (None, row.prompt)
-    prompt = encode_prompt(tokenizer, text, chat, template=policy.template)
+    prompt = encode_prompt(tokenizer, text, chat, template=policy.template, variables=variables)
     wholes = [
-        encode_whole(tokenizer, row.prompt, said, template=policy.template, reader=reader)
+        encode_whole(
+            tokenizer, row.prompt, said, template=policy.template, reader=reader, variables=variables
+        )
         for said in row.completions
     ]
     end = min(shapes.count_common(prompt, whole) for whole in wholes)

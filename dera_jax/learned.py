@@ -8,6 +8,7 @@ from dera_jax.answers import ended
 from dera_jax.chat_templates import Span, render_answers
 from dera_jax.data import Record
 from dera_jax.examples import Example, Report, encode_examples, encode_record
+from dera_jax.messages import template_variables
 from dera_jax.policies import Policy
 from dera_jax.shapes import Row
 from dera_jax.tokenizer import render_chat, text_ids
@@ -80,6 +81,10 @@ def encode_learned(
 
 def _with_answers(policy: Policy, record: Record, row: Row, prompt_too: bool) -> Whole:
     """Returns what `learn_answers` does, errors with file and line."""
+    if name := next(iter(template_variables(record.fields, record.where)), None):
+        raise ValueError(
+            f"{record.where}: --assistant-only-loss: expected nothing for the template, found {name}"
+        )
     try:
         ids, learned = learn_answers(policy, row, prompt_too)
     except Unusable:

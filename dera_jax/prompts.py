@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from dera_jax.columns import usual
 from dera_jax.data import Record, json_kind, load_records
+from dera_jax.messages import template_variables, with_plain_content
 from dera_jax.shapes import read_pair
 from dera_jax.shown import shown
 from dera_jax.strengths import turn_strengths
@@ -80,6 +81,7 @@ class Prompt:
             columns=columns,
             where=where,
         )
+        _ = prompt.variables  # which are checked here
         for name, given in (("lambda", prompt.lambda_), ("prefix", prompt.prefix)):
             if isinstance(given, tuple) and len(given) != prompt.num_turns:
                 raise ValueError(
@@ -91,6 +93,11 @@ class Prompt:
     def num_turns(self) -> int:
         """How often the policies answer."""
         return 1 if self.messages is None else len(_answered(self.messages))
+
+    @property
+    def variables(self) -> dict:
+        """What the chat template reads beside messages: of the columns `tools` and `chat_template_kwargs`."""
+        return {} if self.messages is None else template_variables(self.columns, self.where or "prompt")
 
     def at_turn(self, answers: Sequence[str]) -> "Prompt":
         """Returns what is asked after the `answers` to the turns before.
@@ -109,6 +116,13 @@ class Prompt:
         for end, prefix, answer in reversed(list(zip(ends, prefixes, answers, strict=False))):
             said.insert(end + 1, {"role": "assistant", "content": prefix + answer})
         return replace(self, messages=tuple(said), prefix=prefixes[turn])
+
+
+def prompt_text(prompt: Prompt) -> str | list[dict]:
+    """Returns what a row keeps of its prompt, and rewards see: text or messages, with the answer's start."""
+    if prompt.messages is None:
+        return prompt.text + prompt.prefix
+    return [*prompt.messages, *([{"role": "assistant", "content": prompt.prefix}] if prompt.prefix else [])]
 
 
 ASKED = ("prompt", "messages", "turns")
@@ -229,6 +243,7 @@ def _messages(value: object, field_: str, where: str) -> tuple[dict, ...]:
         raise ValueError(f"{where}: {field_}: expected a list, found {json_kind(value)}")
     if not value:
         raise Unusable(f"{field_} is empty")
+    value = with_plain_content(value, f"{where}: {field_}")
     for i, message in enumerate(value):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise ValueError(f"{where}: {field_}[{i}]: expected an object with 'role' and 'content'")

@@ -1,5 +1,6 @@
 """Reward models as rewards: `model:DIR`, a Hugging Face folder of a `…ForSequenceClassification`."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,8 +19,10 @@ from dera_jax.files import write_json
 from dera_jax.keys import seed_key
 from dera_jax.loading import adapters, families, hub, lora, manifests, names, tensors, weights
 from dera_jax.loading.names import NameMap
+from dera_jax.messages import template_variables
 from dera_jax.models.reward import RewardConfig
 from dera_jax.models.t5 import T5Config
+from dera_jax.padding import configured_pad, reward_pad
 from dera_jax.policies import Policy, load_policy
 from dera_jax.shown import shown
 from dera_jax.spelling import spelled
@@ -76,7 +79,7 @@ def load_reward_model(model: str, dtype: str = "auto") -> RewardPolicy:
         named = (raw.get("architectures") or [""])[0]
         head = "decoder" if named == "T5ForSequenceClassification" else "encoder"
     # With a tied head there is no other.
-    config = RewardConfig(trunk=replace(trunk, tie_embeddings=True), head=head)
+    config = RewardConfig(trunk=replace(trunk, tie_embeddings=True), head=head, pad_token=configured_pad(raw))
     names = _names(raw["model_type"], head)
     _check_head(folder, config)
     found = weights.find(folder, names, weights.full_shapes(config), config.num_heads)
@@ -156,6 +159,7 @@ def fresh_reward_model(policy: Policy, seed: int) -> RewardPolicy:
         head="decoder" if isinstance(policy.config, T5Config) else "last",
         dtype=policy.config.dtype,
         adapters=tuple(replace(one, path=f"trunk.{one.path}") for one in policy.config.adapters),
+        pad_token=reward_pad(policy),
     )
     trunk = {name: value for name, value in policy.params.items() if name != "head"}
     width = config.trunk.width
@@ -192,10 +196,12 @@ def save_reward_model(reward: RewardPolicy, folder: Path, manifest: dict) -> Non
         "label2id": {"LABEL_0": 0},
         "dtype": reward.config.dtype,
     }
-    if settings.get("pad_token_id") is None:
-        # transformers needs one to find the last token of padded texts.
-        settings["pad_token_id"] = reward.tokenizer.pad_token_id
-    save_tokenizer(reward.tokenizer, folder)
+    pad, tokenizer = reward.config.pad_token, reward.tokenizer
+    settings["pad_token_id"] = pad
+    if tokenizer.pad_token_id is None and pad is not None and 0 <= pad < len(tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    save_tokenizer(tokenizer, folder)
     write_json(folder / "config.json", settings)
     named = weights.named_tensors(reward.params, _names(kind, reward.config.head), reward.config.num_heads)
     tensors.save_tensors(folder, named)
@@ -243,12 +249,16 @@ class ModelReward:
                 self._encode(prompt, "…", "length")
 
     def __call__(self, completions: Completions) -> list[float | None]:
-        rows = zip(completions.prompts, completions.completions, completions.finish_reasons, strict=True)
-        texts, context = [self._encode(*row) for row in rows], self.policy.config.trunk.max_positions
+        seen = completions.prompts, completions.completions, completions.finish_reasons
+        given = [{name: each[n] for name, each in completions.columns.items()} for n in range(len(seen[0]))]
+        texts = [self._encode(*row) for row in zip(*seen, given, strict=True)]
+        context = self.policy.config.trunk.max_positions
         found = iter(reward_texts(self.policy, [text for text in texts if len(text) <= context]).tolist())
         return [next(found) if len(text) <= context else None for text in texts]
 
-    def _encode(self, prompt: str | Sequence[Mapping], completion: str, reason: str) -> list[int]:
+    def _encode(
+        self, prompt: str | Sequence[Mapping], completion: str, reason: str, columns: Mapping | None = None
+    ) -> list[int]:
         tokenizer = self.policy.tokenizer
         if not isinstance(prompt, str) and tokenizer.chat_template is None:
             raise ValueError(
@@ -256,8 +266,11 @@ class ModelReward:
                 f"put one into {shown(self.policy.folder / 'chat_template.jinja', 200)}"
             )
         reader = self.policy.config.trunk.start_token is not None
+        variables = {} if isinstance(prompt, str) else template_variables(columns or {}, "prompt")
         try:
-            return encode_whole(tokenizer, prompt, completion, reader=reader, has_ended=reason == "eos")
+            return encode_whole(
+                tokenizer, prompt, completion, reader=reader, has_ended=reason == "eos", variables=variables
+            )
         except ValueError as error:
             raise ValueError(f"reward {shown(self.spec, 200)}: {error}") from None
 

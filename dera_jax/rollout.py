@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from dera_jax.configs import DecodeConfig
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.generate import Cell, Completion, complete
 from dera_jax.policies import Policy
+from dera_jax.prompts import prompt_text
 from dera_jax.rewards import Reward, short_names
 from dera_jax.score import completion_logprobs
 
@@ -62,7 +64,7 @@ def draw_rollout(
         such prompts.
     """
     for reward in rewards:
-        reward.check([_asked(prompt) for prompt in prompts])
+        reward.check([prompt_text(prompt.prompt) for prompt in prompts])
     config = replace(config, seed=(config.seed * 1_000_003 + step) % 2**63)
     cells = [Cell(prompt, sample, ()) for prompt in prompts for sample in range(num_samples)]
     start = time.perf_counter()
@@ -91,7 +93,7 @@ def judge(
     reward: Reward, completions: Sequence[Completion], policy: Policy, step: int
 ) -> Float[np.ndarray, " rows"]:
     """Returns what `reward` gives each completion; raises ValueError where that is no finite number."""
-    found = np.array(reward_values(reward, completions, policy), float)
+    found = np.array(reward_values(reward, completions, policy, step), float)
     bad = np.flatnonzero(~np.isfinite(found))
     if bad.size:
         raise ValueError(
@@ -101,23 +103,20 @@ def judge(
     return found
 
 
-def reward_values(reward: Reward, completions: Sequence[Completion], policy: Policy) -> list[float | None]:
-    """Returns what `reward` gives each completion."""
+def reward_values(
+    reward: Reward, completions: Sequence[Completion], policy: Policy, step: int = 0
+) -> list[float | None]:
+    """Returns what `reward` gives each completion, of which it sees what it sees of a sweep's rows."""
     prompts = [c.cell.prompt.prompt for c in completions]
-    names = {name for prompt in prompts for name in prompt.columns}
-    return reward(
-        Completions(
-            prompts=[_asked(c.cell.prompt) for c in completions],
-            completions=[c.text for c in completions],
-            tokens=[c.tokens[: c.length] for c in completions],
-            finish_reasons=[c.finish_reason for c in completions],
-            columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
-            decode=lambda tokens: policy.tokenizer.decode(tokens, skip_special_tokens=True),
-        )
-    )
-
-
-def _asked(encoded: EncodedPrompt) -> str | list[dict]:
-    """Returns what rewards see of a prompt."""
-    prompt = encoded.prompt
-    return prompt.text if prompt.messages is None else list(prompt.messages)
+    rows = [
+        {
+            "prompt": prompt_text(prompt),
+            "completion": c.text,
+            "tokens": c.tokens,
+            "length": c.length,
+            "finish_reason": c.finish_reason,
+        }
+        for c, prompt in zip(completions, prompts, strict=True)
+    ]
+    decode = partial(policy.tokenizer.decode, skip_special_tokens=True)
+    return reward(Completions.of(rows, [prompt.columns for prompt in prompts], decode, max(step, 0)))

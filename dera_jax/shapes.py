@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dera_jax.columns import usual
 from dera_jax.data import Record, json_kind
+from dera_jax.messages import with_plain_content
 from dera_jax.shown import shown
 from dera_jax.usable import Unusable, check_messages, check_text
 
@@ -153,6 +154,10 @@ def count_common(one: Sequence, other: Sequence) -> int:
 def _row(record: Record, *names: str) -> Row:
     """Returns the prompt and the completions of fields of their own."""
     prompt = _said(record, "prompt")
+    answers = [_said(record, name) for name in names]
+    if isinstance(prompt, str) and not any(isinstance(a, str) or not a or _asks(a) for a in answers):
+        # A text and messages that answer it: the text is the user's message.
+        prompt = ({"role": "user", "content": prompt},)
     if not isinstance(prompt, str) and (not prompt or prompt[-1]["role"] == "assistant"):
         raise ValueError(f"{record.where}: prompt: expected messages that the assistant answers")
     return Row(prompt, tuple(_completion(record, name, prompt) for name in names))
@@ -244,7 +249,8 @@ def _said(record: Record, name: str) -> str | Chat:
 
 
 def _chat(record: Record, name: str) -> Chat:
-    value, where = record.fields[name], f"{record.where}: {name}"
+    where = f"{record.where}: {name}"
+    value = with_plain_content(record.fields[name], where)
     if not isinstance(value, (list, tuple)):
         expected = "a list" if name == "messages" else "a string or a list"
         raise ValueError(f"{where}: expected {expected} of messages, found {json_kind(value)}")

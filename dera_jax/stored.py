@@ -43,18 +43,9 @@ def judge(
         lacking = [row for row in rows if reward.name not in row["rewards"]]
         if not lacking:
             continue
-        tokens = [row["tokens"][: row["length"]] if "tokens" in row else None for row in lacking]
         tell(f"rewards: {shown(reward.name, 60)}")
-        names = sorted({name for row in lacking for name in columns.get(row["prompt_id"], {})})
         values = reward(
-            Completions(
-                prompts=[row["prompt"] for row in lacking],
-                completions=[row["completion"] for row in lacking],
-                tokens=tokens if None not in tokens else None,
-                finish_reasons=[row["finish_reason"] for row in lacking],
-                columns={n: [columns.get(row["prompt_id"], {}).get(n) for row in lacking] for n in names},
-                decode=decode,
-            )
+            Completions.of(lacking, [columns.get(row["prompt_id"], {}) for row in lacking], decode)
         )
         if any(value is not None and abs(value) > LARGEST for value in values):
             raise ValueError(f"reward {reward.name}: expected numbers of at most {LARGEST:g}")

@@ -1,7 +1,7 @@
 """Text to token ids and back."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,7 @@ def encode_prompt(
     *,
     template: str | None = None,
     reader: bool = False,
+    variables: Mapping | None = None,
 ) -> list[int]:
     """Returns the ids of a prompt, with the special tokens that the tokenizer itself begins with.
 
@@ -66,13 +67,14 @@ def encode_prompt(
       template: chat template for the messages; None is the tokenizer's own, and an empty one puts a
         blank line between their contents and treats that as raw text.
       reader: whether an encoder reads the prompt, which then ends as the tokenizer ends it.
+      variables: what else the template reads.
 
     Raises:
       ValueError: the prompt has no tokens, or there is no chat template, or it refuses the messages.
     """
     if reader and prefix:
         raise ValueError("the prompt has a `prefix`, and a model with an encoder has no place for one")
-    said, raw = prompt_text(tokenizer, text, messages, prefix, template)
+    said, raw = prompt_text(tokenizer, text, messages, prefix, template, variables)
     return start_ids(tokenizer, said, raw=raw, reader=reader)
 
 
@@ -82,13 +84,14 @@ def prompt_text(
     messages: Sequence[dict] | None,
     prefix: str = "",
     template: str | None = None,
+    variables: Mapping | None = None,
 ) -> tuple[str, bool]:
     """Returns what is read of a prompt (see `encode_prompt`), and whether it is raw text."""
     if messages is None:
         return text + prefix, True
     if template == "":
         return joined(messages) + ("\n\n" + prefix if prefix else ""), True
-    return render_chat(tokenizer, messages, template) + prefix, False
+    return render_chat(tokenizer, messages, template, variables=variables) + prefix, False
 
 
 def joined(messages: Sequence[dict]) -> str:

@@ -1,7 +1,10 @@
 """A user's function as a reward: called as TRL calls it, and held to one number for each completion."""
 
+import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 
 from dera_jax.code_hash import code_hash
@@ -21,7 +24,9 @@ def user_function(argument: str, spec: str) -> Callable:
 def reward_of(function: Callable, name: str) -> Callable[[Completions], list]:
     """Returns `function`, called as `f(prompts=…, completions=…, **columns)` like TRL's, as a reward.
 
-    `completion_ids` come along too, as in TRL. A function without `**kwargs` gets what it names.
+    As in TRL, a chat's prompt and completion are lists of messages, `completion_ids` come along with EOS where it
+    was drawn, and an async function is awaited. A function without `**kwargs` gets what it names; `trainer_state`,
+    `log_extra` and `log_metric` get only those that name them, and what is logged is kept nowhere.
 
     Args:
       name: the reward's, for errors.
@@ -29,19 +34,61 @@ def reward_of(function: Callable, name: str) -> Callable[[Completions], list]:
     names, takes_all = _parameters(function)
 
     def reward(completions: Completions) -> list:
-        offered = {
-            **{name: list(values) for name, values in completions.columns.items()},
-            "prompts": list(completions.prompts),
-            "completions": list(completions.completions),
+        offered = {name: list(values) for name, values in completions.columns.items()} | {
+            "prompts": [seen if isinstance(seen, str) else list(seen) for seen in completions.prompts],
+            "completions": [
+                _said(*each) for each in zip(completions.prompts, completions.completions, strict=True)
+            ],
         }
         if "completion_ids" in names or completions.tokens is not None:
-            offered.setdefault("completion_ids", list(map(list, completions.known_tokens())))
+            ids = completions.whole_tokens or completions.known_tokens()
+            offered.setdefault("completion_ids", list(map(list, ids)))
         arguments = {key: value for key, value in offered.items() if takes_all or key in names}
+        of_training = {
+            "trainer_state": TrainerState(completions.step),
+            "log_extra": _ignore,
+            "log_metric": _ignore,
+        }
+        arguments |= {key: of_training[key] for key in names & of_training.keys() if key not in arguments}
         count = len(completions.completions)
-        return run(f"reward {name}", lambda: taken(function(**arguments), count, name))
+        return run(f"reward {name}", lambda: taken(_awaited(function(**arguments)), count, name))
 
     reward.fingerprint = code_hash(function)
     return reward
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What rewards may ask of a training, by TRL's names."""
+
+    global_step: int = 0
+    """The step whose completions are judged, from 0; 0 where nothing is trained."""
+
+
+def _said(prompt: str | Sequence[Mapping], completion: str) -> str | list[dict]:
+    """Returns a completion as its prompt is: a text, or messages."""
+    return completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
+
+
+def _ignore(*args, **kwargs) -> None:
+    pass
+
+
+def _awaited(found: object) -> object:
+    """Returns what an async function returns in the end."""
+    if not inspect.isawaitable(found):
+        return found
+
+    async def wait() -> object:
+        return await found
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    # Within a notebook's loop, which cannot wait for another.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
 
 
 def _parameters(function: Callable) -> tuple[set[str], bool]:

@@ -16,13 +16,14 @@ FLOORS = """
 1  manifests asked results reward_hashes metrics reports objectives tune retraining tune_data
 2  keys trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
 2  models.decoder_config models.decoder models.t5 models.reward models
-2  trained data recast columns shapes prompts batches tables panels plots tune_report tune_plot calibration
+2  trained data recast columns messages shapes prompts batches tables panels plots tune_report tune_plot calibration
 2  lost sharding hosts
 3  loading.hub loading.tensors loading.manifests loading.names loading.adapter_settings loading.settings
 3  loading.ties loading.fields loading.ropes loading.extras
 3  loading.families loading.weights loading.adapters
 3  loading.lora sizes policies turn_ends encoding answers decode examples learned
-4  stopwatch usage reward_models endings generate samples conversation score stored writers rollout reference_logprobs
+4  stopwatch usage padding reward_models endings generate samples conversation score stored writers rollout
+4  reference_logprobs
 4  likelihood bounded_http chat_completions judge_cache judge_prompts judge_endpoint judges compare
 5  combine checkpoints services run_log optimization training supervised packing sft following dpo reward_training
 5  rlhf ppo publishing runs

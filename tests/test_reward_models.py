@@ -1,6 +1,7 @@
 """Reward models against transformers' on torch, and through the commands."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -183,3 +184,60 @@ def test_refusals(folder, toy, tmp_path):
     policy = load_reward_model(str(folder))
     with pytest.raises(ValueError, match="a text of 300 tokens does not fit its context of 256"):
         reward_texts(policy, [[5] * 300])
+
+
+@pytest.mark.parametrize("pad", [None, 0, 2, -1])
+def test_the_score_is_read_where_transformers_reads_it(pad, tmp_path, toy):
+    """At the last token that is not the pad token, which may be EOS (2); padding within and all of it, too."""
+    model = classifier("llama")
+    model.config.pad_token_id = pad
+    folder = save(model, tmp_path, toy)
+    texts = [[5, 6, 2], [5, 2, 6], [5, 6, 2, 2], [2, 2], [0, 7, 0], [5, 6]]
+    with torch.no_grad():
+        theirs = [model(torch.tensor([ids])).logits.item() for ids in texts]
+    ours = reward_texts(load_reward_model(str(folder)), texts)
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    assert len(set(np.round(theirs, 4))) >= 4
+
+
+def test_a_configuration_without_a_pad_token_has_its_familys(tmp_path, toy):
+    """Gemma's is 0 where the file does not say; transformers reads the file the same way."""
+    model = classifier("gemma")
+    folder = save(model, tmp_path, toy)
+    raw = json.loads((folder / "config.json").read_text())
+    raw.pop("pad_token_id")
+    (folder / "config.json").write_text(json.dumps(raw))
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    texts = [[5, 6, 0], [5, 6]]
+    with torch.no_grad():
+        theirs = [model(torch.tensor([ids])).logits.item() for ids in texts]
+    np.testing.assert_allclose(reward_texts(load_reward_model(str(folder)), texts), theirs, atol=2e-5)
+
+
+def test_what_is_trained_is_what_transformers_reads(tmp_path, toy):
+    """By EOS as pad token, and without one: rows of it are read by transformers, as they were trained."""
+    from dera_jax.reward_models import fresh_reward_model, save_reward_model
+
+    for name, pad in (("eos", "</s>"), ("none", None)):
+        base = tmp_path / name
+        shutil.copytree(toy, base)
+        changes = {
+            "config.json": {"pad_token_id": 2 if pad else None},
+            "tokenizer_config.json": {"pad_token": pad},
+        }
+        for file, changed in changes.items():
+            raw = json.loads((base / file).read_text()) | changed
+            (base / file).write_text(json.dumps(raw))
+        reward = fresh_reward_model(load_policy(str(base)), 0)
+        assert reward.config.pad_token == 2  # this tokenizer has no other token for it
+        save_reward_model(reward, tmp_path / f"{name} saved", {})
+        saved = tmp_path / f"{name} saved"
+        model = AutoModelForSequenceClassification.from_pretrained(saved).eval()
+        tokenizer = load_tokenizer(saved)
+        texts = ["Once upon a time", "Lily"]
+        with torch.no_grad():
+            theirs = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
+        np.testing.assert_allclose(reward_texts(reward, tokenizer(texts).input_ids), theirs, atol=2e-5)
+        ended = [[*ids, 2] for ids in tokenizer(texts).input_ids]
+        alone = [model(torch.tensor([ids])).logits.item() for ids in ended]
+        np.testing.assert_allclose(reward_texts(reward, ended), alone, atol=2e-5)

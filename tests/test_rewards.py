@@ -1,14 +1,21 @@
 """Rewards: counted by hand, against brute force on stories, and on VADER's own file."""
 
+import asyncio
 import random
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from dera_jax.rewards import Completions, Reward, parse_rewards
+from dera_jax import sweep
+from dera_jax.configs import DecodeConfig
+from dera_jax.encoding import encode_prompts
+from dera_jax.prompts import Prompt
+from dera_jax.rewards import Completions, Reward, as_rewards, parse_rewards
+from dera_jax.rollout import draw_rollout
 
 RATINGS = {
     "happy": 2.7, "great": 3.1, "sad": -2.1, "self-confident": 2.5, "good": 1.9, "love": 3.2, ":)": 2.0, ":D": 2.3,
@@ -227,6 +234,21 @@ def everything(prompts, completions, **columns):
 def generated(completions, **columns):
     yield from (True for c in completions)
 
+def chatting(prompts, completions, **columns):
+    assert "trainer_state" not in columns and isinstance(prompts[0], list), columns
+    return [float(len(c[0]["content"])) if isinstance(c, list) else -len(c) for c in completions]
+
+async def later(completions, **columns):
+    import asyncio
+    async def one(c): await asyncio.sleep(0.001); return len(c)
+    return await asyncio.gather(*map(one, completions))
+
+def of_training(completions, trainer_state, log_metric, log_extra):
+    log_metric("mean", 1.0), log_extra("seen", [1] * len(completions))
+    return [trainer_state.global_step] * len(completions)
+
+def last_id(completions, completion_ids): return [ids[-1] for ids in completion_ids]
+
 def short(completions, **columns): return [1.0]
 def nothing(completions, **columns): pass
 def text(completions, **columns): return "ab"
@@ -255,6 +277,53 @@ def test_user_functions_have_trls_signature(user_module):
     found = reward("python:user_rewards:generated", completions)
     assert found == [1.0, 1.0]
     assert {type(value) for value in found} == {float}
+
+
+def test_user_functions_see_chats_as_trl_shows_them(user_module):
+    """As TRL's GRPOTrainer calls them: messages for chats, async functions awaited, the state of the training."""
+    chat = [{"role": "user", "content": "Hi"}]
+    rows = [
+        {"prompt": prompt, "completion": text, "tokens": [5, 2], "length": 1, "finish_reason": "eos"}
+        for prompt, text in ((chat, "Hello"), ("Once", " upon"))
+    ]
+    seen = Completions.of(rows, [{}, {}], str, step=3)
+    assert reward("python:user_rewards:chatting", seen) == [5.0, -5.0]
+    assert reward("python:user_rewards:later", seen) == [1.0, 5.0]
+    assert reward("python:user_rewards:of_training", seen) == [3.0, 3.0]
+    assert reward("python:user_rewards:last_id", seen) == [2.0, 2.0]  # EOS is there, as in TRL
+    assert seen.tokens == [[5], [5]]
+
+    async def within_a_loop():
+        return reward("python:user_rewards:later", seen)
+
+    assert asyncio.run(within_a_loop()) == [1.0, 5.0]
+
+
+def test_training_and_sweeps_show_a_reward_the_same(pair):
+    """One builder of what is seen: the start of an answer belongs to the prompt in both."""
+    seen = {"training": [], "sweep": []}
+    for prompt in (
+        {"prompt": "Once", "prefix": " upon"},
+        {"turns": ["Hi"], "prefix": "Lily", "topic": "tales"},
+    ):
+        policies = tuple(
+            replace(p, template="{% for m in messages %}{{ m.content }}\n{% endfor %}") for p in pair
+        )
+
+        def note(kind):
+            def f(prompts, completions, **columns):
+                seen[kind].append((prompts[0], type(completions[0]), sorted(columns)))
+                return [0.0] * len(prompts)
+
+            return as_rewards({"f": f})
+
+        list(sweep(policies, [prompt], [0.0], note("sweep"), max_new_tokens=4, rows=2))
+        encoded = encode_prompts(policies[:1], [Prompt.of(prompt)], 4)
+        draw_rollout(*policies, encoded, 2, note("training"), DecodeConfig(max_new_tokens=4), 0)
+    assert seen["training"] == seen["sweep"]
+    assert seen["sweep"][0][:2] == ("Once upon", str)
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Lily"}]
+    assert seen["sweep"][1] == (said, list, ["completion_ids", "topic"])
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ GIVEN = {
     "[1.0, 1j]": "a finite number or None, found 1j for completion 1",
     "[1.0, [2.0]]": r"a finite number or None, found \[2.0\] for completion 1",
     "[Odd(), 1.0]": "a finite number or None, found a Odd for completion 0",
-    "later()": "a list of 2 numbers, found an async function",
+    "later()": "2 numbers, found 1",
 }
 """What a reward returns -> what is told."""
 
@@ -114,7 +114,7 @@ def test_a_reward_is_held_to_a_number_for_each(module, value):
         class Odd:
             def __float__(self): raise KeyError
             __repr__ = __float__
-        async def later(): return [1.0, 2.0]
+        async def later(): return [1.0]
         def f(completions): return {value}
         """)
     with pytest.raises(ValueError, match=f"^reward python:{name}:f: .*{GIVEN[value]}") as raised:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dera_jax.commands import cli, train_checks, train_grid, train_options
 from dera_jax.configs import check_number
 from dera_jax.files import make_folder, write_json
+from dera_jax.shown import shown
 
 
 def _tell(folder, found) -> None:
@@ -61,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def prepare(seed, beta):
         policy = train_options.load_policy(args, seed, loaded)
         reward = fresh_reward_model(policy, seed)
+        if policy.tokenizer.pad_token_id is None and not policy.config.adapters and "padding" not in loaded:
+            loaded["padding"] = policy.tokenizer.convert_ids_to_tokens(reward.config.pad_token)
+            told = f"{policy.name}: has no pad token; {loaded['padding']!r} is that of the reward model"
+            print(shown(told, 400), file=sys.stderr)
         max_length = train_checks.max_length(args, policy, whole=True)
         if "data" not in loaded:
             loaded["data"] = train_options.Data(

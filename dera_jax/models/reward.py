@@ -21,9 +21,11 @@ class RewardConfig(WeightsConfig):
     trunk: DecoderConfig | T5Config
     """Its own head is not there."""
     head: str = "last"
-    """What is read: a decoder-only model's last token; the mean of T5's encoder; T5's decoder at the
-    last token, with a hidden layer of its own (`T5ForSequenceClassification`); or, by a value model,
-    what either has before each token of a completion."""
+    """What is read: a decoder-only model's last token that is not `pad_token`; the mean of T5's encoder;
+    T5's decoder at the last token, with a hidden layer of its own (`T5ForSequenceClassification`); or, by a
+    value model, what either has before each token of a completion."""
+    pad_token: int | None = None
+    """Id that transformers takes for padding wherever it ends a text, EOS though it may be; None: no id."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,7 +58,7 @@ class RewardModel(nnx.Module):
         with_layer = config.head == "decoder"
         self.dense = Linear(width, width, dtype, rngs, bias=True) if with_layer else None
         self.score = Linear(width, 1, dtype, rngs, bias=with_layer)
-        self.head = config.head
+        self.head, self.pad_token = config.head, config.pad_token
 
     def __call__(
         self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
@@ -67,7 +69,9 @@ class RewardModel(nnx.Module):
             read = encoded.sum(axis=1, dtype="float32") / jnp.maximum(mask.sum(axis=1), 1)[:, None]
             read = read.astype(encoded.dtype)
         else:
-            read = self.trunk.hidden(tokens, mask)[:, -1]
+            hidden = self.trunk.hidden(tokens, mask)
+            last = _last(tokens, mask, self.pad_token) if self.head == "last" else -1
+            read = hidden[jnp.arange(len(tokens)), last]
         if self.dense is not None:
             read = jnp.tanh(self.dense(read))
         return self.score(read, "float32")[:, 0]
@@ -77,3 +81,12 @@ class RewardModel(nnx.Module):
     ) -> Float[Array, "rows count"]:
         """Returns the value before each of the last `count` tokens is drawn."""
         return self.score(self.trunk.completion_hidden(tokens, mask, count), "float32")[..., 0]
+
+
+def _last(
+    tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], pad_token: int | None
+) -> Int[Array, " rows"]:
+    """Returns the position of each text's last token that is no padding; its first one where all are."""
+    real = mask if pad_token is None else mask & (tokens != pad_token)
+    last = tokens.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    return jnp.where(real.any(axis=1), last, jnp.argmax(mask, axis=1))
