@@ -104,8 +104,14 @@ def load_policies(
         raise ValueError(
             "expected both a reference and an aligned model (or neither, for the shipped toy pair)"
         )
-    if isinstance(aligned, str | Path):
-        aligned = [aligned]
+    aligned = [aligned] if isinstance(aligned, str | Path) else aligned
+    if not isinstance(aligned, Sequence) or not all(isinstance(x, str | Path) for x in (reference, *aligned)):
+        raise TypeError(
+            f"expected models as text or paths, several aligned ones in a list; found {reference!r:.40} and "
+            f"{aligned!r:.60}"
+        )
+    if not aligned:
+        raise ValueError("expected at least one aligned model, found none")
     names = [str(model) for model in (reference, *aligned)]
     kinds = [quantize] * len(names) if quantize is None or isinstance(quantize, str) else list(quantize)
     if len(kinds) != len(names):

@@ -21,6 +21,7 @@ from dera_jax.configs import RunConfig, TrainConfig
 from dera_jax.files import leftovers, lock_folder, make_folder, remove_leftovers, unlock, write_json
 from dera_jax.loading import manifests
 from dera_jax.run_log import FILES
+from dera_jax.shown import shown
 from dera_jax.training import Method, fit
 
 Save = Callable[[PyTree, Path, dict], None]
@@ -247,7 +248,7 @@ def _tell_longer(out: Path, config: TrainConfig) -> None:
             f"from here on at the learning rates of {config.max_steps} steps (--lr-scheduler-type, warm-up): "
             "the result is not that of a run begun with them"
         )
-    print(f"{out}: a run of {before} steps gets {config.max_steps}, {told}", file=sys.stderr)
+    print(f"{shown(out, 200)}: a run of {before} steps gets {config.max_steps}, {told}", file=sys.stderr)
 
 
 def fingerprint(items: Sequence) -> str:

@@ -67,6 +67,9 @@ def score(
     if isinstance(completions, str) or len(completions) != len(asked):
         found = "a string" if isinstance(completions, str) else len(completions)
         raise ValueError(f"completions: expected one for each of {len(asked)} prompts, found {found}")
+    for number, completion in enumerate(completions):
+        if not isinstance(completion, (str, Sequence, np.ndarray)):
+            raise TypeError(f"completion {number}: expected a text or token ids, found {completion!r:.60}")
     encoded = encode_prompts(policies, asked, max_new_tokens=0)
     tokens = [
         encode_answer(policies[-1], prompt, completion) if isinstance(completion, str) else list(completion)

@@ -30,6 +30,7 @@ from dera_jax.files import check_type
 from dera_jax.lost import telling_of_loss
 from dera_jax.optimization import Loss, Renew, TrainState, init_state, make_optimizer, make_update
 from dera_jax.run_log import RunLog
+from dera_jax.shown import shown
 from dera_jax.trees import flatten
 
 
@@ -105,7 +106,7 @@ def fit(
         found = checkpoints.restore(state)
         first, state, sizes = found or (0, state, None)
         if found and hosts.leads():
-            print(f"{out}: going on from step {first}", file=sys.stderr)
+            print(f"{shown(out, 200)}: going on from step {first}", file=sys.stderr)
         check_type(sizes or {}, dict[str, int])
         with RunLog(out, config.max_steps, run.report_to, sizes, hosts.leads()) as log:
             if found:

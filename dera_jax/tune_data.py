@@ -121,7 +121,10 @@ def _grid(
     check_whole(run.path, run.rows, allow_missing, "leaves out what is not there at every strength", some)
     grid, left_out = read_grid(groups, names, run.name, allow_missing)
     if left_out:
-        print(f"{run.name}: {left_out} completions left out, not there at every strength", file=sys.stderr)
+        print(
+            f"{shown(run.name, 100)}: {left_out} completions left out, not there at every strength",
+            file=sys.stderr,
+        )
     return grid
 
 

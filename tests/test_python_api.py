@@ -159,3 +159,12 @@ def test_a_training_goes_on_without_what_cannot_be_used(call, refused, write, tr
     )
     words[-1] = "--out=other"
     assert "d.jsonl:1: chosen is empty" in refused(train.main, *words, f"--data={write('d.jsonl', bad[:1])}")
+
+
+def test_what_is_no_model_and_no_completion_is_told(toy):
+    with pytest.raises(TypeError, match="expected models as text or paths"):
+        load_policies(5, 6)
+    with pytest.raises(ValueError, match="at least one aligned model"):
+        load_policies(TOY / "reference", [])
+    with pytest.raises(TypeError, match="completion 1: expected a text or token ids, found None"):
+        score(toy, ASKED, ["tea", None], 1)

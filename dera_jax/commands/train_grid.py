@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from dera_jax.commands import endings, train_options
+from dera_jax.shown import shown
 
 
 def run_grid(
@@ -30,7 +31,7 @@ def run_grid(
     given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command}
     for number, (out, seed, beta) in enumerate(members, 1):
         if len(members) > 1 and leads():
-            print(f"{out.name}, {number} of {len(members)}", file=sys.stderr)
+            print(f"{shown(out.name, 100)}, {number} of {len(members)}", file=sys.stderr)
         make, save, config, settings, best = prepare(seed, beta)
         finished = partial(runs.is_finished, out, settings, config, given)
         # Looked at before the folder is touched, and again when no other run is in it.
@@ -53,11 +54,11 @@ def run_grid(
                         runs.run_training(*given_run)
                     except Preempted as preempted:
                         raise endings.Terminated(str(preempted)) from None
-                    print(f"{config.max_steps} steps; model, manifest and metrics in {out}")
+                    print(f"{config.max_steps} steps; model, manifest and metrics in {shown(out)}")
                     unpushed += _push(args, out, len(members))
                     continue
         runs.tidy(out)
-        print(f"{out}: trained already, {config.max_steps} steps")
+        print(f"{shown(out)}: trained already, {config.max_steps} steps")
         unpushed += _push(args, out, len(members))
     if unpushed:
         raise ValueError("; ".join(unpushed))
