@@ -95,7 +95,6 @@ class Sweep:
         decode = asdict(self.decode)
         if decode["kv_cache"] == "auto":
             del decode["kv_cache"]
-        closing = sorted({i for prompt in self.encoded for i in prompt.turn_ends})
         tokenizers = [policy.tokenizer_fingerprint for policy in self.policies]
         changing = self.lambdas is None and any(isinstance(p.lambda_, tuple) for p in self.prompts)
         return {
@@ -107,7 +106,6 @@ class Sweep:
             **({"templates": templates} if any(t is not None for t in templates) else {}),
             **({"lambda": "one per turn"} if changing else {}),
             "decode": decode,
-            **({"turn_ends": closing} if closing else {}),
             "eos": sorted({i for policy in self.policies for i in policy.eos_ids}),
             **({"tokenizers": tokenizers} if None not in tokenizers else {}),
             **({} if (code := rule_code(self.rule)) is None else {"rule_code": code}),

@@ -19,9 +19,9 @@ class DecodeConfig:
     max_new_tokens: int = 128
     """Longest completion, in tokens; ≥ 1."""
     temperature: float = 1.0
-    """Divides the mixed logits; 0, which takes the most probable token, or at least 1e-35."""
+    """Divides the mixed logits; ≥ 0, and 0 (or less than 1e-30) takes the most probable token."""
     top_k: int | None = None
-    """Number of most probable tokens kept; ≥ 1. None keeps all."""
+    """Number of most probable tokens kept; ≥ 1. None keeps all, as do 0 and −1, which other libraries say."""
     top_p: float | None = None
     """Smallest set of tokens with at least this probability, in (0, 1]. None keeps all."""
     stop: tuple[str, ...] | str = ()
@@ -38,10 +38,8 @@ class DecodeConfig:
         check_choice("kv_cache", self.kv_cache, KV_CACHES)
         check_count("max_new_tokens", self.max_new_tokens, most=10**6)
         check_number("temperature", self.temperature, 0.0, math.inf)
-        if 0 < self.temperature < 1e-35:  # float32 has no number for logits divided by it
-            raise ValueError(
-                f"temperature: expected 0, the most probable token, or at least 1e-35, got {self.temperature}"
-            )
+        if isinstance(self.top_k, int) and self.top_k in (0, -1) and not isinstance(self.top_k, bool):
+            object.__setattr__(self, "top_k", None)
         if self.top_k is not None:
             check_count("top_k", self.top_k)
         if self.top_p is not None:

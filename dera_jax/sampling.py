@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
+COLDEST, HOTTEST = 1e-30, 1e30
+"""Temperatures at which logits that differ at all in float32 are 1e20 nats apart, and at which none are."""
 MOST_SHARDS = 16
 """Of a vocabulary, that blocks of words are laid out for."""
 
@@ -39,13 +41,16 @@ class Sampling:
     def create(
         cls, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, shards: int = 1
     ) -> "Sampling":
-        """Returns the sampling of a command's settings: temperature 0 is greedy, 1 costs nothing."""
-        if temperature == 0:
+        """Returns the sampling of a command's settings: temperature 0 is greedy, 1 costs nothing.
+
+        So is one that float32 cannot divide by; one beyond its range is as uniform as any.
+        """
+        if temperature < COLDEST:
             return cls(greedy=True, shards=shards)
         return cls(
-            temperature=None if temperature == 1 else float(temperature),
+            temperature=None if temperature == 1 else min(float(temperature), HOTTEST),
             top_p=None if top_p in (None, 1) else float(top_p),
-            top_k=top_k or None,
+            top_k=top_k if top_k and top_k > 0 else None,
             shards=shards,
         )
 
@@ -79,7 +84,8 @@ def truncate(logits: Float[Array, "rows vocab"], sampling: Sampling) -> Float[Ar
         top = _largest(logits, sampling.top_k, sampling.shards)
         threshold = top[:, -1:]
         if sampling.top_p is not None:
-            threshold = jnp.maximum(threshold, _nucleus_of_sorted(top, sampling.top_p))
+            kept = jnp.sum(logits >= threshold, axis=-1, keepdims=True)
+            threshold = jnp.maximum(threshold, _nucleus_of_sorted(top, kept, sampling.top_p))
         return jnp.where(logits >= threshold, logits, -jnp.inf)
     if sampling.top_p is not None:
         return jnp.where(logits >= _nucleus_by_bisection(logits, sampling.top_p), logits, -jnp.inf)
@@ -97,9 +103,17 @@ def _largest(logits: Float[Array, "rows vocab"], count: int, shards: int) -> Flo
     return jax.lax.optimization_barrier(jax.lax.top_k(logits, count)[0])
 
 
-def _nucleus_of_sorted(top: Float[Array, "rows k"], top_p: ArrayLike) -> Float[Array, "rows 1"]:
-    """Returns the smallest logit of the nucleus, `top` being sorted from the largest down."""
-    probabilities = jax.nn.softmax(top, axis=-1)
+def _nucleus_of_sorted(
+    top: Float[Array, "rows k"], kept: Int[Array, "rows 1"], top_p: ArrayLike
+) -> Float[Array, "rows 1"]:
+    """Returns the smallest logit of the nucleus, `top` being sorted from the largest down.
+
+    Args:
+      kept: words that there are; those beyond `top` are as probable as its last.
+    """
+    parts = jnp.exp(top - top[:, :1])
+    total = jnp.sum(parts, axis=-1, keepdims=True) + (kept - top.shape[-1]) * parts[:, -1:]
+    probabilities = parts / total
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     return jnp.min(jnp.where(before < top_p, top, jnp.inf), axis=-1, keepdims=True)
 

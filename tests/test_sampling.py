@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from dera_jax import sampling
+from dera_jax.configs import DecodeConfig
 from dera_jax.sampling import Sampling
 
 
@@ -36,6 +39,41 @@ def test_keeps_what_a_sort_keeps(vocab, top_k, top_p):
     kept = np.isfinite(jax.jit(sampling.truncate)(logits, settings))
     for row in range(8):
         np.testing.assert_array_equal(kept[row], exact_truncation(logits[row], 0.7, top_k, top_p))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("top_k", [2, 3, 6, 7])
+@pytest.mark.parametrize("top_p", [0.3, 0.7, 0.9, 0.999])
+def test_the_nucleus_is_of_all_that_top_k_keeps(top_k, top_p, shards):
+    """Words as probable as the k-th too, against transformers; of equals at its border transformers keeps a part."""
+    values = np.random.default_rng(0).integers(0, 4, (64, 12)).astype(np.float32)
+    values[0] = [3, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0]
+    ours = np.isfinite(sampling.truncate(jnp.asarray(values), Sampling.create(1.0, top_k, top_p, shards)))
+    theirs = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, torch.tensor(values))).isfinite()
+    smallest = np.where(theirs.numpy(), values, np.inf).min(-1, keepdims=True)
+    np.testing.assert_array_equal(ours, values >= smallest)
+
+
+@pytest.mark.parametrize("rule_forbids", [False, True])
+def test_extreme_temperatures(rule_forbids):
+    logits = 90 * jax.random.normal(jax.random.key(0), (64, 40))
+    logits = logits.at[:, :5].set(-jnp.inf) if rule_forbids else logits
+    keys = jax.random.split(jax.random.key(1), 64)
+    for cold in (1e-29, 1e-31, 1e-37, 1e-39, 1e-45, 1e-320):
+        words, logprobs = sampling.sample(keys, logits, Sampling.create(cold))
+        np.testing.assert_array_equal(words, logits.argmax(-1))
+        np.testing.assert_allclose(logprobs, 0, atol=1e-6)
+    for hot in (1e30, 1e39, 1e300):
+        words, logprobs = sampling.sample(keys, logits, Sampling.create(hot))
+        np.testing.assert_allclose(logprobs, -np.log(35 if rule_forbids else 40), rtol=1e-5)
+        assert not rule_forbids or min(words) >= 5
+
+
+def test_other_libraries_words_for_all_words():
+    assert DecodeConfig(top_k=0) == DecodeConfig(top_k=-1) == DecodeConfig()
+    for none in (False, -2):
+        with pytest.raises(ValueError, match="top_k: expected a whole number, at least 1"):
+            DecodeConfig(top_k=none)
 
 
 def test_the_most_probable_word_is_always_kept():

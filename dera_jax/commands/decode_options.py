@@ -29,7 +29,7 @@ def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 12
         help="0 is greedy (default %(default)s)",
     )
     group.add_argument(
-        "--top-k", type=int, metavar="K", help="keep the K most probable tokens (default: all)"
+        "--top-k", type=int, metavar="K", help="keep the K most probable tokens (default, and 0: all)"
     )
     group.add_argument(
         "--top-p", type=float, metavar="P", help="keep the smallest set with probability P (default: all)"
