@@ -113,7 +113,7 @@ def test_ktos_divergence_is_the_mean_over_the_whole_batch(policies, tmp_path):
         ratio = [np.asarray(logprobs(p.config, p.params, flat)).sum(axis=1).reshape(-1, 2) for p in policies]
         own, other = (ratio[0] - ratio[1]).T
         kl = jnp.float32(max(other.mean(), 0))
-        return losses.kto_loss(own, batch.desirable, kl, 0.3).mean(), kl
+        return losses.kto_loss(jnp.asarray(own), batch.desirable, kl, 0.3).mean(), kl
 
     batch, _ = method.batches(None, 0)
     optimizer = optax.sgd(1.0)
