@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-from dera_jax.configs import DecodeConfig
+from dera_jax.configs import DecodeConfig, check_count
 from dera_jax.decode import Rule
 from dera_jax.encoding import DoesNotFit, EncodedPrompt, encode_prompts, encode_turn
 from dera_jax.generate import Cell, Completion, complete
@@ -87,13 +87,23 @@ class Conversation:
         return Cell(asked, self.sample, self.strengths[turn], turn)
 
 
+def rows_of(rows: int | str | None, cells: int) -> int:
+    """Returns the rows of a batch that makes `cells` completions: `rows`, or (None, "auto") at most 32."""
+    if rows is None or rows == "auto":
+        return min(32, max(1, cells))
+    if isinstance(rows, str):
+        raise ValueError(f"rows: expected a whole number or auto, got {rows!r:.40}")
+    check_count("rows", rows)
+    return rows
+
+
 def generate(
     policies: Sequence[Policy],
     prompts: Sequence[str | dict | Prompt],
     lambda_: object = 0.7,
     *,
     num_samples: int = 1,
-    rows: int = 32,
+    rows: int | str | None = None,
     rule: Rule = linear_rule,
     **settings,
 ) -> list[Completion]:
@@ -105,7 +115,7 @@ def generate(
       policies: of `load_policies`, the reference first.
       lambda_: strength, a number or text such as "1/2"; a tuple of numbers for several aligned models.
       num_samples: completions of each prompt.
-      rows: of a batch.
+      rows: completions decoded at a time; None or "auto": as many as there are to make, at most 32.
       settings: fields of `DecodeConfig`, such as max_new_tokens and temperature.
 
     Raises:
@@ -122,7 +132,7 @@ def generate(
         for sample in range(num_samples)
     ]
     order = {(c.prompt.prompt_id, c.sample): number for number, c in enumerate(conversations)}
-    made = converse(policies, conversations, config, rows, rule)
+    made = converse(policies, conversations, config, rows_of(rows, len(conversations)), rule)
     return sorted(made, key=lambda c: (order[c.cell.prompt.id, c.cell.sample], c.cell.turn))
 
 

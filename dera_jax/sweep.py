@@ -14,7 +14,7 @@ import jax
 
 from dera_jax.asked import ended, request, with_request
 from dera_jax.cells import Sweep, own_conversations, plan_keys, prompt_text, prompt_tokens, turn_key
-from dera_jax.conversation import Conversation, converse, decode_config
+from dera_jax.conversation import Conversation, converse, decode_config, rows_of
 from dera_jax.decode import Rule, rule_name
 from dera_jax.encoding import encode_usable
 from dera_jax.generate import Completion, warm_up
@@ -47,7 +47,7 @@ def sweep(
     *,
     out: str | Path | None = None,
     num_samples: int = 1,
-    rows: int = 32,
+    rows: int | str | None = None,
     rule: Rule = linear_rule,
     beta: float | None = None,
     **settings,
@@ -67,7 +67,7 @@ def sweep(
         In `out` a reward is known by its name: rows that have it are not judged again.
       out: folder to keep rows in and to resume from; None keeps nothing. `python -m eval.plot` draws it.
       num_samples: completions of each prompt at each strength.
-      rows: of a batch.
+      rows: completions decoded at a time; None or "auto": as many as the whole sweep has, at most 32.
       beta: KL strength of the aligned model, if it does not tell itself.
       settings: fields of `DecodeConfig`, such as max_new_tokens, temperature and seed.
 
@@ -89,11 +89,12 @@ def sweep(
         rewards=judges,
         decode=decode,
         num_samples=num_samples,
-        rows=rows,
+        rows=rows_of(rows, 1),
         rule=rule,
         rule_name=rule_name(rule),
         beta=known_beta(policies) if beta is None else beta,
     )
+    plan = replace(plan, rows=rows_of(rows, plan.num_rows))
     if out is None:
         yield from run_conversations(plan, {}, keep=lambda rows: None)
         return
