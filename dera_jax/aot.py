@@ -272,7 +272,8 @@ def _empty(configs, params, rows: int, bucket: int, new_tokens: int) -> decode.D
     masks = (tokens[0] == 0,) * count
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), params)
     prompt = decode.prefill_prompt(configs, zeros, tokens, masks, jnp.zeros(count, jnp.int32))
-    return decode.empty_state(configs, prompt, rows, new_tokens, jax.random.key(0), linear_rule)
+    slots = (models.whole_blocks(bucket + new_tokens),) * len(configs)
+    return decode.empty_state(configs, prompt, rows, slots, jax.random.key(0), linear_rule)
 
 
 def _laid(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dera_jax.tokenizer import bucket_length
+from dera_jax.tokenizer import bucket_length, padded_length
 
 Array = jax.Array | np.ndarray
 """Made on the host; under jit, traced."""
@@ -95,12 +95,6 @@ def make_batch(
 def fed_length(prompt: Sequence[int], completion: Sequence[int]) -> int:
     """Returns how many of these tokens a decoder-only model is fed, see `Batch.fed`."""
     return len(prompt) + max(0, len(completion) - 1)
-
-
-def padded_length(length: int) -> int:
-    """Returns the padded length of whole texts: the next of 16, 24, 32, 48, 64, 96, 128 …"""
-    whole = bucket_length(length)
-    return whole * 3 // 4 if length <= whole * 3 // 4 else whole
 
 
 def shuffled(

@@ -117,32 +117,32 @@ def prefill_prompt(
       mesh: that the parameters lie on, if any.
     """
     counts = [config.members for config in configs]
-    joined = zip(configs, params, _by_stream(tokens, counts), _by_stream(mask, counts), strict=True)
-    caches = tuple(models.bind(c, p).prefill(jnp.concatenate(t), jnp.concatenate(m)) for c, p, t, m in joined)
+    joined = zip(configs, params, by_stream(tokens, counts), by_stream(mask, counts), strict=True)
+    read = (models.bind(c, p).prefill(jnp.concatenate(t), jnp.concatenate(m)) for c, p, t, m in joined)
+    caches = tuple(map(models.without_padding, read))
     position = jnp.stack([m.sum() for m in mask]).astype(jnp.int32)
     return Prefilled(sharding.constrain_rows(caches, mesh, axis=None), last, position)
 
 
-def _by_stream(values: Any, counts: Sequence[int]) -> list[Any]:
+def by_stream(values: Any, counts: Sequence[int]) -> list[Any]:
     """Returns what there is of each model, those that are members of one together."""
     ends = np.cumsum(counts).tolist()
     return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
-@partial(jax.jit, static_argnames=("configs", "rows", "new_tokens", "rule", "mesh"))
+@partial(jax.jit, static_argnames=("configs", "rows", "slots", "rule", "mesh"))
 def empty_state(
     configs: tuple[models.ModelConfig, ...],
     prompt: Prefilled,
     rows: int,
-    new_tokens: int,
+    slots: tuple[int, ...],
     key: Key[Array, ""],
     rule: Rule,
     mesh: Mesh | None = None,
 ) -> DecodeState:
-    """Returns a state of `rows` empty rows with room for prompts like `prompt` and `new_tokens` more."""
+    """Returns a state of `rows` empty rows for prompts like `prompt`, its caches with so many `slots`."""
     num_models = len(prompt.token)
-    fitted = zip(prompt.caches, configs, strict=True)
-    caches = jax.eval_shape(lambda: tuple(models.grow_cache(c, new_tokens, m.windows) for c, m in fitted))
+    caches = fitted_shapes(configs, prompt.caches, slots)
     initial = getattr(rule, "initial_state", None)
     state = DecodeState(
         caches=jax.tree.map(lambda a: jnp.zeros((rows * a.shape[0], *a.shape[1:]), a.dtype), caches),
@@ -155,6 +155,38 @@ def empty_state(
         rule_state=initial(rows) if initial else None,
     )
     return _on_mesh(state, mesh)
+
+
+def fitted_shapes(
+    configs: Sequence[models.ModelConfig], caches: Sequence[Any], slots: Sequence[int]
+) -> PyTree:
+    """Returns the shapes of caches with so many slots."""
+    windows = [config.windows for config in configs]
+    return jax.eval_shape(lambda c: tuple(map(models.fit_cache, c, slots, windows)), tuple(caches))
+
+
+def fit_caches(
+    configs: Sequence[models.ModelConfig], state: DecodeState, slots: Sequence[int], mesh: Mesh | None = None
+) -> DecodeState:
+    """Returns `state`, which is used up, with caches of so many slots: see `models.fit_cache`.
+
+    Array by array, each freed when the next is there: both caches as a whole might not fit.
+    """
+
+    def fit(array, there):
+        if array.shape == there.shape:
+            return array
+        found = _fitted(array, there.shape, mesh)
+        array.delete()
+        return found
+
+    shapes = fitted_shapes(configs, state.caches, slots)
+    return state._replace(caches=jax.tree.map(fit, state.caches, shapes))
+
+
+@partial(jax.jit, static_argnames=("shape", "mesh"))
+def _fitted(array: Array, shape: tuple[int, ...], mesh: Mesh | None) -> Array:
+    return sharding.constrain_rows(models.fitted(array, shape), mesh)
 
 
 def _on_mesh(state: DecodeState, mesh: Mesh | None) -> DecodeState:
@@ -193,10 +225,8 @@ def fill_slots(
 
     def put(old, new):
         members = new.shape[0]
-        # Caches of prompts have no room for more tokens yet.
-        new = jnp.pad(
-            new, [(0, there - here) for here, there in zip(new.shape, (members, *old.shape[1:]), strict=True)]
-        )
+        # Caches of prompts have the room that they were read with.
+        new = models.fitted(new, (members, *old.shape[1:]))
         return sharding.by_rows(_put_rows, mesh)(old, new, slots)
 
     def put_models(old, new):
@@ -274,7 +304,7 @@ def forward_step(
 ) -> tuple[Float[Array, "models rows vocab"], tuple[models.Recent, ...]]:
     """Returns each model's logits after the state's tokens, and its `recent` with them."""
     counts = [model.config.members for model in bound]
-    tokens, positions = (_by_stream(each, counts) for each in (state.token, state.position))
+    tokens, positions = (by_stream(each, counts) for each in (state.token, state.position))
     fed = zip(bound, tokens, positions, state.caches, recent, strict=True)
     found, recent = zip(*(m.step(t.T.ravel(), p.T.ravel(), *kept) for m, t, p, *kept in fed), strict=True)
     each = [

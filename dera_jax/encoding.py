@@ -39,8 +39,22 @@ class EncodedPrompt:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Slots that each model prefills."""
-        return tuple(tokenizer.bucket_length(len(context)) for context, _ in self.parts)
+        """Slots that each model prefills; encoders, whose batches hold prompts of one bucket, have fewer kinds."""
+        starts = self.start_tokens or (None,) * len(self.tokens)
+        lengths = [len(context) for context, _ in self.parts]
+        return tuple(
+            tokenizer.bucket_length(length)
+            if start is not None
+            else max(tokenizer.SMALLEST_BUCKET, tokenizer.padded_length(length))
+            for start, length in zip(starts, lengths, strict=True)
+        )
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Slots that the prompt takes in each model's cache: none where an encoder has read it."""
+        starts = self.start_tokens or (None,) * len(self.tokens)
+        parts = zip(starts, self.parts, strict=True)
+        return tuple(len(context) if start is None else 0 for start, (context, _) in parts)
 
     @property
     def id(self) -> int | str:

@@ -2,7 +2,8 @@
 
 A cell is one completion to make: a prompt, a strength, a sample. Cells wait in a queue; a batch has
 a fixed number of slots; after every chunk of steps the finished rows are taken out and their slots
-are given to the next cells. Prompts are prefilled when their first cell's turn comes.
+are given to the next cells. Prompts are prefilled when their first cell's turn comes. Caches have the
+room that the longest row at work needs, in few steps: a chunk is compiled for each.
 """
 
 import time
@@ -88,34 +89,48 @@ def complete(
       rows: of a batch.
       usage: is added to.
     """
-    # Prompts of one bucket run together; sorting keeps the order within.
-    for _, group in groupby(sorted(cells, key=_buckets), key=_buckets):
+    for _, group in groupby(_in_order(cells), key=_shape):
         yield from _Batch(policies, list(group), config, rows, rule, usage or Usage()).run()
 
 
 def warm_up(
     policies: Sequence[Policy],
-    cell: Cell,
+    cells: Sequence[Cell],
     config: DecodeConfig,
     rows: int,
     rule: decode.Rule = linear_rule,
+    *,
+    full: bool = False,
 ) -> tuple[float, float]:
-    """Compiles what `complete` will run for prompts like the cell's.
+    """Compiles what `complete` will begin with for prompts like the cells'.
+
+    Args:
+      cells: the longest of each shape of prompts.
+      full: with caches that have room for the longest completion.
 
     Returns:
       The seconds that compiling took, and the seconds of one step of a full batch after that.
     """
 
-    def run_once() -> float:
+    def run_once(group: Sequence[Cell]) -> float:
         start = time.perf_counter()
-        batch = _Batch(policies, [cell] * rows, config, rows, rule, Usage())
+        batch = _Batch(policies, [group[n % len(group)] for n in range(max(rows, len(group)))], config, rows,
+                       rule, Usage())  # fmt: skip
+        if full:
+            batch.fit_caches(batch.most)
         batch.fill()
+        while batch.queue:  # of more shapes than rows
+            batch.prefill(batch.queue.popleft().prompt)
         batch.run_chunk()
         return time.perf_counter() - start
 
-    # A batch of its own each time, gone before the next: two at once might not fit.
-    first, second = run_once(), run_once()
-    return first - second, second / CHUNK
+    compiling = step = 0.0
+    for _, group in groupby(_in_order(cells), key=_shape):
+        same = list(group)
+        # A batch of its own each time, gone before the next: two at once might not fit.
+        first, second = run_once(same), run_once(same)
+        compiling, step = compiling + first - second, max(step, second / CHUNK)
+    return compiling, step
 
 
 def _prompt_hash(cell: Cell) -> np.uint32:
@@ -124,8 +139,29 @@ def _prompt_hash(cell: Cell) -> np.uint32:
     return np.uint32(zlib.crc32(f"{cell.prompt.id}{turn}".encode()))
 
 
-def _buckets(cell: Cell) -> tuple[int, ...]:
-    return cell.prompt.buckets
+def _in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Returns cells batch by batch, in it short prompts first, which keeps caches short; else in their order."""
+    return sorted(cells, key=lambda cell: (_shape(cell), cell.prompt.buckets))
+
+
+def _shape(cell: Cell) -> tuple:
+    """Returns what all cells of a batch have in common: all prompts may differ in length but encoders'."""
+    buckets, slots = cell.prompt.buckets, cell.prompt.slots
+    encoded = tuple(0 if taken else bucket for bucket, taken in zip(buckets, map(bool, slots), strict=True))
+    return len(set(buckets)) == 1, encoded
+
+
+def full_room(prompt: int, max_new_tokens: int) -> int:
+    """Returns the slots of a cache in which a prompt takes `prompt` and completions are as long as may be."""
+    # Whole chunks: the last one may reach beyond the longest completion.
+    return models.whole_blocks(prompt + max_new_tokens + -max_new_tokens % CHUNK)
+
+
+def room_for(slots: int) -> int:
+    """Returns the slots of a cache that is to hold `slots`: the next of 128, 192, 256, 384, 512, 768 …"""
+    whole = max(2 * models.BLOCK, 1 << (slots - 1).bit_length())
+    least = whole * 3 // 4
+    return least if slots <= least and least % models.BLOCK == 0 else whole
 
 
 @dataclass
@@ -145,7 +181,7 @@ class _Batch:
         self.policies, self.config, self.rule, self.usage = policies, config, rule, usage
         self.configs = tuple(replace(policy.config, kv_cache=config.kv_cache) for policy in policies)
         self.params = tuple(policy.params for policy in policies)
-        if len(set(cells[0].prompt.buckets)) == 1:  # then all prompts of the models have one shape
+        if len(set(cells[0].prompt.buckets)) == 1:  # then all models read a prompt in one shape
             self.configs, self.params = models.join_adapted(self.configs, self.params)
         self.mesh = mesh_of(self.params[0])
         parts = self.mesh.shape if self.mesh else {"data": 1, "model": 1}
@@ -159,17 +195,11 @@ class _Batch:
         eos_ids = {i for policy in policies for i in policy.eos_ids}
         self.eos = jnp.array(sorted(eos_ids), jnp.int32)
         self.endings = Endings(policies[-1].tokenizer, eos_ids, config.stop, config.max_new_tokens)
-        first = self._prefilled(cells[0].prompt)
-        # Room for whole chunks: the last one may reach beyond the longest completion.
-        self.state = decode.empty_state(
-            self.configs,
-            first,
-            rows,
-            config.max_new_tokens + -config.max_new_tokens % CHUNK,
-            self.key,
-            rule,
-            self.mesh,
-        )
+        most = self._taken([cell.prompt for cell in cells])
+        self.most = tuple(full_room(slots, config.max_new_tokens) for slots in most)
+        first = self.prefill(cells[0].prompt)
+        self.room = self._room_for(self._taken([cell.prompt for cell in cells[:rows]]))
+        self.state = decode.empty_state(self.configs, first, rows, self.room, self.key, rule, self.mesh)
 
     def run(self) -> Iterator[Completion]:
         self.fill()
@@ -189,9 +219,39 @@ class _Batch:
         """Gives free slots to waiting cells, those of one prompt together (prompts of one text are two)."""
         free = [number for number, slot in enumerate(self.slots) if slot is None]
         cells = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
-        filled = zip(free, cells, strict=False)
+        filled = list(zip(free, cells, strict=False))
+        for slot, cell in filled:
+            self.slots[slot] = _Slot(cell)
+        self.fit_caches(self._needed_room())
         for _, group in groupby(filled, key=lambda pair: (pair[1].prompt.id, pair[1].prompt.tokens)):
             self._fill_prompt(list(group))
+
+    def _needed_room(self) -> tuple[int, ...]:
+        """Returns the slots of each cache for another chunk of the longest row, at most twice what it needs."""
+        working = [slot for slot in self.slots if slot is not None]
+        if not working:
+            return self.room
+        taken = [self._taken([slot.cell.prompt], len(slot.tokens)) for slot in working]
+        wanted = self._room_for(tuple(map(max, zip(*taken, strict=True))))
+        pairs = zip(wanted, self.room, strict=True)
+        return tuple(new if new > old or 2 * new <= old else old for new, old in pairs)
+
+    def fit_caches(self, room: tuple[int, ...]) -> None:
+        """Gives the caches so many slots."""
+        if room != self.room:
+            self.state = decode.fit_caches(self.configs, self.state, room, self.mesh)
+            self.room = room
+
+    def _room_for(self, taken: Sequence[int]) -> tuple[int, ...]:
+        """Returns the slots of each cache, the longest row of which has `taken` so many."""
+        pairs = zip(taken, self.most, strict=True)
+        return tuple(min(room_for(slots + CHUNK), most) for slots, most in pairs)
+
+    def _taken(self, prompts: Sequence[EncodedPrompt], drawn: int = 0) -> tuple[int, ...]:
+        """Returns how many slots of each cache the longest of `prompts` takes with tokens drawn."""
+        longest = tuple(map(max, zip(*(prompt.slots for prompt in prompts), strict=True)))
+        counts = [config.members for config in self.configs]
+        return tuple(max(each) + drawn for each in decode.by_stream(longest, counts))
 
     def _fill_prompt(self, filled: list[tuple[int, Cell]]) -> None:
         slots = np.full(self.rows, self.rows, np.int32)
@@ -200,11 +260,10 @@ class _Batch:
         for entry, (slot, cell) in enumerate(filled):
             slots[entry], samples[entry] = slot, cell.sample
             weights[entry] = strength_weights(cell.lambda_)
-            self.slots[slot] = _Slot(cell)
         first = filled[0][1]
         self.state = decode.fill_slots(
             self.state,
-            self._prefilled(first.prompt),
+            self.prefill(first.prompt),
             slots,
             weights,
             self.key,
@@ -214,7 +273,7 @@ class _Batch:
             mesh=self.mesh,
         )
 
-    def _prefilled(self, prompt: EncodedPrompt) -> decode.Prefilled:
+    def prefill(self, prompt: EncodedPrompt) -> decode.Prefilled:
         # By what is read: later turns of a prompt differ from sample to sample.
         if prompt.tokens not in self.pool:
             contexts, first = zip(*prompt.parts, strict=True)

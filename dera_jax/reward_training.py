@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dera_jax import losses, models, trained
-from dera_jax.batches import padded_length
 from dera_jax.configs import TrainConfig
 from dera_jax.examples import Pair
 from dera_jax.optimization import Terms
 from dera_jax.reward_models import OWN, RewardPolicy, reward_texts
 from dera_jax.supervised import Source, supervised
-from dera_jax.tokenizer import pad_left
+from dera_jax.tokenizer import pad_left, padded_length
 from dera_jax.training import Method
 
 

@@ -17,7 +17,7 @@ from dera_jax.cells import Sweep, own_conversations, plan_keys, prompt_text, pro
 from dera_jax.conversation import Conversation, converse, decode_config, rows_of
 from dera_jax.decode import Rule, rule_name
 from dera_jax.encoding import encode_usable
-from dera_jax.generate import Completion, warm_up
+from dera_jax.generate import Completion, full_room, warm_up
 from dera_jax.hosts import in_lockstep
 from dera_jax.manifests import Asked
 from dera_jax.models import cache_bytes
@@ -306,7 +306,7 @@ def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
 def estimate_seconds(plan: Sweep, completions: int) -> float:
     """Returns the seconds that so many completions take if each is as long as it may be."""
     first = plan.conversations[0].cell(plan.policies, (), plan.decode.max_new_tokens)
-    _, step = warm_up(plan.policies, first, plan.decode, plan.rows, plan.rule)
+    _, step = warm_up(plan.policies, [first], plan.decode, plan.rows, plan.rule, full=True)
     return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
 
 
@@ -326,7 +326,10 @@ def memory_bytes(plan: Sweep) -> dict[str, int]:
     caches = logits = 0
     for number, policy in enumerate(plan.policies):
         bucket = max(p.buckets[number] for p in plan.encoded)
+        taken = max(p.slots[number] for p in plan.encoded)
         config = replace(policy.config, kv_cache=plan.decode.kv_cache)
-        caches += cache_bytes(config, plan.rows, bucket, plan.decode.max_new_tokens)
+        # Those of decoder-only models begin with the prompt; an encoder's is kept beside.
+        more = full_room(taken, plan.decode.max_new_tokens) - (bucket if taken else 0)
+        caches += cache_bytes(config, plan.rows, bucket, more)
         logits += plan.rows * policy.config.vocab_size * 4
     return {"weights": held_bytes(plan.policies), "caches": caches, "logits": logits}

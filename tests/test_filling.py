@@ -37,7 +37,7 @@ def arrays(tree):
 
 
 def test_only_the_slots_named_are_filled_and_with_the_prompt(batch):
-    prompt = batch._prefilled(batch.queue[0].prompt)
+    prompt = batch.prefill(batch.queue[0].prompt)
     state = jax.tree.map(lambda a: a.copy(), batch.state)
     state = state._replace(caches=jax.tree.map(lambda a: a + np.asarray(1, a.dtype), state.caches))
     before = arrays(state.caches)
@@ -54,7 +54,7 @@ def test_only_the_slots_named_are_filled_and_with_the_prompt(batch):
 
 
 def test_filling_one_slot_copies_no_other(batch):
-    prompt = batch._prefilled(batch.queue[0].prompt)
+    prompt = batch.prefill(batch.queue[0].prompt)
     compiled = decode.fill_slots.lower(batch.state, prompt, *words(3), rule=linear_rule).compile()
     caches = sum(a.nbytes for a in jax.tree.leaves(batch.state.caches))
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * caches / ROWS

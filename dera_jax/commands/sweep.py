@@ -246,11 +246,9 @@ def _run_with_progress(plan, folder) -> tuple:
     if missing:
         if leads():
             print("compiling", file=sys.stderr)
-        # Later turns are longer, and compile when their turn comes.
-        compiling = sum(
-            warm_up(plan.policies, cell, plan.decode, plan.rows, plan.rule)[0]
-            for cell in _first_cells(plan, own, folder.keys).values()
-        )
+        # Later turns and longer caches compile when their turn comes.
+        cells = _first_cells(plan, own, folder.keys)
+        compiling, _ = warm_up(plan.policies, cells, plan.decode, plan.rows, plan.rule)
         if leads():
             print(f"compiled in {compiling:.1f} s", file=sys.stderr)
     there = len(wanted & folder.keys)
@@ -291,12 +289,13 @@ def _used(resources: dict) -> str:
     return f"slots busy {resources['slot_utilization']:.0%}; peak memory: {', '.join(memory)}"
 
 
-def _first_cells(plan, conversations, there) -> dict:
-    """Returns a first turn that is not there yet for each shape that they have."""
+def _first_cells(plan, conversations, there) -> list:
+    """Returns the longest first turn that is not there yet of each shape that they have."""
     from dera_jax.cells import turn_key
 
     missing = [c for c in conversations if turn_key(c, 0) not in there]
-    return {c.first.buckets: c.cell(plan.policies, (), plan.decode.max_new_tokens) for c in missing}
+    longest = {c.first.buckets: c for c in sorted(missing, key=lambda c: max(c.first.slots))}
+    return [c.cell(plan.policies, (), plan.decode.max_new_tokens) for c in longest.values()]
 
 
 def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> None:

@@ -23,7 +23,17 @@ from flax import nnx
 from jaxtyping import Array
 
 from dera_jax.keys import seed_key
-from dera_jax.models.caches import KVCache, Recent, grow_cache, no_recent, store_recent
+from dera_jax.models.attention import BLOCK
+from dera_jax.models.caches import (
+    KVCache,
+    Recent,
+    fit_cache,
+    fitted,
+    grow_cache,
+    no_recent,
+    store_recent,
+    without_padding,
+)
 from dera_jax.models.decoder import Decoder, DecoderConfig
 from dera_jax.models.linear import Linear, WeightsConfig
 from dera_jax.models.reward import RewardConfig, RewardModel
@@ -36,11 +46,14 @@ ADAPTER = ("lora_a", "lora_b")
 MODULES = {DecoderConfig: Decoder, T5Config: T5, RewardConfig: RewardModel}
 
 __all__ = [
+    "BLOCK",
     "KVCache",
     "ModelConfig",
     "Recent",
     "bind",
     "cache_bytes",
+    "fit_cache",
+    "fitted",
     "grow_cache",
     "init_params",
     "join_adapted",
@@ -49,6 +62,8 @@ __all__ = [
     "param_shapes",
     "split_prompt",
     "store_recent",
+    "whole_blocks",
+    "without_padding",
 ]
 
 
@@ -121,6 +136,11 @@ def split_prompt(start_token: int | None, tokens: Sequence[int]) -> tuple[Sequen
       start_token: of the model's configuration; None where the model continues the prompt itself.
     """
     return (tokens[:-1], tokens[-1]) if start_token is None else (tokens, start_token)
+
+
+def whole_blocks(slots: int) -> int:
+    """Returns the next multiple of `BLOCK`: caches of other sizes are read in two parts, which copies them."""
+    return slots + -slots % BLOCK
 
 
 def cache_bytes(config: ModelConfig, rows: int, bucket: int, new_tokens: int) -> int:

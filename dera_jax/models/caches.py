@@ -128,18 +128,49 @@ def grow_cache(cache: Any, slots: int, windows: Sequence[int]) -> Any:
     Args:
       windows: of each layer, 0 being none; or empty.
     """
-    sizes = _sizes(len(cache.keys), windows, cache.mask.shape[1] + slots)
+    return fit_cache(cache, cache.mask.shape[1] + slots, windows)
 
-    def grow(layers):
+
+def fit_cache(cache: Any, slots: int, windows: Sequence[int]) -> Any:
+    """Returns `cache` with `slots` slots in all: with more room, or without the last ones, which are free.
+
+    Args:
+      windows: of each layer, 0 being none; or empty.
+    """
+    sizes = _sizes(len(cache.keys), windows, slots)
+
+    def fit(layers):
         return tuple(
-            jax.tree.map(
-                lambda a, size=size: jnp.pad(a, ((0, 0), (0, 0), (0, size - a.shape[2]), (0, 0))), layer
-            )
+            jax.tree.map(lambda a, size=size: fitted(a, (*a.shape[:2], size, a.shape[3])), layer)
             for layer, size in zip(layers, sizes, strict=True)
         )
 
-    mask = jnp.pad(cache.mask, ((0, 0), (0, slots)))
-    return cache._replace(keys=grow(cache.keys), values=grow(cache.values), mask=mask)
+    mask = fitted(cache.mask, (len(cache.mask), slots))
+    return cache._replace(keys=fit(cache.keys), values=fit(cache.values), mask=mask)
+
+
+def fitted(array: Array, shape: Sequence[int]) -> Array:
+    """Returns the first elements of `array` along each axis, and zeros behind them, in `shape`."""
+    kept = array[tuple(map(slice, shape))]
+    return jnp.pad(kept, [(0, there - here) for here, there in zip(kept.shape, shape, strict=True)])
+
+
+def without_padding(cache: Any) -> Any:
+    """Returns `cache` (a `KVCache`, or one with more fields) with each row's tokens from slot 0 on.
+
+    What a row's next tokens are then read with does not depend on how far its prompt was padded.
+    """
+    if not cache.mask.shape[1]:
+        return cache
+    padding = cache.index - cache.mask.sum(axis=1, dtype=cache.index.dtype)
+
+    def turn(a, axis):
+        # Of a layer with a window too: slot p lies at place p mod window.
+        rows = [jnp.roll(row, -padding[n], axis=axis - 1) for n, row in enumerate(a)]
+        return jnp.stack(rows)
+
+    keys, values = (jax.tree.map(lambda a: turn(a, 2), each) for each in (cache.keys, cache.values))
+    return cache._replace(keys=keys, values=values, mask=turn(cache.mask, 1), index=cache.index - padding)
 
 
 def _sizes(layers: int, windows: Sequence[int], slots: int) -> list[int]:
