@@ -153,7 +153,7 @@ def test_what_is_obeyed_changes_the_logits_as_it_does_on_torch(case):
         raw = raw | {"decoder_start_token_id": int(tokens_of(kind)[0, 0])}
     write(folder, raw, "use_cache", True)
     plain = logits_of_torch(kind, folder)
-    np.testing.assert_allclose(our_logits(kind, folder), plain, atol=3e-5)
+    np.testing.assert_allclose(our_logits(kind, folder), plain, atol=1e-4)
     for name in sorted(FIELDS[kind].obeyed - ELSEWHERE.keys()):
         value = CHANGED[name]
         if name == "layer_types":
@@ -177,7 +177,7 @@ def test_what_is_obeyed_changes_the_logits_as_it_does_on_torch(case):
                 our_logits(kind, folder)
             continue
         assert abs(expected - plain).max() > 1e-3, name
-        np.testing.assert_allclose(our_logits(kind, folder), expected, atol=3e-5, err_msg=name)
+        np.testing.assert_allclose(our_logits(kind, folder), expected, atol=1e-4, err_msg=name)
 
 
 def test_what_is_without_effect_changes_nothing_on_torch(case):
@@ -224,7 +224,7 @@ def test_what_only_other_families_read_is_named_once_and_left_alone(tmp_path, to
         np.testing.assert_array_equal(logits_of_torch(kind, folder), plain)
         capsys.readouterr()
         for _ in range(2):
-            np.testing.assert_allclose(our_logits(kind, folder), plain, atol=3e-5)
+            np.testing.assert_allclose(our_logits(kind, folder), plain, atol=1e-4)
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and all(f"{name} " in told for name in more), told
 

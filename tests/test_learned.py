@@ -116,7 +116,11 @@ def test_masks_are_those_of_trls_training_templates(name):
     plain = (folder / f"{name}.jinja").read_text()
     marked, bare = (policy_with(template, words, ends[name]) for template in (training, plain))
     assert ours(marked, CHAT) == theirs(marked, CHAT)
-    assert without_breaks(bare, ours(bare, CHAT)) == without_breaks(marked, theirs(marked, CHAT))
+    expected = without_breaks(marked, theirs(marked, CHAT))
+    if name == "phi3":  # which writes EOS behind the last turn's end; what ends an answer is the first of two
+        assert marked.tokenizer.decode(expected[0][-3:]) == "<|end|>\n<|end|>"
+        expected = tuple(each[:-2] for each in expected)
+    assert without_breaks(bare, ours(bare, CHAT)) == expected
 
 
 def test_the_last_answer_alone_is_as_without_the_option():

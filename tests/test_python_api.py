@@ -1,6 +1,8 @@
 """`generate`, `sweep` and `score` as Python code calls them: strengths, rewards, settings, records of no use."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,9 +164,19 @@ def test_a_training_goes_on_without_what_cannot_be_used(call, refused, write, tr
 
 
 def test_what_is_no_model_and_no_completion_is_told(toy):
-    with pytest.raises(TypeError, match="expected models as text or paths"):
-        load_policies(5, 6)
     with pytest.raises(ValueError, match="at least one aligned model"):
         load_policies(TOY / "reference", [])
-    with pytest.raises(TypeError, match="completion 1: expected a text or token ids, found None"):
-        score(toy, ASKED, ["tea", None], 1)
+    # As users run it: the tests' check of annotations stands before our own.
+    for call, told in (
+        (
+            "load_policies(5, 6)",
+            "TypeError: expected models as text or paths, several aligned ones in a list; found 5",
+        ),
+        (
+            "score(load_policies(), ['a', 'b'], ['tea', None], 1)",
+            "TypeError: completion 1: expected a text or token ids, found None",
+        ),
+    ):
+        code = f"from dera_jax import load_policies, score; {call}"
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert ended.stderr.splitlines()[-1].startswith(told), ended.stderr

@@ -56,7 +56,8 @@ POOLED = _names(
 REFUSED = {"per_layer_config": (None, {})}
 ONE_STACK = REFUSED | {"is_encoder_decoder": OFF}
 WHOLE = ONE_STACK | {"partial_rotary_factor": (None, 1)}
-TWO_STACKS = REFUSED | {"is_encoder_decoder": (None, True), "tie_encoder_decoder": OFF}
+# An encoder alone, which a reward model may be, says that it is no encoder-decoder; a language model lacks tensors.
+TWO_STACKS = REFUSED | {"is_encoder_decoder": (None, False, True), "tie_encoder_decoder": OFF}
 CAUSAL = WHOLE | {"use_bidirectional_attention": OFF}
 CONSTANT = ONE_STACK | {"scale_attn_by_inverse_layer_idx": OFF, "add_cross_attention": OFF}
 
