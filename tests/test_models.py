@@ -255,7 +255,8 @@ def test_cached_steps_equal_the_forward_pass(case):
             pieces.append(logits)
         return jnp.concatenate(pieces).swapaxes(0, 1)
 
-    np.testing.assert_allclose(steps(policy.params, tokens, mask), expected[:, prompt:], atol=1e-5)
+    # Caches are read in blocks of slots, the whole text is not: each sums in its own order.
+    np.testing.assert_allclose(steps(policy.params, tokens, mask), expected[:, prompt:], atol=2e-5)
 
 
 def greedy_on_torch(model, policy, steps):
