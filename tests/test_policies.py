@@ -98,7 +98,7 @@ CONFIGS = {
     ),
     "activation": (
         {"hidden_act": "selu"},
-        "activation: expected one of silu, swish, relu, relu2, gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_fast",
+        "activation: expected one of silu, swish, relu, relu2, gelu, gelu_python, gelu_new, gelu_pytorch_tanh",
     ),
     "a text for a number": ({"hidden_size": "64"}, "at hidden_size: expected a whole number, found a text"),
     "heads": ({"num_key_value_heads": 3}, "num_kv_heads: expected a divisor of num_heads (8), got 3"),
