@@ -353,7 +353,9 @@ def test_settings_as_the_hub_has_them(shape, tmp_path, toy):
     assert policy.config == load_policy(str(new)).config
     # Saved under another type, both loaders go by it.
     save_policy(load_policy(str(old), "bfloat16"), tmp_path / "saved")
-    assert load_policy(str(tmp_path / "saved")).config == replace(policy.config, dtype="bfloat16")
+    assert load_policy(str(tmp_path / "saved"), as_stored=True).config == replace(
+        policy.config, dtype="bfloat16"
+    )
     assert "torch_dtype" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").dtype == torch.bfloat16
 
@@ -366,7 +368,8 @@ def test_float32_is_float32_on_accelerators(tied):
     forward = jax.jit(lambda p, t: models.bind(config, p).forward(t, t == t))
     lowered = forward.lower(models.init_params(config, 0), tokens).as_text()
     products = [line for line in lowered.splitlines() if "dot_general" in line]
-    assert len(products) == 2 * 9 + 1
+    # Both layers are one function, which is traced once.
+    assert len(products) == 9 + 1
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
