@@ -79,8 +79,8 @@ def test_a_head_equal_to_the_embedding(tmp_path):
 def test_half_precision_loses_no_more_than_on_torch(shape, dtype, tmp_path):
     """Torch keeps the last map of each feed-forward block in float32 where activations are float16."""
     folder = save(random_model(SHAPES[shape]).to(getattr(torch, dtype)), tmp_path)
-    policy = load_policy(str(folder))
-    assert policy.config.dtype == dtype
+    policy = load_policy(str(folder), dtype)
+    assert policy.config.dtype == policy.stored_dtype == dtype
     assert {str(value.dtype) for value in flatten(policy.params).values()} == {dtype}
     batch = random_batch()
     real = batch.completion_mask
