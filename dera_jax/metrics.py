@@ -7,7 +7,7 @@ strengths is far better known than either mean: it is taken pair by pair.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -171,24 +171,32 @@ CERTAIN = -1e-6
 """Log-probability from which on a completion was drawn with certainty, as greedy decoding does."""
 
 
-def log_weight(row: dict) -> float | None:
+def log_weight(row: dict, ends: Collection[str] = ("eos",)) -> float | None:
     """Returns the log importance weight of a row for the sequence-level mixture, up to a constant; in nats.
 
     log w = log π(y|x) + Σ log zₜ − log q(y|x),  q being what was drawn from. None where it is unknown: the
     completion was cut off, by its length or at a stop text, or the rule is no mixture.
+
+    Args:
+      ends: finish reasons of whole texts; with `stop` the mixture is that of texts up to the stop text.
     """
-    if row["finish_reason"] != "eos" or row["log_normalizer"] is None:
+    if row["finish_reason"] not in ends or row["log_normalizer"] is None:
         return None
     return row["logprob"] + row["log_normalizer"] - row["sampling_logprob"]
 
 
-def log_weights(rows: Sequence[dict]) -> dict[Hashable, list[tuple[float, list[dict]]]]:
+def log_weights(
+    rows: Sequence[dict], ends: Collection[str] = ("eos",)
+) -> dict[Hashable, list[tuple[float, list[dict]]]]:
     """Returns by prompt the log importance weights that compare, each with its rows, of rows of one strength.
 
     Weights are known up to a constant of the context, which a prompt's first turns share and later ones, that
     follow answers of their own, do not: a conversation has one weight, the product of its turns'. Left out
     are those with a turn that has none, and samples of a prompt that were drawn with certainty: they are
     copies of one text, not samples.
+
+    Args:
+      ends: as of `log_weight`.
     """
     conversations: dict[tuple, dict[int, dict]] = defaultdict(dict)
     turns: dict[Hashable, set[int]] = defaultdict(set)
@@ -198,7 +206,7 @@ def log_weights(rows: Sequence[dict]) -> dict[Hashable, list[tuple[float, list[d
         turns[prompt].add(turn)
     found = defaultdict(list)
     for (prompt, *_), by_turn in conversations.items():
-        each = [log_weight(row) for row in by_turn.values()]
+        each = [log_weight(row, ends) for row in by_turn.values()]
         if None not in each and by_turn.keys() == turns[prompt]:
             found[prompt].append((math.fsum(each), list(by_turn.values())))
     return {prompt: some for prompt, some in found.items() if not all(_certain(row) for _, row in some)}

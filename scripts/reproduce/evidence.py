@@ -16,7 +16,7 @@ import numpy as np
 
 from dera_jax.experiments import Experiment, Step
 from dera_jax.files import read_json
-from dera_jax.metrics import Estimate, effective_sample_size, estimate, log_weights
+from dera_jax.metrics import ENDED, Estimate, effective_sample_size, estimate, log_weights
 from dera_jax.results import read_rows
 from scripts.reproduce.runner import Folders, is_kept
 
@@ -221,9 +221,10 @@ def rank_correlation(evidence: Evidence, quantity: Quantity) -> tuple[float, int
 def weighted(rows: Rows, quantity: Quantity) -> Estimate | None:
     """Returns the mean under the sequence-level mixture (Eq. 5), by weights exp(Σ log zₜ) within each prompt.
 
-    Of completions that ended; those cut off have no weight known. None if there are none.
+    Of completions that ended, by EOS or at the stop text that the experiment's texts end at; those cut off have
+    no weight known. None if there are none.
     """
-    by = log_weights([row for row in rows if quantity(row) is not None])
+    by = log_weights([row for row in rows if quantity(row) is not None], ENDED)
     means = []
     for found in by.values():
         logs = np.array([log_weight for log_weight, _ in found])
@@ -234,7 +235,7 @@ def weighted(rows: Rows, quantity: Quantity) -> Estimate | None:
 
 def worth(rows: Rows) -> float:
     """Returns how many equally weighted completions those weights are worth, of a prompt's, on average."""
-    by = log_weights(rows)
+    by = log_weights(rows, ENDED)
     return float(np.mean([effective_sample_size([weight for weight, _ in found]) for found in by.values()]))
 
 
