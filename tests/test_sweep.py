@@ -230,9 +230,12 @@ def test_equal_strengths_are_one_and_arrays_serve(policies, rows):
     assert_contains(rows, found)
 
 
-def test_a_strength_too_large_for_float32_is_named(policies):
-    with pytest.raises(ValueError, match=r"not finite at token 1 of the completion of prompt 0 at λ = 1e38"):
-        list(sweep(policies, TEXTS[:1], [1e38], **SETTINGS))
+def test_a_strength_too_large_for_float32_is_named_and_others_take_the_word_of_most_difference(policies):
+    with pytest.raises(ValueError, match=r"lambda: 1e\+?39 is too large for float32"):
+        list(sweep(policies, TEXTS[:1], [1e39], **SETTINGS))
+    far, farthest = sweep(policies, TEXTS[:1], [1e30, 1e38], **SETTINGS)
+    assert far["tokens"] == farthest["tokens"]
+    assert far["logprob"] == farthest["logprob"] == far["sampling_logprob"] == 0.0
 
 
 # What a sweep is given
