@@ -116,11 +116,11 @@ def warm_up(
         start = time.perf_counter()
         batch = _Batch(policies, [group[n % len(group)] for n in range(max(rows, len(group)))], config, rows,
                        rule, Usage())  # fmt: skip
-        if full:
-            batch.fit_caches(batch.most)
         batch.fill()
         while batch.queue:  # of more shapes than rows
             batch.prefill(batch.queue.popleft().prompt)
+        if full:  # behind filling, which fits them to what is there
+            batch.fit_caches(batch.most)
         batch.run_chunk()
         return time.perf_counter() - start
 

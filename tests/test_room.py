@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import load_policies, models
+from dera_jax import decode, load_policies, models
 from dera_jax.configs import DecodeConfig
 from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import Cell, complete, full_room, room_for
+from dera_jax.generate import CHUNK, Cell, complete, full_room, room_for, warm_up
 from dera_jax.models.attention import Span, attend
 from dera_jax.models.caches import fit_cache, kept, without_padding
 from dera_jax.prompts import Prompt
@@ -138,3 +138,19 @@ def test_the_figures_of_a_cache_do_not_depend_on_its_bucket():
         for mine, other in zip((*found.keys, *found.values), (*alone.keys, *alone.values), strict=True):
             there = min(count, mine.shape[2])
             np.testing.assert_allclose(mine[row, :, :there], other[0, :, :there], atol=1e-5)
+
+
+def test_the_time_that_is_foretold_is_that_of_full_caches(toy, monkeypatch):
+    """`--dry-run` says how long a run takes at most: its steps read the room of the longest completion."""
+    seen, chunk = [], decode.decode_chunk
+
+    def watched(configs, params, state, *rest, **more):
+        seen.append({cache.mask.shape[1] for cache in state.caches})
+        return chunk(configs, params, state, *rest, **more)
+
+    monkeypatch.setattr(decode, "decode_chunk", watched)
+    (cell,) = cells_of(toy, [9])
+    for full, slots in ((False, room_for(8 + CHUNK)), (True, full_room(8, 200))):
+        seen.clear()
+        warm_up(toy, [cell], DecodeConfig(max_new_tokens=200), 2, full=full)
+        assert seen == [{slots}] * 2
