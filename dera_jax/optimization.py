@@ -65,12 +65,10 @@ def make_optimizer(
     # Step 0 already learns: the warm-up rises from 1/(warmup + 1), not from 0.
     before = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, warmup)
     schedule = optax.join_schedules([before, after], [warmup])
-    # optax.adamw, which has no names of parameters to tell by.
-    adamw = optax.chain(
-        optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon),
-        _decay(config.weight_decay),
-        optax.scale_by_learning_rate(schedule),
-    )
+    adamw = optax.adamw(
+        schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon,
+        weight_decay=config.weight_decay, mask=_decayed,
+    )  # fmt: skip
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule
 
 
@@ -96,15 +94,13 @@ def decays(name: str) -> bool:
     return last != "bias" and "bias" not in modules and not any(m.endswith("norm") for m in modules)
 
 
-def _decay(weight_decay: float) -> optax.GradientTransformation:
-    def add(updates: PyTree, params: PyTree) -> PyTree:
-        def one(path, update, param):
-            name = ".".join(str(key.key) for key in path)
-            return update + weight_decay * param if decays(name) else update
+def _decayed(params: PyTree) -> PyTree:
+    """Returns which parameters decay."""
 
-        return jax.tree_util.tree_map_with_path(one, updates, params)
+    def one(path, _):
+        return decays(".".join(str(key.key) for key in path))
 
-    return optax.stateless(add)
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def init_state(
