@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from dera_jax.encoding import EncodedPrompt, before
 from dera_jax.policies import Policy
 from dera_jax.shapes import count_common
-from dera_jax.tokenizer import encode_completion, joined, prompt_text, render_chat, start_ids, text_ids
+from dera_jax.tokenizer import encode_completion, joined, render_chat, start_ids, text_ids, written_prompt
 
 Said = str | Sequence[Mapping]
 """A raw text, or messages for the chat template."""
@@ -32,7 +32,7 @@ def encode_exchange(
     """
     tokenizer, reader = policy.tokenizer, policy.config.start_token is not None
     text, chat = (prompt, None) if isinstance(prompt, str) else (None, prompt)
-    start, raw = prompt_text(tokenizer, text, chat, prefix, policy.template, variables)
+    start, raw = written_prompt(tokenizer, text, chat, prefix, policy.template, variables)
     if chat is None:
         wholes = [prompt + answer for answer in answers]
     elif raw:

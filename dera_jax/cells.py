@@ -11,8 +11,7 @@ from dera_jax.decode import Rule, check_rule, rule_code
 from dera_jax.encoding import EncodedPrompt
 from dera_jax.hosts import share
 from dera_jax.policies import Policy
-from dera_jax.prompts import Prompt
-from dera_jax.prompts import prompt_text as prompt_text
+from dera_jax.prompts import Prompt, prompt_text
 from dera_jax.realign import linear_rule
 from dera_jax.results import RowKey
 from dera_jax.rewards import Reward

@@ -202,3 +202,13 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def rows_of(rows: int | str | None, cells: int) -> int:
+    """Returns the rows of a batch that makes `cells` completions: `rows`, or (None, "auto") at most 32."""
+    if rows is None or rows == "auto":
+        return min(32, max(1, cells))
+    if isinstance(rows, str):
+        raise ValueError(f"rows: expected a whole number or auto, got {rows!r:.40}")
+    check_count("rows", rows)
+    return rows

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-from dera_jax.configs import DecodeConfig, check_count
+from dera_jax.configs import DecodeConfig, rows_of
 from dera_jax.decode import Rule
 from dera_jax.encoding import DoesNotFit, EncodedPrompt, encode_prompts, encode_turn
 from dera_jax.generate import Cell, Completion, complete
@@ -85,16 +85,6 @@ class Conversation:
         turn = len(answers)
         asked = encode_turn(policies, self.prompt, answers, max_new_tokens) if turn else self.first
         return Cell(asked, self.sample, self.strengths[turn], turn)
-
-
-def rows_of(rows: int | str | None, cells: int) -> int:
-    """Returns the rows of a batch that makes `cells` completions: `rows`, or (None, "auto") at most 32."""
-    if rows is None or rows == "auto":
-        return min(32, max(1, cells))
-    if isinstance(rows, str):
-        raise ValueError(f"rows: expected a whole number or auto, got {rows!r:.40}")
-    check_count("rows", rows)
-    return rows
 
 
 def generate(

@@ -120,9 +120,9 @@ def _load_adapted(model: str, base: str, adapter_folder: Path, dtype: str) -> Re
         weights.check_finite(np.asarray(flat[path]), tensor, policy.config.dtype)
     taken = {source.name for source in heads.values()}
     prefix = "" if family.trunk else name_map.trunk
-    own = {name.removeprefix(prefix): t for name, t in adapter.tensors.items() if name not in taken}
+    of_trunk = {name.removeprefix(prefix): t for name, t in adapter.tensors.items() if name not in taken}
     adapters.check_base(adapter, base, policy.fingerprint)
-    trunk = replace(adapter, tensors=own)
+    trunk = replace(adapter, tensors=of_trunk)
     config, params = adapters.apply_adapter(trunk, base, policy.config, policy.params, family)
     whole = fresh_reward_model(replace(policy, config=config, params=params), 0)
     tokenizer = policy.tokenizer

@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 
 from dera_jax.asked import ended, request, with_request
-from dera_jax.cells import Sweep, own_conversations, plan_keys, prompt_text, prompt_tokens, turn_key
-from dera_jax.conversation import Conversation, converse, decode_config, rows_of
+from dera_jax.cells import Sweep, own_conversations, plan_keys, prompt_tokens, turn_key
+from dera_jax.configs import rows_of
+from dera_jax.conversation import Conversation, converse, decode_config
 from dera_jax.decode import Rule, rule_name
 from dera_jax.encoding import encode_usable
 from dera_jax.generate import Completion, full_room, warm_up
@@ -22,7 +23,7 @@ from dera_jax.hosts import in_lockstep
 from dera_jax.manifests import Asked
 from dera_jax.models import cache_bytes
 from dera_jax.policies import Policy, held_bytes
-from dera_jax.prompts import Prompt, usable_prompts, warn_of
+from dera_jax.prompts import Prompt, prompt_text, usable_prompts, warn_of
 from dera_jax.provenance import provenance
 from dera_jax.realign import linear_rule
 from dera_jax.results import RowKey, RunFolder, row_key

@@ -74,11 +74,11 @@ def encode_prompt(
     """
     if reader and prefix:
         raise ValueError("the prompt has a `prefix`, and a model with an encoder has no place for one")
-    said, raw = prompt_text(tokenizer, text, messages, prefix, template, variables)
+    said, raw = written_prompt(tokenizer, text, messages, prefix, template, variables)
     return start_ids(tokenizer, said, raw=raw, reader=reader)
 
 
-def prompt_text(
+def written_prompt(
     tokenizer: PreTrainedTokenizerBase,
     text: str | None,
     messages: Sequence[dict] | None,

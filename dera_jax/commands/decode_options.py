@@ -3,7 +3,7 @@
 import argparse
 
 from dera_jax.commands import streams
-from dera_jax.configs import KV_CACHES, MOST, DecodeConfig
+from dera_jax.configs import KV_CACHES, MOST, DecodeConfig, rows_of
 from dera_jax.user_code import load_function
 
 
@@ -99,7 +99,7 @@ def load_rule(spec: str | None):
 def parse_rows(text: str, cells: int) -> int:
     """Returns the rows of a batch: the number given, or for `auto` at most 32."""
     if text == "auto":
-        return min(32, max(1, cells))
+        return rows_of(text, cells)
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MOST):
         raise ValueError(
             f"--rows: expected a whole number, at least 1 and at most {MOST}, or auto, got {text!r:.40}"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dera_jax import retraining, tune
-from dera_jax.cells import prompt_text
 from dera_jax.commands import cli, recorded
 from dera_jax.commands.recorded import Named
 from dera_jax.data import load_records
@@ -18,7 +17,7 @@ from dera_jax.files import encode_json, make_folder, read_json, write_bytes
 from dera_jax.manifests import TrainingManifest
 from dera_jax.metrics import estimate
 from dera_jax.objectives import Constraint, Grid, Objective, read_grid
-from dera_jax.prompts import Prompt
+from dera_jax.prompts import Prompt, prompt_text
 from dera_jax.retraining import Cost, Target
 from dera_jax.shown import shown
 from dera_jax.tune import Choice

@@ -325,8 +325,8 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
 
 def _folder_name(plan) -> str:
     """Returns a name that another identity, or other prompts, do not have; the same as ever."""
-    from dera_jax.cells import prompt_text
     from dera_jax.manifests import LATER
+    from dera_jax.prompts import prompt_text
 
     reference, *aligned = (Path(policy.name).resolve().name for policy in plan.policies)
     # The first prompt stands for all, whose number may grow.
