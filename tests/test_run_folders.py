@@ -82,7 +82,9 @@ def test_a_smaller_rerun_changes_no_file(call, base, run):
 def test_options_may_be_written_with_underscores_and_strengths_begin_with_minus(call, base, run):
     words = ["--num_samples", "1", "--num_prompts=2", "--lambda", "-0.5,1", "--beta=0.1", f"--out={run}"]
     code, out, _ = call(sweep.main, *base, *words)
-    assert code == 0 and re.search(r"^slots busy \d+%; peak memory: host \d+\.\d [GM]iB$", out, re.MULTILINE)
+    assert code == 0 and re.search(
+        r"^slots busy \d+% \(.+\); peak memory: host \d+\.\d [GM]iB$", out, re.MULTILINE
+    )
     strengths = {prompt: set() for prompt in range(3)}
     for row in read_rows(run):
         strengths[row["prompt_id"]].add(row["lambda"])

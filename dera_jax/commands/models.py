@@ -188,7 +188,7 @@ def _described(policy) -> str:
     if stored in (None, dtype):
         return told
     widened = dtype == "float32" and jax.default_backend() == "cpu"
-    return f"{told} (from {stored}{': processors compute in float32' if widened else ''})"
+    return f"{told} of {stored} files{', as processors compute in it' if widened else ''}"
 
 
 def format_bytes(count: int) -> str:

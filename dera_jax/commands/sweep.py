@@ -286,7 +286,10 @@ def _used(resources: dict) -> str:
         for place in ("host", "device")
         if (key := f"peak_{place}_bytes") in resources
     ]
-    return f"slots busy {resources['slot_utilization']:.0%}; peak memory: {', '.join(memory)}"
+    return (
+        f"slots busy {resources['slot_utilization']:.0%} (steps of all --rows that drew a token); "
+        f"peak memory: {', '.join(memory)}"
+    )
 
 
 def _first_cells(plan, conversations, there) -> list:
@@ -319,7 +322,6 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
         print(_speed(summaries, seconds))
     if used:
         print(_used(used))
-        print("slots busy: share of the steps of all --rows that drew a token of a completion")
     print(f"{shown(out)}/: rows.jsonl ({len(rows)} rows), manifest.json, summary.csv, sweep.png")
 
 

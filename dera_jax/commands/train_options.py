@@ -45,7 +45,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lora-r", type=int, metavar="R", help="train adapters of rank R (default: all weights)"
     )
-    group.add_argument("--lora-alpha", type=float, default=16.0, help="(default %(default)g)")
+    group.add_argument(
+        "--lora-alpha",
+        type=float,
+        default=16.0,
+        metavar="A",
+        help="what is added is A/R of it (default %(default)g)",
+    )
     group.add_argument(
         "--lora-target-modules",
         default="all-linear",
