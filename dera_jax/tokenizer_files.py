@@ -1,6 +1,7 @@
 """Tokenizers in the files of model folders, which anybody may have written."""
 
 import hashlib
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, convert_slow_tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import is_sentencepiece_available
 
 from dera_jax.files import put, read_object, staging
@@ -147,13 +148,15 @@ def _protobuf_alone() -> Iterator[None]:
 
     It asks for the package and then reads the file by protobuf.
     """
-    asks = convert_slow_tokenizer.requires_backends
+    # By its full name: whatever else was imported before, the package may show a function of that name.
+    converter = importlib.import_module("transformers.convert_slow_tokenizer")
+    asks = converter.requires_backends
     if not is_sentencepiece_available():
-        convert_slow_tokenizer.requires_backends = lambda *_: None
+        converter.requires_backends = lambda *_: None
     try:
         yield
     finally:
-        convert_slow_tokenizer.requires_backends = asks
+        converter.requires_backends = asks
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Text to ids and back: nothing is lost at the border between a prompt and its completion."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -287,3 +289,16 @@ def test_padding_stands_on_the_left(tokens):
     assert padded.shape == mask.shape == (1, 4) and padded.dtype == np.int32 and mask.dtype == bool
     assert padded[mask].tolist() == tokens and not padded[~mask].any()
     assert mask[0].tolist() == sorted(mask[0].tolist())
+
+
+@pytest.mark.parametrize(
+    "before", ["from transformers import AutoModelForCausalLM", "import transformers", ""]
+)
+def test_a_tokenizer_loads_whatever_was_imported_before(before, toy):
+    """transformers has a function and a module of one name; which of the two it shows hangs on what came first."""
+    code = f"""{before}
+from pathlib import Path
+from dera_jax.tokenizer import load_tokenizer
+load_tokenizer(Path({str(toy)!r}))"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
