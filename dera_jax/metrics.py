@@ -192,8 +192,8 @@ def log_weights(
 
     Weights are known up to a constant of the context, which a prompt's first turns share and later ones, that
     follow answers of their own, do not: a conversation has one weight, the product of its turns'. Left out
-    are those with a turn that has none, and samples of a prompt that were drawn with certainty: they are
-    copies of one text, not samples.
+    are those with a turn that has none, and samples of a prompt that were drawn with certainty and are copies of
+    one text.
 
     Args:
       ends: as of `log_weight`.
@@ -209,11 +209,18 @@ def log_weights(
         each = [log_weight(row, ends) for row in by_turn.values()]
         if None not in each and by_turn.keys() == turns[prompt]:
             found[prompt].append((math.fsum(each), list(by_turn.values())))
-    return {prompt: some for prompt, some in found.items() if not all(_certain(row) for _, row in some)}
+    return {prompt: some for prompt, some in found.items() if not _are_copies([each for _, each in some])}
 
 
-def _certain(rows: Sequence[dict]) -> bool:
-    return all(row["sampling_logprob"] >= CERTAIN for row in rows)
+def _are_copies(conversations: Sequence[Sequence[dict]]) -> bool:
+    """Whether all were drawn with certainty, and some say the same."""
+    texts = {tuple(row.get("completion", n) for row in each) for n, each in enumerate(conversations)}
+    certain = all(_certain(row) for each in conversations for row in each)
+    return certain and len(texts) < len(conversations)
+
+
+def _certain(row: dict) -> bool:
+    return row["sampling_logprob"] >= CERTAIN
 
 
 def effective_sample_share(rows: Sequence[dict]) -> float | None:
@@ -229,7 +236,7 @@ def effective_sample_share(rows: Sequence[dict]) -> float | None:
 def count_copies(rows: Sequence[dict]) -> int:
     """Returns how many rows of one strength are copies of another: beyond the first drawn with certainty."""
     certain = Counter(
-        (row["prompt_id"], row.get("turn", 0), row.get("completion")) for row in rows if _certain([row])
+        (row["prompt_id"], row.get("turn", 0), row.get("completion")) for row in rows if _certain(row)
     )
     return sum(count - 1 for count in certain.values())
 
