@@ -185,6 +185,10 @@ def test_weight_decay_is_of_the_parameters_that_transformers_decays(tmp_path):
     assert compared > 4
 
 
+def kept_names(state):
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+
+
 def test_weight_decay_draws_matrices_to_zero_and_nothing_else(policies):
     """Without gradients AdamW's step is that of its decay alone: w ← w (1 − rate · decay)."""
     config = TrainConfig(
@@ -197,6 +201,6 @@ def test_weight_decay_draws_matrices_to_zero_and_nothing_else(policies):
     found = optax.apply_updates(params, updates)
     expected = {"a.kernel": 0.95, "embed.embedding": 0.95, "a.bias": 1.0, "b.norm.scale": 1.0}
     assert {name: float(value[0]) for name, value in found.items()} == pytest.approx(expected)
-    # What is kept of a step is what optax.adamw keeps: checkpoints from before are read.
+    # The arrays kept of a step are those of optax.adamw, by the same names: checkpoints from before are read.
     plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda _: 0.1, weight_decay=0.5))
-    assert jax.tree.structure(state) == jax.tree.structure(plain.init(params))
+    assert kept_names(state) == kept_names(plain.init(params))

@@ -158,15 +158,17 @@ def long(models, prompts):
 
 SLOWLY = """
 import os, sys, time
+from dera_jax.commands.door import begin
+begin()
 from dera_jax.commands import sweep
 write = os.write
 def slow(file, data):
     done = write(file, data)
     if b'"prompt_id"' in bytes(data):
-        time.sleep(1)
+        time.sleep(10)
     return done
 os.write = slow
-sys.exit(sweep.main(sys.argv[1:]))
+sys.exit(sweep.main())
 """
 """A sweep that rests after it has written rows, so that it is met in its midst on any machine."""
 
