@@ -145,15 +145,16 @@ def decode_job(
 
 
 def prefill_job(sized: Sequence[Sized], mesh: Mesh, bucket: int) -> Job:
-    """Returns the prefill of one prompt of `bucket` tokens by every model."""
+    """Returns the prefill of prompts of `bucket` tokens by every model, as many as `data` has parts."""
     configs, params = _joined(sized, mesh)
+    prompts = mesh.shape["data"]
     tokens, mask = (
-        tuple(_whole((1, bucket), dtype, mesh) for _ in sized) for dtype in (jnp.int32, jnp.bool_)
+        tuple(_whole((prompts, bucket), dtype, mesh) for _ in sized) for dtype in (jnp.int32, jnp.bool_)
     )
-    last = _whole((len(sized),), jnp.int32, mesh)
+    last = _whole((len(sized), prompts), jnp.int32, mesh)
 
     def lower() -> jax.stages.Lowered:
-        return decode.prefill_prompt.lower(configs, params, tokens, mask, last, mesh=mesh)
+        return decode.prefill_prompts.lower(configs, params, tokens, mask, last, mesh=mesh)
 
     return Job("prefill", _weights(sized, params), lower)
 
@@ -271,9 +272,9 @@ def _empty(configs, params, rows: int, bucket: int, new_tokens: int) -> decode.D
     tokens = (jnp.zeros((1, bucket), jnp.int32),) * count
     masks = (tokens[0] == 0,) * count
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), params)
-    prompt = decode.prefill_prompt(configs, zeros, tokens, masks, jnp.zeros(count, jnp.int32))
+    prefilled = decode.prefill_prompts(configs, zeros, tokens, masks, jnp.zeros((count, 1), jnp.int32))
     slots = (models.whole_blocks(bucket + new_tokens),) * len(configs)
-    return decode.empty_state(configs, prompt, rows, slots, jax.random.key(0), linear_rule)
+    return decode.empty_state(configs, prefilled, rows, slots, jax.random.key(0), linear_rule)
 
 
 def _laid(tree: PyTree, mesh: Mesh) -> PyTree:

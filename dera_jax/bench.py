@@ -283,13 +283,15 @@ def _filled(configs, params, ids: Sequence[int], rows: int, new_tokens: int) -> 
     """Returns a state with the prompt `ids` in every row."""
     count, key, slots = len(configs), jax.random.key(0), np.arange(rows, dtype=np.int32)
     tokens, mask = tokenizer.pad_left(ids[:-1], tokenizer.bucket_length(len(ids) - 1))
-    last = np.full(count, ids[-1], np.int32)
-    prompt = decode.prefill_prompt(configs, params, (tokens,) * count, (mask,) * count, last)
-    room = tuple(models.whole_blocks(cache.mask.shape[1] + new_tokens) for cache in prompt.caches)
-    state = decode.empty_state(configs, prompt, rows, room, key, linear_rule)
+    last = np.full((count, 1), ids[-1], np.int32)
+    prefilled = decode.prefill_prompts(configs, params, (tokens,) * count, (mask,) * count, last)
+    room = tuple(models.whole_blocks(cache.mask.shape[1] + new_tokens) for cache in prefilled.caches)
+    state = decode.empty_state(configs, prefilled, rows, room, key, linear_rule)
     weights = strength_weights(np.full((rows, count - 1), LAMBDA))
     samples = slots.astype(np.uint32)
-    return decode.fill_slots(state, prompt, slots, weights, key, np.uint32(0), samples, rule=linear_rule)
+    return decode.fill_slots(
+        state, prefilled, 0, slots, weights, key, np.uint32(0), samples, rule=linear_rule
+    )
 
 
 # A sweep: many strengths in one batch against a loop over prompts and strengths

@@ -121,8 +121,8 @@ class RunConfig:
     """Steps between two checkpoints; ≥ 1."""
     save_total_limit: int = 2
     """Checkpoints kept; ≥ 1."""
-    keep_checkpoint: bool = False
-    """Whether the last one stays when the run has ended: more steps then go on from it."""
+    save_only_model: bool = False
+    """Whether no checkpoint stays when the run has ended: more steps then cannot go on from the last one."""
     report_to: str = "none"
     """One of `REPORTERS`: where metrics are told beside metrics.jsonl."""
 

@@ -1,9 +1,9 @@
 """The loop on the device: several models, one token at a time, any strength in any row.
 
-    prefill_prompt  a prompt's caches, computed once for all its strengths and samples
-    fill_slots      puts a prefilled prompt into some rows of the running batch
-    decode_step     every model's logits -> the rule -> a token
-    decode_chunk    a jitted scan of steps
+    prefill_prompts  caches of prompts, computed once for all their strengths and samples
+    fill_slots       puts a prefilled prompt into some rows of the running batch
+    decode_step      every model's logits -> the rule -> a token
+    decode_chunk     a jitted scan of steps
 
 A batch is a fixed number of rows. Rows know nothing of each other: each has its own strength, random
 key, place in the cache and number of tokens drawn, so a row's completion does not depend on its
@@ -63,11 +63,12 @@ def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
 
 
 class Prefilled(NamedTuple):
-    """A prompt, ready to be continued: all but its last token are in the caches, one row for each model."""
+    """Prompts, ready to be continued: all but their last tokens are in the caches."""
 
     caches: tuple[Any, ...]
-    token: Int[Array, " models"]
-    position: Int[Array, " models"]
+    """Of each model, a row for each prompt; members of one have rows side by side."""
+    token: Int[Array, "models prompts"]
+    position: Int[Array, "models prompts"]
 
 
 class DecodeState(NamedTuple):
@@ -101,27 +102,32 @@ class Drawn(NamedTuple):
 
 # Static: configs, mesh. Traced: params, tokens, mask. One compilation per bucket.
 @partial(jax.jit, static_argnames=("configs", "mesh"))
-def prefill_prompt(
+def prefill_prompts(
     configs: tuple[models.ModelConfig, ...],
     params: Sequence[PyTree],
-    tokens: Sequence[Int[Array, "1 _bucket"]],
-    mask: Sequence[Bool[Array, "1 _bucket"]],
-    last: Int[Array, " models"],
+    tokens: Sequence[Int[Array, "prompts _bucket"]],
+    mask: Sequence[Bool[Array, "prompts _bucket"]],
+    last: Int[Array, "models prompts"],
     mesh: Mesh | None = None,
 ) -> Prefilled:
-    """Returns the caches of a prompt without its last token, which is fed by the first step.
+    """Returns the caches of prompts without their last tokens, which are fed by the first step.
 
     Args:
-      tokens: for each model its own prompt without the last token, left-padded to a bucket.
-      last: for each model the last token.
-      mesh: that the parameters lie on, if any.
+      tokens: for each model its own prompts without the last token, left-padded to a bucket.
+      last: for each model the last tokens.
+      mesh: that the parameters lie on, if any; prompts are divided across its `data`.
     """
     counts = [config.members for config in configs]
-    joined = zip(configs, params, by_stream(tokens, counts), by_stream(mask, counts), strict=True)
-    read = (models.bind(c, p).prefill(jnp.concatenate(t), jnp.concatenate(m)) for c, p, t, m in joined)
-    caches = tuple(map(models.without_padding, read))
-    position = jnp.stack([m.sum() for m in mask]).astype(jnp.int32)
-    return Prefilled(sharding.constrain_rows(caches, mesh, axis=None), last, position)
+
+    def joined(values):
+        by_model = (jnp.stack(each, axis=1) for each in by_stream(values, counts))
+        return [sharding.constrain_rows(each.reshape(-1, each.shape[-1]), mesh) for each in by_model]
+
+    bound = map(models.bind, configs, params)
+    read = (model.prefill(t, m) for model, t, m in zip(bound, joined(tokens), joined(mask), strict=True))
+    caches = sharding.constrain_rows(tuple(map(models.without_padding, read)), mesh)
+    position = jnp.stack([m.sum(axis=1) for m in mask]).astype(jnp.int32)
+    return Prefilled(caches, last, position)
 
 
 def by_stream(values: Any, counts: Sequence[int]) -> list[Any]:
@@ -133,19 +139,21 @@ def by_stream(values: Any, counts: Sequence[int]) -> list[Any]:
 @partial(jax.jit, static_argnames=("configs", "rows", "slots", "rule", "mesh"))
 def empty_state(
     configs: tuple[models.ModelConfig, ...],
-    prompt: Prefilled,
+    prefilled: Prefilled,
     rows: int,
     slots: tuple[int, ...],
     key: Key[Array, ""],
     rule: Rule,
     mesh: Mesh | None = None,
 ) -> DecodeState:
-    """Returns a state of `rows` empty rows for prompts like `prompt`, its caches with so many `slots`."""
-    num_models = len(prompt.token)
-    caches = fitted_shapes(configs, prompt.caches, slots)
+    """Returns a state of `rows` empty rows for prompts like those of `prefilled`, its caches with so many `slots`."""
+    num_models, prompts = prefilled.token.shape
+    caches = fitted_shapes(configs, prefilled.caches, slots)
     initial = getattr(rule, "initial_state", None)
     state = DecodeState(
-        caches=jax.tree.map(lambda a: jnp.zeros((rows * a.shape[0], *a.shape[1:]), a.dtype), caches),
+        caches=jax.tree.map(
+            lambda a: jnp.zeros((rows * a.shape[0] // prompts, *a.shape[1:]), a.dtype), caches
+        ),
         token=jnp.zeros((num_models, rows), jnp.int32),
         position=jnp.zeros((num_models, rows), jnp.int32),
         weights=jnp.zeros((rows, num_models), jnp.float32),
@@ -203,7 +211,8 @@ def _on_mesh(state: DecodeState, mesh: Mesh | None) -> DecodeState:
 @partial(jax.jit, static_argnames=("rule", "mesh"), donate_argnames="state")
 def fill_slots(
     state: DecodeState,
-    prompt: Prefilled,
+    prefilled: Prefilled,
+    prompt: Int[Array, ""],
     slots: Int[Array, " rows"],
     weights: Float[Array, "rows models"],
     key: Key[Array, ""],
@@ -213,9 +222,10 @@ def fill_slots(
     rule: Rule,
     mesh: Mesh | None = None,
 ) -> DecodeState:
-    """Returns `state` with `prompt` at the start in `slots`.
+    """Returns `state` with a prompt at its start in `slots`.
 
     Args:
+      prompt: which of those of `prefilled`.
       slots: row numbers, then the number of rows, which is no row, for each that is not filled.
       weights: of the models, for each entry of `slots`.
       key: of the run.
@@ -223,22 +233,27 @@ def fill_slots(
       samples: which sample of the prompt each entry is.
     """
 
+    prompts = prefilled.token.shape[1]
+
+    def put_prompt(old, new):
+        members = new.shape[0] // prompts
+        return put(old, jax.lax.dynamic_slice_in_dim(new, prompt * members, members))
+
     def put(old, new):
-        members = new.shape[0]
         # Caches of prompts have the room that they were read with.
-        new = models.fitted(new, (members, *old.shape[1:]))
+        new = models.fitted(new, (len(new), *old.shape[1:]))
         return sharding.by_rows(_put_rows, mesh)(old, new, slots)
 
     def put_models(old, new):
-        return old.at[:, slots].set(new[:, None], mode="drop")
+        return old.at[:, slots].set(new[:, prompt][:, None], mode="drop")
 
     prompt_key = jax.random.fold_in(key, prompt_hash)
     keys = jax.vmap(lambda sample: jax.random.fold_in(prompt_key, sample))(samples)
     initial = getattr(rule, "initial_state", None)
     filled = DecodeState(
-        caches=jax.tree.map(put, state.caches, prompt.caches),
-        token=put_models(state.token, prompt.token),
-        position=put_models(state.position, prompt.position),
+        caches=jax.tree.map(put_prompt, state.caches, prefilled.caches),
+        token=put_models(state.token, prefilled.token),
+        position=put_models(state.position, prefilled.position),
         weights=state.weights.at[slots].set(weights, mode="drop"),
         key=state.key.at[slots].set(keys, mode="drop"),
         drawn=state.drawn.at[slots].set(0, mode="drop"),

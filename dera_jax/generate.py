@@ -159,7 +159,7 @@ def full_room(prompt: int, max_new_tokens: int) -> int:
 
 def room_for(slots: int) -> int:
     """Returns the slots of a cache that is to hold `slots`: the next of 128, 192, 256, 384, 512, 768 …"""
-    whole = max(2 * models.BLOCK, 1 << (slots - 1).bit_length())
+    whole = models.whole_blocks(1 << (slots - 1).bit_length())
     least = whole * 3 // 4
     return least if slots <= least and least % models.BLOCK == 0 else whole
 
@@ -189,7 +189,9 @@ class _Batch:
         self.rows = rows = rows + -rows % parts["data"]
         self.queue: deque[Cell] = deque(cells)
         self.slots: list[_Slot | None] = [None] * rows
-        self.pool: OrderedDict[tuple, decode.Prefilled] = OrderedDict()
+        self.together = parts["data"]
+        """Prompts that are prefilled at once: as many as leave each device the program of a single one."""
+        self.pool: OrderedDict[tuple, tuple[decode.Prefilled, int]] = OrderedDict()
         self.key = seed_key(config.seed)
         self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
         eos_ids = {i for policy in policies for i in policy.eos_ids}
@@ -197,7 +199,7 @@ class _Batch:
         self.endings = Endings(policies[-1].tokenizer, eos_ids, config.stop, config.max_new_tokens)
         most = self._taken([cell.prompt for cell in cells])
         self.most = tuple(full_room(slots, config.max_new_tokens) for slots in most)
-        first = self.prefill(cells[0].prompt)
+        first, _ = self.prefill(cells[0].prompt)
         self.room = self._room_for(self._taken([cell.prompt for cell in cells[:rows]]))
         self.state = decode.empty_state(self.configs, first, rows, self.room, self.key, rule, self.mesh)
 
@@ -263,7 +265,7 @@ class _Batch:
         first = filled[0][1]
         self.state = decode.fill_slots(
             self.state,
-            self.prefill(first.prompt),
+            *self.prefill(first.prompt),
             slots,
             weights,
             self.key,
@@ -273,20 +275,42 @@ class _Batch:
             mesh=self.mesh,
         )
 
-    def prefill(self, prompt: EncodedPrompt) -> decode.Prefilled:
+    def prefill(self, prompt: EncodedPrompt) -> tuple[decode.Prefilled, int]:
+        """Returns prompts, ready to be continued, and which of them is `prompt`."""
         # By what is read: later turns of a prompt differ from sample to sample.
         if prompt.tokens not in self.pool:
-            contexts, first = zip(*prompt.parts, strict=True)
-            padded = map(tokenizer.pad_left, contexts, prompt.buckets)
-            tokens, mask = zip(*padded, strict=True)
-            self.pool[prompt.tokens] = prefilled = decode.prefill_prompt(
-                self.configs, self.params, tokens, mask, np.array(first, np.int32), mesh=self.mesh
-            )
-            if self.mesh:  # on a processor, two computations under way may wait for each other's devices
-                jax.block_until_ready(prefilled)
-            if len(self.pool) > min(POOL, max(1, self.rows // 4)):
+            prompts = self._next_prompts(prompt)
+            prefilled = self._prefilled([*prompts, *[prompt] * (self.together - len(prompts))])
+            self.pool.update({each.tokens: (prefilled, number) for number, each in enumerate(prompts)})
+            most = max(self.together, min(POOL, max(1, self.rows // 4)))
+            while len(self.pool) > most:
                 self.pool.popitem(last=False)
         return self.pool[prompt.tokens]
+
+    def _next_prompts(self, prompt: EncodedPrompt) -> list[EncodedPrompt]:
+        """Returns `prompt` and those of its buckets whose turn comes next, as many as are read together."""
+        found = {prompt.tokens: prompt}
+        for cell in self.queue if self.together > 1 else ():
+            if len(found) == self.together:
+                break
+            if cell.prompt.buckets == prompt.buckets and cell.prompt.tokens not in self.pool:
+                found.setdefault(cell.prompt.tokens, cell.prompt)
+        return list(found.values())
+
+    def _prefilled(self, prompts: Sequence[EncodedPrompt]) -> decode.Prefilled:
+        def of_model(number: int, bucket: int):
+            contexts, last = zip(*(prompt.parts[number] for prompt in prompts), strict=True)
+            tokens, mask = zip(*(tokenizer.pad_left(context, bucket) for context in contexts), strict=True)
+            return np.concatenate(tokens), np.concatenate(mask), last
+
+        read = [of_model(number, bucket) for number, bucket in enumerate(prompts[0].buckets)]
+        tokens, mask, last = zip(*read, strict=True)
+        prefilled = decode.prefill_prompts(
+            self.configs, self.params, tokens, mask, np.array(last, np.int32), mesh=self.mesh
+        )
+        if self.mesh:  # on a processor, two computations under way may wait for each other's devices
+            jax.block_until_ready(prefilled)
+        return prefilled
 
     def _take_finished(self, drawn: decode.Drawn) -> Iterator[Completion]:
         for number, slot in enumerate(self.slots):

@@ -196,7 +196,7 @@ def measure(question: Question, compiled: aot.Compiled) -> Measured:
         counted[each.kind, tuple(map(str, each.shapes)), each.group, each.nbytes, each.sent] += each.count
     tokens = {
         "decode": question.rows,
-        "prefill": question.context - question.new_tokens,
+        "prefill": question.shape[0] * (question.context - question.new_tokens),
         "dpo": 2 * question.rows * question.context,
     }[compiled.name]
     return Measured(
@@ -272,7 +272,8 @@ def _least_flops(question: Question, name: str) -> float:
         elif name == "prefill":  # of the last layer, keys and values are all that is kept
             last = f"blocks.{config.num_layers - 1}."
             left_out = sum(n for path, n in maps.items() if path.startswith(last) and not _is_kept(path))
-            total += 2.0 * (body - left_out) * bucket + pair * (config.num_layers - 1) * bucket**2 / 2
+            prompt = 2.0 * (body - left_out) * bucket + pair * (config.num_layers - 1) * bucket**2 / 2
+            total += question.shape[0] * prompt
         else:  # two completions of a pair; the gradients of a product are two more
             forward = 2.0 * (body * length + head * question.new_tokens)
             total += 3 * 2 * question.rows * (forward + pair * config.num_layers * length**2 / 2)

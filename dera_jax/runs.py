@@ -74,7 +74,8 @@ def run_training(
     """Trains in OUT, to its end: the last model lies in OUT itself, the best one in OUT/best.
 
     Killed at any moment, it ends the next time as if it had not been: of each model the manifest comes
-    last, and the checkpoints go when that of the last model is there, but for one that is to be kept.
+    last, and the checkpoints go when that of the last model is there, but for the last one, from which
+    more steps go on.
 
     Args:
       save: writes a model folder, its manifest last.
@@ -112,7 +113,7 @@ def run_training(
         "best": found,
         "seconds": round(time.perf_counter() - start, 1),
         "finished": True,
-    } | ({"checkpoint": config.max_steps} if run.keep_checkpoint else {})
+    } | ({} if run.save_only_model else {"checkpoint": config.max_steps})
     keep(params, out, manifest)
     if writes:
         _remove_checkpoints(out, manifest)
@@ -220,7 +221,7 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
     if differing:
         differing.sort(key=lambda name: name.rpartition(".")[2] not in given)
         told = "; ".join(f"{n}: {_told(before.get(n))} there, {_told(now.get(n))} now" for n in differing)
-        gone = "; its last checkpoint is gone, which --keep-checkpoint keeps" * (
+        gone = "; its last checkpoint is gone: --save-only-model, or an older version" * (
             longer and bool(there.get("finished"))
         )
         raise ValueError(
@@ -231,6 +232,9 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
     damage = manifests.find_damage(out, there)
     if damage and not steps_in(out / "checkpoints"):
         raise ValueError(f"{out}: was finished, but {damage}; choose another --out or remove it")
+    if damage:
+        told = "it is made again from its last checkpoint"
+        print(f"{shown(out, 200)}: was finished, but {damage}: {told}", file=sys.stderr)
     return not damage
 
 

@@ -168,12 +168,12 @@ def test_refilled_rows_with_windows_and_pieces_have_the_figures_of_teacher_forci
     """More cells than rows, prompts of several buckets, windows smaller than prompts and completions."""
     monkeypatch.setattr(decoder, "PIECE", 32)
     monkeypatch.setattr(decoder, "WHOLE", 32)
-    decode.prefill_prompt.clear_cache()
+    decode.prefill_prompts.clear_cache()
     policies = tiny_policies(pair, (24, 0))
     config = DecodeConfig(max_new_tokens=40, stop=("e",), seed=4)
     found = list(complete(policies, cells_of((50, 100, 61, 120)), config, 4))
     assert len(found) == 12 and len({len(c.tokens) for c in found}) > 3
-    decode.prefill_prompt.clear_cache()
+    decode.prefill_prompts.clear_cache()
     prompts, tokens = zip(*[(c.cell.prompt.tokens, c.tokens) for c in found], strict=True)
     for completion, scored in zip(found, score_tokens(policies, prompts, tokens, [0.7], 5), strict=True):
         np.testing.assert_allclose(completion.logprobs, scored.logprobs[0], atol=2e-4)

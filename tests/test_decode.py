@@ -90,7 +90,7 @@ def test_batch_size_and_bucket_change_at_most_one_word_in_ten_thousand(pair, mon
 
 
 def test_compilations_do_not_depend_on_the_number_of_strengths(pair):
-    jitted = (decode.prefill_prompt, decode.fill_slots, decode.decode_chunk)
+    jitted = (decode.prefill_prompts, decode.fill_slots, decode.decode_chunk)
 
     def compilations():
         return [function._cache_size() for function in jitted]
@@ -119,13 +119,13 @@ def test_settings_that_are_numbers_are_not_compiled_in(pair):
 
 def test_a_prompt_is_prefilled_once(pair, monkeypatch):
     calls = Counter()
-    original = decode.prefill_prompt
+    original = decode.prefill_prompts
 
     def counted(configs, params, tokens, mask, last, mesh):
         calls[tuple(np.asarray(tokens[0]).ravel())] += 1
         return original(configs, params, tokens, mask, last, mesh)
 
-    monkeypatch.setattr(generate.decode, "prefill_prompt", counted)
+    monkeypatch.setattr(generate.decode, "prefill_prompts", counted)
     list(complete(pair, cells_of(pair, samples=5), CONFIG, ROWS))
     assert len(calls) == len(TEXTS) and set(calls.values()) == {1}
 

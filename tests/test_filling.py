@@ -37,12 +37,12 @@ def arrays(tree):
 
 
 def test_only_the_slots_named_are_filled_and_with_the_prompt(batch):
-    prompt = batch.prefill(batch.queue[0].prompt)
+    prefilled, number = batch.prefill(batch.queue[0].prompt)
     state = jax.tree.map(lambda a: a.copy(), batch.state)
     state = state._replace(caches=jax.tree.map(lambda a: a + np.asarray(1, a.dtype), state.caches))
     before = arrays(state.caches)
-    after = decode.fill_slots(state, prompt, *words(30, 2, 7), rule=linear_rule)
-    for old, new, put in zip(before, arrays(after.caches), arrays(prompt.caches), strict=True):
+    after = decode.fill_slots(state, prefilled, number, *words(30, 2, 7), rule=linear_rule)
+    for old, new, put in zip(before, arrays(after.caches), arrays(prefilled.caches), strict=True):
         others = np.setdiff1d(np.arange(ROWS), [30, 2, 7])
         assert np.array_equal(new[others], old[others])
         expected = np.zeros_like(new[0])
@@ -55,6 +55,6 @@ def test_only_the_slots_named_are_filled_and_with_the_prompt(batch):
 
 def test_filling_one_slot_copies_no_other(batch):
     prompt = batch.prefill(batch.queue[0].prompt)
-    compiled = decode.fill_slots.lower(batch.state, prompt, *words(3), rule=linear_rule).compile()
+    compiled = decode.fill_slots.lower(batch.state, *prompt, *words(3), rule=linear_rule).compile()
     caches = sum(a.nbytes for a in jax.tree.leaves(batch.state.caches))
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * caches / ROWS

@@ -117,7 +117,7 @@ def test_steps_of_room():
     ]  # fmt: skip
     for slots in range(1, 5000, 7):
         assert slots <= room_for(slots) <= max(128, 1.5 * slots) and room_for(slots) % models.BLOCK == 0
-    assert full_room(10, 17) == 64 and full_room(33, 32) == 128
+    assert full_room(10, 17) == full_room(33, 32) == 128 and full_room(100, 32) == 192
 
 
 def test_the_figures_of_a_cache_do_not_depend_on_its_bucket():

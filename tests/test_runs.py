@@ -25,7 +25,7 @@ from dera_jax.training import Method, fit
 from tests.processes import ROOT, environment
 
 CONFIG = TrainConfig(max_steps=2, batch_size=1, learning_rate=0.1, warmup_ratio=0.0)
-RUN = RunConfig(save_steps=1, eval_steps=1)
+RUN = RunConfig(save_steps=1, eval_steps=1, save_only_model=True)
 SETTINGS = {"method": "toy"}
 BEST = runs.Best("eval_w")
 
@@ -101,6 +101,19 @@ def test_finished_files_that_have_changed_are_told_in_one_line(name, act, told, 
         is_finished(out)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_finished_files_that_have_changed_are_made_again_from_the_checkpoint_that_stays(
+    name, toy, tmp_path, capfd
+):
+    go(tmp_path, save_with(toy), CONFIG)
+    written = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_text("{}")
+    assert go(tmp_path, save_with(toy), CONFIG) and not go(tmp_path, save_with(toy), CONFIG)
+    assert (tmp_path / name).read_bytes() == written
+    told = f"{name} is not what was written: it is made again from its last checkpoint"
+    assert capfd.readouterr().err.count(told) == 1
+
+
 def test_a_finished_model_without_weights_is_made_again_from_a_checkpoint(out, toy, tmp_path):
     """As older versions left it, which wrote the manifest first."""
     weights = (out / "model.safetensors").read_bytes()
@@ -168,12 +181,12 @@ LONGER = replace(CONFIG, max_steps=5, lr_scheduler_type="constant")
 SHORTER = replace(LONGER, max_steps=2)
 
 
-def go(out, save, config, keep=False):
+def go(out, save, config, keep=True):
     """What a command does with a folder; returns whether there was anything to do."""
     if runs.is_finished(out, SETTINGS, config):
         runs.tidy(out)
         return False
-    run = replace(RUN, keep_checkpoint=keep)
+    run = replace(RUN, save_only_model=not keep)
     runs.run_training(descent(), save, config, run, out, SETTINGS, {}, BEST)
     return True
 
@@ -181,14 +194,14 @@ def go(out, save, config, keep=False):
 def told_by(out, name):
     """Returns what a file of a run says, but how long it took."""
     manifest = read(out / name)
-    return {key: value for key, value in manifest.items() if key not in ("seconds", "checkpoint")}
+    return {key: value for key, value in manifest.items() if key != "seconds"}
 
 
 @pytest.mark.parametrize("stops", ["nowhere", "at its end", "between"])
 def test_more_steps_go_on_from_the_checkpoint_that_was_kept(stops, tmp_path, toy, capfd):
     straight, grown, save = tmp_path / "straight", tmp_path / "grown", save_with(toy)
     go(straight, save, LONGER)
-    assert go(grown, save, SHORTER, keep=True) and not go(grown, save, SHORTER)
+    assert go(grown, save, SHORTER) and not go(grown, save, SHORTER)
     assert [path.name for path in (grown / "checkpoints").iterdir()] == ["2"]
     capfd.readouterr()
     if stops != "nowhere":
@@ -213,13 +226,14 @@ def test_more_steps_go_on_from_the_checkpoint_that_was_kept(stops, tmp_path, toy
         assert (grown / name).read_bytes() == (straight / name).read_bytes(), name
     for name in ("manifest.json", "best/manifest.json"):
         assert told_by(grown, name) == told_by(straight, name)
-    assert not (grown / "checkpoints").exists() and not go(grown, save, LONGER)
+    assert [path.name for path in (grown / "checkpoints").iterdir()] == ["5"]
+    assert not go(grown, save, LONGER)
 
 
 def test_a_schedule_that_hangs_on_the_steps_is_told(tmp_path, toy, capfd):
     save = save_with(toy)
-    go(tmp_path, save, replace(SHORTER, lr_scheduler_type="cosine"), keep=True)
-    go(tmp_path, save, replace(LONGER, lr_scheduler_type="cosine"), keep=True)
+    go(tmp_path, save, replace(SHORTER, lr_scheduler_type="cosine"))
+    go(tmp_path, save, replace(LONGER, lr_scheduler_type="cosine"))
     assert "at the learning rates of 5 steps" in capfd.readouterr().err
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     rates = [line["learning_rate"] for line in lines]
@@ -231,9 +245,10 @@ def test_a_schedule_that_hangs_on_the_steps_is_told(tmp_path, toy, capfd):
 
 
 def test_more_steps_without_a_checkpoint_and_fewer_ones_are_refused(tmp_path, toy):
-    go(tmp_path, save_with(toy), SHORTER)
+    go(tmp_path, save_with(toy), SHORTER, keep=False)
+    assert not (tmp_path / "checkpoints").exists()
     with pytest.raises(
-        ValueError, match=r"max_steps: 2 there, 5 now\); its last checkpoint is gone, which --keep"
+        ValueError, match=r"max_steps: 2 there, 5 now\); its last checkpoint is gone: --save-only-model"
     ):
         go(tmp_path, save_with(toy), LONGER)
     with pytest.raises(ValueError, match=r"max_steps: 2 there, 1 now\); choose another --out"):

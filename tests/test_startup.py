@@ -15,7 +15,7 @@ from tests.tiny_models import configs, random_batch, random_params
 def test_a_prompt_takes_one_compilation_of_each_program(toy):
     """Other strengths, other texts of its bucket and another pair take no more."""
     policies = load_policies()
-    programs = (decode.prefill_prompt, decode.empty_state, decode.fill_slots, decode.decode_chunk)
+    programs = (decode.prefill_prompts, decode.empty_state, decode.fill_slots, decode.decode_chunk)
 
     def made(policies, prompt, lambdas):
         before = [program._cache_size() for program in programs]

@@ -76,7 +76,8 @@ def test_sft_learns_text_from_scratch(toy, texts, tmp_path, capsys):
     assert lines[0]["loss"] == pytest.approx(np.log(512), abs=0.5) and lines[-1]["loss"] < 4.5
     assert lines[-1]["eval_loss"] < 5
     assert manifest(out)["method"] == "sft" and manifest(out)["finished"]
-    assert any((out / "tensorboard").iterdir()) and not (out / "checkpoints").exists()
+    assert any((out / "tensorboard").iterdir())
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["40"]
     from transformers import AutoModelForCausalLM
 
     assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == 318_160

@@ -192,7 +192,7 @@ def _table(found) -> list[str]:
     lines += [f"  {'total':<45}{found.total / 1e9:8.3f}  {verdict} in {question.slice_.hbm / 1e9:g} GB"]
     lines += [f"note: {note}" for note in found.notes]
     for program in found.programs:
-        lines += ["", *_program(program, chip)]
+        lines += ["", *_program(program, chip, question.shape[0])]
     if found.most_rows is not None:
         unit = "pairs" if question.train else "rows"
         lines += ["", f"largest number of {unit} that fits: {found.most_rows or 'none'}"]
@@ -200,8 +200,9 @@ def _table(found) -> list[str]:
     return lines
 
 
-def _program(program, chip) -> list[str]:
-    names = {"decode": "decoding, a step", "prefill": "prefill, a prompt", "dpo": "training, a step"}
+def _program(program, chip, data: int) -> list[str]:
+    prompts = "a prompt" if data == 1 else f"{data} prompts at once"
+    names = {"decode": "decoding, a step", "prefill": f"prefill, {prompts}", "dpo": "training, a step"}
     lines = [
         f"{names[program.name]:<32}{'compiled':>10}{'least':>10}{'ratio':>8}",
         _compared("GB moved", program.moved / 1e9, program.least_moved / 1e9),

@@ -24,7 +24,7 @@ _TRAINING = """
 model reference data eval-data out beta seed dtype mesh lora-r lora-alpha lora-target-modules chat-template
 learning-rate batch-size gradient-accumulation-steps max-steps warmup-ratio warmup-steps weight-decay adam-beta1
 adam-beta2 adam-epsilon max-grad-norm eval-steps save-steps save-total-limit lr-scheduler-type
-gradient-checkpointing keep-checkpoint
+gradient-checkpointing save-only-model
 """
 REPEATED = {
     "train.dpo": f"""{_TRAINING} eval-share max-length truncation-mode num-train-epochs loss label-smoothing

@@ -133,9 +133,10 @@ def add_train_options(
         "--gradient-checkpointing", action="store_true", help="less memory, about a third more time"
     )
     group.add_argument(
-        "--keep-checkpoint",
+        "--save-only-model",
         action="store_true",
-        help="the last one stays at the end: the same command with more --max-steps goes on from it",
+        help="no checkpoint stays at the end; from the one that does by default, the same command with more "
+        "--max-steps goes on",
     )
     group.add_argument(
         "--report-to",

@@ -139,8 +139,12 @@ def split_prompt(start_token: int | None, tokens: Sequence[int]) -> tuple[Sequen
 
 
 def whole_blocks(slots: int) -> int:
-    """Returns the next multiple of `BLOCK`: caches of other sizes are read in two parts, which copies them."""
-    return slots + -slots % BLOCK
+    """Returns the next multiple of `BLOCK`, two at least, for caches.
+
+    Those of other sizes are read in two parts, which copies them; a single block is multiplied by other
+    instructions than several are, on some processors, and would round otherwise.
+    """
+    return max(2 * BLOCK, slots + -slots % BLOCK)
 
 
 def cache_bytes(config: ModelConfig, rows: int, bucket: int, new_tokens: int) -> int:
