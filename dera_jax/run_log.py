@@ -54,9 +54,8 @@ class RunLog:
             if self._board:
                 opened.callback(self._board.close)
             self._bar = tqdm(
-                total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes,
-                postfix="compiling",
-            )  # fmt: skip
+                total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes
+            )
             opened.callback(self._bar.close)
             self._opened = opened.pop_all()
 
@@ -65,6 +64,10 @@ class RunLog:
 
     def __exit__(self, *_) -> None:
         self._opened.close()
+
+    def tell_compiling(self) -> None:
+        """Says that the next step takes longer: batches of its shape have not been there yet."""
+        self._bar.set_postfix_str("compiling")
 
     def write(self, step: int, logged: dict[str, float], seconds: float, metrics: dict[str, float]) -> None:
         """Writes one step.

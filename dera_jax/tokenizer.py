@@ -42,8 +42,8 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
     try:
         return list(tokenizer(text, add_special_tokens=special).input_ids)
     except BaseException as error:
-        # What Rust panics with is no Exception; a pattern of the tokenizer's that never ends is one cause.
-        if type(error).__name__ != "PanicException":
+        # What Rust panics with (a pattern that never ends is one cause) is no Exception; its errors are plain ones.
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         whose = shown(tokenizer.name_or_path, 200)
         raise ValueError(f"the tokenizer of {whose} fails: {shown(error, 200)}") from None
@@ -123,6 +123,8 @@ def start_ids(tokenizer: PreTrainedTokenizerBase, said: str, *, raw: bool, reade
         if doubled and _repeats(tokens, bos) > _repeats(own, bos):
             tokens = tokens[1:]
     if not tokens:
+        if said:
+            raise Unusable(f"the tokenizer, of {len(tokenizer)} tokens, makes none of the prompt")
         raise Unusable("the prompt is empty: it has no tokens")
     return tokens
 

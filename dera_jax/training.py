@@ -111,10 +111,13 @@ def fit(
         with RunLog(out, config.max_steps, run.report_to, sizes, hosts.leads()) as log:
             if found:
                 yield first, state, _evaluated_again(method, state, first, config, run)
-            waiting = None
+            waiting, seen = None, set()
             for step in range(first, config.max_steps):
                 started = time.perf_counter()
                 batch, logged = method.batches(state, step)
+                if (shapes := tuple(map(np.shape, jax.tree.leaves(batch)))) not in seen:
+                    seen.add(shapes)
+                    log.tell_compiling()
                 state, figures = update(state, method.constants, batch)
                 if one_at_a_time:
                     jax.block_until_ready(state)

@@ -266,6 +266,12 @@ def test_a_prompt_without_tokens():
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
     with pytest.raises(ValueError, match=r"^the prompt is empty: it has no tokens$"):
         encode_prompt(words, "")
+    none = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"a": 0}, [])))
+    with pytest.raises(ValueError, match=r"^the tokenizer, of 1 tokens, makes none of the prompt$"):
+        encode_prompt(none, "b")
+    lacking = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0})))
+    with pytest.raises(ValueError, match=r"^the tokenizer of  fails: WordLevel error: Missing \[UNK\]"):
+        encode_prompt(lacking, "b")
 
 
 def test_patterns_of_a_tokenizer_that_never_end():

@@ -338,6 +338,21 @@ def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(tiny, tmp_path):
     assert len((out / "speed.jsonl").read_text().splitlines()) == 9
 
 
+def test_every_step_that_compiles_is_told(tmp_path, monkeypatch):
+    """Batches are of several lengths: the first step is not the only one that takes long."""
+    rows = (2, 2, 4, 2, 4, 1)
+
+    def loss(params, given, batch):
+        return Terms(params["w"] * batch, jnp.ones(len(batch)))
+
+    method = Method({"w": jnp.float32(1)}, loss, lambda _, step: (np.ones(rows[step]), {}))
+    told = []
+    tell = RunLog.tell_compiling
+    monkeypatch.setattr(RunLog, "tell_compiling", lambda log: (told.append(log.sizes()["steps"]), tell(log)))
+    list(fit(method, replace(CONFIG, max_steps=len(rows)), RunConfig(save_steps=1), tmp_path))
+    assert told == [0, 2, 5]
+
+
 @pytest.mark.parametrize(
     ("sent", "raised"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)]
 )

@@ -10,8 +10,10 @@ of standard input is a prompt; /lambda 0,0.7 changes the strengths, /quit or the
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
+
+from tqdm import tqdm
 
 from dera_jax.commands import cli, decode_options, models, streams
 from dera_jax.configs import check_count
@@ -48,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def answer(prompt, lambdas) -> None:
         settings = {"rows": rows, "rule": rule, "num_samples": args.num_samples, **vars(decode)}
-        _show(list(sweep(policies, [prompt], lambdas, **settings)), lambdas, args.num_samples)
+        made = sweep(policies, [prompt], lambdas, **settings)
+        _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
     if args.interactive:
         converse(lambda text, strengths: answer(_prompt(text, args.chat), strengths), lambdas, parsed)
@@ -125,6 +128,19 @@ def converse(answer: Callable[[str, tuple], None], lambdas: tuple, parsed: Calla
                 answer(line, lambdas)
         except ValueError as error:
             print(f"error: {cli.in_one_line(error)}", file=sys.stderr)
+
+
+def _watched(rows: Iterable[dict], total: int) -> list[dict]:
+    """Returns the rows, with progress on a terminal: the first one waits for the compiler."""
+    with tqdm(
+        total=total, unit="completion", postfix="compiling", leave=False, disable=None, dynamic_ncols=True
+    ) as bar:
+        found = []
+        for row in rows:
+            found.append(row)
+            bar.set_postfix_str("", refresh=False)
+            bar.update()
+        return found
 
 
 def _show(rows: Sequence[Mapping], lambdas: Sequence, samples: int) -> None:
