@@ -241,7 +241,7 @@ def fresh_policy(model: str, seed: int, dtype: str = "float32") -> Policy:
     )
 
 
-def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> None:
+def save_policy(policy: Policy, folder: str | Path, manifest: dict | None = None) -> None:
     """Writes a policy as a folder that `transformers` loads: the weights, then what says that they are whole.
 
     Adapters are merged into the weights.
@@ -256,6 +256,7 @@ def save_policy(policy: Policy, folder: Path, manifest: dict | None = None) -> N
         raise ValueError(
             f"{policy.name}: expected weights in full precision, found {policy.config.quantization}"
         )
+    folder = Path(folder)
     config, params = adapters.merge_adapters(policy.config, policy.params)
     raw = families.read_config(policy.folder)
     generation = settings.read_generation(policy.folder)

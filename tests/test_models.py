@@ -407,7 +407,7 @@ def test_what_we_save_transformers_loads(case, tmp_path):
     tokens, mask = padded()
     theirs = torch_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "same"), tokens, mask).numpy()
     ours = np.asarray(our_logits(changed, tokens, mask))
-    np.testing.assert_allclose(ours[mask], theirs[mask], atol=2e-5)
+    np.testing.assert_allclose(ours[mask], theirs[mask], atol=5e-5)
     assert abs(ours - our_logits(policy, tokens, mask)).max() > 0.1
     loaded = load_policy(str(tmp_path / "same"))
     assert loaded.beta == 0.2 and loaded.config == policy.config
