@@ -32,7 +32,7 @@ TRAININGS = {
     "sft": (sft, EVALUATED),
     "lora": (sft, [*EVALUATED, "--lora-r=1"]),
     "reward": (reward, EVALUATED),
-    "dpo": (dpo, EVALUATED),
+    "dpo": (dpo, [*EVALUATED, "--save-only-model"]),
     "rloo": (rlhf, ["--eval-data={data}", "--reward=length:2:6", "--max-new-tokens=4", "--num-samples=2"]),
 }
 
@@ -79,11 +79,11 @@ def train(name, place, out, steps=1):
 
 
 def outcome(folder):
-    """Returns what a run has made, without times."""
+    """Returns what a run has made, without times; of a checkpoint's arrays the checksums in its record."""
     return {
         path: data if data is None else crash_states.plain(path, data)
         for path, data in crash_states.snapshot(folder).items()
-        if path != ".lock"
+        if path != ".lock" and "/state/" not in path
     }
 
 
@@ -110,7 +110,7 @@ def test_a_training_killed_at_any_operation_ends_as_if_it_had_not_been(name, pla
     out = tmp_path / "out"
     command, words = train(name, place, out, steps=2 if name == "sft" else 1)
     states = told(capsys, crash_states.record(out, lambda: command.main(words)))
-    assert len(states) > 40
+    assert len(states) > 30
     check(states, out, lambda: command.main(words))
 
 
