@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 FULL = {"inputs": 2000, "kills": 100_000}
-SHORT = {"inputs": 150, "kills": 30}
+SHORT = {"inputs": 60, "kills": 12}
 
 
 def arguments() -> argparse.Namespace:

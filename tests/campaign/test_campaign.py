@@ -9,7 +9,7 @@ import pytest
 from tests.campaign import inputs
 from tests.processes import ROOT
 
-SIZES = {"inputs": ["--inputs=150", "--kills=0"], "kills": ["--inputs=0", "--kills=30"]}
+SIZES = {"inputs": ["--inputs=60", "--kills=0"], "kills": ["--inputs=0", "--kills=12"]}
 
 
 @pytest.mark.parametrize("part", SIZES)
