@@ -11,7 +11,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby
 
 import jax
 import jax.numpy as jnp
@@ -225,8 +225,10 @@ class _Batch:
         for slot, cell in filled:
             self.slots[slot] = _Slot(cell)
         self.fit_caches(self._needed_room())
-        for _, group in groupby(filled, key=lambda pair: (pair[1].prompt.id, pair[1].prompt.tokens)):
-            self._fill_prompt(list(group))
+        by_prompt = groupby(filled, key=lambda pair: (pair[1].prompt.id, pair[1].prompt.tokens))
+        groups = [list(group) for _, group in by_prompt]
+        for number, group in enumerate(groups):
+            self._fill_prompt(group, [each[0][1].prompt for each in groups[number + 1 :]])
 
     def _needed_room(self) -> tuple[int, ...]:
         """Returns the slots of each cache for another chunk of the longest row, at most twice what it needs."""
@@ -255,7 +257,7 @@ class _Batch:
         counts = [config.members for config in self.configs]
         return tuple(max(each) + drawn for each in decode.by_stream(longest, counts))
 
-    def _fill_prompt(self, filled: list[tuple[int, Cell]]) -> None:
+    def _fill_prompt(self, filled: list[tuple[int, Cell]], then: Sequence[EncodedPrompt]) -> None:
         slots = np.full(self.rows, self.rows, np.int32)
         samples = np.zeros(self.rows, np.uint32)
         weights = np.zeros((self.rows, len(self.policies)), np.float32)
@@ -265,7 +267,7 @@ class _Batch:
         first = filled[0][1]
         self.state = decode.fill_slots(
             self.state,
-            *self.prefill(first.prompt),
+            *self.prefill(first.prompt, then),
             slots,
             weights,
             self.key,
@@ -275,11 +277,17 @@ class _Batch:
             mesh=self.mesh,
         )
 
-    def prefill(self, prompt: EncodedPrompt) -> tuple[decode.Prefilled, int]:
-        """Returns prompts, ready to be continued, and which of them is `prompt`."""
+    def prefill(
+        self, prompt: EncodedPrompt, then: Sequence[EncodedPrompt] = ()
+    ) -> tuple[decode.Prefilled, int]:
+        """Returns prompts, ready to be continued, and which of them is `prompt`.
+
+        Args:
+          then: whose turn comes before those of the queue.
+        """
         # By what is read: later turns of a prompt differ from sample to sample.
         if prompt.tokens not in self.pool:
-            prompts = self._next_prompts(prompt)
+            prompts = self._next_prompts(prompt, then)
             prefilled = self._prefilled([*prompts, *[prompt] * (self.together - len(prompts))])
             self.pool.update({each.tokens: (prefilled, number) for number, each in enumerate(prompts)})
             most = max(self.together, min(POOL, max(1, self.rows // 4)))
@@ -287,14 +295,14 @@ class _Batch:
                 self.pool.popitem(last=False)
         return self.pool[prompt.tokens]
 
-    def _next_prompts(self, prompt: EncodedPrompt) -> list[EncodedPrompt]:
+    def _next_prompts(self, prompt: EncodedPrompt, then: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
         """Returns `prompt` and those of its buckets whose turn comes next, as many as are read together."""
         found = {prompt.tokens: prompt}
-        for cell in self.queue if self.together > 1 else ():
+        for each in chain(then, (cell.prompt for cell in self.queue)):
             if len(found) == self.together:
                 break
-            if cell.prompt.buckets == prompt.buckets and cell.prompt.tokens not in self.pool:
-                found.setdefault(cell.prompt.tokens, cell.prompt)
+            if each.buckets == prompt.buckets and each.tokens not in self.pool:
+                found.setdefault(each.tokens, each)
         return list(found.values())
 
     def _prefilled(self, prompts: Sequence[EncodedPrompt]) -> decode.Prefilled:

@@ -34,7 +34,7 @@ PROMPTS = [
     "Anna and Tim",
     "Rain fell on the roof of the house",
 ]
-"""More than eight, and of two lengths: they are prefilled as many at once as `data` has parts."""
+"""Nine of one bucket and one of another: as many of a bucket are prefilled at once as `data` has parts."""
 LAMBDAS = (-0.5, 0.5, 1.0, 2.0)
 SAMPLINGS = ({}, {"top_k": 50, "top_p": 0.95}, {"top_p": 0.9, "temperature": 0.8}, {"temperature": 0.0})
 CHANGED = 1e-4
@@ -160,8 +160,22 @@ def prefill_operations(text):
     return operations(placed.params, mesh, prompts) / operations(policy.params, None, prompts)
 
 
+def prefills(text, rows):
+    """Returns how often prompts are prefilled when each has one completion."""
+    calls, prefill = [], decode.prefill_prompts
+    decode.prefill_prompts = lambda *args, **kwargs: calls.append(1) or prefill(*args, **kwargs)
+    try:
+        generate(on_mesh(plain_pair(), sharding.parse_mesh(text)), PROMPTS, 0.5, rows=rows, max_new_tokens=4)
+    finally:
+        decode.prefill_prompts = prefill
+    return len(calls)
+
+
 def main():
     print(json.dumps({text: prefill_operations(text) for text in MESHES}), flush=True)
+    # All rows filled at once, and refilled.
+    counted = ("data:8", 16), ("data:8", 8), ("data:2,model:4", 4), ("model:8", 16)
+    print(json.dumps([prefills(*each) for each in counted]), flush=True)
     for text in MESHES:
         asked = (SAMPLINGS, LAMBDAS[1::2]) if text == "data:2,model:4" else (SAMPLINGS[:1], LAMBDAS)
         found = check(plain_pair, text, *asked)
@@ -182,9 +196,10 @@ def test_rows_on_meshes_are_those_of_one_device():
     command = [sys.executable, "-m", "tests.test_mesh_decode"]
     ended = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    share, *lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    share, calls, *lines = [json.loads(line) for line in ended.stdout.splitlines()]
     # An eighth, and what `model` does not divide: normalizations, masks of attention.
     assert share["data:8"] < 0.13 and max(share.values()) < 0.15, share
+    assert calls == [2 + 1, 2 + 1, 5 + 1, 9 + 1]
     assert [line["mesh"] for line in lines] == [*MESHES, "lora", "int8", "uneven", "score"]
     for line in lines:
         print(line)
