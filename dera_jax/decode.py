@@ -236,13 +236,7 @@ def fill_slots(
     prompts = prefilled.token.shape[1]
 
     def put_prompt(old, new):
-        members = new.shape[0] // prompts
-        return put(old, jax.lax.dynamic_slice_in_dim(new, prompt * members, members))
-
-    def put(old, new):
-        # Caches of prompts have the room that they were read with.
-        new = models.fitted(new, (len(new), *old.shape[1:]))
-        return sharding.by_rows(_put_rows, mesh)(old, new, slots)
+        return _put_prompt(old, new, prompt, slots, prompts, mesh)
 
     def put_models(old, new):
         return old.at[:, slots].set(new[:, prompt][:, None], mode="drop")
@@ -258,9 +252,37 @@ def fill_slots(
         key=state.key.at[slots].set(keys, mode="drop"),
         drawn=state.drawn.at[slots].set(0, mode="drop"),
         done=state.done.at[slots].set(False, mode="drop"),
-        rule_state=jax.tree.map(put, state.rule_state, initial(1)) if initial else None,
+        rule_state=jax.tree.map(lambda old, new: _put(old, new, slots, mesh), state.rule_state, initial(1))
+        if initial
+        else None,
     )
     return _on_mesh(filled, mesh)
+
+
+# A function of its own, for the arrays of all layers: each shape is traced but once.
+@partial(jax.jit, static_argnames=("prompts", "mesh"))
+def _put_prompt(
+    old: Shaped[Array, "members_rows ..."],
+    new: Shaped[Array, "members_prompts ..."],
+    prompt: Int[Array, ""],
+    slots: Int[Array, " rows"],
+    prompts: int,
+    mesh: Mesh | None,
+) -> Shaped[Array, "members_rows ..."]:
+    """Returns `old` with one of the `prompts` of `new` in the slots."""
+    members = len(new) // prompts
+    return _put(old, jax.lax.dynamic_slice_in_dim(new, prompt * members, members), slots, mesh)
+
+
+def _put(
+    old: Shaped[Array, "members_rows ..."],
+    new: Shaped[Array, "members ..."],
+    slots: Int[Array, " rows"],
+    mesh: Mesh | None,
+) -> Shaped[Array, "members_rows ..."]:
+    """Returns `old` with `new`, which may have less room than it, in the slots."""
+    new = models.fitted(new, (len(new), *old.shape[1:]))
+    return sharding.by_rows(_put_rows, mesh)(old, new, slots)
 
 
 def _put_rows(

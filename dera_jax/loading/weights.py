@@ -5,6 +5,7 @@ pages of one file.
 """
 
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -17,6 +18,7 @@ from jax.sharding import Sharding
 
 from dera_jax import models
 from dera_jax.loading import extras, names, tensors
+from dera_jax.loading.ahead import ahead
 from dera_jax.loading.families import FAMILIES
 from dera_jax.models.linear import WeightsConfig, quantize_kernel
 from dera_jax.shown import shown
@@ -24,8 +26,8 @@ from dera_jax.trees import flatten, unflatten
 
 CHUNK = 2**24
 """Bytes of a file's tensor that are read at a time."""
-TILE = 128
-"""Rows and columns that are transposed at a time: both sides of the copy stay in the processor's cache."""
+PANEL = 8
+"""Rows that are transposed at a time: what is read of each stays in the processor's cache until all of it is used."""
 
 Found = dict[str, tuple[tensors.Tensor, names.Source]]
 """Our parameter paths to where they are."""
@@ -133,20 +135,23 @@ def read_params(
       ValueError: values that are not finite; with the tensor's name.
     """
     quantize = jax.jit(quantize_kernel, static_argnames="kind")
-    whole = lru_cache(maxsize=1)(tensors.Tensor.read)  # the next parameter may be another part of it
-    params = {}
+    read = _Reader(dtype, seen)
     # File by file, so that the pages of one at a time are in memory.
-    for path, (tensor, source) in sorted(found.items(), key=lambda item: (item[1][0].file, item[1][0].name)):
+    items = sorted(found.items(), key=lambda item: (item[1][0].file, item[1][0].name))
+
+    def whole(item) -> np.ndarray | None:
+        tensor, source = item[1]
+        return None if place else read(tensor, source, (slice(None),) * len(source.ours(tensor.shape)))
+
+    params = {}
+    for (path, (tensor, source)), values in zip(items, ahead(whole, items), strict=True):
         shape = source.ours(tensor.shape)
         if place:
             value = jax.make_array_from_callback(
-                shape,
-                place(path, shape),
-                lambda index, t=tensor, s=source: _read(t, s, index, dtype, seen, whole),
+                shape, place(path, shape), lambda index, t=tensor, s=source: read(t, s, index)
             )
         else:
-            index = (slice(None),) * len(shape)
-            value = jax.device_put(_read(tensor, source, index, dtype, seen, whole))
+            value = jax.device_put(values)
         if quantization and is_quantized(path):
             parts = quantize(value, quantization)
             parts = {path.removesuffix("kernel") + name: part for name, part in parts.items()}
@@ -171,47 +176,62 @@ def named_tensors(params: dict, family: str | names.NameMap, num_heads: int) -> 
     return names.join(flat, names.sources(name_map, flat, num_heads))
 
 
-def _read(
-    tensor: tensors.Tensor,
-    source: names.Source,
-    index: tuple[slice, ...],
-    dtype: str,
-    seen: Seen,
-    whole: Callable[[tensors.Tensor], np.ndarray],
-) -> np.ndarray:
-    """Returns the values of our parameter at `index`, in memory that the CPU device takes over as it is."""
-    if source.part:
+class _Reader:
+    """Reads values of tensors as our parameters have them; several threads may."""
+
+    def __init__(self, dtype: str, seen: Seen):
+        self._dtype, self._seen, self._lock = dtype, seen, threading.Lock()
+        self._whole = lru_cache(maxsize=1)(
+            tensors.Tensor.read
+        )  # the next parameter may be another part of it
+
+    def __call__(self, tensor: tensors.Tensor, source: names.Source, index: tuple[slice, ...]) -> np.ndarray:
+        """Returns the values of our parameter at `index`, in memory that the CPU device takes over as it is."""
+        if source.part:
+            with self._lock:
+                whole = self._whole(tensor)
+            values = np.ascontiguousarray(_converted(source.take(whole)[index], self._dtype, tensor))
+            self._tell(values.nbytes)
+            return values
+        spans = [
+            range(*one.indices(size)) for one, size in zip(index, source.ours(tensor.shape), strict=True)
+        ]
+        out = _empty([len(span) for span in spans], self._dtype)
+        # Both in the file's order from here on.
+        into, spans = (out.T, spans[::-1]) if source.transposed else (out, spans)
+        rest = tuple(slice(span.start, span.stop) for span in spans[1:])
+        for rows in _chunks(spans[0], math.prod(map(len, spans[1:])) * 4):
+            part = into[rows.start - spans[0].start : rows.stop - spans[0].start]
+            # As it lies in the file: each of the three is several times slower on strided memory.
+            values = _converted(tensor.read((slice(rows.start, rows.stop), *rest)), self._dtype, tensor)
+            _copy(part, values, source.transposed)
+            self._tell(part.nbytes)
+        return out
+
+    def _tell(self, count: int) -> None:
+        with self._lock:
+            self._seen(count)
+
+
+def _converted(values: np.ndarray, dtype: str, tensor: tensors.Tensor) -> np.ndarray:
+    """Returns values of a tensor as `dtype`, all of them finite."""
+    if values.dtype == "bfloat16" and dtype == "float32":  # by their bits: NumPy takes one after the other
+        wide = np.ascontiguousarray(values).view(np.uint16).astype(np.uint32)
+        wide <<= 16
+        converted = wide.view(np.float32)
+    else:
         with np.errstate(over="ignore"):
-            values = np.ascontiguousarray(source.take(whole(tensor))[index].astype(dtype))
-        check_finite(values, tensor, dtype)
-        seen(values.nbytes)
-        return values
-    spans = [range(*one.indices(size)) for one, size in zip(index, source.ours(tensor.shape), strict=True)]
-    out = _empty([len(span) for span in spans], dtype)
-    # Both in the file's order from here on.
-    into, spans = (out.T, spans[::-1]) if source.transposed else (out, spans)
-    rest = tuple(slice(span.start, span.stop) for span in spans[1:])
-    for rows in _chunks(spans[0], math.prod(map(len, spans[1:])) * 4):
-        part = into[rows.start - spans[0].start : rows.stop - spans[0].start]
-        # As it lies in the file: each of the three is several times slower on strided memory.
-        with np.errstate(over="ignore"):
-            values = tensor.read((slice(rows.start, rows.stop), *rest)).astype(dtype, copy=False)
-        check_finite(values, tensor, dtype)
-        _copy(part, values, source.transposed)
-        seen(part.nbytes)
-    return out
+            converted = values.astype(dtype, copy=False)
+    # What has become wider is finite if it was.
+    check_finite(min(converted, values, key=lambda array: array.itemsize), tensor, dtype)
+    return converted
 
 
 def _copy(out: np.ndarray, values: np.ndarray, transposed: bool) -> None:
-    """Writes `values` to `out`, tile by tile where the two lie in memory the other way round."""
-    if not transposed:
-        out[...] = values
-        return
-    for row in range(0, len(values), TILE):
-        for column in range(0, values.shape[1], TILE):
-            tile = slice(row, row + TILE), slice(column, column + TILE)
-            # Copied first: rows that lie a power of two apart take each other's places in the cache.
-            out[tile] = values[tile].copy()
+    """Writes `values` to `out`, a few rows at a time where the two lie in memory the other way round."""
+    step = PANEL if transposed else max(1, len(values))
+    for row in range(0, len(values), step):
+        out[row : row + step] = values[row : row + step]
 
 
 def _chunks(rows: range, row_bytes: int) -> Iterator[range]:
@@ -222,7 +242,7 @@ def _chunks(rows: range, row_bytes: int) -> Iterator[range]:
 
 def check_finite(values: np.ndarray, tensor: tensors.Tensor, dtype: str) -> None:
     """Raises ValueError where a tensor holds NaN or infinite values."""
-    # By their bits, whose exponent is then all ones: NumPy asks bfloat16 for one value after the other.
+    # By their bits, whose exponent is then all ones.
     kind = f"uint{8 * values.itemsize}"
     exponent = np.array(np.inf, values.dtype).view(kind)
     if np.max(values.view(kind) & exponent, initial=0) == exponent:

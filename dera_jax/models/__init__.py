@@ -20,7 +20,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
 
 from dera_jax.keys import seed_key
 from dera_jax.models.attention import BLOCK
@@ -35,7 +34,7 @@ from dera_jax.models.caches import (
     without_padding,
 )
 from dera_jax.models.decoder import Decoder, DecoderConfig
-from dera_jax.models.linear import Linear, WeightsConfig
+from dera_jax.models.linear import Linear, Shapes, WeightsConfig
 from dera_jax.models.reward import RewardConfig, RewardModel
 from dera_jax.models.t5 import T5, T5Config
 from dera_jax.trees import flatten, unflatten
@@ -164,14 +163,6 @@ def linear_maps(model: nnx.Module) -> dict[str, Linear]:
     return {".".join(map(str, path)): module for path, module in found if isinstance(module, Linear)}
 
 
-class _OneKey(nnx.Rngs):
-    """Random numbers where there are shapes alone: to count those drawn would take longer than all the rest."""
-
-    def params(self) -> Array:
-        """Returns the key of any parameter."""
-        return seed_key(0)
-
-
 def _build(config: WeightsConfig, rngs: nnx.Rngs) -> nnx.Module:
     model = MODULES[type(config)](config, rngs)
     maps = linear_maps(model)
@@ -186,5 +177,5 @@ def _build(config: WeightsConfig, rngs: nnx.Rngs) -> nnx.Module:
 
 @cache
 def _abstract(config: WeightsConfig) -> tuple[nnx.GraphDef, dict]:
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: _build(config, _OneKey())))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: _build(config, Shapes())))
     return graphdef, nnx.to_pure_dict(state)

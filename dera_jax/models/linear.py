@@ -71,11 +71,26 @@ class WeightsConfig:
             check_choice("quantization", self.quantization, QUANTIZATIONS)
 
 
+class Shapes(nnx.Rngs):
+    """In the place of random numbers where shapes are all that is asked for."""
+
+    def params(self) -> Array:
+        """Returns the key of any parameter."""
+        return jax.random.key(0)
+
+
+def drawn(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: str) -> Float[Array, "inputs outputs"]:
+    """Returns the random weights that a linear map begins with."""
+    if isinstance(rngs, Shapes):  # to trace the draws of a deep model takes a second
+        return jnp.zeros(shape, dtype)
+    return nnx.initializers.lecun_normal()(rngs.params(), shape, dtype)
+
+
 class Linear(nnx.Module):
     """x W, plus b, plus scale · (x A) B."""
 
     def __init__(self, inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs, bias: bool = False):
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (inputs, outputs), dtype))
+        self.kernel = nnx.Param(drawn(rngs, (inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, dtype)) if bias else None
         self.dtype = dtype
         self.quantization = None
@@ -104,9 +119,8 @@ class Linear(nnx.Module):
     def adapt(self, adapter: Adapter, members: int, rngs: nnx.Rngs) -> None:
         """Adds an adapter that changes nothing yet: A is random, B is 0."""
         inputs, outputs = self.kernel.shape
-        start = nnx.initializers.lecun_normal()(rngs.params(), (inputs, adapter.rank), self.dtype)
         name = str(adapter.member) if members > 1 else ""
-        setattr(self, f"lora_a{name}", nnx.Param(start))
+        setattr(self, f"lora_a{name}", nnx.Param(drawn(rngs, (inputs, adapter.rank), self.dtype)))
         setattr(self, f"lora_b{name}", nnx.Param(jnp.zeros((adapter.rank, outputs), self.dtype)))
         self.members, self.adapted = members, (*self.adapted, (name, adapter.member, adapter.scale))
 
