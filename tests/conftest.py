@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (the hook looks it up by name)
+from tests.processes import QUICKLY
 
 # Torch with several threads on models this small waits for them most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,6 +29,29 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 pytest_plugins = ["tests.command_runs", "tests.outside_data"]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--compile",
+        choices=("quick", "full"),
+        default="quick",
+        help="let XLA compile quickly (compiling is most of what tests do), or as it does for users",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", 'slow: left out by `pytest` alone; `-m "slow or not slow"` runs all')
+    config.addinivalue_line("markers", "bits: says what is equal to the bit; run with --compile=full, too")
+    if config.getoption("compile") == "quick":
+        os.environ.setdefault("XLA_FLAGS", QUICKLY)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report):
+    """Names what failed as soon as it has, in runs that may be stopped before their end."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid}", flush=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -70,6 +70,8 @@ def method_of(name, policies, folder):
     return policy_gradient_method(*given, CONFIG, algorithm=name)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [*PREFERENCES, "sft", "packed", "reward", "pg", "rloo", "ppo own", "ppo shared"]
 )

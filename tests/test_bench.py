@@ -145,6 +145,8 @@ def report(policies, tmp_path, monkeypatch, capsys):
     return json.loads((tmp_path / "out.json").read_text()), printed
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_report(report):
     report, printed = report
     assert (

@@ -84,6 +84,8 @@ def ran(models, tmp_path_factory):
     return json.loads((folder / "out.json").read_text()), "\n".join(lines), calls
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_sweep_and_its_single_runs_make_the_same(ran):
     report, _, calls = ran
     (result,) = report["strengths"]

@@ -75,6 +75,8 @@ def forward(config, params, tokens, mask):
     return jax.jit(lambda p, t, m: models.bind(config, p).forward(t, m))(params, tokens, mask)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", [512, 16, 25])
 def test_pieces_and_rings_give_the_logits_of_the_whole(kind, piece):
@@ -164,6 +166,8 @@ def cells_of(lengths, samples=3):
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_refilled_rows_with_windows_and_pieces_have_the_figures_of_teacher_forcing(pair, monkeypatch):
     """More cells than rows, prompts of several buckets, windows smaller than prompts and completions."""
     monkeypatch.setattr(decoder, "PIECE", 32)
@@ -184,6 +188,8 @@ LIMITS = {"bfloat16": 2e-4, "int8": 1e-3}
 """Nats per token, of the shipped model on text that it does not know."""
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LIMITS)
 def test_fewer_bits_change_distributions_little(pair, kind):
     """KL of what a pretrained model says next with a full cache to what it says with a smaller one."""
@@ -204,6 +210,8 @@ def test_fewer_bits_change_distributions_little(pair, kind):
     assert 0 < kl.mean() < LIMITS[kind]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LIMITS)
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_fewer_bits_in_pieces_and_rings(name, kind):

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +20,7 @@ import pytest
 
 import dera_jax.checkpoints
 from dera_jax.checkpoints import Checkpoints, checksum
-
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, environment
 
 
 class State(NamedTuple):
@@ -326,12 +324,13 @@ package.__path__ = [{str(ROOT / "dera_jax")!r}]
 
 
 def run(script, *args, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-W", "error", "-c", ALONE + script, *map(str, args)]
+    env = environment(devices)
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (8, 8)])
 def test_any_number_of_devices(tmp_path, before, after):
     for verb, devices in (("save", before), ("restore", after)):
@@ -374,6 +373,8 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_killed_training_always_resumes_from_one_of_its_last_two_saves(tmp_path, capfd):
     chance, begun = random.Random(3), 0
     for _ in range(6):

@@ -157,6 +157,8 @@ def test_tables_and_arrays_are_read_alike(suffix, tmp_path):
     assert [prompt.messages[0]["content"] for prompt in prompts] == ["Add 0.", "Add 1.", "Add 2."]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "suffix"), [(sft, ".csv"), (dpo, ".json")])
 def test_the_commands_train_on_them(command, suffix, call, tmp_path):
     answers = {"chosen": "3", "rejected": "4"} if command is dpo else {"output": "3"}

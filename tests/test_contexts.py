@@ -127,6 +127,8 @@ def test_pairs_beyond_the_context_are_dropped_and_counted(pair, tmp_path):
     assert max(fed) <= CONTEXT
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, fields, options, most",
     [

@@ -14,6 +14,8 @@ from dera_jax.generate import Cell, complete
 from dera_jax.prompts import Prompt, load_prompts
 from dera_jax.score import score_tokens
 
+pytestmark = pytest.mark.bits
+
 generate = importlib.import_module("dera_jax.generate")
 
 CONFIG = DecodeConfig(max_new_tokens=40, seed=3)

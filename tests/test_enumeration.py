@@ -52,6 +52,8 @@ def drawn(request, toy):
     return Exact(policies, lambda_), draw(policies, lambda_)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_frequencies_are_those_of_the_per_token_mixture(drawn):
     exact, completions = drawn
     np.testing.assert_allclose(exact.token.sum(), 1, atol=1e-6)

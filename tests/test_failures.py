@@ -191,6 +191,8 @@ def count(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_killed_and_interrupted_sweeps_complete_to_the_same_rows(call, long, tmp_path):
     moments = random.Random(0)
     code, _, _ = call(sweep.main, *long, f"--out={tmp_path / 'whole'}")

@@ -147,6 +147,8 @@ def test_every_family_has_a_table():
     assert FIELDS.keys() == families.FAMILIES.keys() == BASES.keys()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_what_is_obeyed_changes_the_logits_as_it_does_on_torch(case):
     kind, folder, raw = case
     if kind in ("t5", "mt5"):

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,9 +16,8 @@ from safetensors.numpy import load_file, save_file
 from dera_jax import load_policy, save_policy
 from dera_jax.loading import tensors, weights
 from dera_jax.trees import flatten
+from tests.processes import ROOT, environment
 from tests.test_models import SHAPES, random_model, save
-
-ROOT = Path(__file__).parents[1]
 
 
 def shard(folder, out, count):
@@ -167,12 +164,8 @@ print(sum(read) / 2 / sum(a.nbytes for a in whole.values()))
 def test_straight_onto_a_mesh(tmp_path, toy):
     """Each device's part is read by itself, and nothing twice."""
     folder = save(random_model(SHAPES["llama"]), tmp_path, toy)
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
     ended = subprocess.run(
-        [sys.executable, "-c", SHARDED, folder], capture_output=True, text=True, env=environment, cwd=ROOT
+        [sys.executable, "-c", SHARDED, folder], capture_output=True, text=True, env=environment(8), cwd=ROOT
     )
     assert ended.returncode == 0, ended.stderr
     assert float(ended.stdout) == pytest.approx(1, abs=0.01)
@@ -205,6 +198,8 @@ print(peak[0] - before, held_bytes([policy]))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_memory_beyond_the_arrays_is_less_than_a_shard(dtype, tmp_path, toy):
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -4,11 +4,9 @@ Runs as `python -m tests.test_mesh_decode` with eight devices made of this machi
 """
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +16,8 @@ from jax.sharding import AbstractMesh
 from dera_jax import decode, generate, load_policy, policies, score, sharding, sizes
 from dera_jax.commands import meshes
 from dera_jax.policies import with_params
+from tests.processes import ROOT, environment
 
-ROOT = Path(__file__).parents[1]
 TOY = policies.TOY / "reference"
 MESHES = ("data:8", "data:2,model:4", "model:8")
 PROMPTS = [
@@ -191,10 +189,10 @@ def main():
     print(json.dumps({"mesh": "score", "changed": 0, "tokens": 1, "apart": check_score("data:4,model:2")}))
 
 
+@pytest.mark.slow
 def test_rows_on_meshes_are_those_of_one_device():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.test_mesh_decode"]
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, env=environment(8), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-3000:]
     share, calls, *lines = [json.loads(line) for line in ended.stdout.splitlines()]
     # An eighth, and what `model` does not divide: normalizations, masks of attention.

@@ -46,6 +46,8 @@ def test_it_is_stored_without_outputs():
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_the_backend_is_the_one_asked_for(executed):
     assert any(
         "JAX" in outputs(cell) and "cpu" in outputs(cell)

@@ -126,6 +126,8 @@ def work(tmp_path_factory):
     return tmp_path_factory.mktemp("presets")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_at_toy_size(name, work, capsys):
     words = [f"--preset={name}", "--smoke", f"--work={work}/work", f"--out={work}/results"]

@@ -57,6 +57,8 @@ def test_nf4_is_the_nearest_of_16_values():
     assert quantize_kernel(kernel(96), "nf4")["kernel_scale"].shape == (1, 48)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_quantized_model_is_the_model_of_the_restored_weights(name, kind, tmp_path, toy):

@@ -11,6 +11,8 @@ from dera_jax import effective_beta, log_normalizer, mix_logits, strength_weight
 from dera_jax.measure import measure
 from dera_jax.realign import linear_rule
 
+pytestmark = pytest.mark.bits
+
 VOCAB = 50
 strengths = st.floats(-4, 4, allow_nan=False)
 

@@ -47,6 +47,8 @@ def scores_by_peft(base, folder, texts):
         return [model(torch.tensor([ids])).logits.item() for ids in texts]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "," not in name])
 def test_peft_reads_what_is_saved(name, toy, tmp_path):
     base = save(random_model(dict(SHAPES[name])), tmp_path / "base", toy)
@@ -82,6 +84,8 @@ def test_an_adapter_of_a_language_model_is_no_reward_model(toy, tmp_path):
         load_reward_model(f"{toy}+{tmp_path / 'adapter'}")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_the_command_trains_adapters_and_the_head(call, tmp_path):
     rows = [
         {"prompt": f"Mira {n}", "chosen": f" visits Ida {n}.", "rejected": f" and he {n} to play."}

@@ -16,6 +16,8 @@ from dera_jax.models.attention import Span, attend
 from dera_jax.models.caches import fit_cache, kept, without_padding
 from dera_jax.prompts import Prompt
 
+pytestmark = pytest.mark.bits
+
 generate = importlib.import_module("dera_jax.generate")
 FIGURES = ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers")
 
@@ -65,6 +67,8 @@ def test_slots_behind_the_last_token_change_no_bit(rows, kv_heads, group, head_d
             np.testing.assert_array_equal(read(slots, taken), expected, err_msg=f"{taken} in {slots}")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [(), (48, 0), (150, 0)])
 @pytest.mark.parametrize("kind", ["auto", "int8"])
 def test_the_largest_allowed_length_changes_no_figure(toy, windows, kind):

@@ -260,6 +260,8 @@ def outcomes(toy):
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda name: name.removeprefix("check_"))
 def test_on_eight_devices(check, outcomes):
     assert not outcomes[check], outcomes[check]

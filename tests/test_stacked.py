@@ -13,6 +13,8 @@ from dera_jax.score import completion_logprobs
 from tests.tiny_models import configs, random_batch, random_params
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(
     "name", ["llama, biases", "gpt2", "gemma2", "gemma3_text", "llama, lora", "llama, int8, lora"]
@@ -38,7 +40,7 @@ def test_values_and_gradients_are_those_of_single_blocks(name, remat):
     ours, own_gradients = compute(params, replace(config, scan=True, remat=remat))
     np.testing.assert_allclose(ours, value, rtol=1e-5)
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), own_gradients, gradients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), own_gradients, gradients)
     assert "stablehlo.while" in compute.lower(params, replace(config, scan=True)).as_text()
 
 

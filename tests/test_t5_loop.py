@@ -81,6 +81,8 @@ def test_completions_given_as_text(t5_pair):
     assert scored.tokens == policies[0].tokenizer("c d", add_special_tokens=False).input_ids
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--quantize=int8"]])
 def test_a_sweep_from_end_to_end(t5_pair, tmp_path, options, capsys):
     prompts = tmp_path / "prompts.txt"

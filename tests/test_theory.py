@@ -143,6 +143,8 @@ def aligned(reference, tmp_path_factory):
     return train
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm, num_prompts, num_samples, rollouts", [("pg", 2, 2, 300), ("rloo", 8, 2, 200)]
 )
@@ -186,6 +188,8 @@ def test_policy_gradient_is_unbiased(toy, algorithm, num_prompts, num_samples, r
     assert typical < 1.6 and largest < 5.5
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm, beta", [*product(["rloo", "ppo-own"], BETAS), ("ppo-shared", 0.5)])
 def test_alignment_approaches_the_closed_form(reference, aligned, algorithm, beta):
     """KL(π ‖ π*) to Eq. 2 falls by far."""
@@ -213,6 +217,8 @@ def test_dera_of_one_strength_predicts_the_others(reference, aligned):
         assert found < 0.1 * first and (gap < 1e-6 if lambda_ == 1 else gap > 1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm, beta", [("rloo", 0.5), ("ppo-own", 0.9)])
 def test_adaptive_beta_reaches_its_target(reference, tmp_path, algorithm, beta):
     """KL(π ‖ π_ref) becomes the target, and β the one whose optimum lies there."""

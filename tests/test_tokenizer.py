@@ -297,6 +297,7 @@ def test_padding_stands_on_the_left(tokens):
     assert mask[0].tolist() == sorted(mask[0].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before", ["from transformers import AutoModelForCausalLM", "import transformers", ""]
 )

@@ -52,6 +52,7 @@ def report(policy, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_report(report):
     report, printed = report("--no-torch")
     assert not {"decode", "sweep"} & report.keys() and report["versions"]["trl"] is None
@@ -70,6 +71,7 @@ def test_report(report):
     assert "of the matrix product's peak" in printed.out and "× as fast (target ≥ 2)" in printed.out
 
 
+@pytest.mark.slow
 def test_trl_takes_its_turn(report):
     pytest.importorskip("trl")
     report, printed = report("--sections=sft,dpo")

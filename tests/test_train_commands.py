@@ -66,6 +66,7 @@ def manifest(out):
     return json.loads((out / "manifest.json").read_text())
 
 
+@pytest.mark.slow
 def test_sft_learns_text_from_scratch(toy, texts, tmp_path, capsys):
     out = tmp_path / "sft"
     arguments = [f"--model={toy}", "--from-scratch", f"--data={texts}", f"--out={out}", "--max-length=64"]
@@ -100,6 +101,7 @@ def test_a_folder_that_holds_another_model_is_not_touched(toy, texts, capsys, tm
     assert "already holds a model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["rloo", "pg", "ppo"])
 def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, toy, openings, tmp_path):
     out = tmp_path / "aligned"
@@ -119,6 +121,7 @@ def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, toy, openings, tmp_pat
     assert 0 < lines[0]["entropy"] < np.log(512)
 
 
+@pytest.mark.slow
 def test_dpo_trains_a_grid_of_adapters(toy, preferences, tmp_path, capsys):
     out, copy = tmp_path / "grid", shutil.copy(preferences, tmp_path / "copy.jsonl")
     words = [
@@ -147,6 +150,7 @@ def test_dpo_trains_a_grid_of_adapters(toy, preferences, tmp_path, capsys):
     assert len(list((out / "cache").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_trained_and_serves_as_a_reward(toy, preferences, openings, tmp_path):
     out = tmp_path / "judge"
     arguments = [f"--model={toy}", f"--data={preferences}", f"--out={out}", "--eval-share=0.2"]
@@ -171,9 +175,9 @@ def test_a_reward_model_is_trained_and_serves_as_a_reward(toy, preferences, open
 
 
 def run(command, *arguments, **more):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | more.pop("env", {})
+    env = os.environ | {"JAX_PLATFORMS": "cpu"} | more.pop("env", {})
     return subprocess.Popen(
-        [sys.executable, "-m", command, *map(str, arguments)], cwd=ROOT, env=environment,
+        [sys.executable, "-m", command, *map(str, arguments)], cwd=ROOT, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
     )  # fmt: skip
 
@@ -218,7 +222,7 @@ def test_eight_devices_train_as_one_and_go_on_to_the_bit(toy, texts, tmp_path):
         f"--model={toy}", f"--data={texts}", "--max-length=64", "--max-steps=8", "--batch-size=16",
         "--learning-rate=0.002", "--save-steps=2",
     ]  # fmt: skip
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    eight = environment(8)
     mesh = "--mesh=data:4,model:2"
     runs = [
         run("train.sft", *arguments, f"--out={tmp_path / 'one'}"),

@@ -112,6 +112,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_chat_template_is_given_and_kept(name, chats, call):
     command, data, more = COMMANDS[name]

@@ -180,6 +180,7 @@ def trained(tmp_path_factory):
     return work, [*training, *common]
 
 
+@pytest.mark.slow
 def test_retraining_at_beta_star_is_compared_and_goes_on(trained, capsys):
     work, training = trained
     out, figures = work / "tuned", work / "tuned.json"

@@ -48,6 +48,7 @@ def process(text):
     print(json.dumps([rows.tolist(), float(value), float(second), told]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text, devices", [("data:2,model:2", 2), ("model:2", 1)])
 def test_two_processes_take_the_step_of_one(text, devices, tmp_path):
     command = [sys.executable, "-m", "tests.test_two_processes", text]

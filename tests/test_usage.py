@@ -104,6 +104,7 @@ def test_peak_memory_of_the_process_is_its_own(tmp_path, monkeypatch):
     assert usage.peak_host_bytes() >= inherited
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_prompts(tmp_path):
     told = subprocess.run(
         [sys.executable, "-m", "tests.test_usage", str(tmp_path / "run")],

@@ -7,6 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.processes import QUICKLY
+
 FULL = {"inputs": 2000, "kills": 100_000}
 SHORT = {"inputs": 60, "kills": 12}
 
@@ -35,7 +37,7 @@ def prepare() -> None:
     os.environ["COLUMNS"] = "100"
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     # Compiling takes most of the time, whatever the programs do.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+    os.environ.setdefault("XLA_FLAGS", QUICKLY)
     sys.dont_write_bytecode = True
 
 
