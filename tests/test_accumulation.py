@@ -71,7 +71,6 @@ def method_of(name, policies, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [*PREFERENCES, "sft", "packed", "reward", "pg", "rloo", "ppo own", "ppo shared"]
 )
@@ -101,6 +100,7 @@ def test_parts_change_nothing(name, policies, tmp_path):
     assert moved > 1e-3
 
 
+@pytest.mark.slow
 def test_ktos_divergence_is_the_mean_over_the_whole_batch(policies, tmp_path):
     """By its definition, from log-probabilities computed one by one; and that of all that is held out."""
     policy, reference = policies

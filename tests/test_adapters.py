@@ -106,6 +106,7 @@ def test_logits_equal_those_of_the_merged_model(kind, tmp_path, toy):
     np.testing.assert_allclose(again.numpy()[mask], theirs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_adapters_on_one_base_equal_two_full_models(base, tmp_path):
     adapters = [tmp_path / "sft", tmp_path / "dpo"]
     for seed, adapter in enumerate(adapters):

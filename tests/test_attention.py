@@ -164,7 +164,6 @@ def largest_array(text):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize(("shape", "kernel"), [((2, 4), "auto"), ((1, 8), "auto"), ((1, 8), "einsum")])
 def test_gradients_compile_for_tpus_without_a_matrix_of_scores(shape, kernel):

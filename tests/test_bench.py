@@ -146,7 +146,6 @@ def report(policies, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_report(report):
     report, printed = report
     assert (

@@ -85,7 +85,6 @@ def ran(models, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_sweep_and_its_single_runs_make_the_same(ran):
     report, _, calls = ran
     (result,) = report["strengths"]

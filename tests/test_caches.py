@@ -76,7 +76,6 @@ def forward(config, params, tokens, mask):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", [512, 16, 25])
 def test_pieces_and_rings_give_the_logits_of_the_whole(kind, piece):
@@ -167,7 +166,6 @@ def cells_of(lengths, samples=3):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_refilled_rows_with_windows_and_pieces_have_the_figures_of_teacher_forcing(pair, monkeypatch):
     """More cells than rows, prompts of several buckets, windows smaller than prompts and completions."""
     monkeypatch.setattr(decoder, "PIECE", 32)
@@ -189,7 +187,6 @@ LIMITS = {"bfloat16": 2e-4, "int8": 1e-3}
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", LIMITS)
 def test_fewer_bits_change_distributions_little(pair, kind):
     """KL of what a pretrained model says next with a full cache to what it says with a smaller one."""
@@ -210,7 +207,6 @@ def test_fewer_bits_change_distributions_little(pair, kind):
     assert 0 < kl.mean() < LIMITS[kind]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LIMITS)
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

@@ -330,7 +330,6 @@ def run(script, *args, devices=1):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (8, 8)])
 def test_any_number_of_devices(tmp_path, before, after):
     for verb, devices in (("save", before), ("restore", after)):
@@ -345,6 +344,7 @@ jax.distributed.initialize(sys.argv[4], 2, int(sys.argv[5]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_save_one_state(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -373,7 +373,6 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_killed_training_always_resumes_from_one_of_its_last_two_saves(tmp_path, capfd):
     chance, begun = random.Random(3), 0

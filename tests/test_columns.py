@@ -158,7 +158,6 @@ def test_tables_and_arrays_are_read_alike(suffix, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(("command", "suffix"), [(sft, ".csv"), (dpo, ".json")])
 def test_the_commands_train_on_them(command, suffix, call, tmp_path):
     answers = {"chosen": "3", "rejected": "4"} if command is dpo else {"output": "3"}

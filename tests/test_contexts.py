@@ -128,7 +128,6 @@ def test_pairs_beyond_the_context_are_dropped_and_counted(pair, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, fields, options, most",
     [

@@ -106,7 +106,6 @@ def told(capsys, states):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_killed_at_any_operation_ends_as_if_it_had_not_been(name, place, tmp_path, capsys):
     out = tmp_path / "out"
@@ -167,7 +166,6 @@ def rows_and_reports(out):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_sweep_killed_at_any_operation_is_completed(place, tmp_path, capsys):
     out = tmp_path / "out"
     words = swept(place, out)
@@ -175,7 +173,6 @@ def test_a_sweep_killed_at_any_operation_is_completed(place, tmp_path, capsys):
     check(states, out, lambda: sweep.main(words), rows_and_reports)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("adding", ["sweep", "score"])
 def test_adding_a_reward_killed_at_any_operation_is_completed(adding, place, tmp_path, capsys):
@@ -188,7 +185,6 @@ def test_adding_a_reward_killed_at_any_operation_is_completed(adding, place, tmp
     check(states, out, lambda: command.main(given), rows_and_reports)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_disk_full_at_any_write_of_the_model_is_one_line_and_the_next_time_completes(
     place, tmp_path, capsys
@@ -223,7 +219,6 @@ def parts(folder):
     return [crash_states.key(each, crash_states.OF_ANOTHER_RUN) for each in told]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(("where", "number"), [("best/manifest.json", 1), ("out/model.safetensors", 1)])
 def test_a_real_kill_leaves_a_state_that_was_recorded(where, number, place, tmp_path):

@@ -141,6 +141,7 @@ BYTES = llama2c.tokenizer([*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))
 OF_BYTES = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(BYTES)), eos_token="</s>")
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.text("x é🎻", max_size=4),

@@ -45,15 +45,17 @@ def draw(policies, lambda_):
     return list(complete(policies, cells, DecodeConfig(max_new_tokens=LONGEST, seed=5), rows=500))
 
 
-@pytest.fixture(scope="module", params=[(0.4,), (2.0,), (-0.5,), (0.5, 0.8)], ids=str)
+def slow(lambda_):
+    return pytest.param(lambda_, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[(0.4,), slow((2.0,)), slow((-0.5,)), slow((0.5, 0.8))], ids=str)
 def drawn(request, toy):
     lambda_ = request.param
     policies = [tiny_policy(toy, seed) for seed in range(1 + len(lambda_))]
     return Exact(policies, lambda_), draw(policies, lambda_)
 
 
-@pytest.mark.slow
-@pytest.mark.slow
 def test_frequencies_are_those_of_the_per_token_mixture(drawn):
     exact, completions = drawn
     np.testing.assert_allclose(exact.token.sum(), 1, atol=1e-6)

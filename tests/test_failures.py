@@ -192,7 +192,6 @@ def count(path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_killed_and_interrupted_sweeps_complete_to_the_same_rows(call, long, tmp_path):
     moments = random.Random(0)
     code, _, _ = call(sweep.main, *long, f"--out={tmp_path / 'whole'}")

@@ -148,7 +148,6 @@ def test_every_family_has_a_table():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_what_is_obeyed_changes_the_logits_as_it_does_on_torch(case):
     kind, folder, raw = case
     if kind in ("t5", "mt5"):

@@ -180,7 +180,6 @@ def situations(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_all_hear_what_each_says(situations):
     _, found = situations
     assert [each["exchange"] for each in found] == [[{"process": i, "text": "λ\n" * 3} for i in range(3)]] * 3
@@ -233,7 +232,6 @@ def test_in_lockstep_one_writes_and_all_find_what_is_wrong(situations):
     assert [each["found by all"] for each in found] == ["ValueError: logits are not finite"] * 3
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_coordinator_that_cannot_be_reached_is_named(number, tmp_path):
@@ -315,7 +313,6 @@ def assert_agree(found, expected, name):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_meshes_over_two_processes_give_the_rows_of_one_device(one, tmp_path):
     out = tmp_path / "run"
     grown = [("data:8", [0, 1]), ("data:2,model:4", [0.5]), ("model:8", [1.5])]
@@ -342,7 +339,6 @@ def test_meshes_over_two_processes_give_the_rows_of_one_device(one, tmp_path):
     assert manifest["extent"]["lambda"] == ["0", "0.5", "1", "1.5"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_killed_process_leaves_rows_that_a_rerun_completes(tmp_path):
     words = [*SWEEP, "--num-samples=40", "--lambda=0,1"]
@@ -380,7 +376,6 @@ def test_a_killed_process_leaves_rows_that_a_rerun_completes(tmp_path):
     assert_agree(found, expected, "killed and rerun")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh, command", [("data:2,model:2", sft), ("model:4", dpo)])
 def test_two_processes_train_what_one_does(mesh, command, tmp_path):

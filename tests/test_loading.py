@@ -199,7 +199,6 @@ print(peak[0] - before, held_bytes([policy]))
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_memory_beyond_the_arrays_is_less_than_a_shard(dtype, tmp_path, toy):
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -100,6 +100,12 @@ SHAPES = {
 FAMILIES = [name for name in SHAPES if "," not in name or "llama3" in name or "yarn" in name]
 SOME = pytest.mark.parametrize("case", FAMILIES, indirect=True)
 """Where the others would add time and no news."""
+ALL = pytest.mark.parametrize(
+    "case",
+    [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES],
+    indirect=True,
+)
+"""Where the others add time and little news."""
 PROMPTS = [
     "Lily",
     "Lily was sad, so her mom went to the",
@@ -226,6 +232,7 @@ def test_the_last_logits_are_those_of_all(case):
     np.testing.assert_allclose(last, our_logits(policy, tokens, mask)[:, -3:], atol=1e-5)
 
 
+@ALL
 def test_cached_steps_equal_the_forward_pass(case):
     _, policy = case
     tokens, mask = padded((60, 45, 33))
@@ -392,6 +399,7 @@ def test_bfloat16_loses_no_more_than_on_torch(name, tmp_path, toy):
     assert error <= 1.05 * own_error
 
 
+@ALL
 def test_what_we_save_transformers_loads(case, tmp_path):
     model, policy = case
     save_policy(policy, tmp_path / "same", {"beta": 0.1})

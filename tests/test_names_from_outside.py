@@ -144,6 +144,7 @@ def test_commands_show_a_strangers_run(name, tmp_path, capsys):
     assert is_safe(describe_models(tmp_path))
 
 
+@pytest.mark.slow
 def test_figures_take_any_name(tmp_path):
     for name in NASTY:
         plot_sweep({name: summaries_of(name)}, tmp_path / "a.png", name and describe_models(tmp_path))

@@ -47,7 +47,6 @@ def test_it_is_stored_without_outputs():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_backend_is_the_one_asked_for(executed):
     assert any(
         "JAX" in outputs(cell) and "cpu" in outputs(cell)
@@ -56,6 +55,7 @@ def test_the_backend_is_the_one_asked_for(executed):
     )
 
 
+@pytest.mark.slow
 def test_the_dial_generates_at_its_strength(executed):
     widgets = executed.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
     (shown,) = (widget["state"]["outputs"] for widget in widgets if widget["state"].get("outputs"))

@@ -226,6 +226,7 @@ def test_strengths_of_prompts_must_be_there(refused, base):
 # Settings from a file
 
 
+@pytest.mark.slow
 def test_a_config_file_stands_for_options(call, models, prompts, finished, tmp_path):
     path = tmp_path / "sweep.json"
     settings = {

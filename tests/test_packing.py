@@ -33,7 +33,6 @@ def test_packing_loses_nothing_and_wastes_little():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2", "gpt_neox"])
 def test_packed_rows_have_the_loss_and_gradients_of_single_ones(name, tmp_path, toy):
     policy = load_policy(save(random_model(SHAPES[name]), tmp_path, toy))

@@ -71,7 +71,6 @@ def test_named_sizes_have_their_models_parameters(name):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @LIBTPU
 def test_the_pair_fits_and_its_arguments_are_what_arithmetic_says(pair):
     assert least_bytes(32) == pytest.approx(4.695e9, rel=1e-3)
@@ -120,7 +119,6 @@ def test_operations_of_the_pair(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @LIBTPU
 def test_a_pair_on_one_base_reads_it_once():
     names = ["mistral-7b", "mistral-7b+lora:64"]
@@ -132,7 +130,6 @@ def test_a_pair_on_one_base_reads_it_once():
     assert list(found.arguments) == ["weights of mistral-7b and mistral-7b+lora:64", "caches"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @LIBTPU
 def test_the_pair_in_four_bits_fits_one_chip():
@@ -151,7 +148,6 @@ def test_the_pair_in_four_bits_fits_one_chip():
     assert arguments + found.padding + deeper * (found.temporary + found.code) < 16e9
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @LIBTPU
 def test_a_step_of_dpo_with_its_memory():
@@ -285,6 +281,7 @@ def test_devices_that_a_mesh_does_not_make_up(capsys):
     assert "mesh data:1,model:8: expected 4 devices (v5e:2x2), found 8" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @LIBTPU
 def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
     out = tmp_path / "plan.json"

@@ -156,6 +156,7 @@ SWEEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_has_a_figure(tmp_path, name):
     summaries, expected = SWEEPS[name]
@@ -219,6 +220,7 @@ def test_known_intervals_are_drawn_beside_unknown_ones():
     np.testing.assert_array_equal(ends, [[s.length.low, s.length.high] for s in (summaries[0], summaries[2])])
 
 
+@pytest.mark.slow
 def test_figures_show_their_runs_and_nothing_else(tmp_path):
     first = [summary(v) for v in (0, 0.5, 1)]
     moved = [dataclasses.replace(s, length=estimate(s.length.mean / 2)) for s in first]

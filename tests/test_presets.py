@@ -127,7 +127,6 @@ def work(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_at_toy_size(name, work, capsys):
     words = [f"--preset={name}", "--smoke", f"--work={work}/work", f"--out={work}/results"]

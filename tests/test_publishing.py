@@ -31,6 +31,7 @@ def sent(hub, repo="me/model"):
     return hub.files[repo]
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_pushed_with_its_card(hub, words, call, tmp_path):
     code, said, err = call(sft.main, *words, "--hub-private")
     assert code == 0 and f"pushed to {hub.url}/me/model" in said, err

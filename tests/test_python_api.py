@@ -148,6 +148,7 @@ def test_pairs_are_scored_without_those_of_no_use(call, write):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [sft, dpo])
 def test_a_training_goes_on_without_what_cannot_be_used(call, refused, write, train):
     good = {"prompt": "Mira", "chosen": " visits Ida", "rejected": " is Ida"}
@@ -163,6 +164,7 @@ def test_a_training_goes_on_without_what_cannot_be_used(call, refused, write, tr
     assert "d.jsonl:1: chosen is empty" in refused(train.main, *words, f"--data={write('d.jsonl', bad[:1])}")
 
 
+@pytest.mark.slow
 def test_what_is_no_model_and_no_completion_is_told(toy):
     with pytest.raises(ValueError, match="at least one aligned model"):
         load_policies(TOY / "reference", [])

@@ -58,7 +58,6 @@ def test_nf4_is_the_nearest_of_16_values():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_quantized_model_is_the_model_of_the_restored_weights(name, kind, tmp_path, toy):
@@ -138,6 +137,7 @@ TEXTS = [
 STRENGTHS = [(0.0,), (0.5,), (1.0,), (2.0,), (4.0,)]
 
 
+@pytest.mark.slow
 def test_costs_are_the_divergences(quantized_pair):
     """At λ = 0 and 1 each model's own, in NumPy; in between and beyond of the mixtures."""
     full, lower = quantized_pair[0], quantized_pair[1]["nf4"]

@@ -48,7 +48,6 @@ def scores_by_peft(base, folder, texts):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "," not in name])
 def test_peft_reads_what_is_saved(name, toy, tmp_path):
     base = save(random_model(dict(SHAPES[name])), tmp_path / "base", toy)
@@ -84,7 +83,6 @@ def test_an_adapter_of_a_language_model_is_no_reward_model(toy, tmp_path):
         load_reward_model(f"{toy}+{tmp_path / 'adapter'}")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_command_trains_adapters_and_the_head(call, tmp_path):
     rows = [

@@ -68,7 +68,6 @@ def test_slots_behind_the_last_token_change_no_bit(rows, kv_heads, group, head_d
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("windows", [(), (48, 0), (150, 0)])
 @pytest.mark.parametrize("kind", ["auto", "int8"])
 def test_the_largest_allowed_length_changes_no_figure(toy, windows, kind):
@@ -100,6 +99,7 @@ def test_prompts_of_any_lengths_share_a_batch_and_have_the_figures_they_have_alo
             assert_same(completion, together[key], None)
 
 
+@pytest.mark.slow
 def test_room_is_what_the_longest_row_at_work_needs(toy, monkeypatch):
     """Completions of few tokens cost the same whatever is allowed; and a long prompt's room is given back."""
     rooms, original = [], generate._Batch.run_chunk

@@ -424,7 +424,6 @@ def test_sigterm_ends_a_training_with_143_and_the_rerun_completes_it(words, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_bar_that_cannot_write_ends_no_run(words, tmp_path):
     with open("/dev/full", "w") as full:

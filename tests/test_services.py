@@ -50,6 +50,7 @@ def named(service, name):
     return [(args, given) for called, args, given in service.calls if called == name]
 
 
+@pytest.mark.slow
 def test_a_service_is_told_what_metrics_jsonl_is(service, words, tmp_path, call, monkeypatch):
     name = service.__name__
     monkeypatch.setenv(f"{name.upper()}_PROJECT", "mine")
@@ -70,6 +71,7 @@ def test_a_service_is_told_what_metrics_jsonl_is(service, words, tmp_path, call,
     assert "trained already" in call(sft.main, *words)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])
 def test_a_service_that_fails_ends_nothing(service, fails, words, call):
     service.fail = fails

@@ -261,7 +261,6 @@ def outcomes(toy):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda name: name.removeprefix("check_"))
 def test_on_eight_devices(check, outcomes):
     assert not outcomes[check], outcomes[check]

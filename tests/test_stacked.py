@@ -14,7 +14,6 @@ from tests.tiny_models import configs, random_batch, random_params
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(
     "name", ["llama, biases", "gpt2", "gemma2", "gemma3_text", "llama, lora", "llama, int8, lora"]

@@ -38,7 +38,6 @@ def training(words, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_after_one_step(training, tmp_path):
     os.kill(training[1].pid, signal.SIGTERM)
     assert [each.wait(timeout=120) for each in training] == [endings.TERMINATED] * 2
@@ -50,7 +49,6 @@ def test_sigterm_to_one_of_two_stops_both_after_one_step(training, tmp_path):
     assert saved.name == str(lines)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_death_of_one_ends_the_other_without_a_stack(training, tmp_path):
     os.kill(training[0].pid, signal.SIGKILL)

@@ -82,7 +82,6 @@ def test_completions_given_as_text(t5_pair):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--quantize=int8"]])
 def test_a_sweep_from_end_to_end(t5_pair, tmp_path, options, capsys):
     prompts = tmp_path / "prompts.txt"
@@ -112,6 +111,7 @@ def test_prefixes_are_refused(t5_pair, capsys, tmp_path):
     assert "a model with an encoder has no place for one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sft_learns_and_transformers_loads_what_it_saves(t5_pair, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text(

@@ -49,7 +49,6 @@ def finished(words, shell=None, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["dera_jax.spelling", "numpy", "jax._src.core", "devices: ", "loaded "])
 def test_an_interruption_is_heard_from_the_first_instant(moment, tmp_path):
     """Python tells what it has imported, and the command what it does: the signal comes right behind."""
@@ -90,7 +89,6 @@ with interrupts.telling("all is kept"):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_an_interruption_that_a_callback_swallows_is_said_again():
     assert finished(["-c", SWALLOWED]) == (0, "heard\n", "")
@@ -141,7 +139,6 @@ def test_plain_letters_are_ascii():
 POSIX = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "shell, code, more",

@@ -144,7 +144,6 @@ def aligned(reference, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm, num_prompts, num_samples, rollouts", [("pg", 2, 2, 300), ("rloo", 8, 2, 200)]
 )
@@ -189,7 +188,6 @@ def test_policy_gradient_is_unbiased(toy, algorithm, num_prompts, num_samples, r
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("algorithm, beta", [*product(["rloo", "ppo-own"], BETAS), ("ppo-shared", 0.5)])
 def test_alignment_approaches_the_closed_form(reference, aligned, algorithm, beta):
     """KL(π ‖ π*) to Eq. 2 falls by far."""
@@ -217,7 +215,6 @@ def test_dera_of_one_strength_predicts_the_others(reference, aligned):
         assert found < 0.1 * first and (gap < 1e-6 if lambda_ == 1 else gap > 1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm, beta", [("rloo", 0.5), ("ppo-own", 0.9)])
 def test_adaptive_beta_reaches_its_target(reference, tmp_path, algorithm, beta):
@@ -265,6 +262,7 @@ def test_values_predict_what_is_to_come(reference, aligned, value_head):
     assert error < 0.6 * expected.std()
 
 
+@pytest.mark.slow
 def test_first_update_of_ppo_is_a_policy_gradient(toy):
     """Of one epoch in one part: ∇ log π(yₜ) times advantages computed by their definition."""
     policy, reference = tiny_policy(toy, 0), tiny_policy(toy, 1)

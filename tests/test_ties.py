@@ -78,6 +78,7 @@ def test_a_head_of_its_own_is_used_whatever_the_settings_say(kind, said, tmp_pat
     np.testing.assert_array_equal(logits_of_torch(tmp_path / "saved"), logits_of_torch(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("held", ["both", "head"])
 def test_of_two_that_are_one_a_file_keeps_either(kind, held, tmp_path, toy, capsys):

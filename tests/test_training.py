@@ -212,6 +212,7 @@ def test_a_hard_update_makes_the_policy_the_reference(tiny, tmp_path):
     assert read_metrics(tmp_path)[2]["loss"] == pytest.approx(np.log(2), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 @pytest.mark.parametrize("on", ["its base", "itself"])
 def test_a_reference_follows_adapters_as_it_follows_their_weights(alpha, on, tiny, tmp_path):

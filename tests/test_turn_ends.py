@@ -118,6 +118,7 @@ def test_a_tokenizers_own_template_is_read(words):
     words.chat_template = None
 
 
+@pytest.mark.slow
 def test_answers_of_chats_end_there_and_raw_texts_do_not(closing, capsys):
     tokens = [*said(closing[0], " the painter"), PAD, *said(closing[0], " goes on")]
     rule = saying(tokens)

@@ -13,7 +13,6 @@ SIZES = {"inputs": ["--inputs=60", "--kills=0"], "kills": ["--inputs=0", "--kill
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("part", SIZES)
 def test_nothing_is_lost_and_nothing_falls(part, capsys):
     """No traceback, no changed file, nothing lost to a kill: what each is, README.md beside this file tells."""
