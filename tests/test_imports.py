@@ -20,7 +20,7 @@ FLOORS = """
 2  lost sharding hosts
 3  loading.hub loading.tensors loading.manifests loading.names loading.adapter_settings loading.settings
 3  loading.ties loading.fields loading.ropes loading.extras
-3  loading.families loading.weights loading.adapters
+3  loading.ahead loading.families loading.weights loading.adapters
 3  loading.lora sizes policies turn_ends encoding answers decode examples learned
 4  stopwatch usage padding reward_models endings generate samples conversation score stored writers rollout
 4  reference_logprobs
