@@ -250,7 +250,7 @@ def _run_with_progress(plan, folder) -> tuple:
         cells = _first_cells(plan, own, folder.keys)
         compiling, _ = warm_up(plan.policies, cells, plan.decode, plan.rows, plan.rule)
         if leads():
-            print(f"compiled in {compiling:.1f} s", file=sys.stderr)
+            print(f"compiled in {max(0.0, compiling):.1f} s", file=sys.stderr)
     there = len(wanted & folder.keys)
     with (
         interrupts.raised(),  # completions that wait to be written are not lost
