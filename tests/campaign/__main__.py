@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.processes import QUICKLY
 
 FULL = {"inputs": 2000, "kills": 100_000}
-SHORT = {"inputs": 60, "kills": 12}
+SHORT = {"inputs": 30, "kills": 6}
 
 
 def arguments() -> argparse.Namespace:
