@@ -151,20 +151,20 @@ def test_the_pair_in_four_bits_fits_one_chip():
 @pytest.mark.slow
 @LIBTPU
 def test_a_step_of_dpo_with_its_memory():
-    """Of 16 pairs of 2 048 tokens."""
-    policy, pairs, length = shallow(read_size("mistral-7b"), LAYERS), 16, 2048
+    """Of a whole model: 16 pairs of 2 048 tokens."""
+    policy, pairs, length = read_size("mistral-7b"), 16, 2048
     config = replace(policy.config, remat=True)
     slice_ = parse_slice("v5p:2x2x2")
     found = aot.compile_job(aot.dpo_job(config, aot.tpu_mesh(slice_, (1, 8)), pairs, length, length // 2))
-    params = parameters(policy)
+    params = PUBLISHED["mistral-7b"]
     assert found.arguments["trained weights, float32"] == pytest.approx(4 * params / 8, rel=1e-3)
     assert found.arguments["moments of AdamW"] == pytest.approx(8 * params / 8, rel=1e-3)
     # What blocks read is kept of each completion in bfloat16, and their weights in bfloat16.
-    kept = 2 * (LAYERS * 2 * pairs * length * 4096 + params / 8)
-    assert kept < found.temporary < 2.5 * kept
-    # What grows with the layers is taken to grow as they do.
-    deeper = 32 / LAYERS
-    assert deeper * (sum(found.arguments.values()) + found.temporary + found.code) < slice_.hbm
+    kept = 2 * (32 * 2 * pairs * length * 4096 + params / 8)
+    print(
+        f"{found.total / 1e9:.1f} of {slice_.hbm / 1e9:.0f} GB on {slice_.name}, {found.temporary / 1e9:.1f} temporary"
+    )
+    assert kept < found.temporary < 2.5 * kept and found.total < slice_.hbm
     # Each of two completions of each pair, forward, again for the gradients, and twice for those; of what is
     # done again the last product of a block is left out, and what splash does is not counted.
     maps = params - 2 * 32000 * 4096
