@@ -1,7 +1,7 @@
 """A model's parameters from its files, straight into arrays where they will live, and back.
 
-What is read at a time is a few megabytes: beyond the arrays themselves, the host's memory holds the
-pages of one file.
+What is read at a time is a few megabytes for each thread: beyond the arrays themselves, the host's memory
+holds the pages of one file, and of weights that are quantized a few parameters that wait for it.
 """
 
 import math
@@ -181,9 +181,8 @@ class _Reader:
 
     def __init__(self, dtype: str, seen: Seen):
         self._dtype, self._seen, self._lock = dtype, seen, threading.Lock()
-        self._whole = lru_cache(maxsize=1)(
-            tensors.Tensor.read
-        )  # the next parameter may be another part of it
+        # The next parameter may be another part of it.
+        self._whole = lru_cache(maxsize=1)(tensors.Tensor.read)
 
     def __call__(self, tensor: tensors.Tensor, source: names.Source, index: tuple[slice, ...]) -> np.ndarray:
         """Returns the values of our parameter at `index`, in memory that the CPU device takes over as it is."""
@@ -242,7 +241,7 @@ def _chunks(rows: range, row_bytes: int) -> Iterator[range]:
 
 def check_finite(values: np.ndarray, tensor: tensors.Tensor, dtype: str) -> None:
     """Raises ValueError where a tensor holds NaN or infinite values."""
-    # By their bits, whose exponent is then all ones.
+    # By their bits, whose exponent is then all ones: NumPy asks bfloat16 for one value after the other.
     kind = f"uint{8 * values.itemsize}"
     exponent = np.array(np.inf, values.dtype).view(kind)
     if np.max(values.view(kind) & exponent, initial=0) == exponent:

@@ -9,7 +9,7 @@ import pytest
 from tests.campaign import inputs
 from tests.processes import ROOT
 
-SIZES = {"inputs": ["--inputs=30", "--kills=0"], "kills": ["--inputs=0", "--kills=6"]}
+SIZES = {"inputs": ["--kills=0"], "kills": ["--inputs=0"]}
 
 
 @pytest.mark.slow
