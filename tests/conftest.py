@@ -1,6 +1,7 @@
 """Fixtures shared by all tests; shapes in signatures are checked while tests run."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tests.processes import QUICKLY, ROOT
 
 # Torch with several threads on models this small waits for them most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ctrl-C is ignored by what a script runs in the background, and by all that it starts; tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # libtpu, which tests of `eval.plan` compile with, then looks for no TPU and says nothing.
 for name, value in (
     ("TPU_SKIP_MDS_QUERY", "1"),
