@@ -141,22 +141,3 @@ def effective_beta(beta: float, lambda_: float) -> float:
     if lambda_ < 0:
         return float("nan")
     return beta / lambda_ if lambda_ else float("inf")
-
-
-def linear_rule(
-    logits: Float[Array, "models rows vocab"],
-    weights: Float[Array, "rows models"],
-    state: None,
-) -> tuple[Float[Array, "rows vocab"], None]:
-    """The default rule: the mixture itself.
-
-    A rule turns the models' logits into the logits to draw from; `--rule=module:function` puts
-    another in its place. It is pure, sees the whole vocabulary, and may carry a state: then it has
-    an attribute `initial_state`, a function from the number of rows to arrays of that many rows.
-    """
-    return mix_centered(logits, weights), state
-
-
-def is_mixture(rule) -> bool:
-    """Whether `rule` is the linear mixture, for which log z is defined."""
-    return rule is linear_rule

@@ -15,13 +15,10 @@ from numbers import Real
 
 Strength = tuple[float, ...]
 """λ of each aligned model; any finite real numbers."""
-
 PER_PROMPT = "prompt"
 """`--lambda=prompt`: each prompt brings its own `lambda`. The caller recognizes it."""
-
 MAX_STRENGTHS = 10_000
 """A longer range or grid is a slip of the keyboard."""
-
 _NUMBER = re.compile(r"-?(?=\.?\d)\d{0,400}\.?\d{0,400}([eE]-?\d{1,3})?(/\d{1,400})?", re.ASCII)
 _EXPONENT_WITH_PLUS = re.compile(r"[\d.][eE]\+\d")
 

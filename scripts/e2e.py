@@ -25,11 +25,11 @@ import sacrebleu
 from make_toy import write_jsonl
 from transformers import PreTrainedTokenizerFast
 
-from dera_jax.commands import cli
-from dera_jax.files import read_json
-from dera_jax.folders import find_data
-from dera_jax.results import read_rows
-from dera_jax.slots import parse_slots, slot_coverage
+from dera_jax.commands.process import endings
+from dera_jax.common.folders import find_data
+from dera_jax.common.json_files import read_json
+from dera_jax.results.reading import read_rows
+from dera_jax.rewards.slots import parse_slots, slot_coverage
 from scripts.reproduce.t5 import save_untrained, train_tokenizer
 
 VOCABULARY = 1024
@@ -47,7 +47,7 @@ RLHF = dict(
 STRENGTHS = "0,0.5,1,2"
 
 
-@cli.command
+@endings.command
 def main(argv: list[str] | None = None) -> None:
     """Runs all stages; finished ones are not run again."""
     parser = argparse.ArgumentParser(

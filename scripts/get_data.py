@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dera_jax.files import make_folder, write_bytes
-from dera_jax.folders import data_folder
-from dera_jax.shown import shown
+from dera_jax.common.files import make_folder, write_bytes
+from dera_jax.common.folders import data_folder
+from dera_jax.common.shown import shown
 from scripts.data_sets import KNOWN, SETS, DataSet, File
 
 PATIENCE = 30

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize
 
-from dera_jax.commands import cli
-from dera_jax.folders import find_data
+from dera_jax.commands.process import endings
+from dera_jax.common.folders import find_data
 
 SUBSETS = ("harmless-base", "helpful-base")
 ANSWER = "\n\nAssistant:"
@@ -40,7 +40,7 @@ PENALTIES = (1, 3, 10, 30, 100, 300)
 """Of which the bag of words takes the one that does best in five parts of the training pairs."""
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs all stages; finished ones are not run again."""
     parser = argparse.ArgumentParser(
@@ -120,13 +120,13 @@ def train(name: str, **options) -> None:
 
 def judge(subset: str, pairs: tuple[list[dict], list[dict]], work: Path, out: Path) -> dict:
     """Returns how often each judge ranks the held-out pairs of a subset as people did; draws the calibration."""
-    from dera_jax.calibration import calibrate, plot_calibration
-    from dera_jax.data import load_records
-    from dera_jax.examples import encode_pairs
-    from dera_jax.policies import load_policy
-    from dera_jax.reference_logprobs import reference_logprobs
-    from dera_jax.reward_models import load_reward_model
-    from dera_jax.reward_training import pair_margins
+    from dera_jax.analysis.calibration import calibrate, plot_calibration
+    from dera_jax.data.examples import encode_pairs
+    from dera_jax.data.records import load_records
+    from dera_jax.policies.load import load_policy
+    from dera_jax.policies.reward_models import load_reward_model
+    from dera_jax.training.reference_logprobs import reference_logprobs
+    from dera_jax.training.reward import pair_margins
 
     place = work / subset
     policies = {"SFT": load_policy(str(work / "sft/best")), "DPO": load_policy(str(place / "dpo/best"))}

@@ -74,7 +74,7 @@ def forget_compiled():
 @pytest.fixture(scope="session")
 def toy() -> Path:
     """The folder of a trained model of 319 000 parameters, the reference of the shipped pair."""
-    from dera_jax.policies import TOY
+    from dera_jax.policies.policy import TOY
 
     return TOY / "reference"
 
@@ -93,7 +93,7 @@ def stand_ins(tmp_path_factory) -> Path:
 def pair(toy):
     """A reference and a policy that differs from it: the same weights, disturbed."""
     from dera_jax import load_policy
-    from dera_jax.policies import with_params
+    from dera_jax.policies.policy import with_params
 
     reference = load_policy(str(toy))
     keys = iter(jax.random.split(jax.random.key(7), 100))

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from dera_jax.objectives import Grid, Objective
+from dera_jax.analysis.tuning.grid import Grid
+from dera_jax.analysis.tuning.objectives import Objective
 
 REWARD = Objective("gold")
 

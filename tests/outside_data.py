@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from dera_jax.folders import data_folder, how_to_get
+from dera_jax.common.folders import data_folder, how_to_get
 from scripts.get_data import is_there
 
 # Before xdist's workers start, which inherit it.

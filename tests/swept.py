@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dera_jax.policies import with_params
+from dera_jax.policies.policy import with_params
 
 TEXTS = ["Once upon a time", "Lily had a dog", "Tom saw"]
 LAMBDAS = [-0.5, 0.0, 0.5, 1.0, 1.5]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as models_of_text
 
 from dera_jax import models
-from dera_jax.batches import make_batch
+from dera_jax.data.batches import make_batch
 from scripts.toy_grammar import write_stories
 
 torch = pytest.importorskip("torch")

@@ -6,20 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from dera_jax import losses
-from dera_jax.configs import DecodeConfig, PPOConfig, TrainConfig
-from dera_jax.dpo import PreferenceConfig, preference_method
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.examples import Example, Pair
-from dera_jax.optimization import decays, init_state, make_optimizer, make_update
-from dera_jax.ppo import ppo_method
-from dera_jax.prompts import Prompt
-from dera_jax.reward_models import fresh_reward_model
-from dera_jax.reward_training import reward_method
-from dera_jax.rewards import Reward
-from dera_jax.rlhf import RolloutConfig, policy_gradient_method
-from dera_jax.score import completion_logprobs
-from dera_jax.sft import sft_method
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.examples import Example, Pair
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.policies.reward_models import fresh_reward_model
+from dera_jax.rewards.registry import Reward
+from dera_jax.scoring.logprobs import completion_logprobs
+from dera_jax.training import losses
+from dera_jax.training.config import PPOConfig, PreferenceConfig, RolloutConfig, TrainConfig
+from dera_jax.training.optimization import decays, init_state, make_optimizer, make_update
+from dera_jax.training.policy_gradient import policy_gradient_method
+from dera_jax.training.ppo import ppo_method
+from dera_jax.training.preferences import preference_method
+from dera_jax.training.reward import reward_method
+from dera_jax.training.sft import sft_method
 from tests.toy import tiny_policy
 
 ROWS = 8
@@ -168,8 +169,8 @@ def test_weight_decay_is_of_the_parameters_that_transformers_decays(tmp_path):
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Trainer
 
     from dera_jax import models
-    from dera_jax.loading import families
-    from dera_jax.trees import flatten
+    from dera_jax.models.trees import flatten
+    from dera_jax.policies import families
 
     compared = 0
     for name, config in torch_models():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policy
-from dera_jax.loading import adapter_settings
-from dera_jax.loading.adapter_settings import OBEYED, REFUSED, STARTS, TOLD_BY_TENSORS, WITHOUT_EFFECT
+from dera_jax.policies import adapter_settings
+from dera_jax.policies.adapter_settings import OBEYED, REFUSED, STARTS, TOLD_BY_TENSORS, WITHOUT_EFFECT
 from tests.test_models import SHAPES, our_logits, padded, random_model, save
 
 torch = pytest.importorskip("torch")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies, load_policy, save_policy
-from dera_jax.policies import held_bytes
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies.policy import held_bytes
 from tests.test_models import (
     PROMPTS,
     SHAPES,

@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from dera_jax import load_policy, pairs
-from dera_jax.answers import encode_answer, encode_exchange, encode_whole
-from dera_jax.data import Record
-from dera_jax.encoding import encode_prompts
-from dera_jax.examples import encode_examples, encode_pairs
+from dera_jax import load_policy
+from dera_jax.data.answers import encode_answer, encode_exchange, encode_whole
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.examples import encode_examples, encode_pairs
+from dera_jax.data.prompts import Prompt
+from dera_jax.data.records import Record
 from dera_jax.models.reward import RewardConfig
-from dera_jax.prompts import Prompt
-from dera_jax.reward_models import ModelReward, RewardPolicy
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.policies.reward_models import RewardPolicy
+from dera_jax.policies.tokenizers import load_tokenizer
+from dera_jax.rewards.model import ModelReward
+from dera_jax.scoring import pairs
 
 LONG = 10**6
 SPECIAL = [

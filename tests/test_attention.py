@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dera_jax import aot, chips, hlo, models, sharding, traffic
+from dera_jax import models
+from dera_jax.devices import placement
 from dera_jax.models import flash
 from dera_jax.models.decoder import DecoderConfig
+from dera_jax.performance.plan import chips, hlo, programs, traffic
 
 CHOICES = {
     # asked, platform, length, head_dim, dtype, softcap
@@ -146,10 +148,10 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 def compiled_gradient(config, shape, length):
     """Returns the gradient of a loss, compiled for eight TPUs that are not there."""
-    mesh = aot.tpu_mesh(chips.parse_slice("v5e:2x4"), shape)
+    mesh = programs.tpu_mesh(chips.parse_slice("v5e:2x4"), shape)
     params = jax.tree.map(
         lambda a, lies: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=lies),
-        models.param_shapes(config), sharding.param_shardings(config, mesh),
+        models.param_shapes(config), placement.param_shardings(config, mesh),
     )  # fmt: skip
     rows = NamedSharding(mesh, PartitionSpec("data"))
     tokens, mask = (jax.ShapeDtypeStruct((2, length), t, sharding=rows) for t in (jnp.int32, jnp.bool_))

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dera_jax.batches import WINDOW, shuffled
+from dera_jax.data.order import WINDOW, shuffled
 
 SIZES = [(10, 4), (7, 7), (3, 8), (1000, 8), (1, 1), (5000, 24)]
 

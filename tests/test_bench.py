@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import bench, models
+from dera_jax import models
 from dera_jax.commands.bench import main
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import Cell
-from dera_jax.policies import save_policy
-from dera_jax.prompts import Prompt
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.request import Cell
+from dera_jax.performance.bench import decoding, sides, timing
+from dera_jax.policies.save import save_policy
 from dera_jax.realign import mix_logits
 
 TINY = {
@@ -32,12 +33,12 @@ STEPS = 16
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory):
-    return bench.without_eos(bench.random_policies(tmp_path_factory.mktemp("random"), TINY))
+    return sides.without_eos(sides.random_policies(tmp_path_factory.mktemp("random"), TINY))
 
 
 @pytest.fixture(scope="module")
 def torch_pair(policies, tmp_path_factory):
-    baseline = pytest.importorskip("dera_jax.torch_baseline")
+    baseline = pytest.importorskip("dera_jax.performance.bench.torch_decoding")
     folder = tmp_path_factory.mktemp("saved")
     for policy, name in zip(policies, ("reference", "aligned"), strict=True):
         save_policy(policy, folder / name)
@@ -62,7 +63,7 @@ def padded(prompts):
 @pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0, 1.8, -0.5])
 def test_greedy_tokens_equal_those_of_torch(policies, torch_pair, lambda_):
     prompts = random_prompts((16, 3, 9))
-    ours = bench.complete_all(policies, [Cell(p, 0, (lambda_,)) for p in prompts], 3, STEPS, temperature=0.0)
+    ours = sides.complete_all(policies, [Cell(p, 0, (lambda_,)) for p in prompts], 3, STEPS, temperature=0.0)
     tokens, mask = padded(prompts)
     theirs = torch_pair.generate(tokens, lambda_, STEPS, mask=mask, greedy=True)
     assert ours == theirs.tolist()
@@ -110,29 +111,29 @@ def test_torch_draws_from_the_whole_mixture(policies, torch_pair):
 
 
 def test_functions_take_turns_and_ratios_are_within_a_turn(monkeypatch):
-    monkeypatch.setattr(bench, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     calls = []
 
     def fake(name, seconds):
         values = iter(seconds)
         return lambda: calls.append(name) or next(values)
 
-    seconds = bench.interleave({"a": fake("a", [9, 2, 4, 6]), "b": fake("b", [8, 1, 1, 2])}, 3)
+    seconds = timing.interleave({"a": fake("a", [9, 2, 4, 6]), "b": fake("b", [8, 1, 1, 2])}, 3)
     assert calls == list("abababab")
     assert seconds["a"] == {"first": 9, "median": 4, "min": 2, "max": 6, "values": [2, 4, 6]}
-    assert bench.ratio(seconds["a"], seconds["b"])["values"] == [2, 4, 3]
+    assert timing.ratio(seconds["a"], seconds["b"])["values"] == [2, 4, 3]
 
 
 def test_short_calls_are_repeated_within_their_turn():
     values = iter([5.0, 0.2, 0.1, 0.4])
-    assert bench.interleave({"a": lambda: next(values)}, 2)["a"]["values"] == [pytest.approx(0.15), 0.4]
+    assert timing.interleave({"a": lambda: next(values)}, 2)["a"]["values"] == [pytest.approx(0.15), 0.4]
 
 
 @pytest.fixture
 def report(policies, tmp_path, monkeypatch, capsys):
     """Runs the command on the tiny pair without torch."""
-    monkeypatch.setattr(bench, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(bench, "SWEEP_ROWS", 8)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(decoding, "SWEEP_ROWS", 8)
     for policy, name in zip(policies, ("reference", "aligned"), strict=True):
         save_policy(policy, tmp_path / name)
     (tmp_path / "prompts.txt").write_text("w1 w2 w3\nw4 w5\n")
@@ -171,11 +172,11 @@ def test_report(report):
 def test_bare_scan_runs_every_word_of_both_models(policies):
     """Raising any word's logit in either model changes the bare scan's tokens: nothing can be left out."""
     configs, params = tuple(p.config for p in policies), tuple(p.params for p in policies)
-    prompt = bench.make_prompt(policies, STEPS)
+    prompt = sides.make_prompt(policies, STEPS)
 
     def tokens(params):
-        state = bench._filled(configs, params, prompt.tokens[0], 1, STEPS)
-        return bench.forward_chunk(configs, params, state, steps=STEPS)[1].tolist()
+        state = decoding._filled(configs, params, prompt.tokens[0], 1, STEPS)
+        return decoding.forward_chunk(configs, params, state, steps=STEPS)[1].tolist()
 
     for model in range(2):
         kernel = params[model]["head"]["kernel"]

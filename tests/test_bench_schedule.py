@@ -6,11 +6,10 @@ import sys
 
 import pytest
 
-from dera_jax import bench, schedule_bench
-from dera_jax.commands import bench_schedule
 from dera_jax.commands.bench import main
-from dera_jax.generate import CHUNK
-from dera_jax.policies import save_policy
+from dera_jax.decoding.batch import CHUNK
+from dera_jax.performance.bench import sharing, sharing_lines, sides, timing
+from dera_jax.policies.save import save_policy
 
 TINY = {
     "model_type": "llama",
@@ -39,7 +38,7 @@ SMALLER = {
 def models(tmp_path_factory):
     """Options that name a tiny pair."""
     folder = tmp_path_factory.mktemp("models")
-    policies = bench.random_policies(tmp_path_factory.mktemp("random"), TINY)
+    policies = sides.random_policies(tmp_path_factory.mktemp("random"), TINY)
     for policy, name in zip(policies, ("reference", "aligned"), strict=True):
         save_policy(policy, folder / name)
     return [f"--{name}={folder / name}" for name in ("reference", "aligned")]
@@ -64,12 +63,12 @@ def ran(models, tmp_path_factory):
     (folder / "prompts.txt").write_text("w11 w12 w13\nw14 w15\n")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALLER.items():
-            patch.setattr(schedule_bench, name, value)
-        patch.setattr(schedule_bench, "STRENGTHS", (0.0, 0.5, 1.0))
-        patch.setattr(bench_schedule, "LORA_ROWS", (2,))
-        patch.setattr(bench, "LEAST_SECONDS", 0.0)
-        patch.setattr(schedule_bench, "complete", keep(schedule_bench.complete))
-        patch.setattr(schedule_bench, "complete_all", keep(schedule_bench.complete_all))
+            patch.setattr(sharing, name, value)
+        patch.setattr(sharing, "STRENGTHS", (0.0, 0.5, 1.0))
+        patch.setattr(sharing_lines, "LORA_ROWS", (2,))
+        patch.setattr(timing, "LEAST_SECONDS", 0.0)
+        patch.setattr(sharing, "complete", keep(sharing.complete))
+        patch.setattr(sharing, "complete_all", keep(sharing.complete_all))
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         argv = [
             "--schedule",
@@ -123,7 +122,7 @@ def test_a_base_with_an_adapter_is_another_model(ran):
     (result,) = report["lora"]
     mixed, single = calls[-2:]
     assert (result["rows"], len(mixed), len(single)) == (2, 2, 4)
-    assert {cell[2] for cell in mixed} == {(bench.LAMBDA,)} and {cell[2] for cell in single} == {()}
+    assert {cell[2] for cell in mixed} == {(sides.LAMBDA,)} and {cell[2] for cell in single} == {()}
     alone = {cell[:2]: tokens for cell, tokens in single.items()}
     assert any(tokens != alone[cell[:2]] for cell, tokens in mixed.items())
 
@@ -144,10 +143,10 @@ def test_what_is_printed(ran):
 def test_starts_take_turns_with_nothing_kept_and_with_what_the_first_has_kept(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     runs = []
-    monkeypatch.setattr(schedule_bench, "_run", lambda command, env: runs.append((command, env)))
-    found = schedule_bench.bench_startup(["R", "A"], 2, lambda line: None)
+    monkeypatch.setattr(sharing, "_run", lambda command, env: runs.append((command, env)))
+    found = sharing.bench_startup(["R", "A"], 2, lambda line: None)
     assert found["seconds"].keys() == {"cold", "warm"} and len(found["seconds"]["cold"]["values"]) == 2
-    assert bench_schedule.LINES["startup"](found).startswith("startup   process to 16 tokens: ")
+    assert sharing_lines.LINES["startup"](found).startswith("startup   process to 16 tokens: ")
     folders = [env["XDG_CACHE_HOME"] for _, env in runs]
     assert folders[0] == folders[1] != folders[2] == folders[3]
     for command, env in runs:
@@ -157,7 +156,7 @@ def test_starts_take_turns_with_nothing_kept_and_with_what_the_first_has_kept(mo
 
 def test_a_start_that_fails_says_why():
     with pytest.raises(ValueError, match=r"^-c .*: no such model$"):
-        schedule_bench._run(
+        sharing._run(
             [sys.executable, "-c", "import sys; sys.exit('trace' + chr(10) + 'no such model')"],
             dict(os.environ),
         )

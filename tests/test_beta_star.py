@@ -3,18 +3,17 @@
 import numpy as np
 import pytest
 
-from dera_jax.metrics import Estimate
-from dera_jax.retraining import (
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.tuning.beta import changes, make_target  # fmt: skip
+from dera_jax.analysis.tuning.report import Retrained, choice_verdict
+from dera_jax.analysis.tuning.retraining import (
     Cost,
-    changes,
     decoding_words,
     differing_settings,
-    make_target,
     replaced,
     retrained_name,
     training_words,
-)  # fmt: skip
-from dera_jax.tune_report import Retrained, choice_verdict
+)
 
 
 def test_the_mixture_at_lambda_is_the_optimum_at_beta_star():

@@ -13,9 +13,9 @@ import pytest
 
 from dera_jax import load_policies, sweep
 from dera_jax.commands import compare, plot, score, tune
-from dera_jax.policies import TOY
-from dera_jax.results import read_manifest
-from dera_jax.row_files import WHOLE, parse_rows
+from dera_jax.policies.policy import TOY
+from dera_jax.results.manifests import read_manifest
+from dera_jax.results.rows import WHOLE, parse_rows
 
 TEXTS = [f"Mira has {n} apples" for n in range(16)]
 HUGE = 10**400

@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import decode, models
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import Cell, complete
+from dera_jax import models
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding import device_loop
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
 from dera_jax.models import caches, decoder
 from dera_jax.models.decoder import DecoderConfig
 from dera_jax.models.rope import Rope
-from dera_jax.models.t5 import T5Config
-from dera_jax.prompts import Prompt
-from dera_jax.score import score_tokens
+from dera_jax.models.t5_config import T5Config
+from dera_jax.scoring.score import score_tokens
 
 TINY = DecoderConfig(
     vocab_size=61, width=32, mlp_width=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -170,12 +172,12 @@ def test_refilled_rows_with_windows_and_pieces_have_the_figures_of_teacher_forci
     """More cells than rows, prompts of several buckets, windows smaller than prompts and completions."""
     monkeypatch.setattr(decoder, "PIECE", 32)
     monkeypatch.setattr(decoder, "WHOLE", 32)
-    decode.prefill_prompts.clear_cache()
+    device_loop.prefill_prompts.clear_cache()
     policies = tiny_policies(pair, (24, 0))
     config = DecodeConfig(max_new_tokens=40, stop=("e",), seed=4)
     found = list(complete(policies, cells_of((50, 100, 61, 120)), config, 4))
     assert len(found) == 12 and len({len(c.tokens) for c in found}) > 3
-    decode.prefill_prompts.clear_cache()
+    device_loop.prefill_prompts.clear_cache()
     prompts, tokens = zip(*[(c.cell.prompt.tokens, c.tokens) for c in found], strict=True)
     for completion, scored in zip(found, score_tokens(policies, prompts, tokens, [0.7], 5), strict=True):
         np.testing.assert_allclose(completion.logprobs, scored.logprobs[0], atol=2e-4)

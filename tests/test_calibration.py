@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dera_jax.calibration import calibrate, plot_calibration
+from dera_jax.analysis.calibration import calibrate, plot_calibration
 
 
 def drawn(margins, seed=0):

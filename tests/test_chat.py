@@ -10,11 +10,12 @@ import pytest
 
 from dera_jax import generate, load_policies, load_policy, read_rows, score, sweep
 from dera_jax.commands.sweep import main as sweep_command
-from dera_jax.conversation import _key
-from dera_jax.encoding import encode_prompts, encode_turn
-from dera_jax.prompts import Prompt, load_prompts
-from dera_jax.results import sort_rows
-from dera_jax.tokenizer import encode_prompt, load_tokenizer, read_template, render_chat
+from dera_jax.data.encoding import encode_prompts, encode_turn
+from dera_jax.data.prompts import Prompt, load_prompts
+from dera_jax.data.tokens import encode_prompt, render_chat
+from dera_jax.decoding.conversation import _key
+from dera_jax.policies.tokenizers import load_tokenizer, read_template
+from dera_jax.results.rows import sort_rows
 
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -333,7 +334,7 @@ def test_a_rule_that_makes_nan_is_refused(pair):
 
 def test_conversations_are_told_apart(chat_pair):
     (encoded,) = encode_prompts(chat_pair, [Prompt.of({"turns": ["a"]})], 4)
-    from dera_jax.generate import Cell
+    from dera_jax.decoding.request import Cell
 
     keys = {_key(Cell(encoded, s, (x,))) for s in range(2) for x in (0.0, 1.0)}
     assert len(keys) == 4

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 import pytest
 
-import dera_jax.checkpoints
-from dera_jax.checkpoints import Checkpoints, checksum
+import dera_jax.training.checkpoints
+from dera_jax.training.checkpoints import Checkpoints, checksum
 from tests.processes import ROOT, environment
 
 
@@ -121,13 +121,13 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
 
 
 def test_saving_goes_on_beside_the_training(tmp_path, monkeypatch, capsys):
-    entered = dera_jax.checkpoints._write_record
+    entered = dera_jax.training.checkpoints._write_record
 
     def slow(*args):
         time.sleep(0.5)
         entered(*args)
 
-    monkeypatch.setattr(dera_jax.checkpoints, "_write_record", slow)
+    monkeypatch.setattr(dera_jax.training.checkpoints, "_write_record", slow)
     state = {str(i): jnp.ones((1 << 20,)) for i in range(16)}
     with Checkpoints(tmp_path) as checkpoints:
         start = time.perf_counter()
@@ -202,9 +202,9 @@ def test_a_wrong_state_in_whole_files_is_found(two, tmp_path, capfd):
     shutil.copytree(two, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "2" / "state")
     shutil.copytree(two / "1" / "state", tmp_path / "2" / "state")
-    record = dera_jax.checkpoints.read_json(two / "2" / "record.json")
+    record = dera_jax.training.checkpoints.read_json(two / "2" / "record.json")
     record.pop("sha256")
-    dera_jax.checkpoints._write_record(tmp_path / "2", record)
+    dera_jax.training.checkpoints._write_record(tmp_path / "2", record)
     assert restored(tmp_path)[0] == 1
     assert "is not what was saved" in capfd.readouterr().err
 
@@ -241,7 +241,7 @@ def test_a_save_that_fails_in_the_background_is_told(tmp_path, monkeypatch):
 
     saved(tmp_path, 1)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"cannot save in .*No space left"):
-        patch.setattr(dera_jax.checkpoints, "_write_record", full)
+        patch.setattr(dera_jax.training.checkpoints, "_write_record", full)
         saved(tmp_path, 2)
     assert restored(tmp_path)[0] == 1
     saved(tmp_path, 2)
@@ -294,7 +294,7 @@ SHARDED = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from dera_jax.checkpoints import Checkpoints
+from dera_jax.training.checkpoints import Checkpoints
 n = len(jax.devices())
 mesh = jax.make_mesh((max(n // 4, 1), min(n, 4)), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
@@ -359,7 +359,7 @@ def test_two_processes_save_one_state(tmp_path):
 LOOP = """
 import sys, jax, jax.numpy as jnp
 from pathlib import Path
-from dera_jax.checkpoints import Checkpoints
+from dera_jax.training.checkpoints import Checkpoints
 like = {"w": jnp.zeros((200_000,)), "step": jnp.int32(0)}
 with Checkpoints(Path(sys.argv[1])) as checkpoints:
     step, state, facts = checkpoints.restore(like) or (0, like, {"step": 0})

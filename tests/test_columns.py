@@ -6,12 +6,12 @@ from copy import deepcopy
 
 import pytest
 
-from dera_jax.columns import usual
 from dera_jax.commands import dpo, sft
-from dera_jax.data import Record, load_records
-from dera_jax.policies import TOY
-from dera_jax.prompts import Prompt, read_prompts
-from dera_jax.shapes import Row, has_pair, read_pair, read_row
+from dera_jax.data.columns import usual
+from dera_jax.data.fields import Row, has_pair, read_pair, read_row
+from dera_jax.data.prompts import Prompt, read_prompts
+from dera_jax.data.records import Record, load_records
+from dera_jax.policies.policy import TOY
 
 SAID = [("human", "Hi"), ("gpt", "Hello."), ("human", "Why?"), ("gpt", "So.")]
 SHARE = [{"from": who, "value": text} for who, text in SAID]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies, load_policy
-from dera_jax.combine import _slerp, combine
 from dera_jax.commands.combine import main
-from dera_jax.policies import with_params
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies.combine import _slerp, combine
+from dera_jax.policies.policy import with_params
 from tests.test_models import our_logits, padded, torch_logits
 
 torch = pytest.importorskip("torch")
@@ -122,7 +122,7 @@ def test_architectures_are_compared_before_weights_are_read(tmp_path, toy, capsy
     other = shutil.copytree(toy, tmp_path / "other")
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 2}))
-    monkeypatch.setattr("dera_jax.loading.weights.read_params", None)
+    monkeypatch.setattr("dera_jax.policies.weights.read_params", None)
     words = [f"--reference={toy}", f"--aligned={other}", "--lambda=0.5", f"--out={tmp_path / 'out'}"]
     assert main(words) == 2
     assert f"expected one architecture, found {toy} and {other} to differ" in capsys.readouterr().err

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dera_jax.analysis.compare import compare, match
+from dera_jax.analysis.estimates import estimate
 from dera_jax.commands import compare as command
 from dera_jax.commands import score
-from dera_jax.compare import compare, match
-from dera_jax.judge_endpoint import Endpoint
-from dera_jax.judges import ModelJudge
-from dera_jax.metrics import estimate
-from dera_jax.results import RunFolder, read_manifest, read_rows
-from dera_jax.rewards import Reward, parse_rewards
+from dera_jax.results.folder import RunFolder
+from dera_jax.results.manifests import read_manifest
+from dera_jax.results.reading import read_rows
+from dera_jax.rewards.endpoint import Endpoint
+from dera_jax.rewards.judges import ModelJudge
+from dera_jax.rewards.registry import Reward, parse_rewards
 from tests.stub_judge import asked, fails, says, serve, shown
 
 STORIES = Path(__file__).parents[1] / "results" / "stories260k_length"

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies, load_policy, models, save_policy, score
-from dera_jax.batches import make_batch
 from dera_jax.commands import dpo, reward, sft
-from dera_jax.completions import Completions
+from dera_jax.data.batches import make_batch
 from dera_jax.models.reward import RewardConfig
-from dera_jax.pairs import encode_pairs, load_pairs
-from dera_jax.reward_models import ModelReward, fresh_reward_model
-from dera_jax.score import completion_logprobs, score_tokens
+from dera_jax.policies.reward_models import fresh_reward_model
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.model import ModelReward
+from dera_jax.scoring.logprobs import completion_logprobs
+from dera_jax.scoring.pairs import encode_pairs, load_pairs
+from dera_jax.scoring.score import score_tokens
 from tests.test_models import GPT2
 
 torch = pytest.importorskip("torch")

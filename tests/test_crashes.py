@@ -11,11 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax import load_policy, provenance, supervised, training
+from dera_jax import load_policy
 from dera_jax.commands import combine, dpo, reward, rlhf, score, sft, sweep
-from dera_jax.loading import tensors
-from dera_jax.loading.manifests import find_damage, read_manifest
-from dera_jax.policies import TOY, fresh_policy, save_policy
+from dera_jax.common import provenance
+from dera_jax.policies import tensors
+from dera_jax.policies.load import fresh_policy
+from dera_jax.policies.manifests import find_damage, read_manifest
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.save import save_policy
+from dera_jax.training import loop, supervised
 from tests import crash_states
 from tests.processes import ROOT
 
@@ -55,7 +59,7 @@ def place(tmp_path_factory):
 def quick(monkeypatch):
     """Asks git once, and traces a step and an evaluation once: all runs of a test are of one command."""
     monkeypatch.setattr(provenance, "_git", functools.cache(provenance._git))
-    for module, name in ((training, "make_update"), (supervised, "make_evaluation")):
+    for module, name in ((loop, "make_update"), (supervised, "make_evaluation")):
         monkeypatch.setattr(module, name, once(getattr(module, name)))
 
 

@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 
-from dera_jax.data import load_records
-from dera_jax.prompts import Prompt, as_prompts, load_prompts, read_prompts
+from dera_jax.data.prompts import Prompt, as_prompts, load_prompts, read_prompts
+from dera_jax.data.records import load_records
 
 
 @pytest.fixture

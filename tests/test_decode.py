@@ -7,16 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dera_jax import decode, tokenizer
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt, encode_prompts, encode_usable
-from dera_jax.generate import Cell, complete
-from dera_jax.prompts import Prompt, load_prompts
-from dera_jax.score import score_tokens
+from dera_jax.data import buckets
+from dera_jax.data.encoding import EncodedPrompt, encode_prompts, encode_usable
+from dera_jax.data.prompts import Prompt, load_prompts
+from dera_jax.decoding import device_loop
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
+from dera_jax.scoring.score import score_tokens
 
 pytestmark = pytest.mark.bits
 
-generate = importlib.import_module("dera_jax.generate")
+generate = importlib.import_module("dera_jax.decoding.batch")
 
 CONFIG = DecodeConfig(max_new_tokens=40, seed=3)
 TEXTS = ["Once upon a time", "One day, a little fish", "Lily and Ben", "The sun was hot. Tom wanted"]
@@ -80,7 +82,7 @@ def test_batch_size_and_bucket_change_at_most_one_word_in_ten_thousand(pair, mon
     cells = cells_of(pair, samples=24)
     rows = by_cell(complete(pair, cells, CONFIG, 32))
     smaller = by_cell(complete(pair, cells, CONFIG, 5))
-    monkeypatch.setattr(tokenizer, "SMALLEST_BUCKET", 64)
+    monkeypatch.setattr(buckets, "SMALLEST_BUCKET", 64)
     padded = by_cell(complete(pair, cells_of(pair, samples=24), CONFIG, 32))
     for name, other in {"5 rows": smaller, "bucket 64": padded}.items():
         changed, words = changed_words(rows, other)
@@ -92,7 +94,7 @@ def test_batch_size_and_bucket_change_at_most_one_word_in_ten_thousand(pair, mon
 
 
 def test_compilations_do_not_depend_on_the_number_of_strengths(pair):
-    jitted = (decode.prefill_prompts, decode.fill_slots, decode.decode_chunk)
+    jitted = (device_loop.prefill_prompts, device_loop.fill_slots, device_loop.decode_chunk)
 
     def compilations():
         return [function._cache_size() for function in jitted]
@@ -113,15 +115,15 @@ def test_settings_that_are_numbers_are_not_compiled_in(pair):
     for temperature, seed in [(0.5, 0), (1.5, 0), (1.5, 1)]:
         config = DecodeConfig(max_new_tokens=16, temperature=temperature, seed=seed)
         texts.append([c.tokens for c in complete(pair, cells, config, 7)])
-        count = decode.decode_chunk._cache_size()
+        count = device_loop.decode_chunk._cache_size()
     assert texts[0] != texts[1] != texts[2]
     list(complete(pair, cells, DecodeConfig(max_new_tokens=16, temperature=0.9), 7))
-    assert decode.decode_chunk._cache_size() == count
+    assert device_loop.decode_chunk._cache_size() == count
 
 
 def test_a_prompt_is_prefilled_once(pair, monkeypatch):
     calls = Counter()
-    original = decode.prefill_prompts
+    original = device_loop.prefill_prompts
 
     def counted(configs, params, tokens, mask, last, mesh):
         calls[tuple(np.asarray(tokens[0]).ravel())] += 1
@@ -139,8 +141,8 @@ def test_the_loop_stops_when_every_row_is_done(pair, monkeypatch):
     every_word = tuple(range(512))
     impatient = tuple(replace(policy, eos_ids=every_word) for policy in pair)
     calls = []
-    original = generate._Batch.run_chunk
-    monkeypatch.setattr(generate._Batch, "run_chunk", lambda self: calls.append(1) or original(self))
+    original = generate.Batch.run_chunk
+    monkeypatch.setattr(generate.Batch, "run_chunk", lambda self: calls.append(1) or original(self))
     config = DecodeConfig(max_new_tokens=200)
     found = list(complete(impatient, cells_of(impatient, TEXTS[:1], samples=1), config, ROWS))
     assert [c.finish_reason for c in found] == ["eos"] * 3 and [c.length for c in found] == [0] * 3

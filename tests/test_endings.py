@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, StopStringCriteria
 
-from dera_jax.configs import DecodeConfig, take_plain_numbers
-from dera_jax.endings import Endings
-from dera_jax.policies import TOY
-from dera_jax.tokenizer import decode_completion, load_tokenizer
+from dera_jax.common.checks import take_plain_numbers
+from dera_jax.data.tokens import decode_completion
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.endings import Endings
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.tokenizers import load_tokenizer
 from scripts import llama2c
 from scripts.llama2c import SPECIAL
 
@@ -86,7 +88,7 @@ def test_text_is_decoded_once_however_long_it_is(monkeypatch):
     """What is decoded for every token does not grow with the completion."""
     decoded = []
     monkeypatch.setattr(
-        "dera_jax.tokenizer.decode_completion",
+        "dera_jax.data.tokens.decode_completion",
         lambda reader, prompt, tokens, **more: (
             decoded.append(len(tokens)) or decode_completion(reader, prompt, tokens, **more)
         ),

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import Cell, complete
-from dera_jax.prompts import Prompt
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
 from tests.toy import all_completions, exact_logprobs, tiny_policy
 
 PROMPT = (1, 2, 0, 2)

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from dera_jax import shapes
-from dera_jax.data import Record, load_records
-from dera_jax.examples import Example, Pair, encode_examples, encode_pairs
-from dera_jax.models.t5 import T5Config
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.data.examples import Example, Pair, encode_examples, encode_pairs
+from dera_jax.data.fields import EMPTY, EQUAL, UNRELATED
+from dera_jax.data.records import Record, load_records
+from dera_jax.models.t5_config import T5Config
+from dera_jax.policies.tokenizers import load_tokenizer
 from tests.t5_models import write_tokenizer
 
 LONG = 10**6
@@ -88,7 +88,7 @@ def read_transcripts(policy, path):
     equal = sum(r.fields["chosen"] == r.fields["rejected"] for r in records)
     blank = sum(any(r.fields[n].endswith("Assistant: ") for n in ("chosen", "rejected")) for r in records)
     assert report.dropped.reasons == {
-        reason: count for reason, count in [(shapes.EMPTY, blank), (shapes.EQUAL, equal)] if count
+        reason: count for reason, count in [(EMPTY, blank), (EQUAL, equal)] if count
     }
     left = iter(pairs)
     for row in records:
@@ -391,4 +391,4 @@ def test_chats_that_share_no_question_are_dropped(chatting):
     strange = record(chosen=[user("a"), assistant("b")], rejected=[user("c"), assistant("d")])
     blank = record(chosen=[user("a"), assistant("b")], rejected=[user("a"), assistant("")])
     pairs, report = encode_pairs(chatting, [good, strange, blank], 64)
-    assert len(pairs) == 1 and report.dropped.reasons == {shapes.UNRELATED: 1, shapes.EMPTY: 1}
+    assert len(pairs) == 1 and report.dropped.reasons == {UNRELATED: 1, EMPTY: 1}

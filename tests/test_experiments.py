@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dera_jax.experiments import Experiment, Place, Step
+from dera_jax.experiments.declare import Experiment, Place, Step
 
 DATA = Step("tests.nothing:data", "data", {"words": 8})
 SFT = Step("train.sft", "models/sft", {"model": "base", "data": DATA / "train.jsonl"})

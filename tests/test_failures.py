@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dera_jax import read_rows, spelling
-from dera_jax.commands import cli, sweep
-from dera_jax.results import sort_rows
+from dera_jax import read_rows
+from dera_jax.commands import sweep
+from dera_jax.commands.process import endings
+from dera_jax.common import spelling
+from dera_jax.results.rows import sort_rows
 from tests.command_runs import ROOT
 
 # Models that cannot serve
@@ -122,7 +124,9 @@ def test_an_accelerator_that_is_not_used_is_told(refused, base, monkeypatch):
     if jax.devices()[0].platform != "cpu":
         pytest.skip("runs on an accelerator")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr("dera_jax.commands.cli.glob.glob", lambda pattern: [pattern.partition("[")[0] + "0"])
+    monkeypatch.setattr(
+        "dera_jax.commands.options.cli.glob.glob", lambda pattern: [pattern.partition("[")[0] + "0"]
+    )
     assert "/dev/nvidia0 is present but JAX runs on the CPU" in refused(sweep.main, *base)
 
 
@@ -244,7 +248,7 @@ def test_what_a_user_can_mend_is_one_line(call, error, line):
     def fail(argv):
         raise error
 
-    code, out, err = call(cli.command(fail))
+    code, out, err = call(endings.command(fail))
     assert code == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert out == "" and err.startswith(line) and err.count("\n") == 1 and len(err) < 650
 
@@ -253,14 +257,14 @@ def test_a_bug_shows_where_it_is(call, monkeypatch):
     def fail(argv):
         spelling.spelled("gone")
 
-    code, out, err = call(cli.command(fail))
+    code, out, err = call(endings.command(fail))
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert re.fullmatch(
-        r"error: unexpected KeyError: .* at dera_jax/spelling.py:\d+ \(DERA_DEBUG=1 shows the traceback\)\n",
+        r"error: unexpected KeyError: .* at dera_jax/common/spelling.py:\d+ \(DERA_DEBUG=1 shows the traceback\)\n",
         err,
     )
     monkeypatch.setenv("DERA_DEBUG", "1")
-    code, _, err = call(cli.command(fail))
+    code, _, err = call(endings.command(fail))
     assert code == 1 and "Traceback (most recent call last)" in err
 
 

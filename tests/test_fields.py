@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policy, models
-from dera_jax.loading import families
-from dera_jax.loading.fields import FIELDS
 from dera_jax.models.layers import ACTIVATIONS
+from dera_jax.policies import families
+from dera_jax.policies.fields import FIELDS
 from tests import t5_models
 from tests.test_models import BASE, GEMMA2, GEMMA3, GPT2, NEOX, random_model, save
 from tests.test_published import CONFIGS

@@ -7,7 +7,7 @@ from typing import NotRequired, TypedDict
 
 import pytest
 
-from dera_jax import files
+from dera_jax.common import files, json_files, locks
 
 
 class Named(TypedDict):
@@ -34,14 +34,14 @@ def test_json_of_another_type_is_refused_in_one_line(tmp_path, text, told):
     path = tmp_path / "a\x1b.json"
     path.write_text(text)
     with pytest.raises(ValueError) as failure:
-        files.read_json(path, Named)
+        json_files.read_json(path, Named)
     line = str(failure.value)
     assert told in line and "a\\x1b.json" in line and "\n" not in line and "\x1b" not in line
 
 
 def test_json_of_the_expected_type_is_read_as_it_is(tmp_path):
     (tmp_path / "a.json").write_text('{"name": "\\ud800", "sizes": [1, 2.5], "more": {"b": null}}')
-    assert files.read_json(tmp_path / "a.json", Named) == {
+    assert json_files.read_json(tmp_path / "a.json", Named) == {
         "name": "\ud800", "sizes": [1, 2.5], "more": {"b": None},
     }  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(ValueError, match="expected a file, found a pipe or a device"):
-            files.read_json(path)
+            json_files.read_json(path)
 
 
 def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
@@ -106,7 +106,7 @@ def test_what_a_library_makes_has_the_rights_of_the_umask_too(tmp_path, umask):
 
 @pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
-    lock, (up, down) = files.lock_folder(tmp_path), socket.socketpair()
+    lock, (up, down) = locks.lock_folder(tmp_path), socket.socketpair()
     if not (child := os.fork()):
         down.close()
         up.send(b"1")
@@ -114,8 +114,8 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
         os._exit(0)
     up.close()
     down.recv(1)
-    files.unlock(lock)
-    files.unlock(files.lock_folder(tmp_path))
+    locks.unlock(lock)
+    locks.unlock(locks.lock_folder(tmp_path))
     down.close()
     assert os.waitpid(child, 0)[1] == 0
 
@@ -125,7 +125,7 @@ def test_a_lock_never_follows_a_link(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
     with pytest.raises(ValueError, match="cannot lock"):
-        files.lock_folder(tmp_path / "run")
+        locks.lock_folder(tmp_path / "run")
     assert (tmp_path / "precious").read_text() == "kept"
 
 

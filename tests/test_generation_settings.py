@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dera_jax import load_policy
-from dera_jax.loading import settings
+from dera_jax.policies import settings
 from tests.test_models import random_model, save
 
 pytest.importorskip("torch")

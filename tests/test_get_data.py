@@ -222,7 +222,7 @@ def test_marked(data):
     assert (data / "e2e").is_dir()
 
 def test_unmarked():
-    from dera_jax.folders import data_folder
+    from dera_jax.common.folders import data_folder
     assert not data_folder().exists()
 
 @pytest.mark.skipif(SKIP, reason="another")

@@ -9,13 +9,14 @@ import jax
 import pytest
 
 from dera_jax import parse_rewards, read_rows, sweep
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import encode_prompts
-from dera_jax.prompts import as_prompts
-from dera_jax.results import read_manifest, row_key, sort_rows
-from dera_jax.rewards import Reward
-from dera_jax.sharding import Group, parse_mesh
-from dera_jax.sweep import Sweep, run_conversations
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.prompts import as_prompts
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.devices.mesh import Group, parse_mesh
+from dera_jax.results.manifests import read_manifest
+from dera_jax.results.rows import row_key, sort_rows
+from dera_jax.rewards.registry import Reward
+from dera_jax.sweeps.run import Sweep, run_conversations
 from tests.swept import (
     LAMBDAS,
     SETTINGS,
@@ -102,7 +103,7 @@ def test_an_interrupted_sweep_completes_to_the_same_rows(policies, rows, tmp_pat
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_rows_that_ended_before_an_interruption_are_kept(policies, rows, tmp_path, monkeypatch, kind):
-    batch_class = MODULES["generate"]._Batch
+    batch_class = MODULES["generate"].Batch
     finish, ended = batch_class._finished, []
 
     def interrupted(batch, slot, searched):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from dera_jax.commands import dpo, generate, reward, rlhf, score, sft, sweep
-from dera_jax.policies import TOY
-from dera_jax.tokenizer import load_tokenizer, text_ids
+from dera_jax.data.tokens import text_ids
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.tokenizers import load_tokenizer
 
 HALF = "a cat \ud83d and"
 PAIR = [f"--reference={TOY / 'reference'}", f"--aligned={TOY / 'aligned'}"]

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import aot, hlo, traffic
-from dera_jax.chips import CHIPS, parse_slice, slices
-from dera_jax.hlo import Shape
+from dera_jax.performance.plan import hlo, programs, traffic
+from dera_jax.performance.plan.chips import CHIPS, parse_slice, slices
+from dera_jax.performance.plan.hlo import Shape
 
 LOOP = """
 HloModule hand_written, is_scheduled=true
@@ -167,7 +167,7 @@ def test_operations_of_a_scan_compiled_for_this_machine():
 
 def test_bytes_of_a_scan_compiled_for_a_tpu():
     pytest.importorskip("libtpu")
-    mesh = aot.tpu_mesh(parse_slice("v5e:1x1"), (1, 1))
+    mesh = programs.tpu_mesh(parse_slice("v5e:1x1"), (1, 1))
     whole = jax.NamedSharding(mesh, jax.P())
     x = jax.ShapeDtypeStruct((16, 2048), jnp.bfloat16, sharding=whole)
     weights = jax.ShapeDtypeStruct((12, 2048, 2048), jnp.bfloat16, sharding=whole)

@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import pytest
 
-from dera_jax.bounded_http import LARGEST
 from dera_jax.commands import compare, score
-from dera_jax.judge_endpoint import Endpoint
-from dera_jax.judges import ask
-from dera_jax.redaction import redactor
+from dera_jax.common.redaction import redactor
+from dera_jax.rewards.bounded_http import LARGEST
+from dera_jax.rewards.endpoint import Endpoint
+from dera_jax.rewards.judges import ask
 from tests.stub_judge import fails, says, serve, serve_bytes
 
 KEY = "sk-SECRET/0123+456=789"

@@ -19,11 +19,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dera_jax import hosts, read_rows, sharding, writers
+from dera_jax import read_rows
 from dera_jax.commands import dpo, sft, sweep
-from dera_jax.policies import TOY
-from dera_jax.results import RunFolder, sort_rows
-from dera_jax.row_files import parse_rows
+from dera_jax.devices import processes, start
+from dera_jax.devices.mesh import own_group, parse_mesh
+from dera_jax.policies.policy import TOY
+from dera_jax.results.folder import RunFolder
+from dera_jax.results.rows import parse_rows, sort_rows
+from dera_jax.sweeps import shared_folder
 from tests.processes import ROOT, environment, free_port
 
 SUMS = (
@@ -41,7 +44,7 @@ def test_shares_are_all_of_it_and_nearly_equal(seed):
     numbers = np.random.default_rng(seed)
     count, lengths = int(numbers.integers(1, 9)), numbers.integers(1, 12, size=numbers.integers(0, 40))
     items = [(prompt, cell) for prompt, length in enumerate(lengths) for cell in range(length)]
-    shares = [hosts.share(items, lambda item: item[0], number, count) for number in range(count)]
+    shares = [processes.share(items, lambda item: item[0], number, count) for number in range(count)]
     assert sorted(item for share in shares for item in share) == items
     assert max(map(len, shares)) <= max(1.25 * len(items) / count, -(-len(items) // count))
     takers = [sum(any(p == prompt for p, _ in share) for share in shares) for prompt in range(len(lengths))]
@@ -51,17 +54,17 @@ def test_shares_are_all_of_it_and_nearly_equal(seed):
 
 def test_prompts_stay_together_while_there_are_enough():
     items = [(prompt, cell) for prompt in range(24) for cell in range(11)]
-    shares = [hosts.share(items, lambda item: item[0], number, 8) for number in range(8)]
+    shares = [processes.share(items, lambda item: item[0], number, 8) for number in range(8)]
     assert [len({prompt for prompt, _ in share}) for share in shares] == [3] * 8
-    alone = [hosts.share(items[:11], lambda item: item[0], number, 8) for number in range(8)]
+    alone = [processes.share(items[:11], lambda item: item[0], number, 8) for number in range(8)]
     assert sorted(map(len, alone)) == [1] * 5 + [2] * 3
 
 
 def test_a_process_alone_is_its_own_company():
-    assert hosts.exchange({"a": 1}) == [{"a": 1}] and hosts.leads() and not hosts.several()
-    assert hosts.together(lambda: 3) == 3
+    assert processes.exchange({"a": 1}) == [{"a": 1}] and processes.leads() and not processes.several()
+    assert processes.together(lambda: 3) == 3
     with pytest.raises(KeyError):
-        hosts.together(lambda: {}["gone"])
+        processes.together(lambda: {}["gone"])
 
 
 # How they end together
@@ -72,15 +75,15 @@ def row(prompt_id, **more):
 
 
 def group(lockstep=False):
-    mesh = sharding.parse_mesh(f"model:{jax.device_count()}" if lockstep else f"data:{jax.device_count()}")
-    return sharding.own_group(mesh)
+    mesh = parse_mesh(f"model:{jax.device_count()}" if lockstep else f"data:{jax.device_count()}")
+    return own_group(mesh)
 
 
 def share_folder(path, act, lockstep=False, prepare=lambda folder: None):
     """Returns what went wrong in this process, or the rows that there are in the end."""
     folder = RunFolder(path, {"a": 1}, {"command": ["x"], "time": "now"})
     try:
-        with writers.SharedFolder(folder, group(lockstep), prepare) as shared:
+        with shared_folder.SharedFolder(folder, group(lockstep), prepare) as shared:
             act(shared)
             shared.collect()
             shared.finish({"rows": 4})
@@ -91,11 +94,11 @@ def share_folder(path, act, lockstep=False, prepare=lambda folder: None):
 
 def process(out):
     """Prints what each situation comes to in this process."""
-    sharding.start_processes()
+    start.start_processes()
     out, number, found = Path(out), jax.process_index(), {}
-    writers.PATIENCE = 1.0
-    found["exchange"] = hosts.exchange({"process": number, "text": "λ\n" * 3})
-    if hosts.leads():
+    shared_folder.PATIENCE = 1.0
+    found["exchange"] = processes.exchange({"process": number, "text": "λ\n" * 3})
+    if processes.leads():
         (out / "strange").mkdir()
         (out / "strange" / "thesis.tex").touch()
     found["stranger"] = share_folder(out / "strange", lambda folder: None)
@@ -114,7 +117,7 @@ def process(out):
 
     found["failed"] = share_folder(out / "failed", fail)
     found["left"] = sorted(path.name for path in (out / "failed").glob("rows*"))
-    hosts.exchange(None)
+    processes.exchange(None)
     found["rerun"] = share_folder(out / "failed", lambda folder: folder.append([row(30 + number)]))
 
     def refuse(folder):

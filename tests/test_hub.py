@@ -10,7 +10,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
 from dera_jax import load_policies, load_policy
-from dera_jax.loading import hub
+from dera_jax.policies import hub
 from tests.test_policies import change_json, refusal
 
 

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from dera_jax import load_policies, read_rows, sweep
-from dera_jax.code_hash import code_hash
 from dera_jax.commands import score
 from dera_jax.commands import sweep as sweep_command
-from dera_jax.policies import TOY
-from dera_jax.results import read_manifest
-from dera_jax.rewards import parse_rewards
+from dera_jax.common.code_hash import code_hash
+from dera_jax.policies.policy import TOY
+from dera_jax.results.manifests import read_manifest
+from dera_jax.rewards.registry import parse_rewards
 
 TEXTS = ["the cat sat", "a dog ran"]
 SETTINGS = {"max_new_tokens": 8, "rows": 4}

@@ -1,4 +1,4 @@
-"""The order of the house: imports point down only."""
+"""The order of the house: who may import whom, what loads without JAX, and how large a file may be."""
 
 import ast
 import subprocess
@@ -7,32 +7,32 @@ from pathlib import Path
 
 import pytest
 
+import dera_jax
+
 ROOT = Path(__file__).parents[1]
 
-FLOORS = """
-0  configs strengths spelling shown usable files folders provenance chips experiments presets redaction code_hash notes
-1  hlo traffic places realign sampling measure losses slots completions text_rewards user_code user_rewards rewards
-1  untrusted_worker untrusted chat_templates tokenizer_files tokenizer missing row_files
-1  manifests asked results reward_hashes metrics reports objectives tune retraining tune_data
-2  keys trees models.linear models.rope models.layers models.caches models.attention models.flash models.stacked
-2  models.decoder_config models.decoder models.t5 models.reward models
-2  trained data recast columns messages shapes prompts batches tables panels plots tune_report tune_plot calibration
-2  lost sharding hosts
-3  loading.hub loading.tensors loading.manifests loading.names loading.adapter_settings loading.settings
-3  loading.ties loading.fields loading.ropes loading.extras
-3  loading.ahead loading.families loading.weights loading.adapters
-3  loading.lora sizes policies turn_ends encoding answers decode examples learned
-4  stopwatch usage padding reward_models endings generate samples conversation score stored writers rollout
-4  reference_logprobs
-4  likelihood bounded_http chat_completions judge_cache judge_prompts judge_endpoint judges compare
-5  combine checkpoints services run_log optimization training supervised packing sft following dpo reward_training
-5  rlhf ppo publishing runs
-5  cells sweep divergence precision pairs torch_baseline bench schedule_bench torch_training plain_script
-5  train_bench aot plan harness benchmarks
+TABLE = """
+common
+strengths    common
+realign
+rules        common realign
+models       common
+devices      common models
+policies     common strengths realign models devices
+data         common strengths models devices policies
+decoding     common strengths realign rules models devices policies data
+results      common strengths
+rewards      common models devices policies data results
+sweeps       common strengths realign rules models devices policies data decoding results rewards
+analysis     common strengths results rewards
+scoring      common strengths realign models devices policies data decoding analysis
+training     common realign models devices policies data decoding rewards scoring
+experiments  common strengths
+performance  common strengths realign rules models devices policies data decoding results rewards scoring training
 """
-"""Modules of `dera_jax`; each imports only what stands above its line, or before it in its line."""
+"""What stands at the door of `dera_jax`, and what each imports besides its own files: only lines above its own."""
 
-ORDER = [module for line in FLOORS.split("\n") for module in line.split()[1:]]
+ALLOWED = {words[0]: set(words) for words in map(str.split, TABLE.strip().splitlines())}
 DOORS = sorted(ROOT.glob("train/*.py")) + sorted(ROOT.glob("eval/*.py"))
 
 
@@ -42,80 +42,117 @@ def module_name(path):
 
 
 MODULES = {module_name(path): path for path in sorted((ROOT / "dera_jax").rglob("*.py"))}
+LIBRARY = [name for name in MODULES if name.count(".") and not name.startswith("dera_jax.commands")]
 
 
 def imports(path):
-    """Returns the modules that a file imports anywhere in it, functions included."""
+    """Returns what a file imports anywhere in it, functions included: (module, name or None)."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {(alias.name, None) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names & MODULES.keys() or {node.module}
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add((whole, None) if whole in MODULES else (node.module, alias.name))
     return found
 
 
-def of_library(modules):
-    return {module.removeprefix("dera_jax.") for module in modules if module.split(".")[0] == "dera_jax"}
+def modules_of(path):
+    return {module for module, _ in imports(path)}
 
 
-LIBRARY = sorted(
-    of_library(MODULES) - {"dera_jax", "loading"} - {m for m in of_library(MODULES) if "commands" in m}
-)
-
-
-def test_every_module_has_its_floor():
-    assert sorted(ORDER) == LIBRARY
+def test_the_table_is_in_order():
+    lines = list(ALLOWED)
+    for line, allowed in ALLOWED.items():
+        assert allowed <= set(lines[: lines.index(line) + 1]), line
+    assert {name.split(".")[1] for name in LIBRARY} == set(lines)
 
 
 @pytest.mark.parametrize("module", LIBRARY)
-def test_imports_point_down(module):
-    below = ORDER[: ORDER.index(module)]
-    assert of_library(imports(MODULES[f"dera_jax.{module}"])) - {"dera_jax"} <= set(below)
+def test_imports_are_those_of_the_table(module):
+    for imported in modules_of(MODULES[module]):
+        parts = imported.split(".")
+        if parts[0] == "dera_jax":
+            assert len(parts) > 1 and parts[1] in ALLOWED[module.split(".")[1]], imported
 
 
 def test_nothing_imports_a_command():
-    for name, path in MODULES.items():
-        if not name.startswith("dera_jax.commands"):
-            for module in imports(path):
-                assert not module.startswith("dera_jax.commands"), path
-                assert module.split(".")[0] not in ("train", "eval", "scripts", "tests"), path
+    for module in ["dera_jax", *LIBRARY]:
+        for imported in modules_of(MODULES[module]):
+            assert not imported.startswith("dera_jax.commands"), module
+    for module, path in MODULES.items():
+        for imported in modules_of(path):
+            assert imported.split(".")[0] not in ("train", "eval", "scripts", "tests"), module
 
 
-def test_the_lowest_floor_needs_only_the_standard_library_and_what_checks_json():
-    (lowest,) = (line.split()[1:] for line in FLOORS.split("\n") if line.startswith("0"))
-    for module in lowest:
-        for imported in imports(MODULES[f"dera_jax.{module}"]):
-            assert imported.split(".")[0] in {*sys.stdlib_module_names, "dera_jax", "msgspec"}, (
-                module,
-                imported,
-            )
+def test_common_needs_only_the_standard_library_and_what_checks_json():
+    for module in LIBRARY:
+        if module.startswith("dera_jax.common"):
+            for imported in modules_of(MODULES[module]):
+                name = imported.split(".")[0]
+                assert name in {*sys.stdlib_module_names, "dera_jax", "msgspec"}, (module, imported)
+
+
+def test_a_package_is_a_docstring():
+    """One imports from the file that defines; only the public face and the models hand names on."""
+    for module, path in MODULES.items():
+        if path.name == "__init__.py" and module not in ("dera_jax", "dera_jax.models"):
+            (node,) = ast.parse(path.read_text()).body
+            assert isinstance(node, ast.Expr), module
+
+
+def test_what_another_file_imports_has_no_underscore():
+    for path in MODULES.values():
+        for module, name in imports(path):
+            if module.split(".")[0] == "dera_jax" and name:
+                assert name.startswith("__") or not name.startswith("_"), (path, module, name)
+
+
+def test_public_names_are_where_the_face_says():
+    """And as type checkers read them."""
+    tree = ast.parse(MODULES["dera_jax"].read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {
+        alias.asname: node.module.removeprefix("dera_jax.") for node in block.body for alias in node.names
+    }
+    assert told == dera_jax._PLACES
+    for name in dera_jax.__all__:
+        assert getattr(dera_jax, name).__name__ == name
+        assert f"dera_jax.{name}" not in MODULES
+    with pytest.raises(AttributeError, match="has no attribute 'generat'"):
+        dera_jax.generat  # noqa: B018
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_doors_open_on_their_command(door):
     # What takes long to import is imported when Ctrl-C is already heard.
-    assert imports(door) == {"dera_jax.commands.door"}
+    assert modules_of(door) == {"dera_jax.commands.door"}
     assert f'main = door("{door.stem}")' in door.read_text()
 
 
-PLAIN = ["configs", "strengths", "rewards", "results", "metrics", "reports", "tables", "plots", "data"]
 HEAVY = ["jax", "flax", "optax", "transformers", "torch"]
 
 
-def test_results_are_read_and_drawn_without_jax():
-    """The package's own `__init__` imports everything, so an empty one stands in for it."""
+def is_light(module):
+    """Whether a module loads without JAX: what is read of results, what help needs."""
+    package = module.split(".")[1]
+    return (
+        package in ("common", "strengths", "results", "analysis", "experiments", "commands")
+        or module.endswith(".config")
+        or (package == "rewards" and module != "dera_jax.rewards.model")
+    )
+
+
+def test_results_are_read_and_help_is_given_without_jax():
+    light = [module for module in MODULES if module.count(".") and is_light(module)]
     script = f"""
-import importlib, sys, types
-package = types.ModuleType("dera_jax")
-package.__path__ = [{str(ROOT / "dera_jax")!r}]
-sys.modules["dera_jax"] = package
-for name in {PLAIN}:
-    importlib.import_module("dera_jax." + name)
+import importlib, sys
+for name in {light}:
+    importlib.import_module(name)
     found = set({HEAVY}) & set(sys.modules)
-    assert not found, f"dera_jax.{{name}} imports {{found}}"
+    assert not found, f"{{name}} imports {{found}}"
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr

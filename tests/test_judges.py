@@ -8,8 +8,9 @@ from email.utils import format_datetime
 
 import pytest
 
-from dera_jax.judge_endpoint import Endpoint
-from dera_jax.judge_prompts import (
+from dera_jax.rewards.endpoint import Endpoint
+from dera_jax.rewards.judges import ModelJudge, Verdict, grade_reward, parse_judge
+from dera_jax.rewards.questions import (
     COMPARISONS,
     GRADES,
     compare_messages,
@@ -18,8 +19,7 @@ from dera_jax.judge_prompts import (
     read_rating,
     read_yes_no,
 )
-from dera_jax.judges import ModelJudge, Verdict, grade_reward, parse_judge
-from dera_jax.rewards import Completions
+from dera_jax.rewards.registry import Completions
 from tests.stub_judge import asked, fails, says, serve, shown
 
 KEY = "sk-very-secret"

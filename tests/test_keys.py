@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dera_jax.keys import seed_key
+from dera_jax.models.keys import seed_key
 
 FAR = (0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**40 + 5, 2**62, 2**63 - 1)
 

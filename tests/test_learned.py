@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from dera_jax.commands import sft
-from dera_jax.configs import TrainConfig
-from dera_jax.data import Record
-from dera_jax.examples import Example, encode_examples
-from dera_jax.learned import Partly, encode_learned
-from dera_jax.packing import packed_source
-from dera_jax.policies import TOY, load_policy
-from dera_jax.sft import sft_method, source_of
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.data.examples import Example, encode_examples
+from dera_jax.data.learned import Partly, encode_learned
+from dera_jax.data.records import Record
+from dera_jax.policies.load import load_policy
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.tokenizers import load_tokenizer
+from dera_jax.training.config import TrainConfig
+from dera_jax.training.packing import packed_source
+from dera_jax.training.sft import sft_method, source_of
 
 LONG = 10**6
 CHAT = [

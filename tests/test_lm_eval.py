@@ -15,10 +15,11 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from dera_jax import benchmarks, harness, likelihood, load_policies, models
+from dera_jax import load_policies, models
 from dera_jax.commands import lm_eval as command
-from dera_jax.policies import TOY
+from dera_jax.policies.policy import TOY
 from dera_jax.realign import strength_weights
+from dera_jax.scoring import harness, harness_runs, likelihood
 from tests.t5_models import write_tokenizer
 
 REFERENCE, ALIGNED = TOY / "reference", TOY / "aligned"
@@ -408,7 +409,7 @@ def test_table_has_tasks_and_strengths_and_breaks_where_it_is_wide():
         return {"results": {"arc": figures}, "higher_is_better": {"arc": {"acc": True, "ppl": False}}}
 
     strengths = {(n / 10,): results(n / 10) for n in range(1, 13)}
-    table = benchmarks.strength_table(strengths, width=60)
+    table = harness_runs.strength_table(strengths, width=60)
     blocks = [block.split("\n") for block in table.split("\n\n")]
     assert len(blocks) > 1 and all(len(line) <= 60 for block in blocks for line in block)
     assert "acc ↑" in blocks[0][2] and "ppl (strict) ↓" in blocks[0][3] and "6e+05" in table

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import load_policy, save_policy
-from dera_jax.loading import tensors, weights
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies import tensors, weights
 from tests.processes import ROOT, environment
 from tests.test_models import SHAPES, random_model, save
 
@@ -130,8 +130,8 @@ SHARDED = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from pathlib import Path
-from dera_jax.loading import families, weights, tensors
-from dera_jax.trees import flatten
+from dera_jax.policies import families, weights, tensors
+from dera_jax.models.trees import flatten
 
 mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
 folder = Path(sys.argv[1])
@@ -175,7 +175,7 @@ MEMORY = """
 import sys, resource, threading, time
 import jax, numpy as np
 from dera_jax import load_policy
-from dera_jax.policies import held_bytes
+from dera_jax.policies.policy import held_bytes
 from safetensors.numpy import load_file
 
 load_policy(sys.argv[2])  # what is imported and compiled once

@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import load_policy, models, save_policy, trained
-from dera_jax.batches import make_batch
-from dera_jax.loading import lora
-from dera_jax.loading.adapters import read_adapter
-from dera_jax.policies import save_adapter, with_lora, with_params
-from dera_jax.score import completion_logprobs
-from dera_jax.trees import flatten, unflatten
+from dera_jax import load_policy, models, save_policy
+from dera_jax.data.batches import make_batch
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.policies import lora
+from dera_jax.policies.adapters import read_adapter
+from dera_jax.policies.low_rank import with_lora
+from dera_jax.policies.policy import with_params
+from dera_jax.policies.save import save_adapter
+from dera_jax.scoring.logprobs import completion_logprobs
+from dera_jax.training import parameters
 from tests import t5_models
 from tests.test_models import SHAPES, exact_logits, our_logits, padded, random_model, save
 
@@ -116,7 +119,7 @@ def test_peft_computes_what_we_do(kind, bases, tmp_path):
 def test_saved_and_loaded_again(kind, trained, bases, tmp_path):
     name, targets = KINDS[kind]
     policy = with_lora(load_policy(bases(name)), 4, 6.0, targets)
-    policy = disturbed(policy) if trained else policy
+    policy = disturbed(policy) if parameters else policy
     save_adapter(policy, tmp_path, str(bases(name)), {"beta": 0.25})
     again = load_policy(f"{bases(name)}+{tmp_path}")
     assert again.config == policy.config
@@ -141,10 +144,10 @@ def test_a_fresh_adapter_changes_nothing_and_can_learn(name, bases):
     assert len(ours) == len(theirs) + 2 * len(policy.config.adapters)
 
     batch = make_batch([[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]])
-    start, frozen = trained.split(policy.params)
+    start, frozen = parameters.split(policy.params)
 
     def loss(changed):
-        params = trained.whole(policy.config, changed, frozen)
+        params = parameters.whole(policy.config, changed, frozen)
         return -jnp.sum(completion_logprobs(policy.config, params, batch) * batch.completion_mask)
 
     gradients = jax.jit(jax.grad(loss))(start)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import losses, models
-from dera_jax.batches import make_batch
-from dera_jax.loading.weights import named_tensors
-from dera_jax.reward_models import load_reward_model
-from dera_jax.score import completion_logprobs
+from dera_jax import models
+from dera_jax.data.batches import make_batch
+from dera_jax.policies.reward_models import load_reward_model
+from dera_jax.policies.weights import named_tensors
+from dera_jax.scoring.logprobs import completion_logprobs
+from dera_jax.training import losses
 from tests.test_models import in_float64, save
 
 torch = pytest.importorskip("torch")

@@ -13,12 +13,18 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from dera_jax import decode, generate, load_policy, policies, score, sharding, sizes
-from dera_jax.commands import meshes
-from dera_jax.policies import with_params
+from dera_jax import generate, load_policy, score
+from dera_jax.commands.options import devices
+from dera_jax.decoding import device_loop
+from dera_jax.devices import mesh as devices_mesh
+from dera_jax.devices import placement
+from dera_jax.devices.mesh import MESH_AXES, _fitting, mesh_of, parse_mesh
+from dera_jax.policies import load, low_rank, sizes
+from dera_jax.policies import policy as policies_policy
+from dera_jax.policies.policy import with_params
 from tests.processes import ROOT, environment
 
-TOY = policies.TOY / "reference"
+TOY = policies_policy.TOY / "reference"
 MESHES = ("data:8", "data:2,model:4", "model:8")
 PROMPTS = [
     "Once upon a time",
@@ -51,7 +57,7 @@ def noisy(policy, seed, size=0.1):
 def on_mesh(pair, mesh):
     if mesh is None:
         return pair
-    return tuple(with_params(policy, sharding.shard_flat(policy.params, mesh)) for policy in pair)
+    return tuple(with_params(policy, placement.shard_flat(policy.params, mesh)) for policy in pair)
 
 
 def plain_pair():
@@ -61,7 +67,7 @@ def plain_pair():
 
 def adapted_pair():
     """Two adapters on one base, whose members are decoded in one pass."""
-    pair = [policies.with_lora(load_policy(TOY), 4, 8.0, seed=seed) for seed in (1, 2)]
+    pair = [low_rank.with_lora(load_policy(TOY), 4, 8.0, seed=seed) for seed in (1, 2)]
     # B starts at 0: such adapters would change nothing.
     moved = [
         with_params(policy, jax.tree.map_with_path(lambda path, a, s=seed: _moved(path, a, s), policy.params))
@@ -81,7 +87,7 @@ def _moved(path, value, seed):
 
 
 def quantized_pair():
-    return policies.load_policies(TOY, TOY, quantize=[None, "int8"])
+    return load.load_policies(TOY, TOY, quantize=[None, "int8"])
 
 
 def uneven_pair():
@@ -118,9 +124,9 @@ def compare(ours, theirs):
 
 def check(make, text, samplings, lambdas):
     """Returns changed rows, tokens and the largest relative difference of log-probabilities."""
-    pair, mesh = make(), sharding.parse_mesh(text)
+    pair, mesh = make(), parse_mesh(text)
     placed, total = on_mesh(pair, mesh), [0, 0, 0.0]
-    assert sharding.mesh_of(placed[0].params).shape == mesh.shape
+    assert mesh_of(placed[0].params).shape == mesh.shape
     for sampling in samplings:
         for lambda_ in lambdas:
             found = compare(complete(placed, lambda_, sampling), complete(pair, lambda_, sampling))
@@ -134,7 +140,7 @@ def check_score(text):
         plain_pair(),
         [" there was a cat.", " She ran.", " because it rained all day.", " saw"],
     )
-    placed = on_mesh(pair, sharding.parse_mesh(text))
+    placed = on_mesh(pair, parse_mesh(text))
     ours, theirs = (score(each, PROMPTS[:4], completions, LAMBDAS) for each in (placed, pair))
     pairs = list(zip(ours, theirs, strict=True))
     return max(float(np.abs(a.logprobs - b.logprobs).max() / np.abs(b.logprobs).max()) for a, b in pairs)
@@ -147,12 +153,12 @@ def prefill_operations(text):
     def operations(params, mesh, prompts):
         tokens = np.zeros((prompts, 256), np.int32)
         last = np.zeros((1, prompts), np.int32)
-        lowered = decode.prefill_prompts.lower(
+        lowered = device_loop.prefill_prompts.lower(
             (policy.config,), (params,), (tokens,), (tokens == 0,), last, mesh=mesh
         )
         return lowered.compile().cost_analysis()["flops"]
 
-    mesh = sharding.parse_mesh(text)
+    mesh = parse_mesh(text)
     (placed,) = on_mesh((policy,), mesh)
     prompts = mesh.shape["data"]
     return operations(placed.params, mesh, prompts) / operations(policy.params, None, prompts)
@@ -160,12 +166,12 @@ def prefill_operations(text):
 
 def prefills(text, rows):
     """Returns how often prompts are prefilled when each has one completion."""
-    calls, prefill = [], decode.prefill_prompts
-    decode.prefill_prompts = lambda *args, **kwargs: calls.append(1) or prefill(*args, **kwargs)
+    calls, prefill = [], device_loop.prefill_prompts
+    device_loop.prefill_prompts = lambda *args, **kwargs: calls.append(1) or prefill(*args, **kwargs)
     try:
-        generate(on_mesh(plain_pair(), sharding.parse_mesh(text)), PROMPTS, 0.5, rows=rows, max_new_tokens=4)
+        generate(on_mesh(plain_pair(), parse_mesh(text)), PROMPTS, 0.5, rows=rows, max_new_tokens=4)
     finally:
-        decode.prefill_prompts = prefill
+        device_loop.prefill_prompts = prefill
     return len(calls)
 
 
@@ -210,10 +216,10 @@ def test_rows_on_meshes_are_those_of_one_device():
 
 
 def test_a_mesh_that_does_not_divide_the_heads_is_refused():
-    mesh = AbstractMesh((1, 3), sharding.MESH_AXES)
+    mesh = AbstractMesh((1, 3), MESH_AXES)
     told = r"^mesh: model:3 does not divide the 8 heads of M \(8 = 2 × 3 \+ 2\)$"
     with pytest.raises(ValueError, match=told):
-        sharding.check_heads(mesh, "M", load_policy(TOY).config)
+        placement.check_heads(mesh, "M", load_policy(TOY).config)
 
 
 def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(monkeypatch, capsys):
@@ -222,17 +228,14 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(monkeypatch, capsys)
         f"{policy.name}: model:3 does not divide the vocabulary of 512 (512 = 170 × 3 + 2): "
         "embedding and head are whole on every device"
     )
-    assert (
-        sharding.undivided_vocabulary(AbstractMesh((1, 3), sharding.MESH_AXES), policy.name, policy.config)
-        == told
-    )
-    assert sharding.undivided_vocabulary(AbstractMesh((3, 4), sharding.MESH_AXES), "M", policy.config) is None
+    assert placement.undivided_vocabulary(AbstractMesh((1, 3), MESH_AXES), policy.name, policy.config) == told
+    assert placement.undivided_vocabulary(AbstractMesh((3, 4), MESH_AXES), "M", policy.config) is None
     # A line for each model by that name, once.
-    monkeypatch.setattr(sharding, "mesh_of", lambda params: AbstractMesh((1, 3), sharding.MESH_AXES))
-    meshes.tell_undivided([policy, policy])
+    monkeypatch.setattr(devices_mesh, "mesh_of", lambda params: AbstractMesh((1, 3), MESH_AXES))
+    devices.tell_undivided([policy, policy])
     assert capsys.readouterr().err == f"note: {told}\n"
-    monkeypatch.setattr(sharding, "mesh_of", lambda params: None)
-    meshes.tell_undivided([policy])
+    monkeypatch.setattr(devices_mesh, "mesh_of", lambda params: None)
+    devices.tell_undivided([policy])
     assert capsys.readouterr().err == ""
 
 
@@ -247,7 +250,7 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(monkeypatch, capsys)
     ],
 )
 def test_a_mesh_is_chosen_by_what_the_parameters_take(held, count, memory, expected):
-    assert sharding._fitting(int(held), count, memory and int(memory)) == expected
+    assert _fitting(int(held), count, memory and int(memory)) == expected
 
 
 def test_parameters_of_a_shared_base_count_once():

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from dera_jax import load_policy
-from dera_jax.data import Record
-from dera_jax.encoding import encode_prompts
-from dera_jax.examples import encode_examples, encode_pairs
-from dera_jax.prompts import Prompt, load_prompts
-from dera_jax.rewards import Completions
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.examples import encode_examples, encode_pairs
+from dera_jax.data.prompts import Prompt, load_prompts
+from dera_jax.data.records import Record
+from dera_jax.policies.tokenizers import load_tokenizer
+from dera_jax.rewards.registry import Completions
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}<{{ m.role }}>"

@@ -5,15 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from dera_jax import metrics
-from dera_jax.metrics import (
-    bootstrap_interval,
-    effective_sample_size,
-    estimate,
-    paired_difference,
-    summarize,
-)
-from dera_jax.reports import warnings_of, write_summary_csv
+from dera_jax.analysis import importance
+from dera_jax.analysis import summaries as metrics
+from dera_jax.analysis.estimates import bootstrap_interval, estimate, paired_difference
+from dera_jax.analysis.importance import effective_sample_size
+from dera_jax.analysis.reports import warnings_of, write_summary_csv
+from dera_jax.analysis.summaries import summarize
 
 
 def row(prompt_id=0, sample=0, lambda_=1, **more):
@@ -191,7 +188,7 @@ def test_log_weights_are_those_of_rows_that_have_one():
         row(0, s, 0.5, finish_reason=reason, log_normalizer=0.1 * s)
         for s, reason in enumerate(("eos", "stop", "length", "eos"))
     ]
-    ((first, _), (second, same)) = metrics.log_weights(rows)[0]
+    ((first, _), (second, same)) = importance.log_weights(rows)[0]
     assert (first, second) == (0.0, pytest.approx(0.3)) and same == [rows[3]]
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from dera_jax import load_policies, read_rows, sweep
-from dera_jax.asked import ended, request, tell_missing, with_request
 from dera_jax.commands import compare, plot, score, tune
-from dera_jax.policies import TOY
-from dera_jax.results import read_manifest
-from dera_jax.rewards import Reward
+from dera_jax.policies.policy import TOY
+from dera_jax.results.asked import ended, request, tell_missing, with_request
+from dera_jax.results.manifests import read_manifest
+from dera_jax.rewards.registry import Reward
 
 TEXTS = [f"Mira has {n} apples" for n in range(20)]
 NAMED = [{"id": f"p{n}", "prompt": text} for n, text in enumerate(TEXTS)]
@@ -117,7 +117,7 @@ def test_strengths_that_are_not_compared_may_lack_rows(run, capsys):
 
 def test_a_run_that_is_killed_knows_what_it_lacks(policies, tmp_path, monkeypatch):
     """It has written what it asks for before its first row, and an end only when it has come to it."""
-    monkeypatch.setattr(importlib.import_module("dera_jax.sweep"), "FLUSH_ROWS", 1)
+    monkeypatch.setattr(importlib.import_module("dera_jax.sweeps.run"), "FLUSH_ROWS", 1)
     out = tmp_path / "run"
     started = sweep(policies, NAMED, [0.0, 1.0], out=out, max_new_tokens=4, rows=4)
     for _ in range(7):

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import load_policy
-from dera_jax.loading import families, hub
-from dera_jax.policies import TOY
-from dera_jax.reward_models import load_reward_model
+from dera_jax.policies import families, hub
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.reward_models import load_reward_model
 
 DEEP = "[" * 100_000
 SIZES = [None, True, 0, -1, 1.5, 10**30, "4", [1], {}]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policy, models, save_policy, score
-from dera_jax.loading.ropes import read_rope
+from dera_jax.data.tokens import encode_prompt
 from dera_jax.models.decoder import DecoderConfig
-from dera_jax.policies import with_params
-from dera_jax.tokenizer import encode_prompt
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies.policy import with_params
+from dera_jax.policies.ropes import read_rope
 
 torch = pytest.importorskip("torch")
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig  # noqa: E402

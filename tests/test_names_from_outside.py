@@ -7,11 +7,11 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
+from dera_jax.analysis.plots import plot_sweep
+from dera_jax.analysis.reports import describe_models, harmless, warnings_of, write_summary_csv
+from dera_jax.analysis.summaries import summarize
+from dera_jax.analysis.tables import Column, format_columns, format_table, short_names
 from dera_jax.commands import plot, tune
-from dera_jax.metrics import summarize
-from dera_jax.plots import plot_sweep
-from dera_jax.reports import describe_models, harmless, warnings_of, write_summary_csv
-from dera_jax.tables import Column, format_columns, format_table, short_names
 from tests.grids import gridded, rows_of, write_rows
 from tests.test_metrics import row
 

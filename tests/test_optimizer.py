@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from dera_jax.commands import sft
-from dera_jax.configs import TrainConfig
-from dera_jax.optimization import make_optimizer, warmup_updates
+from dera_jax.training.config import TrainConfig
+from dera_jax.training.optimization import make_optimizer, warmup_updates
 
 CONFIG = TrainConfig(max_steps=6, warmup_ratio=0.0, lr_scheduler_type="constant", learning_rate=0.05)
 

@@ -8,11 +8,13 @@ import re
 import pytest
 
 import dera_jax
-from dera_jax import files, read_rows, sizes
-from dera_jax.chips import CHIPS
+from dera_jax import read_rows
 from dera_jax.commands import dera, dpo, generate, plan, plot, reward, rlhf, sft, sweep
 from dera_jax.commands import score as score_command
-from dera_jax.spelling import COMMANDS
+from dera_jax.common import locks
+from dera_jax.common.spelling import COMMANDS
+from dera_jax.performance.plan.chips import CHIPS
+from dera_jax.policies import sizes
 
 # Help
 
@@ -305,7 +307,7 @@ def test_known_sizes_in_the_help_of_plan_are_those_that_there_are(call):
     "command, words", [(sweep, []), (sft, ["--model=gone", "--data=gone.txt"])], ids=["sweep", "sft"]
 )
 def test_a_folder_that_another_run_writes_to_is_refused_at_once(call, tmp_path, command, words):
-    lock = files.lock_folder(tmp_path)
+    lock = locks.lock_folder(tmp_path)
     code, out, err = call(command.main, *words, f"--out={tmp_path}")
     os.close(lock)
     # Nothing was loaded, and whose it is is told where the system tells.

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax import load_policy, losses
-from dera_jax.configs import TrainConfig
-from dera_jax.examples import Example
-from dera_jax.packing import pack
-from dera_jax.sft import sft_method
+from dera_jax import load_policy
+from dera_jax.data.examples import Example
+from dera_jax.training import losses
+from dera_jax.training.config import TrainConfig
+from dera_jax.training.packing import pack
+from dera_jax.training.sft import sft_method
 from tests.test_models import SHAPES, VOCAB, random_model, save
 
 RANDOM = np.random.default_rng(0)

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import models, places
-from dera_jax.batches import make_batch, padded_length
+from dera_jax import models
+from dera_jax.data.batches import make_batch, padded_length
+from dera_jax.models import places
 from dera_jax.models.decoder import DecoderConfig
-from dera_jax.places import map_places
+from dera_jax.models.places import map_places
 from dera_jax.realign import strength_weights
-from dera_jax.score import score_batch, score_tokens
+from dera_jax.scoring.score import score_batch, score_tokens
 
 VOCAB = 50_000
 

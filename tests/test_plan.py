@@ -6,14 +6,17 @@ from dataclasses import replace
 import jax
 import pytest
 
-from dera_jax import aot, models, plan
-from dera_jax.chips import parse_slice
+from dera_jax import models
 from dera_jax.commands.plan import main
-from dera_jax.plan import Question
-from dera_jax.sampling import Sampling
-from dera_jax.sizes import SIZES, Sized, read_size
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.performance.plan import plan, programs
+from dera_jax.performance.plan.chips import parse_slice
+from dera_jax.performance.plan.plan import Question
+from dera_jax.policies.sizes import SIZES, Sized, read_size
 
-LIBTPU = pytest.mark.skipif(aot.importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+LIBTPU = pytest.mark.skipif(
+    programs.importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
 PUBLISHED = {
     "mistral-7b": 7_241_732_096,
     "llama-2-7b": 6_738_415_616,
@@ -40,9 +43,9 @@ def shallow(model: Sized, layers: int) -> Sized:
 def compile_decoding(names, slice_name="v5e:2x4", rows=ROWS, quantize=None, layers=32):
     sized = [shallow(read_size(name, quantize=quantize), layers) for name in names]
     slice_ = parse_slice(slice_name)
-    mesh = aot.tpu_mesh(slice_, (1, slice_.devices))
+    mesh = programs.tpu_mesh(slice_, (1, slice_.devices))
     sampling = Sampling.create(0.7, 50, 0.95, slice_.devices)
-    return aot.compile_job(aot.decode_job(sized, mesh, rows, CONTEXT, 128, sampling))
+    return programs.compile_job(programs.decode_job(sized, mesh, rows, CONTEXT, 128, sampling))
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +130,9 @@ def test_the_pair_in_four_bits_fits_one_chip():
     rows, layers, whole = 8, 2, 32
     found = compile_decoding(["mistral-7b", "mistral-7b"], "v5e:1x1", rows, "nf4", layers)
     deep = read_size("mistral-7b", quantize="nf4")
-    mesh = aot.tpu_mesh(parse_slice("v5e:1x1"), (1, 1))
-    held = aot.decode_job([deep, deep], mesh, rows, CONTEXT, 128, Sampling.create()).arguments
-    arguments = sum(map(aot.device_bytes, held.values()))
+    mesh = programs.tpu_mesh(parse_slice("v5e:1x1"), (1, 1))
+    held = programs.decode_job([deep, deep], mesh, rows, CONTEXT, 128, Sampling.create()).arguments
+    arguments = sum(map(programs.device_bytes, held.values()))
     # Half a byte and a sixteenth for the scales; embedding and head stay.
     maps = PUBLISHED["mistral-7b"] - 2 * 32000 * 4096 - 65 * 4096
     caches = 2 * 32 * 2 * rows * 8 * CONTEXT * 128 * 2
@@ -146,7 +149,9 @@ def test_a_step_of_dpo_with_its_memory():
     policy, pairs, length = read_size("mistral-7b"), 16, 2048
     config = replace(policy.config, remat=True)
     slice_ = parse_slice("v5p:2x2x2")
-    found = aot.compile_job(aot.dpo_job(config, aot.tpu_mesh(slice_, (1, 8)), pairs, length, length // 2))
+    found = programs.compile_job(
+        programs.dpo_job(config, programs.tpu_mesh(slice_, (1, 8)), pairs, length, length // 2)
+    )
     params = PUBLISHED["mistral-7b"]
     assert found.arguments["trained weights, float32"] == pytest.approx(4 * params / 8, rel=1e-3)
     assert found.arguments["moments of AdamW"] == pytest.approx(8 * params / 8, rel=1e-3)
@@ -179,18 +184,18 @@ def arithmetic(monkeypatch):
     def compile_job(question):
         compiled.append(question)
         rows = question.rows // question.shape[0]
-        return aot.Compiled(
+        return programs.Compiled(
             "decode", 16, {"weights": int(8e9 / question.shape[1]), "caches": rows * 4_000_000}, rows * 1_000_000,
             0, None, None,
         )  # fmt: skip
 
     monkeypatch.setattr(plan, "jobs", job)
-    monkeypatch.setattr(aot, "compile_job", compile_job)
+    monkeypatch.setattr(programs, "compile_job", compile_job)
     return compiled
 
 
 def test_the_most_rows_are_found_by_arithmetic_and_compiled(arithmetic):
-    found = plan._most_rows(_asked(), [aot.compile_job(_asked())], lambda _: None)
+    found = plan._most_rows(_asked(), [programs.compile_job(_asked())], lambda _: None)
     # 12 GB are left on each of two rows of devices; a prompt's caches, 3.75 MB, among them.
     assert found == 2 * plan.MOST_ROWS < 2 * (16e9 - 4e9) / 5e6
     assert arithmetic[-1].rows == found
@@ -198,12 +203,12 @@ def test_the_most_rows_are_found_by_arithmetic_and_compiled(arithmetic):
 
 def test_what_does_not_fit_has_fewer_rows(arithmetic):
     asked = replace(_asked(rows=4096), slice_=parse_slice("v5e:2x2"))
-    first = aot.compile_job(asked)
+    first = programs.compile_job(asked)
     heavy = replace(first, temporary=20_000_000_000)
     found = plan._most_rows(asked, [heavy], lambda _: None)
     assert 0 < found < 4096
     fewer = replace(asked, rows=found)
-    assert sum(plan.memory_of(fewer, [aot.compile_job(fewer)]).values()) < 16e9
+    assert sum(plan.memory_of(fewer, [programs.compile_job(fewer)]).values()) < 16e9
 
 
 @pytest.mark.parametrize(
@@ -217,9 +222,9 @@ def test_caches_count_as_they_are_kept(dtype, kind, size):
     a_token = 2 * small.config.num_layers * small.config.num_kv_heads * 64 * size
     assert plan._cache_bytes(asked) == 2 * a_token * 384 / 2  # two devices divide the heads
     mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])
-    caches = aot.decode_job([small, small], mesh, 4, 512, 128, Sampling.create()).arguments["caches"]
+    caches = programs.decode_job([small, small], mesh, 4, 512, 128, Sampling.create()).arguments["caches"]
     # What tells the places in use is small beside them.
-    assert aot.device_bytes(caches) == pytest.approx(2 * 4 * 512 * a_token, rel=1e-2)
+    assert programs.device_bytes(caches) == pytest.approx(2 * 4 * 512 * a_token, rel=1e-2)
 
 
 def test_a_vocabulary_that_the_mesh_does_not_divide_is_noted():
@@ -260,10 +265,10 @@ def test_what_cannot_be_is_told_in_a_line(argv, line, capsys):
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None)
     assert main(["--reference=mistral-7b", "--aligned=mistral-7b"]) == 2
     told = capsys.readouterr().err
-    assert f"pip install {aot.LIBTPU}" in told and told.count("\n") == 1
+    assert f"pip install {programs.LIBTPU}" in told and told.count("\n") == 1
 
 
 @LIBTPU

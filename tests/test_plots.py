@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dera_jax import panels, plots, tables
-from dera_jax.metrics import Estimate, Summary
-from dera_jax.plots import plot_sweep
-from dera_jax.tables import format_table
+from dera_jax.analysis import panels, plots, tables
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.plots import plot_sweep
+from dera_jax.analysis.summaries import Summary
+from dera_jax.analysis.tables import format_table
 
 POLITE = "python:my_rewards:politeness"
 
@@ -262,12 +263,9 @@ def test_figures_refuse_what_they_cannot_show(tmp_path):
 
 
 def test_figures_and_rows_need_no_jax():
-    """The modules themselves; what the package imports by itself is not theirs."""
     script = """if True:
-        import sys, types
-        package = types.ModuleType("dera_jax")
-        package.__path__ = ["dera_jax"]
-        sys.modules |= {"dera_jax": package, "jax": None}
-        import dera_jax.plots, dera_jax.tables, dera_jax.metrics, dera_jax.results
+        import sys
+        sys.modules["jax"] = None
+        from dera_jax import format_table, plot_sweep, read_rows, summarize
     """
     subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=True)

@@ -13,9 +13,10 @@ import pytest
 from safetensors.flax import load_file, save_file
 
 from dera_jax import load_policies, load_policy, save_policy
-from dera_jax.policies import fresh_policy, with_params
-from dera_jax.tokenizer import load_tokenizer
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies.load import fresh_policy
+from dera_jax.policies.policy import with_params
+from dera_jax.policies.tokenizers import load_tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

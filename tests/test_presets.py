@@ -6,18 +6,19 @@ import shlex
 
 import pytest
 
-import dera_jax.prompts
-import dera_jax.rewards
-from dera_jax.commands import cli
+import dera_jax.data.prompts
+import dera_jax.rewards.registry
+from dera_jax.commands.options import cli
 from dera_jax.commands.sweep import _arguments
-from dera_jax.files import read_json, write_text
-from dera_jax.presets import find_preset, presets, sweep_defaults
-from dera_jax.prompts import Prompt, load_prompts
-from dera_jax.recast import recast
-from dera_jax.results import read_rows
-from dera_jax.rewards import parse_rewards
+from dera_jax.common.files import write_text
+from dera_jax.common.json_files import read_json
+from dera_jax.common.usable import Dropped
+from dera_jax.data.prompts import Prompt, load_prompts
+from dera_jax.data.recast import recast
+from dera_jax.experiments.presets import find_preset, presets, sweep_defaults
+from dera_jax.results.reading import read_rows
+from dera_jax.rewards.registry import parse_rewards
 from dera_jax.strengths import parse_strengths
-from dera_jax.usable import Dropped
 from scripts.reproduce import __main__ as reproduce
 from scripts.reproduce.smoke import exchange
 
@@ -53,8 +54,8 @@ def parse(monkeypatch):
             patch.setattr(cli.Parser, "parse_args", read)
             patch.setattr(cli, "announce_devices", stop)
             prompts = [Prompt(n, "x") for n in range(512)]
-            patch.setattr(dera_jax.prompts, "read_prompts", lambda *_: (prompts, Dropped()))
-            patch.setattr(dera_jax.rewards, "parse_rewards", lambda _: parse_rewards("length:1:2"))
+            patch.setattr(dera_jax.data.prompts, "read_prompts", lambda *_: (prompts, Dropped()))
+            patch.setattr(dera_jax.rewards.registry, "parse_rewards", lambda _: parse_rewards("length:1:2"))
             with pytest.raises(Parsed):
                 importlib.import_module(f"dera_jax.commands.{words[2].split('.')[1]}").main(words[3:])
         return found[0]

@@ -2,7 +2,7 @@ import tomllib
 from pathlib import Path
 
 import dera_jax
-from dera_jax.provenance import provenance
+from dera_jax.common.provenance import provenance
 
 
 def test_the_version_is_that_of_the_code_installed_or_not():

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from dera_jax.loading import families
-from dera_jax.loading.weights import full_shapes
+from dera_jax.policies import families
+from dera_jax.policies.weights import full_shapes
 
 CONFIGS = {
     # The number of parameters that the model's page states, and what of its config.json matters.

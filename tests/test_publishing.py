@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from dera_jax import publishing
 from dera_jax.commands import reward, sft
-from dera_jax.policies import TOY
+from dera_jax.policies.policy import TOY
+from dera_jax.training import publishing
 from tests.stub_hub import serve
 
 TOKEN = "hf_very_secret_token"

@@ -12,8 +12,8 @@ from dera_jax import generate, load_policies, read_rows, score, sweep
 from dera_jax.commands import dpo, sft
 from dera_jax.commands import score as score_command
 from dera_jax.commands import sweep as sweep_command
-from dera_jax.policies import TOY
-from dera_jax.results import read_manifest
+from dera_jax.policies.policy import TOY
+from dera_jax.results.manifests import read_manifest
 
 FEW = {"max_new_tokens": 4, "rows": 2}
 ASKED = ["Mira visits Ida", "How is"]

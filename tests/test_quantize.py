@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies, load_policy, save_policy
-from dera_jax.divergence import encode_texts
+from dera_jax.data.prompts import Prompt
+from dera_jax.data.tokens import encode_prompt
 from dera_jax.models.linear import quantize_kernel
-from dera_jax.policies import with_params
-from dera_jax.precision import precision_cost
-from dera_jax.prompts import Prompt
-from dera_jax.tokenizer import encode_prompt
-from dera_jax.trees import flatten, unflatten
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.policies.policy import with_params
+from dera_jax.scoring.divergence import encode_texts
+from dera_jax.scoring.precision import precision_cost
 from tests.test_models import FAMILIES, PROMPTS, SHAPES, our_logits, padded, random_model, save
 
 # Dettmers et al., arXiv:2305.14314, appendix E.

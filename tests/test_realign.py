@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dera_jax import effective_beta, log_normalizer, mix_logits, strength_weights
-from dera_jax.measure import measure
-from dera_jax.realign import linear_rule
+from dera_jax.decoding.measure import measure
+from dera_jax.rules.rule import linear_rule
 
 pytestmark = pytest.mark.bits
 

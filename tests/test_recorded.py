@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dera_jax.analysis.tuning.retraining import decoding_words
 from dera_jax.commands import recorded
 from dera_jax.commands import retrain as retrain_command
 from dera_jax.commands import tune as tune_command
 from dera_jax.commands.recorded import Named, repeatable
-from dera_jax.policies import TOY
-from dera_jax.retraining import decoding_words
+from dera_jax.policies.policy import TOY
 from tests.grids import gridded, rows_of, write_rows
 
 REFUSED = {"help", "version", *recorded.LEFT_OUT}
@@ -29,7 +29,7 @@ def test_every_option_is_decided_on(module):
 
 
 def test_kinds_of_rewards_are_decided_on():
-    from dera_jax.rewards import KNOWN
+    from dera_jax.rewards.registry import KNOWN
 
     assert KNOWN.keys() - set(recorded.REWARDS) == {"python"}
 

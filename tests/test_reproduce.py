@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dera_jax import metrics
-from dera_jax.data import ASSETS, load_records
-from dera_jax.experiments import Experiment, Step
-from dera_jax.files import read_json, write_text
-from dera_jax.metrics import Estimate
-from dera_jax.results import read_rows, sort_rows
+from dera_jax.analysis import summaries
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.common.files import write_text
+from dera_jax.common.json_files import read_json
+from dera_jax.data.records import ASSETS, load_records
+from dera_jax.experiments.declare import Experiment, Step
+from dera_jax.results.reading import read_rows
+from dera_jax.results.rows import sort_rows
 from scripts.reproduce import claims, report, runner, subjects
 from scripts.reproduce import data as recipe_data
 from scripts.reproduce import evidence as ev
@@ -73,7 +75,7 @@ def test_kept_rows_are_lean_and_say_the_same(folders):
     assert len(kept) == 4 and {row["lambda"] for row in kept} == {2 / 3, 1.0}
     for row, lean in zip(sort_rows(made), kept, strict=True):
         assert row.keys() - lean.keys() == {"tokens", "prompt_tokens"}
-        assert metrics.drawn_tokens(lean) == len(row["tokens"])
+        assert summaries.drawn_tokens(lean) == len(row["tokens"])
         sums = {name for name, value in lean.items() if isinstance(value, float)} - {"lambda"}
         assert {"logprob", "kl_to_reference", "log_normalizer"} <= sums
         for name, value in lean.items():

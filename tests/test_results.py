@@ -14,10 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from dera_jax.files import read_json, write_json, write_text
-from dera_jax.provenance import _git, provenance
-from dera_jax.results import RunFolder, read_manifest, read_rows, row_key, sort_rows, tell_missing
-from dera_jax.row_files import RowFile, encode_rows, part_path
+from dera_jax.common.files import write_text
+from dera_jax.common.json_files import read_json, write_json
+from dera_jax.common.provenance import _git, provenance
+from dera_jax.results.asked import tell_missing
+from dera_jax.results.folder import RunFolder
+from dera_jax.results.manifests import read_manifest
+from dera_jax.results.reading import read_rows
+from dera_jax.results.row_file import RowFile, part_path
+from dera_jax.results.rows import encode_rows, row_key, sort_rows
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"models": {"reference": "a", "aligned": "b"}, "sampling": {"temperature": 1.0, "top_k": None}}
@@ -131,7 +136,7 @@ def test_absent_runs_are_named(tmp_path):
 def test_a_killed_run_leaves_whole_rows(tmp_path):
     script = """
         import sys
-        from dera_jax.results import RunFolder
+        from dera_jax.results.folder import RunFolder
         with RunFolder(sys.argv[1], {}, {"command": []}) as run:
             for i in range(len(run.rows), 10**6):
                 row = {"prompt_id": i, "lambda": 1, "completion": "x" * 20000}
@@ -153,7 +158,7 @@ def test_a_killed_run_leaves_whole_rows(tmp_path):
 def test_two_processes_do_not_share_a_folder(tmp_path):
     script = """
         import sys
-        from dera_jax.results import RunFolder
+        from dera_jax.results.folder import RunFolder
         with RunFolder(sys.argv[1], {}, {"command": []}) as run:
             print("in", flush=True)
             sys.stdin.read()
@@ -252,8 +257,8 @@ def test_a_limit_on_file_size_keeps_the_rows_so_far(tmp_path):
     """The operating system's own partial write, not a simulated one."""
     script = """
         import resource, sys
-        from dera_jax.files import write_text
-        from dera_jax.results import RunFolder
+        from dera_jax.common.files import write_text
+        from dera_jax.results.folder import RunFolder
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
         rows = [{"prompt_id": i, "sample": 0, "lambda": 1, "completion": "x" * 700} for i in range(9)]
         with RunFolder(sys.argv[1], {}, {"command": []}) as run:

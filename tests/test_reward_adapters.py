@@ -9,15 +9,11 @@ import pytest
 
 from dera_jax import load_policy
 from dera_jax.commands import reward as reward_command
-from dera_jax.policies import TOY, with_lora
-from dera_jax.reward_models import (
-    OWN,
-    fresh_reward_model,
-    load_reward_model,
-    reward_texts,
-    save_reward_adapter,
-)
-from dera_jax.trees import flatten, unflatten
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.policies.low_rank import with_lora
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.reward_models import OWN, fresh_reward_model, load_reward_model, save_reward_adapter
+from dera_jax.rewards.model import reward_texts
 from tests.test_models import FAMILIES, SHAPES, random_model, save
 from tests.test_reward_models import T5, TEXTS, randomize
 
@@ -74,7 +70,7 @@ def test_t5_has_its_head_saved_too(toy, tmp_path):
 
 
 def test_an_adapter_of_a_language_model_is_no_reward_model(toy, tmp_path):
-    from dera_jax.policies import save_adapter
+    from dera_jax.policies.save import save_adapter
 
     save_adapter(with_lora(load_policy(str(toy)), 2, 4.0), tmp_path / "adapter", str(toy))
     with pytest.raises(

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policy, sweep
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import encode_prompts
-from dera_jax.prompts import Prompt
-from dera_jax.reward_models import _forward, load_reward_model, reward_texts
-from dera_jax.rewards import Completions, Reward, parse_rewards
-from dera_jax.rollout import draw_rollout
-from dera_jax.stored import judge_run
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.policies.reward_models import load_reward_model
+from dera_jax.policies.tokenizers import load_tokenizer
+from dera_jax.rewards.model import _forward, reward_texts
+from dera_jax.rewards.registry import Completions, Reward, parse_rewards
+from dera_jax.sweeps.judging import judge_run
+from dera_jax.training.rollout import draw_rollout
 from tests.test_models import FAMILIES, SHAPES, VOCAB, random_model, save
 
 torch = pytest.importorskip("torch")
@@ -149,7 +150,7 @@ def test_chats_are_refused_before_anything_is_decoded(folder, pair, tmp_path, mo
             (folder / "chat_template.jinja").write_text(text)
         rewards = parse_rewards(f"model:{folder}")
         with monkeypatch.context() as patched:
-            patched.setattr(sys.modules["dera_jax.generate"], "_Batch", None)
+            patched.setattr(sys.modules["dera_jax.decoding.batch"], "Batch", None)
             with pytest.raises(ValueError, match=message):
                 list(sweep(chatty, [chat], [0.0], rewards, max_new_tokens=4))
             encoded = encode_prompts(chatty[:1], [Prompt.of(chat)], 4)
@@ -216,7 +217,7 @@ def test_a_configuration_without_a_pad_token_has_its_familys(tmp_path, toy):
 
 def test_what_is_trained_is_what_transformers_reads(tmp_path, toy):
     """By EOS as pad token, and without one: rows of it are read by transformers, as they were trained."""
-    from dera_jax.reward_models import fresh_reward_model, save_reward_model
+    from dera_jax.policies.reward_models import fresh_reward_model, save_reward_model
 
     for name, pad in (("eos", "</s>"), ("none", None)):
         base = tmp_path / name

@@ -11,11 +11,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from dera_jax import sweep
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import encode_prompts
-from dera_jax.prompts import Prompt
-from dera_jax.rewards import Completions, Reward, as_rewards, parse_rewards
-from dera_jax.rollout import draw_rollout
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.rewards.registry import Completions, Reward, as_rewards, parse_rewards
+from dera_jax.training.rollout import draw_rollout
 
 RATINGS = {
     "happy": 2.7, "great": 3.1, "sad": -2.1, "self-confident": 2.5, "good": 1.9, "love": 3.2, ":)": 2.0, ":D": 2.3,

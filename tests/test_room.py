@@ -8,17 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import decode, load_policies, models
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import CHUNK, Cell, complete, full_room, room_for, warm_up
+from dera_jax import load_policies, models
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding import device_loop
+from dera_jax.decoding.batch import CHUNK, full_room, room_for
+from dera_jax.decoding.complete import complete, warm_up
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
 from dera_jax.models.attention import Span, attend
 from dera_jax.models.caches import fit_cache, kept, without_padding
-from dera_jax.prompts import Prompt
 
 pytestmark = pytest.mark.bits
 
-generate = importlib.import_module("dera_jax.generate")
+generate = importlib.import_module("dera_jax.decoding.batch")
 FIGURES = ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers")
 
 
@@ -86,9 +89,9 @@ def test_the_largest_allowed_length_changes_no_figure(toy, windows, kind):
 
 
 def test_prompts_of_any_lengths_share_a_batch_and_have_the_figures_they_have_alone(toy, monkeypatch):
-    rooms, original = [], generate._Batch.fit_caches
+    rooms, original = [], generate.Batch.fit_caches
     monkeypatch.setattr(
-        generate._Batch, "fit_caches", lambda self, room: rooms.append(room) or original(self, room)
+        generate.Batch, "fit_caches", lambda self, room: rooms.append(room) or original(self, room)
     )
     config = DecodeConfig(max_new_tokens=40, stop=(" the",))
     cells = cells_of(toy, (180, 3, 70, 20, 140, 9), samples=2)
@@ -102,9 +105,9 @@ def test_prompts_of_any_lengths_share_a_batch_and_have_the_figures_they_have_alo
 @pytest.mark.slow
 def test_room_is_what_the_longest_row_at_work_needs(toy, monkeypatch):
     """Completions of few tokens cost the same whatever is allowed; and a long prompt's room is given back."""
-    rooms, original = [], generate._Batch.run_chunk
+    rooms, original = [], generate.Batch.run_chunk
     monkeypatch.setattr(
-        generate._Batch, "run_chunk", lambda self: rooms.append(self.room[0]) or original(self)
+        generate.Batch, "run_chunk", lambda self: rooms.append(self.room[0]) or original(self)
     )
     impatient = [replace(policy, eos_ids=tuple(range(policy.config.vocab_size))) for policy in toy]
     list(complete(impatient, cells_of(toy, (5,), samples=3), DecodeConfig(max_new_tokens=180), 2))
@@ -146,13 +149,13 @@ def test_the_figures_of_a_cache_do_not_depend_on_its_bucket():
 
 def test_the_time_that_is_foretold_is_that_of_full_caches(toy, monkeypatch):
     """`--dry-run` says how long a run takes at most: its steps read the room of the longest completion."""
-    seen, chunk = [], decode.decode_chunk
+    seen, chunk = [], device_loop.decode_chunk
 
     def watched(configs, params, state, *rest, **more):
         seen.append({cache.mask.shape[1] for cache in state.caches})
         return chunk(configs, params, state, *rest, **more)
 
-    monkeypatch.setattr(decode, "decode_chunk", watched)
+    monkeypatch.setattr(device_loop, "decode_chunk", watched)
     (cell,) = cells_of(toy, [9])
     for full, slots in ((False, room_for(8 + CHUNK)), (True, full_room(8, 200))):
         seen.clear()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policy, score
-from dera_jax.loading import families
-from dera_jax.tokenizer import encode_prompt
+from dera_jax.data.tokens import encode_prompt
+from dera_jax.policies import families
 from tests.test_models import BASE, GEMMA3, random_model, save
 
 torch = pytest.importorskip("torch")

@@ -5,9 +5,9 @@ import importlib
 import pytest
 
 from dera_jax import generate, load_policies, sweep
-from dera_jax.conversation import rows_of
+from dera_jax.decoding.config import rows_of
 
-conversation = importlib.import_module("dera_jax.conversation")
+conversation = importlib.import_module("dera_jax.decoding.conversation")
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from dera_jax import sweep
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import encode_prompts
-from dera_jax.generate import Cell, complete
-from dera_jax.prompts import as_prompts
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.prompts import as_prompts
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
 from dera_jax.realign import mix_logits
 from tests.swept import LAMBDAS, SETTINGS, TEXTS, by_key, mixture_by_hand
 

@@ -11,7 +11,7 @@ import pytest
 
 from dera_jax import read_rows
 from dera_jax.commands import sweep
-from dera_jax.results import sort_rows
+from dera_jax.results.rows import sort_rows
 from tests.command_runs import PNG, TEXTS
 
 

@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import load_policy, runs, save_policy
-from dera_jax.checkpoints import Checkpoints, _write_record
-from dera_jax.commands import combine, endings, sft
-from dera_jax.configs import RunConfig, TrainConfig
-from dera_jax.loading import manifests
-from dera_jax.optimization import Terms
-from dera_jax.policies import TOY, with_params
-from dera_jax.run_log import FILES, RunLog
-from dera_jax.training import Method, fit
+from dera_jax import load_policy, save_policy
+from dera_jax.commands import combine, sft
+from dera_jax.commands.process import endings
+from dera_jax.policies import manifests
+from dera_jax.policies.policy import TOY, with_params
+from dera_jax.training import runs
+from dera_jax.training.checkpoints import Checkpoints, _write_record
+from dera_jax.training.config import RunConfig, TrainConfig
+from dera_jax.training.log import FILES, RunLog
+from dera_jax.training.loop import Method, fit
+from dera_jax.training.optimization import Terms
 from tests.processes import ROOT, environment
 
 CONFIG = TrainConfig(max_steps=2, batch_size=1, learning_rate=0.1, warmup_ratio=0.0)

@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from dera_jax import sampling
-from dera_jax.configs import DecodeConfig
-from dera_jax.sampling import Sampling
+from dera_jax.decoding import sampling
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.sampling import Sampling
 
 
 def exact_truncation(
@@ -136,7 +136,7 @@ def test_other_values_need_no_compilation():
 
 
 def test_seeds_that_no_key_can_hold_are_refused():
-    from dera_jax.configs import DecodeConfig
+    from dera_jax.decoding.config import DecodeConfig
 
     jax.random.key(DecodeConfig(seed=2**63 - 1).seed)
     with pytest.raises(ValueError, match="seed: expected a whole number, at most"):

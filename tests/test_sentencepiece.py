@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from dera_jax.loading.hub import FILES
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.policies.hub import FILES
+from dera_jax.policies.tokenizers import load_tokenizer
 
 WORDS = [
     "▁",

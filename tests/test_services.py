@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from dera_jax.commands import sft
-from dera_jax.policies import TOY
-from dera_jax.run_log import RunLog
+from dera_jax.policies.policy import TOY
+from dera_jax.training.log import RunLog
 
 STUB = """
 calls = []

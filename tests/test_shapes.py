@@ -2,9 +2,9 @@
 
 import pytest
 
-from dera_jax import shapes
-from dera_jax.data import Record, load_records
-from dera_jax.usable import Unusable
+from dera_jax.common.usable import Unusable
+from dera_jax.data.fields import ASSISTANT, read_pair
+from dera_jax.data.records import Record, load_records
 
 SUBSETS = ["harmless", "helpful"]
 
@@ -44,18 +44,18 @@ def split_transcripts(folder):
     same = earlier = 0
     for row in rows:
         try:
-            prompt, (chosen, rejected) = shapes.read_pair(row)
+            prompt, (chosen, rejected) = read_pair(row)
         except Unusable:
             continue
         assert (prompt + chosen, prompt + rejected) == (row.fields["chosen"], row.fields["rejected"])
         whole = row.fields["chosen"]
-        theirs = whole[: whole.rfind(shapes.ASSISTANT) + len(shapes.ASSISTANT)]
+        theirs = whole[: whole.rfind(ASSISTANT) + len(ASSISTANT)]
         if row.fields["rejected"].startswith(theirs):
             # Or rejected goes on where chosen ends.
             assert prompt == theirs
             same += 1
         else:
-            assert theirs.startswith(prompt) and shapes.ASSISTANT in chosen
+            assert theirs.startswith(prompt) and ASSISTANT in chosen
             earlier += 1
     return len(rows), same + earlier, earlier
 
@@ -76,7 +76,7 @@ def split_transcripts(folder):
 def test_the_prompt_that_both_begin_with_is_trls(trl, chosen, rejected):
     fields = {"chosen": chosen, "rejected": rejected}
     theirs = trl.extract_prompt(fields)
-    prompt, completions = shapes.read_pair(record(**fields))
+    prompt, completions = read_pair(record(**fields))
     kind = str if isinstance(chosen, str) else list
     assert {
         "prompt": kind(prompt),
@@ -89,13 +89,13 @@ def test_a_prompt_that_chats_say_once_more_is_left(trl):
     """As in UltraFeedback: `prompt` is a text, the chats hold it."""
     chats = {name: [user("Hi"), assistant(name)] for name in ("chosen", "rejected")}
     theirs = trl.data_utils.maybe_extract_prompt({"prompt": "Hi", **chats})
-    prompt, (chosen, rejected) = shapes.read_pair(record(prompt="Hi", **chats))
+    prompt, (chosen, rejected) = read_pair(record(prompt="Hi", **chats))
     assert theirs == {"prompt": list(prompt), "chosen": list(chosen), "rejected": list(rejected)}
 
 
 def test_the_prompt_of_texts_ends_between_words():
     def split(chosen, rejected):
-        prompt, completions = shapes.read_pair(record(chosen=chosen, rejected=rejected))
+        prompt, completions = read_pair(record(chosen=chosen, rejected=rejected))
         assert (prompt + completions[0], prompt + completions[1]) == (chosen, rejected)
         return prompt, *completions
 

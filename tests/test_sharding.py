@@ -17,11 +17,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dera_jax import models, sharding
-from dera_jax.batches import Batch
-from dera_jax.loading import families, weights
-from dera_jax.score import completion_logits
-from dera_jax.trees import flatten
+from dera_jax import models
+from dera_jax.data.batches import Batch
+from dera_jax.devices import placement
+from dera_jax.devices.mesh import parse_mesh
+from dera_jax.models.trees import flatten
+from dera_jax.policies import families, weights
+from dera_jax.scoring.logprobs import completion_logits
 from tests.processes import ROOT, environment
 from tests.tiny_models import (
     OPTIMIZER,
@@ -65,10 +67,10 @@ def expected_bytes(tree, model):
 
 
 def check_every_matrix_is_split():
-    mesh = sharding.parse_mesh("data:2,model:4")
+    mesh = parse_mesh("data:2,model:4")
     for name, config in configs().items():
         shapes = flatten(models.param_shapes(config))
-        placed = flatten(sharding.param_shardings(config, mesh))
+        placed = flatten(placement.param_shardings(config, mesh))
         assert placed.keys() == shapes.keys()
         for path, shape in shapes.items():
             sizes = shape.shape
@@ -81,9 +83,9 @@ def check_every_matrix_is_split():
 
 
 def check_what_does_not_divide_is_whole():
-    mesh = sharding.parse_mesh("data:1,model:8")
+    mesh = parse_mesh("data:1,model:8")
     config = replace(configs()["llama"], vocab_size=511, mlp_width=100)
-    placed = flatten(sharding.param_shardings(config, mesh))
+    placed = flatten(placement.param_shardings(config, mesh))
     for path in ("embed.embedding", "head.kernel", "blocks.0.feed_forward.down.kernel"):
         assert placed[path].is_fully_replicated, path
     assert placed["blocks.0.attention.query.kernel"].spec == P(None, "model")
@@ -100,9 +102,9 @@ def check_logits_and_gradients_agree_with_one_device():
         params, compute = random_params(config), jax.jit(gradient(config))
         (value, logits), gradients = compute(params, batch, beta)
         for text in MESHES if name == "llama, biases" else MESHES[:1]:
-            mesh = sharding.parse_mesh(text)
-            placed = sharding.shard_flat(params, mesh)
-            (ours, our_logits), ours_gradients = compute(placed, *sharding.shard_batch((batch, beta), mesh))
+            mesh = parse_mesh(text)
+            placed = placement.shard_flat(params, mesh)
+            (ours, our_logits), ours_gradients = compute(placed, *placement.shard_batch((batch, beta), mesh))
             assert_close({"loss": ours, "logits": our_logits}, {"loss": value, "logits": logits}, 2e-5)
             assert_close(ours_gradients, gradients, 1e-4)
 
@@ -112,21 +114,21 @@ def check_memory_is_divided():
         config = configs()[name if name != "mt5" else "t5 mt5"]
         whole = random_params(config)
         for text in MESHES:
-            mesh = sharding.parse_mesh(text)
+            mesh = parse_mesh(text)
             one, model = expected_bytes(whole, mesh.shape["model"]), mesh.shape["model"]
             assert one <= sum(a.nbytes for a in jax.tree.leaves(whole)) / model**0.7
-            params = sharding.shard_flat(whole, mesh)
+            params = placement.shard_flat(whole, mesh)
             assert all(held(params, device) == one for device in jax.devices()), (name, text)
 
 
 def check_the_state_of_training_lies_like_the_parameters_and_stays():
-    mesh, whole = sharding.parse_mesh("data:2,model:4"), random_params(SMALL)
-    params, one = sharding.shard_flat(whole, mesh), expected_bytes(whole, 4)
+    mesh, whole = parse_mesh("data:2,model:4"), random_params(SMALL)
+    params, one = placement.shard_flat(whole, mesh), expected_bytes(whole, 4)
     eager = OPTIMIZER.init(params)
-    state = jax.jit(OPTIMIZER.init, out_shardings=sharding.like_params(OPTIMIZER, params, mesh))(params)
+    state = jax.jit(OPTIMIZER.init, out_shardings=placement.like_params(OPTIMIZER, params, mesh))(params)
     kept = jax.tree.map(lambda a: a.sharding, (params, state))
     step = jax.jit(make_step(SMALL), donate_argnums=(0, 1), out_shardings=(*kept, None, None))
-    batch = sharding.shard_batch((random_batch(), np.float32(1)), mesh)
+    batch = placement.shard_batch((random_batch(), np.float32(1)), mesh)
     for _ in range(3):
         assert all(held(params, device) == one for device in jax.devices())
         counts = sum(a.nbytes for a in jax.tree.leaves(state) if a.ndim == 0)
@@ -139,10 +141,10 @@ def check_the_state_of_training_lies_like_the_parameters_and_stays():
 
 def check_a_part_of_the_parameters_can_be_trained():
     """The optimizer's state of the low-rank parameters alone."""
-    config, mesh = configs()["llama, lora"], sharding.parse_mesh("data:2,model:4")
-    params = sharding.shard_flat(flatten(random_params(config)), mesh)
+    config, mesh = configs()["llama, lora"], parse_mesh("data:2,model:4")
+    params = placement.shard_flat(flatten(random_params(config)), mesh)
     trained = {path: a for path, a in params.items() if path.endswith(("lora_a", "lora_b"))}
-    state = sharding.like_params(OPTIMIZER, trained, mesh)
+    state = placement.like_params(OPTIMIZER, trained, mesh)
     mu = next(s for s in state[1] if hasattr(s, "mu")).mu
     assert mu["blocks.0.attention.out.lora_a"].spec == P("model", None)
     assert mu["blocks.0.attention.out.lora_b"].is_fully_replicated
@@ -151,11 +153,11 @@ def check_a_part_of_the_parameters_can_be_trained():
 
 
 def check_quantized_models_lie_like_others():
-    mesh = sharding.parse_mesh("data:2,model:4")
+    mesh = parse_mesh("data:2,model:4")
     for name in ("llama, int8, lora", "llama, nf4"):
         config = configs()[name]
         params = random_params(config)
-        placed = sharding.shard_flat(params, mesh)
+        placed = placement.shard_flat(params, mesh)
         assert held(placed, jax.devices()[3]) < 0.4 * sum(a.nbytes for a in jax.tree.leaves(params))
         up, down = (placed["blocks"][0]["feed_forward"][each] for each in ("up", "down"))
         assert up["kernel"].sharding.spec == up["kernel_scale"].sharding.spec == P(None, "model")
@@ -163,17 +165,17 @@ def check_quantized_models_lie_like_others():
         batch = random_batch()
         forward = jax.jit(lambda p, b, c=config: completion_logits(c, p, b))
         expected = forward(params, batch)
-        logits = forward(placed, sharding.shard_batch(batch, mesh))
+        logits = forward(placed, placement.shard_batch(batch, mesh))
         assert_close({"logits": logits}, {"logits": expected}, 2e-5)
 
 
 def check_files_go_straight_to_their_devices(folder):
     folder = Path(folder)
-    raw, mesh = families.read_config(folder), sharding.parse_mesh("data:2,model:4")
+    raw, mesh = families.read_config(folder), parse_mesh("data:2,model:4")
     config = families.model_config(folder, raw)
     found = weights.find_params(folder, raw["model_type"], config)
     whole = flatten(weights.read_params(found, "float32"))
-    place, made, reader = sharding.place(mesh), {}, weights._Reader
+    place, made, reader = placement.place(mesh), {}, weights._Reader
 
     class Counted(reader):
         def __call__(self, tensor, *rest):
@@ -191,7 +193,7 @@ def check_files_go_straight_to_their_devices(folder):
         assert {shard.data.shape for shard in value.addressable_shards} == {shape}
     for device in jax.devices():
         assert held(params, device) == expected_bytes(whole, 4)
-    placed = flatten(sharding.param_shardings(config, mesh))
+    placed = flatten(placement.param_shardings(config, mesh))
     assert all(params[path].sharding == placed[path] for path in params)
 
 
@@ -200,7 +202,7 @@ def check_texts_of_meshes():
     for text, sizes in {
         None: (8, 1), "data:2,model:4": (2, 4), "model:4, data:2": (2, 4), "model:8": (1, 8), "data:8": (8, 1)
     }.items():  # fmt: skip
-        mesh = sharding.parse_mesh(text)
+        mesh = parse_mesh(text)
         assert mesh.axis_names == ("data", "model") and mesh.devices.shape == sizes
         assert set(mesh.devices.flat) == set(devices)
     wrong = [
@@ -209,44 +211,44 @@ def check_texts_of_meshes():
     ]  # fmt: skip
     for text in wrong:
         with pytest.raises(ValueError) as raised:
-            sharding.parse_mesh(text)
+            parse_mesh(text)
         expected = f"mesh: expected data:N,model:M with N × M = 8 (8 cpu devices), got {text!r}"
         assert str(raised.value) == expected
 
 
 def check_batches_are_dealt_by_rows():
-    mesh, batch = sharding.parse_mesh("data:4,model:2"), random_batch()
-    placed, beta = sharding.shard_batch((batch, np.float32(0.5)), mesh)
+    mesh, batch = parse_mesh("data:4,model:2"), random_batch()
+    placed, beta = placement.shard_batch((batch, np.float32(0.5)), mesh)
     assert isinstance(placed, Batch) and beta.sharding.is_fully_replicated and beta == 0.5
     for ours, host in zip(*map(jax.tree.leaves, (placed, batch)), strict=True):
         np.testing.assert_array_equal(ours, host)
         assert ours.sharding.spec == P("data") and ours.addressable_shards[0].data.shape[0] == 2
-    parts = sharding.shard_batch({"tokens": np.zeros((3, 8, 5)), "betas": np.ones(3)}, mesh, axis=1)
+    parts = placement.shard_batch({"tokens": np.zeros((3, 8, 5)), "betas": np.ones(3)}, mesh, axis=1)
     assert parts["tokens"].addressable_shards[0].data.shape == (3, 2, 5)
     assert parts["betas"].sharding.is_fully_replicated
-    for ours, host in zip(*map(jax.tree.leaves, (sharding.shard_rows(batch, mesh), batch)), strict=True):
+    for ours, host in zip(*map(jax.tree.leaves, (placement.shard_rows(batch, mesh), batch)), strict=True):
         np.testing.assert_array_equal(ours, host)
-    np.testing.assert_array_equal(sharding.local_rows(mesh, 8), np.arange(8))
+    np.testing.assert_array_equal(placement.local_rows(mesh, 8), np.arange(8))
     told = r"^batch: expected a multiple of 4 rows \(mesh data:4,model:2\), found 6$"
     with pytest.raises(ValueError, match=told):
-        sharding.shard_batch(random_batch(rows=6), mesh)
+        placement.shard_batch(random_batch(rows=6), mesh)
     with pytest.raises(ValueError, match=told):
-        sharding.local_rows(mesh, 6)
+        placement.local_rows(mesh, 6)
 
 
 def test_one_device_is_a_mesh_of_one():
-    mesh, params, batch = sharding.parse_mesh(), random_params(SMALL), random_batch()
+    mesh, params, batch = parse_mesh(), random_params(SMALL), random_batch()
     assert mesh.shape == {"data": jax.device_count(), "model": 1}
     assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 2
-    placed = sharding.shard_flat(params, mesh)
+    placed = placement.shard_flat(params, mesh)
     compute = jax.jit(gradient(SMALL))
-    ours = compute(placed, sharding.shard_batch(batch, mesh), 1.0)
+    ours = compute(placed, placement.shard_batch(batch, mesh), 1.0)
     jax.tree.map(np.testing.assert_array_equal, ours, compute(params, batch, 1.0))
-    np.testing.assert_array_equal(sharding.local_rows(mesh, 8), np.arange(8))
-    places = sharding.like_params(OPTIMIZER, placed, mesh)
+    np.testing.assert_array_equal(placement.local_rows(mesh, 8), np.arange(8))
+    places = placement.like_params(OPTIMIZER, placed, mesh)
     assert jax.tree.structure(places) == jax.tree.structure(OPTIMIZER.init(params))
     path = "blocks.0.attention.out.kernel"
-    assert sharding.place(mesh)(path, (32, 32)) == flatten(placed)[path].sharding
+    assert placement.place(mesh)(path, (32, 32)) == flatten(placed)[path].sharding
 
 
 CHECKS = {name: value for name, value in globals().items() if name.startswith("check_")}

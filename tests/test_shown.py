@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
 
 
 @given(st.text(), st.none() | st.integers(1, 20))

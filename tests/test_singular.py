@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import losses
-from dera_jax.calibration import calibrate
-from dera_jax.combine import _slerp
+from dera_jax.analysis.calibration import calibrate
+from dera_jax.analysis.tuning.objectives import parse_constraint
 from dera_jax.commands import rlhf
-from dera_jax.configs import DecodeConfig, TrainConfig
-from dera_jax.objectives import parse_constraint
-from dera_jax.rlhf import RolloutConfig, adaptive_beta, policy_gradient_method
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.policies.combine import _slerp
+from dera_jax.training import losses
+from dera_jax.training.config import RolloutConfig, TrainConfig
+from dera_jax.training.on_policy import adaptive_beta
+from dera_jax.training.policy_gradient import policy_gradient_method
 from tests.toy import tiny_policy
 
 

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from dera_jax.rewards import Completions, parse_rewards
-from dera_jax.slots import parse_slots, slot_coverage
+from dera_jax.rewards.registry import Completions, parse_rewards
+from dera_jax.rewards.slots import parse_slots, slot_coverage
 
 
 def of_texts(prompts, texts, **columns):

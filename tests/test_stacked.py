@@ -9,7 +9,7 @@ import pytest
 
 from dera_jax import models
 from dera_jax.models.stacked import _period
-from dera_jax.score import completion_logprobs
+from dera_jax.scoring.logprobs import completion_logprobs
 from tests.tiny_models import configs, random_batch, random_params
 
 

@@ -6,16 +6,22 @@ import jax
 import pytest
 from flax import nnx
 
-from dera_jax import decode, load_policies, models, sweep
-from dera_jax.keys import seed_key
-from dera_jax.models import decoder, t5
+from dera_jax import load_policies, models, sweep
+from dera_jax.decoding import device_loop
+from dera_jax.models import binding, decoder, t5
+from dera_jax.models.keys import seed_key
 from tests.tiny_models import configs, random_batch, random_params
 
 
 def test_a_prompt_takes_one_compilation_of_each_program(toy):
     """Other strengths, other texts of its bucket and another pair take no more."""
     policies = load_policies()
-    programs = (decode.prefill_prompts, decode.empty_state, decode.fill_slots, decode.decode_chunk)
+    programs = (
+        device_loop.prefill_prompts,
+        device_loop.empty_state,
+        device_loop.fill_slots,
+        device_loop.decode_chunk,
+    )
 
     def made(policies, prompt, lambdas):
         before = [program._cache_size() for program in programs]
@@ -57,5 +63,5 @@ def test_shapes_are_those_of_parameters(name):
     config = configs()[name]
     found = jax.tree.map(lambda a: (a.shape, a.dtype), models.param_shapes(config))
     assert found == jax.tree.map(lambda a: (a.shape, a.dtype), random_params(config))
-    whole = nnx.split(models._build(config, nnx.Rngs(seed_key(0))))[0]
-    assert whole == models._abstract(config)[0]
+    whole = nnx.split(binding._build(config, nnx.Rngs(seed_key(0))))[0]
+    assert whole == binding._abstract(config)[0]

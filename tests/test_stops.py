@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from dera_jax.commands import endings
-from dera_jax.lost import LINE
-from dera_jax.policies import TOY
+from dera_jax.commands.process import endings
+from dera_jax.devices.lost import LINE
+from dera_jax.policies.policy import TOY
 from tests.test_hosts import launch
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dera_jax.stopwatch import Stopwatch
+from dera_jax.devices.stopwatch import Stopwatch
 
 
 def test_compilation_is_left_out():

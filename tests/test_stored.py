@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from dera_jax import examples, load_policies, save_policy, sweep
-from dera_jax.data import load_records
-from dera_jax.divergence import encode_texts, kl_per_token
-from dera_jax.pairs import as_json, encode_pairs, load_pairs, pairwise_accuracy
-from dera_jax.prompts import Prompt
-from dera_jax.results import read_manifest, read_rows
-from dera_jax.rewards import Reward, parse_rewards
-from dera_jax.stored import judge, judge_run
+from dera_jax import load_policies, save_policy, sweep
+from dera_jax.data import examples
+from dera_jax.data.prompts import Prompt
+from dera_jax.data.records import load_records
+from dera_jax.results.manifests import read_manifest
+from dera_jax.results.reading import read_rows
+from dera_jax.rewards.of_rows import judge
+from dera_jax.rewards.registry import Reward, parse_rewards
+from dera_jax.scoring.divergence import encode_texts, kl_per_token
+from dera_jax.scoring.pairs import as_json, encode_pairs, load_pairs, pairwise_accuracy
+from dera_jax.sweeps.judging import judge_run
 
 PAIRS = [
     ("Once upon a time", " there was a little girl named Lily.", " dog the of ran red."),

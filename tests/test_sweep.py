@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from dera_jax import sweep
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import encode_prompts
-from dera_jax.generate import Cell, complete
-from dera_jax.policies import with_params
-from dera_jax.prompts import as_prompts
-from dera_jax.results import sort_rows
-from dera_jax.rewards import Reward
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.prompts import as_prompts
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
+from dera_jax.policies.policy import with_params
+from dera_jax.results.rows import sort_rows
+from dera_jax.rewards.registry import Reward
 from tests.swept import (
     LAMBDAS,
     SETTINGS,

@@ -10,11 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import load_policy, models, save_policy
-from dera_jax.batches import make_batch
-from dera_jax.models.t5 import T5Config, distance_buckets
-from dera_jax.policies import with_params
-from dera_jax.score import completion_logprobs
-from dera_jax.trees import flatten
+from dera_jax.data.batches import make_batch
+from dera_jax.models.t5 import distance_buckets
+from dera_jax.models.t5_config import T5Config
+from dera_jax.models.trees import flatten
+from dera_jax.policies.policy import with_params
+from dera_jax.scoring.logprobs import completion_logprobs
 from tests.t5_models import (
     SHAPES,
     VOCAB,

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import load_policy, save_policy
-from dera_jax.tokenizer import load_tokenizer
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies.tokenizers import load_tokenizer
 from tests.t5_models import (
     SHAPES,
     assert_close,

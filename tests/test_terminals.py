@@ -13,9 +13,9 @@ import pytest
 
 from dera_jax import read_rows
 from dera_jax.commands import dera, sweep
-from dera_jax.commands.streams import PLAIN
-from dera_jax.folders import cache_folder
-from dera_jax.policies import TOY
+from dera_jax.commands.process.streams import PLAIN
+from dera_jax.common.folders import cache_folder
+from dera_jax.policies.policy import TOY
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["eval.sweep", "--lambda=0,1", "--num-prompts=2", "--max-new-tokens=8", "--rows=4"]
@@ -49,7 +49,9 @@ def finished(words, shell=None, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["dera_jax.spelling", "numpy", "jax._src.core", "devices: ", "loaded "])
+@pytest.mark.parametrize(
+    "moment", ["dera_jax.common.spelling", "numpy", "jax._src.core", "devices: ", "loaded "]
+)
 def test_an_interruption_is_heard_from_the_first_instant(moment, tmp_path):
     """Python tells what it has imported, and the command what it does: the signal comes right behind."""
     words = ["-X", "importtime", "-m", *WORDS, f"--out={tmp_path / 'run'}"]
@@ -65,7 +67,7 @@ def test_an_interruption_is_heard_from_the_first_instant(moment, tmp_path):
 
 SWALLOWED = """
 import gc, signal, time
-from dera_jax.commands import interrupts
+from dera_jax.commands.process import interrupts
 interrupts.begin()
 def once(phase, info):
     gc.callbacks.remove(once)
@@ -81,7 +83,7 @@ with interrupts.raised():
 """
 DEAF = """
 import hashlib, os, signal, threading
-from dera_jax.commands import interrupts
+from dera_jax.commands.process import interrupts
 interrupts.begin()
 with interrupts.telling("all is kept"):
     threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()

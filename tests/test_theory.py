@@ -13,20 +13,22 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import log_softmax
 
-from dera_jax import tokenizer, trained
-from dera_jax.batches import make_batch
-from dera_jax.configs import DecodeConfig, RunConfig, TrainConfig
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.optimization import TrainState, init_state, make_update
-from dera_jax.policies import Policy, with_params
-from dera_jax.ppo import PPOConfig, ppo_method
-from dera_jax.prompts import Prompt
+from dera_jax.data import buckets
+from dera_jax.data.batches import make_batch
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.policies.policy import Policy, with_params
 from dera_jax.realign import mix_logits, strength_weights
-from dera_jax.rewards import Reward
-from dera_jax.rlhf import RolloutConfig, policy_gradient_method
-from dera_jax.run_log import read_metrics
-from dera_jax.score import completion_logits, completion_logprobs
-from dera_jax.training import Method, fit
+from dera_jax.rewards.registry import Reward
+from dera_jax.scoring.logprobs import completion_logits, completion_logprobs
+from dera_jax.training import parameters
+from dera_jax.training.config import RolloutConfig, RunConfig, TrainConfig
+from dera_jax.training.log import read_metrics
+from dera_jax.training.loop import Method, fit
+from dera_jax.training.optimization import TrainState, init_state, make_update
+from dera_jax.training.policy_gradient import policy_gradient_method
+from dera_jax.training.ppo import PPOConfig, ppo_method
 from tests.toy import EOS, all_completions, tiny_policy
 
 PROMPT, OTHER = (1, 2, 0, 2), (2, 2, 1)
@@ -98,7 +100,7 @@ def divergence(p: np.ndarray, q: np.ndarray) -> float:
 def short():
     """Pads to few tokens: everything here is short."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "SMALLEST_BUCKET", 4)
+        patch.setattr(buckets, "SMALLEST_BUCKET", 4)
         yield
 
 
@@ -116,8 +118,8 @@ class Trained(NamedTuple):
 def run(method: Method, config: TrainConfig, policy: Policy, out: Path) -> Trained:
     """Trains to the end."""
     *_, (_, state, _) = fit(method, config, RunConfig(), out)
-    params = trained.part("policy.", state.params) or state.params
-    params = trained.whole(policy.config, params, method.constants["frozen"])
+    params = parameters.part("policy.", state.params) or state.params
+    params = parameters.whole(policy.config, params, method.constants["frozen"])
     return Trained(method, state, table_of(with_params(policy, params)))
 
 
@@ -162,7 +164,7 @@ def test_policy_gradient_is_unbiased(toy, algorithm, num_prompts, num_samples, r
     def objective(params):
         # Both prompts at once, hence one half.
         batch = make_batch([tokens for tokens in (PROMPT, OTHER) for _ in COMPLETIONS], COMPLETIONS * 2)
-        whole = trained.whole(policy.config, params, {})
+        whole = parameters.whole(policy.config, params, {})
         logprobs = completion_logprobs(policy.config, whole, batch).sum(1)
         of_reference = completion_logprobs(reference.config, reference.params, batch).sum(1)
         gains = jnp.tile(GAINS, 2) - beta * (logprobs - of_reference)
@@ -290,13 +292,13 @@ def test_first_update_of_ppo_is_a_policy_gradient(toy):
     advantages = np.where(mask, (advantages - advantages[mask].mean()) / advantages[mask].std(), 0)
 
     def objective(own):
-        logprobs = completion_logprobs(policy.config, trained.whole(policy.config, own, {}), seen.batch)
+        logprobs = completion_logprobs(policy.config, parameters.whole(policy.config, own, {}), seen.batch)
         return jnp.sum(logprobs * advantages) / mask.sum()
 
-    own = trained.part("policy.", start.params)
+    own = parameters.part("policy.", start.params)
     before, expected = jax.tree.map(np.array, (own, jax.jit(jax.grad(objective))(own)))
     state, figures = make_update(method.loss, optax.sgd(1.0))(start, method.constants, seen)
-    for name, after in trained.part("policy.", state.params).items():
+    for name, after in parameters.part("policy.", state.params).items():
         np.testing.assert_allclose(after - before[name], expected[name], atol=2e-5, err_msg=name)
     assert max(np.abs(g).max() for g in expected.values()) > 0.05
     entropy = -np.sum(np.exp(table) * table, axis=1)

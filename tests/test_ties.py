@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import load_policies, load_policy, save_policy
-from dera_jax.combine import combine
-from dera_jax.loading import tensors
-from dera_jax.reward_models import fresh_reward_model
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies import tensors
+from dera_jax.policies.combine import combine
+from dera_jax.policies.reward_models import fresh_reward_model
 from tests.test_models import SHAPES, our_logits, padded, random_model, save
 
 torch = pytest.importorskip("torch")

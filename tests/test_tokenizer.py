@@ -17,16 +17,10 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from dera_jax.files import write_json
-from dera_jax.tokenizer import (
-    SMALLEST_BUCKET,
-    bucket_length,
-    decode_completion,
-    encode_completion,
-    encode_prompt,
-    load_tokenizer,
-    pad_left,
-)
+from dera_jax.common.json_files import write_json
+from dera_jax.data.buckets import SMALLEST_BUCKET, bucket_length, pad_left
+from dera_jax.data.tokens import decode_completion, encode_completion, encode_prompt
+from dera_jax.policies.tokenizers import load_tokenizer
 from scripts import llama2c
 from scripts.llama2c import BYTES, SPECIAL
 
@@ -305,7 +299,7 @@ def test_a_tokenizer_loads_whatever_was_imported_before(before, toy):
     """transformers has a function and a module of one name; which of the two it shows hangs on what came first."""
     code = f"""{before}
 from pathlib import Path
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.policies.tokenizers import load_tokenizer
 load_tokenizer(Path({str(toy)!r}))"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import bench, plain_script, train_bench
-from dera_jax.batches import make_batch
-from dera_jax.commands import bench_train
 from dera_jax.commands.bench import main
-from dera_jax.policies import save_policy
-from dera_jax.score import completion_logprobs
+from dera_jax.data.batches import make_batch
+from dera_jax.performance.bench import plain_script, sides, timing, training, training_lines
+from dera_jax.policies.save import save_policy
+from dera_jax.scoring.logprobs import completion_logprobs
 
 TINY = {
     "model_type": "llama",
@@ -29,18 +28,18 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    return bench.random_policies(tmp_path_factory.mktemp("random"), TINY)[0]
+    return sides.random_policies(tmp_path_factory.mktemp("random"), TINY)[0]
 
 
 @pytest.fixture
 def report(policy, tmp_path, monkeypatch, capsys):
     """Runs the command on a tiny model and returns (report, what was printed) of its arguments."""
-    monkeypatch.setattr(bench, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(train_bench, "STEP_SECONDS", 0.0)
-    monkeypatch.setattr(train_bench, "COMPLETION_TOKENS", 16)
-    monkeypatch.setattr(train_bench, "PEAK_WIDTH", 64)
-    monkeypatch.setattr(bench_train, "ROWS", {False: 4})
-    monkeypatch.setattr(bench_train, "RLHF_ROWS", 8)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(training, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(training, "COMPLETION_TOKENS", 16)
+    monkeypatch.setattr(training, "PEAK_WIDTH", 64)
+    monkeypatch.setattr(training_lines, "ROWS", {False: 4})
+    monkeypatch.setattr(training_lines, "RLHF_ROWS", 8)
     save_policy(policy, tmp_path / "model")
     pair = [f"--reference={tmp_path}/model", f"--aligned={tmp_path}/model", "--shape=none"]
 
@@ -85,9 +84,9 @@ def test_trl_takes_its_turn(report):
 
 def test_operations_are_counted(policy):
     attention, feed_forward = 2 * 32 * 32 + 2 * 32 * 16, 3 * 32 * 48
-    length = train_bench.PROMPT_TOKENS + 16
+    length = training.PROMPT_TOKENS + 16
     per_token = 2 * (attention + feed_forward + (length + 1) * 32)
-    assert train_bench.training_flops(policy, 3, 16) == 6 * 3 * (length * per_token + 16 * 97 * 32)
+    assert training.training_flops(policy, 3, 16) == 6 * 3 * (length * per_token + 16 * 97 * 32)
 
 
 def test_the_plain_script_has_our_logprobs(policy):

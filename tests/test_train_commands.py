@@ -14,13 +14,16 @@ import pytest
 
 from dera_jax import load_policy
 from dera_jax.commands import dpo as dpo_command
-from dera_jax.commands import endings
 from dera_jax.commands import reward as reward_command
 from dera_jax.commands import rlhf as rlhf_command
 from dera_jax.commands import sft as sft_command
-from dera_jax.policies import TOY, fresh_policy, save_policy
-from dera_jax.reward_models import load_reward_model, reward_texts
-from dera_jax.run_log import read_metrics
+from dera_jax.commands.process import endings
+from dera_jax.policies.load import fresh_policy
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.reward_models import load_reward_model
+from dera_jax.policies.save import save_policy
+from dera_jax.rewards.model import reward_texts
+from dera_jax.training.log import read_metrics
 from tests.processes import environment
 
 ROOT = Path(__file__).parents[1]

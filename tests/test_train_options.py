@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dera_jax import read_rows
+from dera_jax.analysis.tuning.retraining import training_words
 from dera_jax.commands import dpo, reward, rlhf, sft, sweep
-from dera_jax.commands.cli import Parser
-from dera_jax.policies import TOY
-from dera_jax.retraining import training_words
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.commands.options.cli import Parser
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.tokenizers import load_tokenizer
 
 COUNTERPARTS = [(sft, "sft"), (dpo, "dpo"), (dpo, "kto"), (reward, "reward"), (rlhf, "rloo")]
 

@@ -12,22 +12,25 @@ import pytest
 from safetensors.numpy import load_file as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from dera_jax import following as following_reference
-from dera_jax import losses, models, runs, trained
-from dera_jax.batches import make_batch
-from dera_jax.configs import RunConfig, TrainConfig
-from dera_jax.dpo import PreferenceConfig, _kto_sides, preference_method
-from dera_jax.examples import Example, Pair
-from dera_jax.loading.adapters import merge_adapters
-from dera_jax.optimization import Terms, init_state, make_optimizer, make_update
-from dera_jax.policies import TOY, with_lora, with_params
-from dera_jax.reward_models import fresh_reward_model, reward_texts, with_reward_params
-from dera_jax.reward_training import reward_method
-from dera_jax.run_log import RunLog, read_metrics
-from dera_jax.score import completion_logprobs
-from dera_jax.sft import sft_method
-from dera_jax.training import Method, Preempted, fit
-from dera_jax.trees import flatten, unflatten
+from dera_jax import models
+from dera_jax.data.batches import make_batch
+from dera_jax.data.examples import Example, Pair
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.policies.adapters import merge_adapters
+from dera_jax.policies.low_rank import with_lora
+from dera_jax.policies.policy import TOY, with_params
+from dera_jax.policies.reward_models import fresh_reward_model, with_reward_params
+from dera_jax.rewards.model import reward_texts
+from dera_jax.scoring.logprobs import completion_logprobs
+from dera_jax.training import following as following_reference
+from dera_jax.training import losses, parameters, runs
+from dera_jax.training.config import PreferenceConfig, RunConfig, TrainConfig
+from dera_jax.training.log import RunLog, read_metrics
+from dera_jax.training.loop import Method, Preempted, fit
+from dera_jax.training.optimization import Terms, init_state, make_optimizer, make_update
+from dera_jax.training.preferences import _kto_sides, preference_method
+from dera_jax.training.reward import reward_method
+from dera_jax.training.sft import sft_method
 from tests.toy import tiny_policy
 
 EXAMPLES = [
@@ -121,7 +124,7 @@ def test_masters_stay_float32_where_bfloat16_computes(tiny, tmp_path):
     config = replace(CONFIG, learning_rate=1e-5)
     params, metrics = train(method, tmp_path, config)
     assert {str(a.dtype) for a in params.values()} == {"float32"}
-    assert {str(a.dtype) for a in jax.tree.leaves(trained.whole(half.config, params, {}))} == {"bfloat16"}
+    assert {str(a.dtype) for a in jax.tree.leaves(parameters.whole(half.config, params, {}))} == {"bfloat16"}
     assert all(np.any(np.asarray(params[n]) != np.asarray(method.trained[n])) for n in params)
     exact = train(sft_method(tiny, EXAMPLES, config), tmp_path / "exact", config)[1]
     assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
@@ -205,7 +208,7 @@ def test_a_reference_that_follows_by_nothing_stays(tiny, tmp_path):
 def test_a_hard_update_makes_the_policy_the_reference(tiny, tmp_path):
     method = following(tiny, tmp_path, 1.0, 2)
     states = [jax.device_get(state) for _, state, _ in fit(method, CONFIG, RunConfig(), tmp_path)]
-    assert_same(states[0].kept["reference"], trained.split(tiny.params)[0])
+    assert_same(states[0].kept["reference"], parameters.split(tiny.params)[0])
     assert_same(states[1].kept["reference"], states[1].params)
     assert_same(states[2].kept["reference"], states[1].params)
     # A reference that is the policy: the loss is log 2 again.
@@ -229,12 +232,12 @@ def test_a_reference_follows_adapters_as_it_follows_their_weights(alpha, on, tin
         reference = replace(policy, params=unflatten(base), config=config)
     preference = PreferenceConfig(sync_ref_model=True, ref_model_mixup_alpha=alpha, ref_model_sync_steps=2)
     method = preference_method(policy, reference, PAIRS, 0.5, preference, CONFIG, tmp_path / "cache")
-    _, frozen = trained.split(policy.params)
+    _, frozen = parameters.split(policy.params)
     config, expected = merge_adapters(reference.config, reference.params)
     expected = flatten(expected)
     for step, state, _ in fit(method, replace(CONFIG, max_steps=5), RUN, tmp_path / "run"):
         if step % 2 == 0:
-            _, now = merge_adapters(policy.config, trained.whole(policy.config, state.params, frozen))
+            _, now = merge_adapters(policy.config, parameters.whole(policy.config, state.params, frozen))
             expected = {p: (1 - alpha) * expected[p] + alpha * a for p, a in flatten(now).items()}
         bare, ours = following_reference.read(policy.config, state.kept["reference"], frozen)
         _, ours = merge_adapters(bare, ours)
@@ -243,7 +246,7 @@ def test_a_reference_follows_adapters_as_it_follows_their_weights(alpha, on, tin
         both = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch.both)
         logprobs = (
             completion_logprobs(config, unflatten(expected), both),
-            completion_logprobs(policy.config, trained.whole(policy.config, state.params, frozen), both),
+            completion_logprobs(policy.config, parameters.whole(policy.config, state.params, frozen), both),
         )
         of_reference, of_policy = (np.asarray(each).sum(axis=1).reshape(-1, 2) for each in logprobs)
         chosen, rejected = (of_policy - of_reference).T
@@ -265,7 +268,7 @@ def test_another_model_cannot_follow(tiny, tmp_path):
 
 
 def test_log_probabilities_of_the_reference_are_computed_once(tiny, tmp_path, monkeypatch):
-    from dera_jax import reference_logprobs as module
+    from dera_jax.training import reference_logprobs as module
 
     arguments = (tiny, tiny, PAIRS, 0.5, PreferenceConfig(), CONFIG, tmp_path)
     first = preference_method(*arguments).batches(None, 0)[0].reference
@@ -312,7 +315,7 @@ def test_a_reward_model_learns_preferences(tiny, tmp_path):
     config = replace(CONFIG, max_steps=30, batch_size=12)
     params, metrics = train(reward_method(reward, PAIRS, config, held_out=PAIRS), tmp_path, config)
     assert metrics[0]["loss"] == pytest.approx(np.log(2), abs=0.2) and metrics[-1]["eval_accuracy"] == 1
-    learned = with_reward_params(reward, trained.whole(reward.config, params, {}))
+    learned = with_reward_params(reward, parameters.whole(reward.config, params, {}))
     chosen, rejected = (
         reward_texts(learned, [p.prompt + side for p, side in zip(PAIRS, sides, strict=True)])
         for sides in ([p.chosen for p in PAIRS], [p.rejected for p in PAIRS])
@@ -431,8 +434,9 @@ def test_the_step_that_compiles_is_not_in_the_rate(tmp_path):
 
 
 def test_policies_share_what_is_not_trained(tiny):
-    start, frozen = trained.split(tiny.params)
+    start, frozen = parameters.split(tiny.params)
     assert (
         not frozen
-        and with_params(tiny, trained.whole(tiny.config, start, frozen)).params.keys() == tiny.params.keys()
+        and with_params(tiny, parameters.whole(tiny.config, start, frozen)).params.keys()
+        == tiny.params.keys()
     )

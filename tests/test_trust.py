@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dera_jax import load_policy
-from dera_jax.data import load_records
-from dera_jax.policies import TOY
-from dera_jax.rewards import parse_rewards
+from dera_jax.data.records import load_records
+from dera_jax.policies.policy import TOY
+from dera_jax.rewards.registry import parse_rewards
 
 ROOT = Path(__file__).parents[1]
 TREES = ("dera_jax", "eval", "train", "scripts")
@@ -33,33 +33,36 @@ OWN = {"re.compile", "model.to(device).eval", "job.lower().compile"}
 
 ALLOWED = {
     # What the user names on the command line.
-    "dera_jax/user_code.py": {"importlib.import_module", "sys.path"},  # python:module:function, --rule
+    "dera_jax/common/user_code.py": {"importlib.import_module", "sys.path"},  # python:module:function, --rule
     # Modules of this repository, from lists in it.
-    "dera_jax/rewards.py": {"importlib.import_module"},
+    "dera_jax/rewards/registry.py": {"importlib.import_module"},
     "dera_jax/__init__.py": {"importlib.import_module"},
     "dera_jax/commands/dera.py": {"importlib.import_module"},
     "dera_jax/commands/door.py": {"importlib.import_module"},
     "scripts/reproduce/runner.py": {"importlib.import_module"},
     "scripts/get_data.py": {"sys.path"},
     # Chat templates, in a process of their own that sees Jinja and nothing of the user's.
-    "dera_jax/untrusted.py": {"import subprocess", "subprocess.Popen"},
-    "dera_jax/untrusted_worker.py": {"sys.path"},
+    "dera_jax/policies/untrusted.py": {"import subprocess", "subprocess.Popen"},
+    "dera_jax/policies/untrusted_worker.py": {"sys.path"},
     # A signal's handler in C, from this process.
-    "dera_jax/lost.py": {"import ctypes"},
+    "dera_jax/devices/lost.py": {"import ctypes"},
     # Programs: git in this checkout, and Python with this repository's commands.
-    "dera_jax/provenance.py": {"import subprocess"},
-    "dera_jax/schedule_bench.py": {"import subprocess"},
+    "dera_jax/common/provenance.py": {"import subprocess"},
+    "dera_jax/performance/bench/sharing.py": {"import subprocess"},
     "scripts/e2e.py": {"import subprocess"},
     "scripts/hh_rlhf.py": {"import subprocess"},
     "scripts/make_toy.py": {"import subprocess"},
     "scripts/reproduce/__main__.py": {"import subprocess", "subprocess.Popen"},
     # Libraries that could run a folder's code, and are told not to; see the tests below.
-    "dera_jax/tokenizer_files.py": {"AutoTokenizer.from_pretrained", "importlib.import_module"},
-    "dera_jax/harness.py": {"AutoConfig.from_pretrained"},
-    "dera_jax/torch_baseline.py": {"AutoModelForCausalLM.from_pretrained"},
-    "dera_jax/torch_training.py": {"AutoTokenizer.from_pretrained", "AutoModelForCausalLM.from_pretrained"},
-    "dera_jax/loading/hub.py": {"snapshot_download"},
-    "dera_jax/data.py": {"datasets.load_dataset"},
+    "dera_jax/policies/tokenizers.py": {"AutoTokenizer.from_pretrained", "importlib.import_module"},
+    "dera_jax/scoring/harness.py": {"AutoConfig.from_pretrained"},
+    "dera_jax/performance/bench/torch_decoding.py": {"AutoModelForCausalLM.from_pretrained"},
+    "dera_jax/performance/bench/torch_training.py": {
+        "AutoTokenizer.from_pretrained",
+        "AutoModelForCausalLM.from_pretrained",
+    },
+    "dera_jax/policies/hub.py": {"snapshot_download"},
+    "dera_jax/data/records.py": {"datasets.load_dataset"},
 }
 """By file, all places where code could come in: a new one is to be thought about before it is written here."""
 
@@ -113,8 +116,7 @@ def test_libraries_are_told_to_run_no_code_of_a_folder():
 
 
 def test_what_is_downloaded_is_data():
-    from dera_jax import sizes
-    from dera_jax.loading import hub
+    from dera_jax.policies import hub, sizes
 
     data = (".safetensors", ".json", ".model", ".tiktoken", ".txt", ".jinja")
     assert all(name.endswith(data) for name in [*hub.FILES, *sizes.CONFIGS])
@@ -230,7 +232,7 @@ def test_a_reward_model_that_names_code(hostile):
 
 def test_torch_and_lm_eval_read_such_a_folder_without_its_code(hostile, monkeypatch):
     """Their libraries would ask in the terminal whether to run it."""
-    torch_baseline = pytest.importorskip("dera_jax.torch_baseline")
+    torch_baseline = pytest.importorskip("dera_jax.performance.bench.torch_decoding")
     from transformers import AutoConfig
 
     def ask(*_):

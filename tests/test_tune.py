@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from dera_jax.objectives import Objective, make_objective, parse_constraint, read_grid
+from dera_jax.analysis.tuning.choose import _place, choose, split, tune
+from dera_jax.analysis.tuning.grid import read_grid
+from dera_jax.analysis.tuning.objectives import Objective, make_objective, parse_constraint
+from dera_jax.analysis.tuning.ranges import finer_range, wider_ranges
 from dera_jax.strengths import parse_strengths
-from dera_jax.tune import _place, choose, finer_range, split, tune, wider_ranges
 from tests.grids import PEAK, REWARD, gridded, rows_of
 
 # The choice

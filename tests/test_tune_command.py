@@ -10,8 +10,8 @@ import pytest
 from dera_jax.commands import rlhf as rlhf_command
 from dera_jax.commands import sweep as sweep_command
 from dera_jax.commands import tune as tune_command
-from dera_jax.policies import TOY
-from dera_jax.results import read_rows
+from dera_jax.policies.policy import TOY
+from dera_jax.results.reading import read_rows
 from dera_jax.strengths import parse_strengths
 from tests.grids import PEAK, gridded, rows_of, write_rows
 

@@ -6,16 +6,19 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from dera_jax import generate, harness, load_policies, samples, sweep
-from dera_jax.configs import DecodeConfig
-from dera_jax.data import Record
-from dera_jax.encoding import encode_prompts
-from dera_jax.examples import encode_examples, encode_pairs
-from dera_jax.policies import TOY, with_params
-from dera_jax.prompts import Prompt
-from dera_jax.rollout import draw_rollout
-from dera_jax.tokenizer import load_tokenizer, render_chat
-from dera_jax.turn_ends import turn_ends
+from dera_jax import generate, load_policies, sweep
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.examples import encode_examples, encode_pairs
+from dera_jax.data.prompts import Prompt
+from dera_jax.data.records import Record
+from dera_jax.data.tokens import render_chat
+from dera_jax.data.turn_ends import turn_ends
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.policies.policy import TOY, with_params
+from dera_jax.policies.tokenizers import load_tokenizer
+from dera_jax.scoring import harness
+from dera_jax.training import samples
+from dera_jax.training.rollout import draw_rollout
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -13,8 +13,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dera_jax import sharding
-from dera_jax.trees import flatten
+from dera_jax.devices import placement, start
+from dera_jax.devices.mesh import parse_mesh
+from dera_jax.models.trees import flatten
 from tests.processes import ROOT, environment, free_port
 from tests.tiny_models import (
     OPTIMIZER,
@@ -28,16 +29,16 @@ from tests.tiny_models import (
 
 def process(text):
     """Prints this process's view of two training steps, its rows told by `local_rows`."""
-    sharding.start_processes()
-    config, mesh, batch = SMALL, sharding.parse_mesh(text), random_batch()
-    params = sharding.shard_flat(random_params(config), mesh)
-    rows = sharding.local_rows(mesh, len(batch.tokens))
-    fed = sharding.shard_batch((jax.tree.map(lambda a: a[rows], batch), np.float32(0.7)), mesh)
-    for ours, other in zip(*map(jax.tree.leaves, (fed[0], sharding.shard_rows(batch, mesh))), strict=True):
+    start.start_processes()
+    config, mesh, batch = SMALL, parse_mesh(text), random_batch()
+    params = placement.shard_flat(random_params(config), mesh)
+    rows = placement.local_rows(mesh, len(batch.tokens))
+    fed = placement.shard_batch((jax.tree.map(lambda a: a[rows], batch), np.float32(0.7)), mesh)
+    for ours, other in zip(*map(jax.tree.leaves, (fed[0], placement.shard_rows(batch, mesh))), strict=True):
         assert ours.shape == other.shape == (len(batch.tokens), other.shape[1])
         for one, two in zip(ours.addressable_shards, other.addressable_shards, strict=True):
             np.testing.assert_array_equal(one.data, two.data)
-    places = sharding.like_params(OPTIMIZER, params, mesh)
+    places = placement.like_params(OPTIMIZER, params, mesh)
     state = jax.jit(OPTIMIZER.init, out_shardings=places)(params)
     whole = NamedSharding(mesh, P())
     kept = jax.tree.map(lambda a: a.sharding, (params, state))
@@ -100,13 +101,13 @@ def test_two_processes_take_the_step_of_one(text, devices, tmp_path):
     ],
 )
 def test_processes_that_cannot_be(given, monkeypatch):
-    for name in sharding.VARIABLES:
+    for name in start.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(
         ValueError, match=r"^processes: expected a coordinator host:port, [^\n]*; (got|missing) [^\n]*$"
     ):
-        sharding.start_processes(*given)
-    sharding.start_processes()  # nothing asked, nothing done
+        start.start_processes(*given)
+    start.start_processes()  # nothing asked, nothing done
 
 
 def test_a_cluster_that_is_none(monkeypatch):
@@ -115,7 +116,7 @@ def test_a_cluster_that_is_none(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(ValueError, match=r"^--coordinator=auto: found no cluster here [^\n]*$"):
-        sharding.start_processes("auto")
+        start.start_processes("auto")
 
 
 if __name__ == "__main__":

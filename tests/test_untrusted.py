@@ -10,11 +10,12 @@ import jinja2
 import pytest
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from dera_jax import untrusted, untrusted_worker
-from dera_jax.chat_templates import render_chat, render_chats, render_started
-from dera_jax.loading.adapter_settings import alphas
-from dera_jax.policies import TOY
-from dera_jax.tokenizer import encode_prompt, load_tokenizer, read_template
+from dera_jax.data.tokens import encode_prompt
+from dera_jax.policies import untrusted, untrusted_worker
+from dera_jax.policies.adapter_settings import alphas
+from dera_jax.policies.chat_templates import render_chat, render_chats, render_started
+from dera_jax.policies.policy import TOY
+from dera_jax.policies.tokenizers import load_tokenizer, read_template
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' "
@@ -220,7 +221,7 @@ def test_the_process_stays_and_comes_again():
 
 def test_a_fork_has_its_own_process():
     script = (
-        "import os\nfrom dera_jax import untrusted\n"
+        "import os\nfrom dera_jax.policies import untrusted\n"
         "def ask(): return untrusted.ask(template='{{ n }}', variables=[{'n': os.getpid()}])\n"
         "ask(); mother = untrusted._WORKER.process.pid; child = os.fork()\n"
         "assert ask() == [str(os.getpid())]\n"
@@ -238,12 +239,9 @@ def test_a_fork_has_its_own_process():
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit(0)", "os._exit(0)", "1 / 0"])
 def test_the_process_ends_with_ours(end):
-    """However ours ends; here without the package, whose import takes seconds."""
+    """However ours ends."""
     script = (
-        "import importlib.util, os, sys, types\n"
-        f"package = types.ModuleType('dera_jax'); package.__path__ = [{str(Path(untrusted.__file__).parent)!r}]\n"
-        "sys.modules['dera_jax'] = package\n"
-        "from dera_jax import untrusted\n"
+        "import os, sys\nfrom dera_jax.policies import untrusted\n"
         "untrusted.ask(template='a', variables=[{}]); print(untrusted._WORKER.process.pid, flush=True)\n"
         + end
     )

@@ -14,13 +14,16 @@ import jax
 import numpy as np
 import pytest
 
-from dera_jax import load_policies, models, sweep, usage
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt, encode_prompts
-from dera_jax.generate import CHUNK, Cell, complete
-from dera_jax.prompts import Prompt, as_prompts
-from dera_jax.results import read_manifest
-from dera_jax.usage import Usage
+from dera_jax import load_policies, models, sweep
+from dera_jax.data.encoding import EncodedPrompt, encode_prompts
+from dera_jax.data.prompts import Prompt, as_prompts
+from dera_jax.decoding.batch import CHUNK
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
+from dera_jax.devices import usage
+from dera_jax.devices.usage import Usage
+from dera_jax.results.manifests import read_manifest
 
 ROOT = Path(__file__).parents[1]
 FEW, MANY = 64, 512

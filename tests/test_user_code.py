@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dera_jax import user_code
-from dera_jax.commands.decode_options import load_rule
-from dera_jax.completions import Completions
-from dera_jax.rewards import Reward, as_rewards, parse_rewards
+from dera_jax.common import user_code
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.registry import Reward, as_rewards, parse_rewards
+from dera_jax.rules.known import load_rule
 
 TWO = Completions(["ask", "ask"], ["yes sir", "no"], [[1, 2], [3]], ["eos", "eos"], str)
 
@@ -136,8 +136,8 @@ SPOILS = """
     """
 ASKS = """
 import os, sys
-from dera_jax.completions import Completions
-from dera_jax.rewards import parse_rewards
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.registry import parse_rewards
 two, folder = Completions(["a", "b"], ["c", "d"], None, ["eos", "eos"], str), os.getcwd()
 (reward,) = parse_rewards("python:mine:f")
 assert [reward(two), reward(two)] == [[1.0, 2.0]] * 2
@@ -150,7 +150,7 @@ print("warning", file=sys.stderr)
 def test_streams_and_folder_are_put_right(module, tmp_path):
     """In a process of its own: at its end Python would complain of a closed standard output."""
     module(SPOILS)
-    root = Path(user_code.__file__).parents[1]
+    root = Path(user_code.__file__).parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", ASKS], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True, text=True,

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 
 from dera_jax import models
-from dera_jax.batches import make_batch
-from dera_jax.loading import families
+from dera_jax.data.batches import make_batch
 from dera_jax.models.decoder import DecoderConfig
 from dera_jax.models.linear import Adapter
 from dera_jax.models.reward import RewardConfig
-from dera_jax.score import completion_logits, completion_logprobs
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies import families
+from dera_jax.scoring.logprobs import completion_logits, completion_logprobs
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-2)))
 

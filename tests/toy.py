@@ -8,8 +8,8 @@ import numpy as np
 
 from dera_jax import models
 from dera_jax.models.decoder import DecoderConfig
-from dera_jax.policies import Policy
-from dera_jax.tokenizer import load_tokenizer
+from dera_jax.policies.policy import Policy
+from dera_jax.policies.tokenizers import load_tokenizer
 
 EOS = 3
 

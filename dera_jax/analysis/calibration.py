@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from dera_jax.files import write_bytes
-from dera_jax.metrics import Estimate, estimate
-from dera_jax.panels import GREY
-from dera_jax.plots import STYLE
-from dera_jax.reports import estimate_to_json
+from dera_jax.analysis.estimates import Estimate, estimate, estimate_to_json
+from dera_jax.analysis.panels import GREY
+from dera_jax.analysis.plots import STYLE
+from dera_jax.common.files import write_bytes
 
 BINS = 8
 

@@ -5,13 +5,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from dera_jax.judges import Judge, Pair, RewardJudge, Verdict, parse_judge, same_text
-from dera_jax.metrics import Estimate, estimate
-from dera_jax.missing import Cell, cell_of, cell_order, find_missing, tell_cells
-from dera_jax.reports import estimate_to_json
-from dera_jax.rewards import Reward
+from dera_jax.analysis.estimates import Estimate, estimate, estimate_to_json
+from dera_jax.analysis.tables import Column, estimate_cells, format_columns, strength_cells
+from dera_jax.results.missing import Cell, cell_of, cell_order, find_missing, tell_cells
+from dera_jax.rewards.judges import Judge, Pair, RewardJudge, Verdict, parse_judge, same_text
+from dera_jax.rewards.registry import Reward
 from dera_jax.strengths import Strength, format_strength, strength_from_json, strength_to_json
-from dera_jax.tables import Column, estimate_cells, format_columns, strength_cells
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from dera_jax.metrics import Estimate, Summary
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.summaries import Summary
 from dera_jax.strengths import format_strength
 
 GREY = "#707070"
-
 ASINH_FROM = 4.0
 """Strengths beyond this are shown on a scale linear near 0 and logarithmic far away."""
-
 COMPASS = np.array([(x, y) for x in (0.7, -0.7) for y in (0.7, -0.7)] + [(0, 1), (0, -1), (1, 0), (-1, 0)])
 """Directions from a point to its label, the best first."""
 

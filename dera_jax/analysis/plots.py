@@ -16,9 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dera_jax.files import write_bytes
-from dera_jax.metrics import Summary
-from dera_jax.panels import (
+from dera_jax.analysis.panels import (
     GREY,
     Curve,
     Quantity,
@@ -29,14 +27,14 @@ from dera_jax.panels import (
     plot_heat_map,
     plot_over_strength,
 )
-from dera_jax.shown import shown
-from dera_jax.tables import short_names
+from dera_jax.analysis.summaries import Summary
+from dera_jax.analysis.tables import short_names
+from dera_jax.common.files import write_bytes
+from dera_jax.common.shown import shown
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
-
 MARKERS = "osD^vPX"
-
 STYLE = {
     "axes.edgecolor": GREY,
     "axes.labelsize": 9,
@@ -59,7 +57,6 @@ STYLE = {
     "ytick.color": GREY,
     "ytick.labelcolor": "black",
 }
-
 PANEL = (3.5, 2.7)
 """Width and height in inches."""
 

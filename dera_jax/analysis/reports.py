@@ -8,11 +8,12 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from dera_jax.files import write_text
-from dera_jax.manifests import manifest_path, read_manifest
-from dera_jax.metrics import Estimate, Summary, turns_of
-from dera_jax.shown import shown
-from dera_jax.spelling import spelled
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.summaries import Summary, turns_of
+from dera_jax.common.files import write_text
+from dera_jax.common.shown import shown
+from dera_jax.common.spelling import spelled
+from dera_jax.results.manifests import manifest_path, read_manifest
 from dera_jax.strengths import Strength, format_strength
 
 FEW_ENDED = 0.5
@@ -177,8 +178,3 @@ def _short(model: str, quantization: str | None) -> str:
     """Returns the last names of a model's folders."""
     name = shown("+".join(Path(part).name for part in model.split("+")), 100)
     return f"{name} ({shown(quantization, 20)})" if quantization else name
-
-
-def estimate_to_json(found: Estimate) -> dict[str, float | None]:
-    """Returns mean and interval, null where there is no interval."""
-    return {name: None if math.isnan(value) else value for name, value in vars(found).items()}

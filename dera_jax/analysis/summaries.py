@@ -6,39 +6,18 @@ strengths is far better known than either mean: it is taken pair by pair.
 """
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 
+from dera_jax.analysis.estimates import Estimate, estimate, paired_difference
+from dera_jax.analysis.importance import count_copies, effective_sample_share
 from dera_jax.strengths import strength_from_json
-
-LEVEL = 0.95
-"""Coverage of all intervals."""
 
 ENDED = ("eos", "stop")
 """Finish reasons of completions that were not cut off."""
-
-FEW_GROUPS = 10
-"""Fewer groups that all agree say nothing about how far others may be from them."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % interval over prompts."""
-
-    mean: float
-    low: float
-    """NaN where there is no interval: of one prompt only, or of fewer than 10 that all agree."""
-    high: float
-    """NaN likewise."""
-
-    @property
-    def half_width(self) -> float:
-        """Half the length of the interval."""
-        return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -84,161 +63,6 @@ class Summary:
     """Completions that are copies of another of their prompt, since they were drawn with certainty."""
     turn_rewards: dict[str, dict[int, Estimate]] = field(default_factory=dict)
     """Of each reward, by the turn, from 0; empty where no prompt has several."""
-
-
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
-    groups: Sequence[Hashable] | np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Returns the 95 % interval of the mean when whole groups are drawn with replacement.
-
-    A resample's mean is  Σ_g c_g S_g / Σ_g c_g n_g,  group g drawn c_g times, with sum S_g and n_g
-    values. (NaN, NaN) if there is one group only, and if there are fewer than 10 whose means are all
-    equal: their resamples are equal too, an interval of no length, which two prompts do not earn.
-
-    Args:
-      values: at least one, finite.
-      groups: of each value: its prompt.
-      resamples: number of draws; each gives two resamples.
-      seed: of the draws; the same for equal arguments, in any order.
-    """
-    values = np.asarray(values, np.float64)
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-    if len(numbers) < 2:
-        return math.nan, math.nan
-    center = math.fsum(values) / len(values)
-    # Deviations: equal values then give an interval of no length, whatever the rounding.
-    ascending = np.argsort(values)
-    sums = np.bincount(index[ascending], values[ascending] - center)
-    sizes = np.bincount(index).astype(np.float64)
-    if len(numbers) < FEW_GROUPS and np.ptp(sums / sizes) <= 1e-12 * np.abs(values).max():
-        return math.nan, math.nan
-    # Which group a draw stands for hangs on what it holds, neither on its name nor on the order of rows; each
-    # is read upwards and downwards, so that the interval of −x is that of x, turned around.
-    counts = _resample_counts(len(numbers), resamples, seed)
-    drawn = counts @ np.sort(sizes)
-    upwards, downwards = (sums[np.lexsort((sign * sums, sizes))] for sign in (1, -1))
-    means = center + np.concatenate([counts @ upwards / drawn, counts @ downwards / drawn])
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-@lru_cache(maxsize=2)
-def _resample_counts(groups: int, resamples: int, seed: int) -> np.ndarray:
-    """Returns how often each group is drawn: [resamples, groups]. The same few serve a whole sweep."""
-    draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-    return draws.astype(np.float64)
-
-
-def estimate(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | np.ndarray) -> Estimate:
-    """Returns the mean of at least one value, with its interval over groups, whatever their order."""
-    return Estimate(math.fsum(values) / len(values), *bootstrap_interval(values, groups))
-
-
-def paired_difference(
-    values: dict[tuple[Hashable, ...], float], base: dict[tuple[Hashable, ...], float]
-) -> Estimate | None:
-    """Returns the mean of `values` less `base` over the keys of both, None if there are none.
-
-    Args:
-      values: by (prompt_id, sample, …).
-      base: likewise, to be subtracted.
-    """
-    keys = [key for key in values if key in base]
-    if not keys:
-        return None
-    return estimate([values[key] - base[key] for key in keys], [key[0] for key in keys])
-
-
-def effective_sample_size(log_weights: Sequence[float] | np.ndarray) -> float:
-    """Returns Kish's effective sample size  (Σ w)² / Σ w²,  from 1 to the number of weights.
-
-    Args:
-      log_weights: log w, in nats, up to a constant; at least one is finite, the others finite or −∞.
-
-    >>> effective_sample_size([-1000.0, -1000.0])
-    2.0
-    """
-    log_weights = np.asarray(log_weights, np.float64)
-    w = np.exp(log_weights - log_weights.max())
-    return float(w.sum() ** 2 / (w**2).sum())
-
-
-CERTAIN = -1e-6
-"""Log-probability from which on a completion was drawn with certainty, as greedy decoding does."""
-
-
-def log_weight(row: dict, ends: Collection[str] = ("eos",)) -> float | None:
-    """Returns the log importance weight of a row for the sequence-level mixture, up to a constant; in nats.
-
-    log w = log π(y|x) + Σ log zₜ − log q(y|x),  q being what was drawn from. None where it is unknown: the
-    completion was cut off, by its length or at a stop text, or the rule is no mixture.
-
-    Args:
-      ends: finish reasons of whole texts; with `stop` the mixture is that of texts up to the stop text.
-    """
-    if row["finish_reason"] not in ends or row["log_normalizer"] is None:
-        return None
-    return row["logprob"] + row["log_normalizer"] - row["sampling_logprob"]
-
-
-def log_weights(
-    rows: Sequence[dict], ends: Collection[str] = ("eos",)
-) -> dict[Hashable, list[tuple[float, list[dict]]]]:
-    """Returns by prompt the log importance weights that compare, each with its rows, of rows of one strength.
-
-    Weights are known up to a constant of the context, which a prompt's first turns share and later ones, that
-    follow answers of their own, do not: a conversation has one weight, the product of its turns'. Left out
-    are those with a turn that has none, and samples of a prompt that were drawn with certainty and are copies of
-    one text.
-
-    Args:
-      ends: as of `log_weight`.
-    """
-    conversations: dict[tuple, dict[int, dict]] = defaultdict(dict)
-    turns: dict[Hashable, set[int]] = defaultdict(set)
-    for row in rows:
-        prompt, turn = row["prompt_id"], row.get("turn", 0)
-        conversations[prompt, row.get("seed"), row["sample"]][turn] = row
-        turns[prompt].add(turn)
-    found = defaultdict(list)
-    for (prompt, *_), by_turn in conversations.items():
-        each = [log_weight(row, ends) for row in by_turn.values()]
-        if None not in each and by_turn.keys() == turns[prompt]:
-            found[prompt].append((math.fsum(each), list(by_turn.values())))
-    return {prompt: some for prompt, some in found.items() if not _are_copies([each for _, each in some])}
-
-
-def _are_copies(conversations: Sequence[Sequence[dict]]) -> bool:
-    """Whether all were drawn with certainty, and some say the same."""
-    texts = {tuple(row.get("completion", n) for row in each) for n, each in enumerate(conversations)}
-    certain = all(_certain(row) for each in conversations for row in each)
-    return certain and len(texts) < len(conversations)
-
-
-def _certain(row: dict) -> bool:
-    return row["sampling_logprob"] >= CERTAIN
-
-
-def effective_sample_share(rows: Sequence[dict]) -> float | None:
-    """Returns `Summary.ess` of rows of one strength."""
-    shares = [
-        effective_sample_size([weight for weight, _ in found]) / len(found)
-        for found in log_weights(rows).values()
-        if len(found) > 1
-    ]
-    return math.fsum(shares) / len(shares) if shares else None
-
-
-def count_copies(rows: Sequence[dict]) -> int:
-    """Returns how many rows of one strength are copies of another: beyond the first drawn with certainty."""
-    certain = Counter(
-        (row["prompt_id"], row.get("turn", 0), row.get("completion")) for row in rows if _certain(row)
-    )
-    return sum(count - 1 for count in certain.values())
 
 
 def summarize(rows: Sequence[dict]) -> list[Summary]:

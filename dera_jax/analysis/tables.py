@@ -5,28 +5,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dera_jax.metrics import Estimate, Summary, turns_of
-from dera_jax.shown import shown
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.summaries import Summary, turns_of
+from dera_jax.common.shown import shown
 from dera_jax.strengths import format_strength
 
 WIDTH = 100
 """Columns of a terminal. A wider table is broken into several, each with λ."""
-
 NAME_WIDTH = 20
 """Columns of a reward's name in a terminal."""
-
 LEGEND = "larger λ = smaller β = weaker regularization"
-
 LEGEND_OF_SEVERAL = "λ: weight of each aligned model, the reference has the rest"
 """Of strengths that are vectors, which stand for no single β."""
-
 NO_BETA = "β/λ is —: which β the aligned model was trained with is not known; eval.sweep --beta=B adds it"
-
 INTERVALS = "± is half a 95 % interval over prompts"
-
 BAR = "\\|"
 UNSAFE = r"[^\w .:/-]|_"
-
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

@@ -1,0 +1,1 @@
+"""A file is a command; what they share is in options/ and process/."""

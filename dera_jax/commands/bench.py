@@ -33,12 +33,13 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from dera_jax.commands import bench_schedule, bench_train
-from dera_jax.commands.cli import Parser, announce_devices, check_file, command, command_line
-from dera_jax.commands.models import model_names
-from dera_jax.commands.spreads import format_spread
-from dera_jax.files import write_json
-from dera_jax.provenance import provenance
+from dera_jax.commands.options.cli import Parser, announce_devices, check_file, command_line
+from dera_jax.commands.options.models import model_names
+from dera_jax.commands.process.endings import command
+from dera_jax.common.json_files import write_json
+from dera_jax.common.provenance import provenance
+from dera_jax.performance.bench import sharing_lines, training_lines
+from dera_jax.performance.bench.spreads import format_spread
 
 SECTIONS = ("decode", "overhead", "sweep")
 ONCE = ("sweep", "rlhf", "refill", "startup")
@@ -58,7 +59,6 @@ SHAPES = {
     },
 }
 """Random models: fields of their `config.json`."""
-
 OPENINGS = (
     "Once upon a time, there was a little girl named Lily.",
     "One day, a boy named Tom went to the park with his mom.",
@@ -86,12 +86,12 @@ def parser() -> Parser:
     result.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of every row (default 128)")
     result.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
     result.add_argument(
-        "--train", action="store_true", help="measure training: sections " + ",".join(bench_train.SECTIONS)
+        "--train", action="store_true", help="measure training: sections " + ",".join(training_lines.SECTIONS)
     )
     result.add_argument(
         "--schedule",
         action="store_true",
-        help="measure sharing: sections " + ",".join(bench_schedule.SECTIONS),
+        help="measure sharing: sections " + ",".join(sharing_lines.SECTIONS),
     )
     result.add_argument(
         "--sections",
@@ -113,11 +113,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("expected --train or --schedule, found both")
     known = SECTIONS
     if args.train or args.schedule:
-        known = (bench_train if args.train else bench_schedule).SECTIONS
+        known = (training_lines if args.train else sharing_lines).SECTIONS
     sections, rows, names = _chosen(args.sections, known), _counts(args.rows), _pair_names(args)
-    from dera_jax import bench  # here, because --help should not wait for JAX
+    from dera_jax.performance.bench import (  # here, because --help should not wait for JAX
+        sides,
+        timing,
+    )
 
-    config = bench.BenchConfig(args.new_tokens, args.repeats)
+    config = timing.BenchConfig(args.new_tokens, args.repeats)
     device = announce_devices()
     needed = ("torch", "trl", "datasets") if args.train else ("torch",)
     with_torch = not args.schedule and _torch_wanted(args.no_torch, needed)
@@ -125,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report["versions"]["torch"] = version("torch") if with_torch else None
     if args.train:
         report["versions"]["trl"] = version("trl") if with_torch else None
-    report["settings"] = {**asdict(config), "lambda": bench.LAMBDA, "prompt_tokens": bench.PROMPT_TOKENS}
+    report["settings"] = {**asdict(config), "lambda": sides.LAMBDA, "prompt_tokens": sides.PROMPT_TOKENS}
     report |= {"models": [], **{section: [] for section in sections}}
     save = partial(write_json, args.out, report) if args.out else lambda: None
     # Before anything is measured: a name that cannot be written is told now, not in ten minutes.
@@ -139,11 +142,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen = [section for section in sections if number == 0 or section not in ONCE]
             if args.train:
                 model, counts = policies[-1], (config.new_tokens, config.repeats)
-                found = bench_train.measure(chosen, model, *counts, with_torch, place, _progress)
+                found = training_lines.measure(chosen, model, *counts, with_torch, place, _progress)
             elif args.schedule:
                 prompts = partial(_sweep_prompts, args.prompts, policies)
                 given = [name for name in names if name]
-                found = bench_schedule.measure(chosen, policies, given, prompts, config, _progress)
+                found = sharing_lines.measure(chosen, policies, given, prompts, config, _progress)
             else:
                 torch_pair = _torch_pair(policies, place, device) if with_torch else None
                 found = _measure(chosen, policies, rows, config, torch_pair, args.prompts)
@@ -155,19 +158,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _measure(sections, policies, rows, config, torch_pair, prompts: str | None) -> Iterator[tuple[str, dict]]:
     """Yields each measurement of a pair with its section."""
-    from dera_jax import bench
+    from dera_jax.performance.bench import decoding
 
     for section in sections:
         if section == "sweep":
             encoded = _sweep_prompts(prompts, policies, config.new_tokens)
-            yield section, bench.bench_sweep(policies, encoded, config, torch_pair, _progress(section))
+            yield section, decoding.bench_sweep(policies, encoded, config, torch_pair, _progress(section))
             continue
         for count in rows:
             progress = _progress(f"{section}, {count} rows")
             if section == "decode":
-                yield section, bench.bench_decode(policies, count, config, torch_pair, progress)
+                yield section, decoding.bench_decode(policies, count, config, torch_pair, progress)
             else:
-                yield section, bench.bench_overhead(policies, count, config, progress)
+                yield section, decoding.bench_overhead(policies, count, config, progress)
 
 
 def _pair_names(args) -> tuple[str | None, str | None]:
@@ -180,8 +183,8 @@ def _pair_names(args) -> tuple[str | None, str | None]:
 
 def _pairs(names: tuple[str | None, str | None], shape: str, folder: Path) -> Iterator[tuple]:
     """Yields the given pair, or the toy, and then the random one."""
-    from dera_jax.bench import random_policies
-    from dera_jax.policies import load_policies
+    from dera_jax.performance.bench.sides import random_policies
+    from dera_jax.policies.load import load_policies
 
     yield load_policies(*names)
     if shape != "none":
@@ -196,8 +199,8 @@ def _torch_pair(policies, folder: Path, device: str):
     import torch
     from transformers.utils import logging
 
-    from dera_jax.policies import save_policy
-    from dera_jax.torch_baseline import TorchPair
+    from dera_jax.performance.bench.torch_decoding import TorchPair
+    from dera_jax.policies.save import save_policy
 
     logging.disable_progress_bar()
     folders = [folder / name for name in ("reference", "aligned")]
@@ -218,14 +221,14 @@ def _torch_wanted(no_torch: bool, needed: Sequence[str]) -> bool:
 
 
 def _sweep_prompts(spec: str | None, policies, new_tokens: int):
-    from dera_jax import bench
-    from dera_jax.data import ASSETS, SHIPPED
-    from dera_jax.encoding import encode_prompts
-    from dera_jax.prompts import as_prompts, load_prompts
+    from dera_jax.data.encoding import encode_prompts
+    from dera_jax.data.prompts import as_prompts, load_prompts
+    from dera_jax.data.records import ASSETS, SHIPPED
+    from dera_jax.performance.bench import decoding
 
     if spec is None and (ASSETS / SHIPPED["toy"]).is_file():
         spec = "toy"
-    prompts = load_prompts(spec, bench.SWEEP_PROMPTS) if spec else as_prompts(OPENINGS)
+    prompts = load_prompts(spec, decoding.SWEEP_PROMPTS) if spec else as_prompts(OPENINGS)
     return encode_prompts(policies, prompts, new_tokens)
 
 
@@ -327,6 +330,6 @@ LINES = {
     "decode": _decode_line,
     "overhead": _overhead_line,
     "sweep": _sweep_line,
-    **bench_train.LINES,
-    **bench_schedule.LINES,
+    **training_lines.LINES,
+    **sharing_lines.LINES,
 }

@@ -8,10 +8,11 @@ One model of ordinary size, to compare with realignment at the same λ. `transfo
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli, models
+from dera_jax.commands.options import cli, models
+from dera_jax.commands.process import endings
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.combine`."""
     parser = cli.Parser("combine", __doc__)
@@ -26,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     models.add_pair_options(parser)
     args = parser.parse_args(argv)
 
-    from dera_jax.combine import check_architectures, check_free, combine, open_folder
-    from dera_jax.policies import save_policy
-    from dera_jax.provenance import provenance
-    from dera_jax.shown import shown
+    from dera_jax.common.provenance import provenance
+    from dera_jax.common.shown import shown
+    from dera_jax.policies.combine import check_architectures, check_free, combine, open_folder
+    from dera_jax.policies.save import save_policy
     from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
 
     reference, aligned = models.model_names(args)

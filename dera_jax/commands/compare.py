@@ -13,25 +13,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli, judging
+from dera_jax.commands.options import cli, judges
+from dera_jax.commands.process import endings
 
 COMPARED = ("prompt", "completion", "length", "finish_reason", "rewards")
 """Fields of rows that judges look at, beside those that tell them apart."""
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.compare`."""
     parser = make_parser()
     args = parser.parse_args(argv)
     cli.check_file("--out", args.out, ".json")
 
-    from dera_jax.asked import check_whole
-    from dera_jax.compare import compare, comparison_to_json, format_comparisons
-    from dera_jax.files import write_json
-    from dera_jax.provenance import provenance
-    from dera_jax.results import read_rows
-    from dera_jax.shown import shown
+    from dera_jax.analysis.compare import compare, comparison_to_json, format_comparisons
+    from dera_jax.common.json_files import write_json
+    from dera_jax.common.provenance import provenance
+    from dera_jax.common.shown import shown
+    from dera_jax.results.asked import check_whole
+    from dera_jax.results.reading import read_rows
 
     same = args.run_a.resolve() == args.run_b.resolve()
     if same and args.against is None:
@@ -117,12 +118,12 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of which one it sees first (default %(default)s)"
     )
-    judging.add_endpoint_options(parser)
+    judges.add_endpoint_options(parser)
     return parser
 
 
 def _by_model(args) -> bool:
-    from dera_jax.judges import is_endpoint
+    from dera_jax.rewards.judges import is_endpoint
 
     return is_endpoint(args.judge)
 
@@ -132,17 +133,17 @@ def _judge(args, parser: cli.Parser):
     from dataclasses import replace
     from functools import cache
 
-    from dera_jax.judges import parse_judge
-    from dera_jax.prompts import read_prompts
-    from dera_jax.results import read_manifest
-    from dera_jax.stored import decoder
+    from dera_jax.data.prompts import read_prompts
+    from dera_jax.results.manifests import read_manifest
+    from dera_jax.rewards.judges import parse_judge
+    from dera_jax.sweeps.judging import decoder
 
     if _by_model(args):
         if args.prompts:
             raise ValueError("--prompts has a meaning only with a reward as judge")
         more = {name: getattr(args, name) for name in ("both_orders", "seed", "max_failures", "ask_again")}
-        return parse_judge(args.judge, args.question, **more, **judging.endpoint_settings(args))
-    judging.refuse_without_endpoint(args, parser, "question", "both_orders", "seed")
+        return parse_judge(args.judge, args.question, **more, **judges.endpoint_settings(args))
+    judges.refuse_without_endpoint(args, parser, "question", "both_orders", "seed")
     columns = {p.prompt_id: p.columns for p in read_prompts(args.prompts)[0]} if args.prompts else {}
 
     def decode(run: Path):
@@ -172,7 +173,7 @@ def _against(text: str | None, rows: Sequence[dict]):
 
 
 def _about(args) -> str:
-    from dera_jax.shown import shown
+    from dera_jax.common.shown import shown
 
     judge = f"judge: {shown(args.judge)}"
     if _by_model(args):

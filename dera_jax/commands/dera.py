@@ -25,9 +25,9 @@ from collections.abc import Sequence
 
 import dera_jax
 from dera_jax.commands.door import begin
-from dera_jax.commands.endings import command
-from dera_jax.shown import shown
-from dera_jax.spelling import COMMANDS, called_as_dera
+from dera_jax.commands.process.endings import command
+from dera_jax.common.shown import shown
+from dera_jax.common.spelling import COMMANDS, called_as_dera
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,8 +4,8 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 
-from dera_jax.commands import interrupts, streams
-from dera_jax.folders import home
+from dera_jax.commands.process import interrupts, streams
+from dera_jax.common.folders import home
 
 
 def door(name: str) -> Callable[[Sequence[str] | None], int]:

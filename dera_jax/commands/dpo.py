@@ -10,15 +10,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from dera_jax.commands import cli, train_checks, train_grid, train_options
+from dera_jax.commands.options import cli, train_checks, train_grid, training
+from dera_jax.commands.process import endings
 
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m train.dpo`."""
     parser = cli.Parser("dpo", __doc__)
-    train_options.add_model_options(parser)
-    train_options.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
-    train_options.add_reference_options(parser)
+    training.add_model_options(parser)
+    training.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
+    training.add_reference_options(parser)
     group = parser.add_argument_group("loss")
     group.add_argument(
         "--loss",
@@ -58,7 +59,7 @@ def make_parser() -> cli.Parser:
     group.add_argument(
         "--undesirable-weight", type=float, default=1.0, metavar="W", help="of KTO (default %(default)g)"
     )
-    train_options.add_train_options(parser, learning_rate=1e-6, batch_size=32)
+    training.add_train_options(parser, learning_rate=1e-6, batch_size=32)
     return parser
 
 
@@ -71,22 +72,23 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
         idle |= dict.fromkeys(("--desirable-weight", "--undesirable-weight"), "--loss=kto")
     if not args.sync_ref_model:
         idle |= dict.fromkeys(("--ref-model-mixup-alpha", "--ref-model-sync-steps"), "--sync-ref-model")
-    if any(beta == 0 for _, _, beta in train_options.grid(args)):
+    if any(beta == 0 for _, _, beta in training.grid(args)):
         raise ValueError("--beta: expected a number above 0, got 0: nothing would be learned")
     train_checks.check(parser, args, idle)
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.dpo`."""
     parser = make_parser()
     args = parser.parse_args(argv)
     _check(parser, args)
 
-    from dera_jax.dpo import PreferenceConfig, preference_method
-    from dera_jax.examples import encode_examples, encode_pairs
-    from dera_jax.runs import Best
-    from dera_jax.samples import sampler
+    from dera_jax.data.examples import encode_examples, encode_pairs
+    from dera_jax.training.config import PreferenceConfig
+    from dera_jax.training.preferences import preference_method
+    from dera_jax.training.runs import Best
+    from dera_jax.training.samples import sampler
 
     names = [field.name for field in fields(PreferenceConfig)]
     given = {name: getattr(args, name) for name in names}
@@ -95,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded: dict = {}
 
     def prepare(seed, beta):
-        policy = train_options.load_policy(args, seed, loaded)
-        reference = train_options.load_reference(args, loaded)
+        policy = training.load_policy(args, seed, loaded)
+        reference = training.load_reference(args, loaded)
         max_length = train_checks.max_length(args, policy, reference)
 
         def encode(records):
@@ -107,9 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode)
 
         if "data" not in loaded:
-            loaded["data"] = train_options.Data(args, encode)
+            loaded["data"] = training.Data(args, encode)
         data = loaded["data"]
-        config = train_options.train_config(args, seed, len(data.items))
+        config = training.train_config(args, seed, len(data.items))
 
         def method():
             return preference_method(
@@ -124,13 +126,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sample=sampler(policy, data.prompts, seed),
             )
 
-        settings = train_options.settings(args, "dpo", policy) | data.settings
+        settings = training.settings(args, "dpo", policy) | data.settings
         settings |= {
             "beta": beta,
             "preference": asdict(preference),
             "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
             "max_length": max_length,
         }
-        return method, train_options.save_of(policy, args), config, settings, Best("eval_loss")
+        return method, training.save_of(policy, args), config, settings, Best("eval_loss")
 
     train_grid.run_grid(args, cli.command_line("train.dpo", argv), prepare)

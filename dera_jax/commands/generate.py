@@ -15,25 +15,27 @@ from itertools import zip_longest
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli, decode_options, models, streams
-from dera_jax.configs import check_count
-from dera_jax.shown import shown
+from dera_jax.commands.options import cli, decoding, models
+from dera_jax.commands.process import endings, streams
+from dera_jax.common.checks import check_count
+from dera_jax.common.shown import shown
+from dera_jax.rules.known import load_rule
 
 NARROWEST, WIDEST = 28, 1000
 """Columns of text narrower than this are not read with pleasure; no terminal is wider."""
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.generate`."""
     args = _parser().parse_args(argv)
-    decode = decode_options.decode_config(args)
+    decode = decoding.decode_config(args)
     check_count("--num-samples", args.num_samples, most=10**4)
     if args.interactive and args.prompt is not None:
         raise ValueError("expected --prompt or --interactive, found both")
 
     from dera_jax.strengths import parse_strengths
-    from dera_jax.sweep import sweep
+    from dera_jax.sweeps.run import sweep
 
     _, aligned = models.model_names(args)
 
@@ -42,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     lambdas = parsed(args.lambda_)
     prompt = _prompt(args.prompt, args.chat)
-    rule, _ = decode_options.load_rule(args.rule)
-    rows = decode_options.parse_rows(args.rows, len(lambdas) * args.num_samples)
+    rule, _ = load_rule(args.rule)
+    rows = decoding.parse_rows(args.rows, len(lambdas) * args.num_samples)
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
@@ -87,13 +89,13 @@ def _parser() -> cli.Parser:
         help="completions at each strength (default %(default)s)",
     )
     models.add_model_options(parser)
-    decode_options.add_decode_options(parser)
+    decoding.add_decode_options(parser)
     return parser
 
 
 def _prompt(text: str | None, chat: bool):
-    from dera_jax.prompts import Prompt, load_prompts
-    from dera_jax.usable import keep_usable
+    from dera_jax.common.usable import keep_usable
+    from dera_jax.data.prompts import Prompt, load_prompts
 
     if text is None:
         return load_prompts("toy", 1)[0]

@@ -17,8 +17,9 @@ from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from dera_jax.commands import cli, decode_options, models
-from dera_jax.configs import check_count
+from dera_jax.commands.options import cli, decoding, models
+from dera_jax.commands.process import endings
+from dera_jax.common.checks import check_count
 
 INSTALL = "pip install lm-eval==0.4.13"
 NOT_HERE = {
@@ -28,7 +29,7 @@ NOT_HERE = {
 """lm-eval's options that have another name here, or no use."""
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.lm_eval`."""
     words = sys.argv[1:] if argv is None else argv
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
 
     setup_logging("WARNING")
     check_count("--bootstrap-iters", args.bootstrap_iters, least=0)
-    rows = None if args.rows == "auto" else decode_options.parse_rows(args.rows, 1)
+    rows = None if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
     _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     known = {field.name for field in fields(EvaluatorConfig)}
@@ -128,21 +129,22 @@ def run(args: argparse.Namespace) -> None:
     mesh = models.open_mesh(args)
     cli.announce_devices()
 
-    from dera_jax import benchmarks, harness, hosts
+    from dera_jax.devices import processes
+    from dera_jax.scoring import harness, harness_runs
 
-    if hosts.several():
+    if processes.several():
         raise ValueError(
             "expected one process: lm-eval has no part for others; --mesh splits over its devices"
         )
 
-    tasks = benchmarks.load_tasks(settings)
+    tasks = harness_runs.load_tasks(settings)
     policies = models.load_models(args, mesh=mesh)
     seed = (settings.seed or [None] * 3)[2] or 0
     model = harness.Realigned(policies, lambdas, rows, args.max_length, seed)
     if settings.apply_chat_template and not model.tokenizer.chat_template:
         raise ValueError("--apply-chat-template: neither model has one; --chat-template=FILE gives one")
     found = {}
-    for strength, results in benchmarks.evaluate(model, settings, tasks, args.bootstrap_iters):
+    for strength, results in harness_runs.evaluate(model, settings, tasks, args.bootstrap_iters):
         found[strength] = results
         print(f"λ = {format_strength(strength)}")
         if settings.show_config:
@@ -152,6 +154,6 @@ def run(args: argparse.Namespace) -> None:
             print(make_table(results, "groups"))
         sys.stdout.flush()
     if len(found) > 1:
-        print(f"{benchmarks.strength_table(found)}\n\n± is the largest standard error in a line")
+        print(f"{harness_runs.strength_table(found)}\n\n± is the largest standard error in a line")
     if settings.output_path:
         print(settings.output_path)

@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from dera_jax.chips import CHIPS
-from dera_jax.commands import cli, models
-from dera_jax.configs import KV_CACHES, MOST
+from dera_jax.commands.options import cli, models
+from dera_jax.commands.process import endings
+from dera_jax.common.checks import MOST
+from dera_jax.common.choices import KV_CACHES
+from dera_jax.performance.plan.chips import CHIPS
 
 SIZES = (
     "mistral-7b llama-2-7b llama-3.2-1b llama-3.1-8b llama-3.1-70b qwen2.5-0.5b qwen2.5-7b gemma-2-2b gemma-2-9b"
@@ -27,16 +29,16 @@ SIZES = (
 """Names of `sizes.SIZES`, for --help, which does not wait for JAX."""
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.plan`."""
     parser = _parser()
     args = parser.parse_args(argv)
     cli.check_file("--out", args.out, ".json")
 
-    from dera_jax.chips import parse_slice
-    from dera_jax.files import write_json
-    from dera_jax.plan import Question, plan
+    from dera_jax.common.json_files import write_json
+    from dera_jax.performance.plan.chips import parse_slice
+    from dera_jax.performance.plan.plan import Question, plan
 
     slice_ = parse_slice(args.topology)
     question = Question(
@@ -144,8 +146,8 @@ def _parser() -> cli.Parser:
 
 
 def _models(args: argparse.Namespace) -> tuple:
-    from dera_jax.policies import TOY
-    from dera_jax.sizes import read_size
+    from dera_jax.policies.policy import TOY
+    from dera_jax.policies.sizes import read_size
 
     dtype = "bfloat16" if args.dtype == "auto" else args.dtype
     if args.train and (args.reference or args.aligned):

@@ -10,10 +10,11 @@ Several sweeps share their panels, a colour and a marker each.
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli
+from dera_jax.commands.options import cli
+from dera_jax.commands.process import endings
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.plot`."""
     parser = cli.Parser("plot", __doc__)
@@ -33,24 +34,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cli.check_file("--out", args.out, ".png")
 
-    from dera_jax import metrics, reports, results, tables
-    from dera_jax.asked import check_whole
-    from dera_jax.row_files import WHOLE
-    from dera_jax.shown import shown
+    from dera_jax.analysis import reports, tables
+    from dera_jax.analysis.summaries import summarize
+    from dera_jax.common.shown import shown
+    from dera_jax.results import reading
+    from dera_jax.results.asked import check_whole
+    from dera_jax.results.rows import WHOLE
 
     summaries = {}
     for run in args.runs:
-        rows = results.read_rows(run, WHOLE)
+        rows = reading.read_rows(run, WHOLE)
         if not rows:
             raise ValueError(f"{shown(run, 200)}: no rows yet")
         check_whole(run, rows, args.allow_missing, "shows what is there", to_its_end=True)
-        summaries[_name(run, args.runs)] = metrics.summarize(rows)
+        summaries[_name(run, args.runs)] = summarize(rows)
     if args.table:
         for name, found in summaries.items():
             title = [shown(name)] if len(summaries) > 1 else []
             print("\n".join([*title, tables.format_table(found, style=args.table)]))
         return
-    from dera_jax import plots
+    from dera_jax.analysis import plots
 
     out = args.out or _folder(args.runs[0]) / "sweep.png"
     pairs = dict.fromkeys(filter(None, map(reports.describe_models, args.runs)))

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from dera_jax.commands import cli, dpo, rlhf, sweep
-from dera_jax.retraining import replaced
-from dera_jax.shown import shown
-from dera_jax.spelling import spelled
+from dera_jax.analysis.tuning.retraining import replaced
+from dera_jax.commands import dpo, rlhf, sweep
+from dera_jax.commands.options import cli
+from dera_jax.common.shown import shown
+from dera_jax.common.spelling import spelled
 
 COMMANDS = {"train.dpo": dpo, "train.rlhf": rlhf, "eval.sweep": sweep}
 """All that is ever repeated."""
-
 _TRAINING = """
 model reference data eval-data out beta seed dtype mesh lora-r lora-alpha lora-target-modules chat-template
 learning-rate batch-size gradient-accumulation-steps max-steps warmup-ratio warmup-steps weight-decay adam-beta1
@@ -37,13 +37,11 @@ REPEATED = {
         kv-cache rows""",
 }
 """Options that are repeated, by command. They name models, data and numbers; `reward` and `rule` are looked into."""
-
 LEFT_OUT = (
     "config", "coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run", "report-to",
     "push-to-hub", "hub-private",
 )  # fmt: skip
 """Options that say where and how it ran, not what it did; what a --config file held is repeated."""
-
 REWARDS = ("length", "lexicon", "keywords", "slots", "model")
 """Kinds of rewards that run nobody's code and ask no server."""
 

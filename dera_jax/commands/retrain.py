@@ -9,20 +9,24 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from dera_jax import retraining, tune
-from dera_jax.commands import cli, recorded
+from dera_jax.analysis.estimates import estimate
+from dera_jax.analysis.tuning import beta, choose, retraining
+from dera_jax.analysis.tuning.beta import Target
+from dera_jax.analysis.tuning.choose import Choice
+from dera_jax.analysis.tuning.grid import Grid, read_grid
+from dera_jax.analysis.tuning.objectives import Constraint, Objective
+from dera_jax.analysis.tuning.report import Retrained
+from dera_jax.analysis.tuning.retraining import Cost
+from dera_jax.analysis.tuning.runs import Run, differing, read_run
+from dera_jax.commands import recorded
+from dera_jax.commands.options import cli
 from dera_jax.commands.recorded import Named
-from dera_jax.data import load_records
-from dera_jax.files import encode_json, make_folder, read_json, write_bytes
-from dera_jax.manifests import TrainingManifest
-from dera_jax.metrics import estimate
-from dera_jax.objectives import Constraint, Grid, Objective, read_grid
-from dera_jax.prompts import Prompt, prompt_text
-from dera_jax.retraining import Cost, Target
-from dera_jax.shown import shown
-from dera_jax.tune import Choice
-from dera_jax.tune_data import Run, differing, read_run
-from dera_jax.tune_report import Retrained
+from dera_jax.common.files import make_folder, write_bytes
+from dera_jax.common.json_files import encode_json, read_json
+from dera_jax.common.shown import shown
+from dera_jax.data.prompts import Prompt, prompt_text
+from dera_jax.data.records import load_records
+from dera_jax.results.manifests import TrainingManifest
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def retrain(
     if choice.strength == (1.0,):
         return None
     (name,), (manifest,), (target,) = plan.models, plan.manifests, plan.targets
-    out = out or Path("runs") / f"{Path(name).name}-beta={retraining.written(target.beta_star)}"
+    out = out or Path("runs") / f"{Path(name).name}-beta={beta.written(target.beta_star)}"
     model = retraining.retrained_name(name, out / "model")
     (trainer, training), (_, decoding) = commands = _commands(plan, model, out, named)
     # Before anything is done, for they are somebody else's words.
@@ -182,22 +186,24 @@ def _compared(
         raise ValueError(
             f"{sweep}: {shown(name, 60)} is {told[1]}, of the run {told[0]}: they cannot be compared"
         )
-    needed = {choice.strength, *tune.ends(1), plan.objective.against} & {*plan.validation.strengths}
+    needed = {choice.strength, *choose.ends(1), plan.objective.against} & {*plan.validation.strengths}
     own = set(plan.validation.keys)
 
     def kept(rows):
         return [row for row in rows if (row["prompt_id"], row["sample"], row.get("turn", 0)) in own]
 
     groups = {s: kept(plan.second.by_strength[s]) for s in needed}
-    groups[tune.RETRAINED] = kept(retrained.by_strength[(1.0,)])
+    groups[choose.RETRAINED] = kept(retrained.by_strength[(1.0,)])
     grid, _ = read_grid(groups, plan.names, model, allow_missing)
     return Retrained(
         beta=plan.targets[0].beta_star,
         model=model,
         prompts=len(set(grid.prompts)),
-        objective=estimate(plan.objective.values(grid)[grid.index(tune.RETRAINED)], grid.prompts),
-        differences=tune.differences(grid, plan.objective, tune.RETRAINED, [choice.strength, *tune.ends(1)]),
-        margins=tune.margins(grid, plan.constraints, tune.RETRAINED),
+        objective=estimate(plan.objective.values(grid)[grid.index(choose.RETRAINED)], grid.prompts),
+        differences=choose.differences(
+            grid, plan.objective, choose.RETRAINED, [choice.strength, *choose.ends(1)]
+        ),
+        margins=choose.margins(grid, plan.constraints, choose.RETRAINED),
         aligned_allowed=choice.satisfied.get((1.0,)),
         cost=cost,
     )

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli, train_checks, train_grid, train_options
-from dera_jax.configs import check_number
-from dera_jax.files import make_folder, write_json
-from dera_jax.shown import shown
+from dera_jax.commands.options import cli, train_checks, train_grid, training
+from dera_jax.commands.process import endings
+from dera_jax.common.checks import check_number
+from dera_jax.common.files import make_folder
+from dera_jax.common.json_files import write_json
+from dera_jax.common.shown import shown
 
 
 def _tell(folder, found) -> None:
@@ -24,12 +26,12 @@ def _tell(folder, found) -> None:
         tqdm.write("warning: no better than chance: it has not learned what people prefer", file=sys.stderr)
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.reward`."""
     parser = cli.Parser("reward", __doc__)
-    train_options.add_model_options(parser)
-    train_options.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
+    training.add_model_options(parser)
+    training.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
     parser.add_argument(
         "--center-rewards-coefficient",
         type=float,
@@ -37,30 +39,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="C",
         help="draws rewards towards a mean of 0 (default %(default)g)",
     )
-    train_options.add_train_options(parser, learning_rate=1e-4, batch_size=32)
+    training.add_train_options(parser, learning_rate=1e-4, batch_size=32)
     args = parser.parse_args(argv)
     check_number("--center-rewards-coefficient", args.center_rewards_coefficient, 0.0, float("inf"))
     train_checks.check(parser, args)
 
-    from dera_jax import trained
-    from dera_jax.calibration import as_json, calibrate, plot_calibration
-    from dera_jax.examples import encode_pairs
-    from dera_jax.loading import hub
-    from dera_jax.reward_models import (
+    from dera_jax.analysis.calibration import as_json, calibrate, plot_calibration
+    from dera_jax.data.examples import encode_pairs
+    from dera_jax.policies import hub
+    from dera_jax.policies.reward_models import (
         OWN,
         fresh_reward_model,
         save_reward_adapter,
         save_reward_model,
         with_reward_params,
     )
-    from dera_jax.reward_training import pair_margins, reward_method
-    from dera_jax.runs import Best
+    from dera_jax.training import parameters
+    from dera_jax.training.reward import pair_margins, reward_method
+    from dera_jax.training.runs import Best
 
     cli.announce_devices()
     loaded: dict = {}
 
     def prepare(seed, beta):
-        policy = train_options.load_policy(args, seed, loaded)
+        policy = training.load_policy(args, seed, loaded)
         reward = fresh_reward_model(policy, seed)
         if policy.tokenizer.pad_token_id is None and not policy.config.adapters and "padding" not in loaded:
             loaded["padding"] = policy.tokenizer.convert_ids_to_tokens(reward.config.pad_token)
@@ -68,25 +70,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(shown(told, 400), file=sys.stderr)
         max_length = train_checks.max_length(args, policy, whole=True)
         if "data" not in loaded:
-            loaded["data"] = train_options.Data(
+            loaded["data"] = training.Data(
                 args,
                 lambda records: encode_pairs(
                     policy, records, max_length, truncation_mode=args.truncation_mode, whole=True
                 ),
             )
         data = loaded["data"]
-        config = train_options.train_config(args, seed, len(data.items))
+        config = training.train_config(args, seed, len(data.items))
         center = args.center_rewards_coefficient
 
         def method():
             return reward_method(reward, data.items, config, center=center, held_out=data.held_out)
 
-        settings = train_options.settings(args, "reward", policy) | data.settings
+        settings = training.settings(args, "reward", policy) | data.settings
         settings |= {"max_length": max_length, "center_rewards_coefficient": center}
 
         def save(params, folder, manifest):
-            _, frozen = trained.split(reward.params, OWN)
-            judge = with_reward_params(reward, trained.whole(reward.config, params, frozen))
+            _, frozen = parameters.split(reward.params, OWN)
+            judge = with_reward_params(reward, parameters.whole(reward.config, params, frozen))
             if data.held_out:
                 make_folder(folder)
                 found = calibrate(pair_margins(judge, data.held_out))

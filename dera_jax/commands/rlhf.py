@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 
-from dera_jax.commands import cli, decode_options, train_checks, train_grid, train_options
-from dera_jax.configs import DecodeConfig, PPOConfig
+from dera_jax.commands.options import cli, decoding, train_checks, train_grid, training
+from dera_jax.commands.process import endings
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.training.config import PPOConfig
 
 CONSTANTS = {
     "num_ppo_epochs": "times that a rollout is gone through",
@@ -29,7 +31,7 @@ CONSTANTS = {
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m train.rlhf`."""
     parser = cli.Parser("rlhf", __doc__)
-    train_options.add_model_options(parser)
+    training.add_model_options(parser)
     parser.add_argument(
         "--data",
         required=True,
@@ -49,7 +51,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--reward-weights", metavar="W[,W…]", help="of each reward in the sum (default: 1 each)"
     )
-    train_options.add_reference_options(parser)
+    training.add_reference_options(parser)
     group = parser.add_argument_group("algorithm")
     group.add_argument(
         "--algorithm", default="rloo", choices=("pg", "rloo", "ppo"), help="(default %(default)s)"
@@ -114,7 +116,7 @@ def make_parser() -> cli.Parser:
         metavar="T",
         help="of sampling (default %(default)s, which is on-policy)",
     )
-    train_options.add_train_options(
+    training.add_train_options(
         parser, epochs=False, learning_rate=1e-6, max_steps=100, batch_size=128,
         save_steps=20,
     )  # fmt: skip
@@ -132,20 +134,21 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
     train_checks.check(parser, args, idle)
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.rlhf`."""
     parser = make_parser()
     args = parser.parse_args(argv)
     _check(parser, args)
 
-    from dera_jax.encoding import encode_usable
-    from dera_jax.ppo import PPOConfig, ppo_method
-    from dera_jax.prompts import check_one_turn, read_prompts
-    from dera_jax.rewards import parse_rewards, weigh_rewards
-    from dera_jax.rlhf import RolloutConfig, policy_gradient_method
-    from dera_jax.runs import Best, fingerprint
-    from dera_jax.usable import Dropped
+    from dera_jax.common.usable import Dropped
+    from dera_jax.data.encoding import encode_usable
+    from dera_jax.data.prompts import check_one_turn, read_prompts
+    from dera_jax.rewards.registry import parse_rewards, weigh_rewards
+    from dera_jax.training.config import RolloutConfig
+    from dera_jax.training.policy_gradient import policy_gradient_method
+    from dera_jax.training.ppo import PPOConfig, ppo_method
+    from dera_jax.training.runs import Best, fingerprint
 
     constants = {field.name: getattr(args, field.name) for field in fields(PPOConfig)}
     ppo = train_checks.as_options(args, lambda: PPOConfig(**constants))
@@ -154,12 +157,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         decode = DecodeConfig(
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
-            stop=tuple(map(decode_options.unescape, args.stop)),
+            stop=tuple(map(decoding.unescape, args.stop)),
             seed=seed,
         )
         return RolloutConfig(decode, args.num_samples, beta, args.target_kl, args.kl_horizon)
 
-    for _, seed, beta in train_options.grid(args):
+    for _, seed, beta in training.grid(args):
         train_checks.as_options(args, lambda seed=seed, beta=beta: rollout_config(seed, beta))
     rewards = weigh_rewards(parse_rewards(args.reward), args.reward_weights)
     hashes = {reward.name: reward.fingerprint for reward in rewards if reward.fingerprint}
@@ -171,9 +174,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded: dict = {}
 
     def prepare(seed, beta):
-        policy = train_options.load_policy(args, seed, loaded)
-        reference = train_options.load_reference(args, loaded)
-        rollout, config = rollout_config(seed, beta), train_options.train_config(args, seed)
+        policy = training.load_policy(args, seed, loaded)
+        reference = training.load_reference(args, loaded)
+        rollout, config = rollout_config(seed, beta), training.train_config(args, seed)
         # The reference reads what the policy does.
         shortest = min((policy, reference), key=lambda one: one.config.max_positions)
         reader = replace(policy, config=shortest.config)
@@ -190,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 return ppo_method(*given, ppo, config, held_out=asked)
             return policy_gradient_method(*given, config, algorithm=args.algorithm, held_out=asked)
 
-        settings = train_options.settings(args, args.algorithm, policy) | {
+        settings = training.settings(args, args.algorithm, policy) | {
             "beta": beta,
             "reward": args.reward,
             **({"reward_weights": args.reward_weights} if args.reward_weights else {}),
@@ -208,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         if args.algorithm == "ppo":
             settings["ppo"] = asdict(ppo) | {"cliprange_value": str(ppo.cliprange_value)}
-        save = train_options.save_of(policy, args, "policy." if args.algorithm == "ppo" else "")
+        save = training.save_of(policy, args, "policy." if args.algorithm == "ppo" else "")
         return method, save, config, settings, Best("eval_reward", largest=True)
 
     train_grid.run_grid(args, cli.command_line("train.rlhf", argv), prepare)

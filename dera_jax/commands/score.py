@@ -15,11 +15,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli, decode_options, judging, models
+from dera_jax.commands.options import cli, decoding, models
+from dera_jax.commands.options.judges import (
+    NAMES,
+    add_endpoint_options,
+    endpoint_settings,
+    refuse_without_endpoint,
+)
+from dera_jax.commands.process import endings
 
 TEMPLATES = ("chat_template", "reference_chat_template")
 OPTIONS = {
-    "run": {"reward", "prompts", "judge", "question", *judging.NAMES},
+    "run": {"reward", "prompts", "judge", "question", *NAMES},
     "pairs": {
         "lambda_",
         "num_prompts",
@@ -36,7 +43,7 @@ OPTIONS = {
 """What can be done, each with the options that have a meaning there."""
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.score`."""
     parser = make_parser()
@@ -110,36 +117,38 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="the figures as JSON (--pairs and --models)"
     )
-    judging.add_endpoint_options(parser)
+    add_endpoint_options(parser)
     models.add_model_options(parser)
     return parser
 
 
 def _score_run(args) -> None:
-    from dera_jax import metrics, plots, reports, results, tables
-    from dera_jax.prompts import read_prompts
-    from dera_jax.rewards import parse_rewards
-    from dera_jax.shown import shown
-    from dera_jax.stored import judge_run
+    from dera_jax.analysis import plots, reports, tables
+    from dera_jax.analysis.summaries import summarize
+    from dera_jax.common.shown import shown
+    from dera_jax.data.prompts import read_prompts
+    from dera_jax.results import asked, reading
+    from dera_jax.rewards.registry import parse_rewards
+    from dera_jax.sweeps.judging import judge_run
 
     if bool(args.reward) == bool(args.judge):
         raise ValueError("RUN: expected --reward or --judge, what to score its rows with")
     if args.judge:
         rewards, more = _grades(args)
     else:
-        judging.refuse_without_endpoint(args, make_parser(), "question")
+        refuse_without_endpoint(args, make_parser(), "question")
         rewards, more = parse_rewards(args.reward), None
     columns = {p.prompt_id: p.columns for p in read_prompts(args.prompts)[0]} if args.prompts else {}
     added = judge_run(args.run, rewards, columns, args.command, more, cli.warn)
-    rows = results.read_rows(args.run)
-    summaries = metrics.summarize(rows)
+    rows = reading.read_rows(args.run)
+    summaries = summarize(rows)
     reports.write_summary_csv(args.run / "summary.csv", summaries)
     about = reports.describe_models(args.run)
     plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png", about)
     print(tables.format_table(summaries))
     for warning in reports.warnings_of(summaries, args.run):
         cli.warn(warning)
-    if told := results.tell_missing(args.run, rows):
+    if told := asked.tell_missing(args.run, rows):
         cli.warn(f"{told}; eval.sweep completes the run")
     print(
         f"{shown(args.run)}/: {'rewards added to rows.jsonl' if added else 'nothing to add'}; summary.csv, sweep.png"
@@ -152,13 +161,13 @@ def _grades(args) -> tuple[tuple, dict]:
     Raises:
       ValueError: the question is missing, or another judge has answered it for this run.
     """
-    from dera_jax.judges import grade_reward, parse_endpoint
-    from dera_jax.results import read_manifest
-    from dera_jax.shown import shown
+    from dera_jax.common.shown import shown
+    from dera_jax.results.manifests import read_manifest
+    from dera_jax.rewards.judges import grade_reward, parse_endpoint
 
     if not args.question:
         raise ValueError("--judge: expected --question=hallucination|mt-bench, what to ask it")
-    endpoint = parse_endpoint(args.judge, **judging.endpoint_settings(args))
+    endpoint = parse_endpoint(args.judge, **endpoint_settings(args))
     judges = read_manifest(args.run).get("judges", {})
     if judges.get(args.question, endpoint.name) != endpoint.name:
         by = shown(judges[args.question], 100)
@@ -168,13 +177,13 @@ def _grades(args) -> tuple[tuple, dict]:
 
 
 def _score_pairs(args) -> None:
-    from dera_jax import pairs
+    from dera_jax.scoring import pairs
     from dera_jax.strengths import format_strength, parse_strengths
 
     _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
     loaded, unread = pairs.load_pairs(args.pairs, args.num_prompts)
-    rows = decode_options.parse_rows(args.rows, len(loaded))
+    rows = decoding.parse_rows(args.rows, len(loaded))
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
@@ -189,8 +198,8 @@ def _score_pairs(args) -> None:
 
 
 def _score_models(args) -> None:
-    from dera_jax.loading.hub import split_models
-    from dera_jax.prompts import read_prompts
+    from dera_jax.data.prompts import read_prompts
+    from dera_jax.policies.hub import split_models
 
     names = split_models(args.models)
     if len(names) < 2 or not all(names) or (len(names) > 2 and not args.quantize):
@@ -199,13 +208,13 @@ def _score_models(args) -> None:
     if not args.prompts:
         raise ValueError("--models: expected --prompts, the text on which to compare them")
     prompts, dropped = read_prompts(args.prompts, args.num_prompts)
-    rows = decode_options.parse_rows(args.rows, len(prompts))
+    rows = decoding.parse_rows(args.rows, len(prompts))
     (_compare_precisions if args.quantize else _compare_models)(args, names, (prompts, dropped), rows)
 
 
 def _texts(args, policies, given) -> list:
     """Returns the texts that the models can read, and tells what became of the others."""
-    from dera_jax.divergence import encode_texts
+    from dera_jax.scoring.divergence import encode_texts
 
     prompts, unread = given
     texts, unfit = encode_texts(policies, prompts)
@@ -219,8 +228,8 @@ def _tell(dropped, source: str, used: int) -> None:
 
 
 def _compare_models(args, names: list[str], given: tuple, rows: int) -> None:
-    from dera_jax.divergence import kl_per_token
-    from dera_jax.reports import estimate_to_json
+    from dera_jax.analysis.estimates import estimate_to_json
+    from dera_jax.scoring.divergence import kl_per_token
 
     mesh = models.open_mesh(args)
     cli.announce_devices()
@@ -234,8 +243,8 @@ def _compare_models(args, names: list[str], given: tuple, rows: int) -> None:
 
 def _compare_precisions(args, names: list[str], given: tuple, rows: int) -> None:
     """Prints what quantization costs each model and the mixture at each strength."""
-    from dera_jax.precision import precision_cost
-    from dera_jax.reports import estimate_to_json
+    from dera_jax.analysis.estimates import estimate_to_json
+    from dera_jax.scoring.precision import precision_cost
     from dera_jax.strengths import format_strength, parse_strengths, strength_to_json
 
     lambdas = parse_strengths(args.lambda_, len(names) - 1)
@@ -272,7 +281,7 @@ def _shown(found) -> str:
 
 
 def _write(path: Path | None, figures) -> None:
-    from dera_jax.files import write_json
+    from dera_jax.common.json_files import write_json
 
     if path:
         write_json(path, figures)

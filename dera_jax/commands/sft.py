@@ -6,20 +6,21 @@ Learned are completions, the last answer of `messages`, and all of a `text`.
 
 from collections.abc import Sequence
 
-from dera_jax.commands import cli, train_checks, train_grid, train_options
+from dera_jax.commands.options import cli, train_checks, train_grid, training
+from dera_jax.commands.process import endings
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m train.sft`."""
     parser = cli.Parser("sft", __doc__)
-    train_options.add_model_options(parser)
+    training.add_model_options(parser)
     parser.add_argument(
         "--from-scratch",
         action="store_true",
         help="random weights instead of MODEL's own, which need not be there",
     )
-    train_options.add_data_options(parser, "TEXTS", "`prompt` and `completion`, `messages` or `text`")
+    training.add_data_options(parser, "TEXTS", "`prompt` and `completion`, `messages` or `text`")
     parser.add_argument(
         "--assistant-only-loss",
         action="store_true",
@@ -37,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="several examples in a row of --max-length tokens; none sees another",
     )
-    train_options.add_train_options(parser, learning_rate=2e-5, batch_size=32)
+    training.add_train_options(parser, learning_rate=2e-5, batch_size=32)
     args = parser.parse_args(argv)
     train_checks.check(parser, args)
 
-    from dera_jax.learned import encode_learned
-    from dera_jax.packing import pack
-    from dera_jax.runs import Best
-    from dera_jax.samples import sampler
-    from dera_jax.sft import sft_method
+    from dera_jax.data.learned import encode_learned
+    from dera_jax.training.packing import pack
+    from dera_jax.training.runs import Best
+    from dera_jax.training.samples import sampler
+    from dera_jax.training.sft import sft_method
 
     completion_only = {"true": True, "false": False}.get(args.completion_only_loss)
     learned = {"assistant_only_loss": True} if args.assistant_only_loss else {}
@@ -54,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded: dict = {}
 
     def prepare(seed, beta):
-        policy = train_options.load_policy(args, seed, loaded)
+        policy = training.load_policy(args, seed, loaded)
         max_length = train_checks.max_length(args, policy, whole=args.packing)
         if "data" not in loaded:
-            loaded["data"] = train_options.Data(
+            loaded["data"] = training.Data(
                 args,
                 lambda records: encode_learned(
                     policy,
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         data = loaded["data"]
         rows = pack(data.items, max_length) if args.packing else data.items
-        config = train_options.train_config(args, seed, len(rows))
+        config = training.train_config(args, seed, len(rows))
 
         def method():
             return sft_method(
@@ -82,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 packed_length=max_length if args.packing else None,
             )
 
-        settings = train_options.settings(args, "sft", policy) | data.settings
+        settings = training.settings(args, "sft", policy) | data.settings
         settings |= {"max_length": max_length, "packing": args.packing, **learned}
-        return method, train_options.save_of(policy, args), config, settings, Best("eval_loss")
+        return method, training.save_of(policy, args), config, settings, Best("eval_loss")
 
     train_grid.run_grid(args, cli.command_line("train.sft", argv), prepare)

@@ -23,10 +23,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands import cli, decode_options, interrupts, meshes, models
-from dera_jax.configs import check_count, check_number
-from dera_jax.shown import shown
-from dera_jax.user_code import UserCodeError
+from dera_jax.commands.options import cli, decoding, devices, models
+from dera_jax.commands.process import endings, interrupts
+from dera_jax.common.checks import check_count, check_number
+from dera_jax.common.shown import shown
+from dera_jax.common.user_code import UserCodeError
+from dera_jax.rules.known import load_rule
 
 
 def make_parser() -> cli.Parser:
@@ -83,28 +85,28 @@ def make_parser() -> cli.Parser:
         "--dry-run", action="store_true", help="print what would be decoded, its memory and time, and stop"
     )
     models.add_model_options(parser)
-    decode_options.add_decode_options(parser)
+    decoding.add_decode_options(parser)
     return parser
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.sweep`."""
     args = _arguments(argv)
-    decode = decode_options.decode_config(args)
+    decode = decoding.decode_config(args)
     check_count("--num-prompts", args.num_prompts)
     check_count("--num-samples", args.num_samples)
     if args.beta is not None:
         check_number("--beta", args.beta, 0.0, float("inf"))
         if args.beta == 0:
             raise ValueError("--beta: expected a number above 0, got 0: no model is trained without")
-    decode_options.parse_rows(args.rows, 1)
+    decoding.parse_rows(args.rows, 1)
     if args.out:
         cli.check_folder(args.out)
-        meshes.check_free(args, [args.out])
+        devices.check_free(args, [args.out])
 
     plan = _plan(args, decode)
-    from dera_jax.hosts import leads
+    from dera_jax.devices.processes import leads
 
     out = args.out or Path("runs") / _folder_name(plan)
     if args.dry_run:
@@ -112,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if leads():
             print(told)
         return
-    from dera_jax.sweep import check_memory, open_run
+    from dera_jax.sweeps.estimate import check_memory
+    from dera_jax.sweeps.run import open_run
 
     check_memory(plan)
     kept = f"{shown(out, 200)} keeps what has ended; the same command goes on from there"
@@ -145,7 +148,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = cli.apply_config_file(parser, argv)
     if args.preset is None:
         return args
-    from dera_jax.presets import sweep_defaults
+    from dera_jax.experiments.presets import sweep_defaults
 
     parser.set_defaults(**sweep_defaults(args.preset))
     args = cli.apply_config_file(parser, argv)
@@ -159,14 +162,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
-    from dera_jax.cells import Sweep, check_extent, check_rewards
-    from dera_jax.encoding import encode_usable
-    from dera_jax.hosts import leads, several, together
-    from dera_jax.prompts import read_prompts
-    from dera_jax.rewards import parse_rewards
-    from dera_jax.sharding import own_group
+    from dera_jax.data.encoding import encode_usable
+    from dera_jax.data.prompts import read_prompts
+    from dera_jax.devices.mesh import own_group
+    from dera_jax.devices.processes import leads, several, together
+    from dera_jax.rewards.registry import parse_rewards
     from dera_jax.strengths import PER_PROMPT, parse_strengths
-    from dera_jax.sweep import known_beta
+    from dera_jax.sweeps.plan import Sweep, check_extent, check_rewards
+    from dera_jax.sweeps.run import known_beta
 
     reference, aligned = models.model_names(args)
     # Everything that can be wrong without a model is checked before one is loaded.
@@ -176,7 +179,7 @@ def _plan(args, decode):
     prompts, unread = read_prompts(_prompts(args), args.num_prompts)
     check_rewards(rewards, prompts)
     check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
-    rule, rule_name = decode_options.load_rule(args.rule)
+    rule, rule_name = load_rule(args.rule)
     mesh = models.open_mesh(args)
 
     def load() -> Sweep:
@@ -219,7 +222,7 @@ def _check_default_prompts(args, policies) -> None:
 def _rows(args, cells: int, group) -> int:
     """Returns the rows of a batch of one group: of those asked for, which all have together, its part."""
     groups = group.count if group else 1
-    rows = decode_options.parse_rows(args.rows, -(-cells // groups))
+    rows = decoding.parse_rows(args.rows, -(-cells // groups))
     return rows if args.rows == "auto" else -(-rows // groups)
 
 
@@ -232,12 +235,12 @@ def _run_with_progress(plan, folder) -> tuple:
 
     What the compiler and the rewards take is left out. Of several processes one tells of its own cells.
     """
-    from dera_jax.cells import own_conversations, plan_keys, turn_keys
-    from dera_jax.generate import warm_up
-    from dera_jax.hosts import leads
-    from dera_jax.stopwatch import Stopwatch
-    from dera_jax.sweep import run_sweep
-    from dera_jax.usage import Usage
+    from dera_jax.decoding.complete import warm_up
+    from dera_jax.devices.processes import leads
+    from dera_jax.devices.stopwatch import Stopwatch
+    from dera_jax.devices.usage import Usage
+    from dera_jax.sweeps.plan import own_conversations, plan_keys, turn_keys
+    from dera_jax.sweeps.run import run_sweep
 
     before, wanted = len(folder.rows), plan_keys(plan)
     watch, usage = Stopwatch(), Usage()
@@ -272,7 +275,7 @@ def _speed(summaries: Sequence, seconds: float) -> str:
 
 def _bar(there: int, missing: int):
     """Returns the progress of completions; those there before say nothing of the speed."""
-    from dera_jax.hosts import leads
+    from dera_jax.devices.processes import leads
 
     return tqdm(
         total=there + missing, initial=there, unit="completion", dynamic_ncols=True, disable=not leads()
@@ -294,7 +297,7 @@ def _used(resources: dict) -> str:
 
 def _first_cells(plan, conversations, there) -> list:
     """Returns the longest first turn that is not there yet of each shape that they have."""
-    from dera_jax.cells import turn_key
+    from dera_jax.sweeps.plan import turn_key
 
     missing = [c for c in conversations if turn_key(c, 0) not in there]
     longest = {c.first.buckets: c for c in sorted(missing, key=lambda c: max(c.first.slots))}
@@ -307,10 +310,11 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
     Args:
       used: `resources`, if anything was decoded.
     """
-    from dera_jax import metrics, plots, reports, tables
-    from dera_jax.results import tell_missing
+    from dera_jax.analysis import plots, reports, tables
+    from dera_jax.analysis.summaries import summarize
+    from dera_jax.results.asked import tell_missing
 
-    summaries = metrics.summarize(rows)
+    summaries = summarize(rows)
     reports.write_summary_csv(out / "summary.csv", summaries)
     plots.plot_sweep({out.name: summaries}, out / "sweep.png", reports.describe_models(out))
     print(tables.format_table(summaries))
@@ -327,8 +331,8 @@ def _report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> N
 
 def _folder_name(plan) -> str:
     """Returns a name that another identity, or other prompts, do not have; the same as ever."""
-    from dera_jax.manifests import LATER
-    from dera_jax.prompts import prompt_text
+    from dera_jax.data.prompts import prompt_text
+    from dera_jax.results.manifests import LATER
 
     reference, *aligned = (Path(policy.name).resolve().name for policy in plan.policies)
     # The first prompt stands for all, whose number may grow.
@@ -339,9 +343,10 @@ def _folder_name(plan) -> str:
 
 
 def _dry_run(plan, out: Path) -> str:
-    from dera_jax.cells import plan_keys
-    from dera_jax.results import read_rows, row_key
-    from dera_jax.sweep import estimate_seconds, memory_bytes
+    from dera_jax.results.reading import read_rows
+    from dera_jax.results.rows import row_key
+    from dera_jax.sweeps.estimate import estimate_seconds, memory_bytes
+    from dera_jax.sweeps.plan import plan_keys
 
     memory = memory_bytes(plan)
     parts = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in memory.items())

@@ -18,7 +18,8 @@ is among strengths that meet them on its own prompts; whether they hold on the o
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli
+from dera_jax.commands.options import cli
+from dera_jax.commands.process import endings
 
 
 def make_parser() -> cli.Parser:
@@ -102,7 +103,7 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.tune`."""
     args = make_parser().parse_args(argv)
@@ -113,33 +114,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_file("--plot", args.plot, ".png")
     share = _share(args.validation)
 
-    from dera_jax import tune, tune_data, tune_report
-    from dera_jax.objectives import parse_constraint
-    from dera_jax.provenance import provenance
-    from dera_jax.retraining import make_target, model_manifest
-    from dera_jax.shown import shown
+    from dera_jax.analysis.tuning import choose, report, runs
+    from dera_jax.analysis.tuning.beta import make_target
+    from dera_jax.analysis.tuning.objectives import parse_constraint
+    from dera_jax.analysis.tuning.retraining import model_manifest
+    from dera_jax.common.provenance import provenance
+    from dera_jax.common.shown import shown
 
-    run = tune_data.read_run(args.run)
-    second = tune_data.read_run(Path(args.validation)) if share is None else None
+    run = runs.read_run(args.run)
+    second = runs.read_run(Path(args.validation)) if share is None else None
     objective = _objective(args, run)
     constraints = [parse_constraint(text, run.rewards) for text in args.constraint]
     names = list(dict.fromkeys([*objective.names, *(each.name for each in constraints)]))
     choosing, validation = (
-        tune_data.parts_of_two(run, second, names, args.allow_missing)
+        runs.parts_of_two(run, second, names, args.allow_missing)
         if second
-        else tune_data.parts_of_one(run, names, share, args.seed, args.allow_missing)
+        else runs.parts_of_one(run, names, share, args.seed, args.allow_missing)
     )
-    models = tune_data.model_names(run, args.aligned)
+    models = runs.model_names(run, args.aligned)
     manifests = [model_manifest(name) if name else None for name in models]
-    betas = tune_data.known_betas(run, manifests, args.beta)
-    found = tune.tune(choosing, validation, objective, constraints)
+    betas = runs.known_betas(run, manifests, args.beta)
+    found = choose.tune(choosing, validation, objective, constraints)
     star = found.choice.strength
     targets = [make_target(*each, run.reference) for each in zip(star, betas, manifests, strict=True)]
 
     told = found, objective, constraints, targets
-    print(tune_report.format_tuning(*told))
+    print(report.format_tuning(*told))
     figures = {"run": str(args.run), "validation": args.validation, "seed": args.seed}
-    figures |= tune_report.tuning_to_json(*told)
+    figures |= report.tuning_to_json(*told)
     figures["provenance"] = provenance(cli.command_line("eval.tune", argv))
     _write(args, told, figures)
     if args.retrain:
@@ -154,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if retrained is None:
             print("\n--retrain: λ* = 1 is the aligned model itself: there is nothing to train")
         else:
-            print("\n" + tune_report.format_retrained(retrained, star))
-            figures["retrained"] = tune_report.retrained_to_json(retrained, star)
+            print("\n" + report.format_retrained(retrained, star))
+            figures["retrained"] = report.retrained_to_json(retrained, star)
             _write(args, told, figures, retrained.objective)
     if written := [shown(path) for path in (args.out, args.plot) if path]:
         print("\n" + ", ".join(written))
@@ -174,7 +176,8 @@ def _share(text: str) -> float | None:
 
 def _objective(args, run):
     """Returns the objective that the options name."""
-    from dera_jax.objectives import WIN_RATE, make_objective
+    from dera_jax.analysis.tuning.grid import WIN_RATE
+    from dera_jax.analysis.tuning.objectives import make_objective
     from dera_jax.strengths import parse_strengths
 
     if args.against is not None and args.objective != WIN_RATE:
@@ -185,13 +188,13 @@ def _objective(args, run):
 
 def _write(args, told: tuple, figures: dict, retrained=None) -> None:
     """Writes what --out and --plot ask for."""
-    from dera_jax.files import write_json
+    from dera_jax.common.json_files import write_json
 
     if args.out:
         write_json(args.out, figures)
     if args.plot:
-        from dera_jax.reports import describe_models
-        from dera_jax.tune_plot import plot_tuning
+        from dera_jax.analysis.reports import describe_models
+        from dera_jax.analysis.tuning.figure import plot_tuning
 
         found, objective, constraints, targets = told
         beta = targets[0].beta if len(targets) == 1 else None

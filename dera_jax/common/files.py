@@ -5,11 +5,8 @@ no value of an unexpected type goes on into the code.
 """
 
 import errno
-import fcntl
 import gzip
-import json
 import lzma
-import math
 import os
 import re
 import secrets
@@ -19,17 +16,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import msgspec
+from dera_jax.common.locks import leave_locks
+from dera_jax.common.shown import shown
 
-from dera_jax.shown import shown
-
-LARGEST_JSON = 2**28
-"""Bytes of a JSON document, at most; rows and records are read line by line."""
-
-DEEPEST_JSON = 100
-"""Levels of lists and objects in each other, so that what was read can be written again."""
+ASSETS = Path(__file__).parents[1] / "assets"
+"""What is shipped: the toy pair, prompts."""
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -155,230 +148,12 @@ def make_folder(path: str | Path) -> None:
         raise ValueError(f"cannot make {shown(path, 200)}: {error.strerror}") from None
 
 
-def lock_folder(folder: Path) -> int:
-    """Returns the descriptor of FOLDER/.lock; until `unlock`, or this process ends, no other has it.
-
-    Raises:
-      ValueError: another process has it, or it is no ordinary file.
-    """
-    # The file stays: removing it would let a third process lock a new one beside the old.
-    try:
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise ValueError(f"cannot lock {shown(folder, 200)}: {error.strerror}") from None
-    try:
-        lock_file(lock, folder)
-    except ValueError:
-        os.close(lock)
-        raise
-    return lock
-
-
-_locked: set[int] = set()
-"""Descriptors of files that this process has locked."""
-
-
-def lock_file(file: int, name: Path) -> None:
-    """Locks an open file until `unlock`.
-
-    Raises:
-      ValueError: another process has it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another run is writing to {shown(name, 200)}{_holder(file)}") from None
-    _locked.add(file)
-
-
-def _holder(file: int) -> str:
-    """Returns which process has an open file locked, as far as Linux tells."""
-    try:
-        inode = os.fstat(file).st_ino
-        lines = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
-    except (OSError, UnicodeDecodeError):
-        return ""
-    found = [line[4] for line in lines if line[1] == "FLOCK" and line[5].endswith(f":{inode}")]
-    return f" (process {found[0]})" if found and found[0].isdigit() and int(found[0]) > 0 else ""
-
-
-def check_free(folder: Path) -> None:
-    """Raises ValueError where another process has a folder locked; makes nothing."""
-    if (folder / ".lock").is_file():
-        unlock(lock_folder(folder))
-
-
-def unlock(file: int) -> None:
-    """Closes a file that may be locked."""
-    _locked.discard(file)
-    os.close(file)
-
-
-def _leave_locks() -> None:
-    """Closes, in a forked process, the copies of locked files: a lock lives as long as any copy does."""
-    while _locked:
-        os.close(_locked.pop())
-
-
-os.register_at_fork(after_in_child=_leave_locks)
+os.register_at_fork(after_in_child=leave_locks)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text whole or not at all, as `write_bytes` does."""
     write_bytes(path, text.encode())
-
-
-def write_json(path: str | Path, obj) -> None:
-    """Writes indented JSON whole or not at all, as `write_bytes` does."""
-    write_bytes(path, encode_json(obj, indent=2) + b"\n")
-
-
-def read_json(path: str | Path, schema: Any = Any) -> Any:
-    """Returns what a JSON file holds.
-
-    Args:
-      schema: type that the value must have, as of `check_type`.
-
-    Raises:
-      ValueError: the file cannot be read, is not JSON, or holds something else than the schema says.
-    """
-    path = Path(path)
-    data = read_bytes(path, LARGEST_JSON)
-    try:
-        value = decode_json(data)
-    except ValueError as error:
-        raise ValueError(f"{shown(path, 200)}: not JSON: {error}") from None
-    try:
-        check_type(value, schema)
-    except ValueError as error:
-        raise ValueError(f"{shown(path, 200)}: {error}") from None
-    return value
-
-
-def read_object(path: Path, schema: Any = dict) -> dict:
-    """Returns the JSON object that a file holds; an empty one where there is no file.
-
-    Raises:
-      ValueError: as `read_json`.
-    """
-    return read_json(path, schema) if path.exists() else {}
-
-
-def encode_json(obj, indent: int | None = None) -> bytes:
-    """Returns strict JSON in UTF-8."""
-    text = json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=indent)
-    # Half of a surrogate pair has no UTF-8; the replacement, \ud800, is its JSON escape.
-    return text.encode("utf-8", "backslashreplace")
-
-
-def decode_json(data: bytes):
-    """Returns what strict JSON says.
-
-    Raises:
-      ValueError: it is not JSON, nested too deeply, or holds a number that no float can be.
-    """
-    try:
-        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(why_no_json(error)) from None
-    check_nesting(data, value)
-    return value
-
-
-def why_no_json(error: ValueError | RecursionError) -> str:
-    """Returns what `json.loads` has against a text, with the place in it.
-
-    >>> try:
-    ...     json.loads('{"a": "b')
-    ... except ValueError as error:
-    ...     why_no_json(error)
-    'Unterminated string starting at column 7'
-    """
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, json.JSONDecodeError):
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        return f"{error.msg.removesuffix(' at')} at {line}column {error.colno}"
-    # Python's own advice is about one of its settings.
-    return "a number has too many digits" if "integer string conversion" in str(error) else str(error)
-
-
-def check_nesting(data: bytes, value: object) -> None:
-    """Raises ValueError where `value`, decoded from `data`, has too many levels."""
-    # Few brackets nest no deeper.
-    if data.count(b"[") + data.count(b"{") > DEEPEST_JSON and _is_deeper(value, DEEPEST_JSON):
-        raise ValueError("nested too deeply")
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return False
-    within = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(each, levels - 1) for each in within)
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    if math.isinf(number := float(text)):
-        raise ValueError(f"{text:.20} is beyond the largest number")
-    return number
-
-
-def check_type(value: object, schema: Any) -> None:
-    """Raises ValueError where a decoded JSON value is not of a type; names the place in it.
-
-    Args:
-      schema: a type that msgspec knows: dict[str, float | None], a TypedDict, Annotated[int, Meta(ge=0)].
-        Fields that a TypedDict does not name may hold anything. Numbers for float must be finite.
-
-    >>> check_type({"a": {"b": ["c"]}}, dict[str, dict[str, list[int]]])
-    Traceback (most recent call last):
-    ValueError: at […][…][0]: expected a whole number, found a text
-    """
-    try:
-        msgspec.convert(value, schema)
-    except msgspec.ValidationError as error:
-        raise ValueError(_in_plain_words(error, value)) from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-_WORDS = {
-    "object": "an object",
-    "array": "a list",
-    "str": "a text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-}
-"""What msgspec calls the types of JSON, and what people do."""
-
-
-def _in_plain_words(error: msgspec.ValidationError, value: object) -> str:
-    """Returns `Expected `int`, got `str` - at `$.a`` as `at a: expected a whole number, found a text`."""
-    said, _, place = str(error).partition(" - at ")
-    said = re.sub("`(.*?)`", lambda types: _named_types(types[1]), said)
-    said = said[:1].lower() + said[1:].replace(", got ", ", found ")
-    if ", found " not in said:  # a value of the right type, out of its range
-        said += _found_at(value, place)
-    place = place.strip("`").removeprefix("$").removeprefix(".").replace("[...]", "[…]")
-    return f"at {place}: {said}" if place else said
-
-
-def _found_at(value: object, place: str) -> str:
-    """Returns `, found 0` for what stands at a place such as `$.a[0].b`; nothing where a name is not told."""
-    if "[...]" in place:
-        return ""
-    for name, number in re.findall(r"\.(\w+)|\[(\d+)\]", place):
-        value = value[int(number)] if number else value[name]
-    return f", found {shown(json.dumps(value), 40)}" if not isinstance(value, dict) else ""
-
-
-def _named_types(text: str) -> str:
-    return " or ".join(_WORDS.get(name, name) for name in text.split(" | "))
 
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}

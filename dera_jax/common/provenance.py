@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from dera_jax.common.version import __version__
+
 
 def provenance(command: list[str], **more) -> dict:
     """Returns how a result was made: command, git commit, versions, platform, time (UTC).
@@ -15,13 +17,11 @@ def provenance(command: list[str], **more) -> dict:
       command: the words of the command line.
       **more: JSON to add (device, dtype, hashes of models …).
     """
-    import dera_jax  # at the call: the package imports this module before it has a version
-
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers")
-    versions = {"python": platform.python_version(), "dera_jax": dera_jax.__version__}
+    versions = {"python": platform.python_version(), "dera_jax": __version__}
     return {
         "command": list(command),
-        "git": _git(Path(__file__).resolve().parents[1]),
+        "git": _git(Path(__file__).resolve().parents[2]),
         "versions": versions | {name: _version(name) for name in packages},
         "platform": platform.platform(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,8 +10,7 @@ COMMANDS = {
     **dict.fromkeys("sft reward dpo rlhf".split(), "train"),
 }
 """Names of the commands, and the folder of a checkout in which each has its door."""
-
-_by_dera = not (Path(__file__).parents[1] / "eval" / "sweep.py").is_file()
+_by_dera = not (Path(__file__).parents[2] / "eval" / "sweep.py").is_file()
 
 
 @contextmanager

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
-
 MANY = 0.1
 """Share of records whose loss is worth a warning."""
 KEEP_START, KEEP_END = TRUNCATION = "keep_start", "keep_end"

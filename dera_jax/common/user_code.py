@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
 
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ def describe(error: BaseException) -> str:
 
 _LIBRARIES = tuple(
     os.path.join(os.path.realpath(path), "")
-    for path in {Path(__file__).parent, *map(sysconfig.get_paths().get, ("stdlib", "purelib", "platlib"))}
+    for path in {Path(__file__).parents[1], *map(sysconfig.get_paths().get, ("stdlib", "purelib", "platlib"))}
 )
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from dera_jax.encoding import EncodedPrompt, before
-from dera_jax.policies import Policy
-from dera_jax.shapes import count_common
-from dera_jax.tokenizer import encode_completion, joined, render_chat, start_ids, text_ids, written_prompt
+from dera_jax.data.encoding import EncodedPrompt, before
+from dera_jax.data.fields import count_common
+from dera_jax.data.tokens import encode_completion, joined, render_chat, start_ids, text_ids, written_prompt
+from dera_jax.policies.policy import Policy
 
 Said = str | Sequence[Mapping]
 """A raw text, or messages for the chat template."""

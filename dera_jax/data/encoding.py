@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dera_jax import models, tokenizer
-from dera_jax.policies import Policy
-from dera_jax.prompts import Prompt
-from dera_jax.shown import shown
-from dera_jax.turn_ends import tell, turn_ends
-from dera_jax.usable import Dropped, Unusable, check_text, keep_usable
+from dera_jax import models
+from dera_jax.common.shown import shown
+from dera_jax.common.usable import Dropped, Unusable, check_text, keep_usable
+from dera_jax.data.buckets import SMALLEST_BUCKET, bucket_length, padded_length
+from dera_jax.data.prompts import Prompt
+from dera_jax.data.tokens import encode_prompt
+from dera_jax.data.turn_ends import tell, turn_ends
+from dera_jax.policies.policy import Policy
 
 
 class DoesNotFit(Unusable):
@@ -43,9 +45,7 @@ class EncodedPrompt:
         starts = self.start_tokens or (None,) * len(self.tokens)
         lengths = [len(context) for context, _ in self.parts]
         return tuple(
-            tokenizer.bucket_length(length)
-            if start is not None
-            else max(tokenizer.SMALLEST_BUCKET, tokenizer.padded_length(length))
+            bucket_length(length) if start is not None else max(SMALLEST_BUCKET, padded_length(length))
             for start, length in zip(starts, lengths, strict=True)
         )
 
@@ -119,7 +119,7 @@ def encode_turn(
     for policy in policies:
         reader = policy if policy.template is not None else templated
         try:
-            ids = tokenizer.encode_prompt(
+            ids = encode_prompt(
                 reader.tokenizer,
                 asked.text,
                 asked.messages,
@@ -161,3 +161,9 @@ def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_toke
         raise ValueError(
             f"prompt {prompt.prompt_id!r}: token {max(ids)} is beyond the {vocab} words of {shown(policy.name, 200)}"
         )
+
+
+def prompt_tokens(prompt: EncodedPrompt) -> list:
+    """Returns the ids that the models read; a list for each where they differ."""
+    each = [list(ids) for ids in prompt.tokens]
+    return each[0] if all(ids == each[0] for ids in each) else each

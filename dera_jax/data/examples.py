@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
-from dera_jax import shapes
-from dera_jax.answers import encode_exchange, encode_whole, ended
-from dera_jax.data import Record
-from dera_jax.messages import template_variables
-from dera_jax.policies import Policy
-from dera_jax.shapes import Row
-from dera_jax.tokenizer import encode_prompt
-from dera_jax.turn_ends import turn_ends
-from dera_jax.usable import KEEP_END, KEEP_START, Dropped, Unusable, keep_usable
+from dera_jax.common.usable import KEEP_END, KEEP_START, Dropped, Unusable, keep_usable
+from dera_jax.data import fields
+from dera_jax.data.answers import encode_exchange, encode_whole, ended
+from dera_jax.data.fields import Row
+from dera_jax.data.messages import template_variables
+from dera_jax.data.records import Record
+from dera_jax.data.tokens import encode_prompt
+from dera_jax.data.turn_ends import turn_ends
+from dera_jax.policies.policy import Policy
 
 Ids = tuple[int, ...]
 
@@ -103,9 +103,9 @@ def encode_examples(
     """
 
     def read(record: Record) -> Row:
-        if not shapes.has_pair(record, labelled=labelled):
-            return shapes.read_row(record)
-        prompt, completions = shapes.read_pair(record)
+        if not fields.has_pair(record, labelled=labelled):
+            return fields.read_row(record)
+        prompt, completions = fields.read_pair(record)
         return Row(prompt, completions if labelled else completions[:1])
 
     encoded, report = _encode_all(policy, records, max_length, read, truncation_mode)
@@ -114,7 +114,7 @@ def encode_examples(
         for e in encoded
         for completion, label in zip(e.completions, _labels(e, labelled), strict=True)
     ]
-    chosen = 0 if labelled else sum(shapes.has_pair(e.record) for e in encoded)
+    chosen = 0 if labelled else sum(fields.has_pair(e.record) for e in encoded)
     return examples, replace(report, used=len(examples), chosen=chosen)
 
 
@@ -140,14 +140,14 @@ def encode_pairs(
     Raises:
       ValueError: as `encode_examples`.
     """
-    encoded, report = _encode_all(policy, records, max_length, shapes.read_pair, truncation_mode, whole)
-    return [Pair(e.prompt, *e.completions, shapes.read_margin(e.record)) for e in encoded], report
+    encoded, report = _encode_all(policy, records, max_length, fields.read_pair, truncation_mode, whole)
+    return [Pair(e.prompt, *e.completions, fields.read_margin(e.record)) for e in encoded], report
 
 
 def _labels(encoded: _Encoded, labelled: bool) -> tuple[bool | None, ...]:
     if not labelled:
         return (None,)
-    return (True, False) if len(encoded.completions) == 2 else (shapes.read_label(encoded.record),)
+    return (True, False) if len(encoded.completions) == 2 else (fields.read_label(encoded.record),)
 
 
 def _encode_all(
@@ -182,7 +182,7 @@ def _fit(record: Record, prompt: Ids, completions: tuple[Ids, ...], max_length: 
         raise Unusable(f"prompt of {max_length} tokens or more")
     kept = tuple(completion[:room] for completion in completions)
     if len(kept) == 2 and kept[0] == kept[1]:
-        raise Unusable(f"{shapes.EQUAL} in their first {max_length} tokens")
+        raise Unusable(f"{fields.EQUAL} in their first {max_length} tokens")
     return _Encoded(record, prompt, kept, sum(len(c) > room for c in completions), len(prompt) < whole)
 
 
@@ -235,5 +235,5 @@ def _whole_ids(policy: Policy, row: Row, variables: dict) -> tuple[list[int], li
         )
         for said in row.completions
     ]
-    end = min(shapes.count_common(prompt, whole) for whole in wholes)
+    end = min(fields.count_common(prompt, whole) for whole in wholes)
     return prompt[:end], [whole[end:] for whole in wholes]

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from dera_jax.columns import usual
-from dera_jax.data import Record, json_kind
-from dera_jax.messages import with_plain_content
-from dera_jax.shown import shown
-from dera_jax.usable import Unusable, check_messages, check_text
+from dera_jax.common.shown import shown
+from dera_jax.common.usable import Unusable, check_messages, check_text
+from dera_jax.data.columns import usual
+from dera_jax.data.messages import with_plain_content
+from dera_jax.data.records import Record, json_kind
 
 Chat = tuple[dict, ...]
-
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 """What the turns of Anthropic's transcripts begin with."""
 EQUAL, EMPTY, UNRELATED = "chosen equal to rejected", "an answer is empty", "no prompt in common"

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dera_jax import shapes
-from dera_jax.answers import ended
-from dera_jax.chat_templates import Span, render_answers
-from dera_jax.data import Record
-from dera_jax.examples import Example, Report, encode_examples, encode_record
-from dera_jax.messages import template_variables
-from dera_jax.policies import Policy
-from dera_jax.shapes import Row
-from dera_jax.tokenizer import render_chat, text_ids
-from dera_jax.turn_ends import turn_ends
-from dera_jax.usable import KEEP_END, KEEP_START, Unusable, keep_usable
+from dera_jax.common.usable import KEEP_END, KEEP_START, Unusable, keep_usable
+from dera_jax.data import fields
+from dera_jax.data.answers import ended
+from dera_jax.data.examples import Example, Report, encode_examples, encode_record
+from dera_jax.data.fields import Row
+from dera_jax.data.messages import template_variables
+from dera_jax.data.records import Record
+from dera_jax.data.tokens import render_chat, text_ids
+from dera_jax.data.turn_ends import turn_ends
+from dera_jax.policies.chat_templates import Span, render_answers
+from dera_jax.policies.policy import Policy
 
 Whole = tuple[list[int], list[bool]]
 """Ids of a whole text, and which of them are learned."""
@@ -48,7 +48,7 @@ def encode_learned(
       ValueError: as `encode_examples`, or an encoder-decoder, whose prompts are not learned.
     """
     if not assistant_only and completion_only is not False:
-        text = next(filter(shapes.is_text, records), None)
+        text = next(filter(fields.is_text, records), None)
         if completion_only and text:
             raise ValueError(
                 f"{text.where}: --completion-only-loss expects `prompt` and `completion`, found a text"
@@ -61,8 +61,8 @@ def encode_learned(
         )
 
     def use(record: Record) -> tuple[Example, bool]:
-        pair = shapes.has_pair(record)
-        row = shapes.read_pair(record) if pair else shapes.read_row(record, every=assistant_only)
+        pair = fields.has_pair(record)
+        row = fields.read_pair(record) if pair else fields.read_row(record, every=assistant_only)
         if assistant_only:
             whole = _with_answers(policy, record, row, completion_only is False or not row.completions[0])
         else:
@@ -74,7 +74,7 @@ def encode_learned(
         return Example(*made) if all(rest) else Partly(*made, learned=rest), len(whole[0]) > max_length
 
     made, dropped = keep_usable(records, use, lambda record: record.where)
-    cut, chosen = sum(cut for _, cut in made), sum(map(shapes.has_pair, records))
+    cut, chosen = sum(cut for _, cut in made), sum(map(fields.has_pair, records))
     end = {"shortened": cut} if truncation_mode == KEEP_END else {"cut": cut}
     return [example for example, _ in made], Report(len(made), dropped, chosen=chosen, **end)
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from dera_jax.data import json_kind
+from dera_jax.data.records import json_kind
 
 TAKEN = ("messages", "add_generation_prompt", "continue_final_message", "tools", "tokenize", "return_tensors")
 """What a template is told by others than a record's settings."""

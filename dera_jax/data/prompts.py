@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dera_jax.columns import usual
-from dera_jax.data import Record, json_kind, load_records
-from dera_jax.messages import template_variables, with_plain_content
-from dera_jax.shapes import read_pair
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
+from dera_jax.common.usable import Dropped, Unusable, check_messages, check_text, keep_usable
+from dera_jax.data.columns import usual
+from dera_jax.data.fields import read_pair
+from dera_jax.data.messages import template_variables, with_plain_content
+from dera_jax.data.records import Record, json_kind, load_records
 from dera_jax.strengths import turn_strengths
-from dera_jax.usable import Dropped, Unusable, check_messages, check_text, keep_usable
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from dera_jax.data import Record, load_records
-from dera_jax.files import encode_json, make_folder, write_bytes
+from dera_jax.common.files import make_folder, write_bytes
+from dera_jax.common.json_files import encode_json
+from dera_jax.data.records import Record, load_records
 
 
 def recast(out: Path, data: str, first: str | None = None, **templates: str) -> None:

@@ -14,17 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax.files import open_file, why_no_json
-from dera_jax.folders import no_such_file
-from dera_jax.shown import shown
+from dera_jax.common.files import ASSETS, open_file
+from dera_jax.common.folders import no_such_file
+from dera_jax.common.json_files import why_no_json
+from dera_jax.common.shown import shown
 
-ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"toy": "toy/prompts.jsonl", "chat": "chat.jsonl"}
 """Names of the prompts that come with the package; a file of that name in the folder does not win."""
-
 LONGEST_CELL = 2**28
 """Characters of a table's cell, at most; Python's own limit is shorter than a long document."""
-
 FORMS = "FILE.jsonl, FILE.jsonl.gz, FILE.json, FILE.csv, FILE.parquet, FILE.txt, hf:org/set[:split], tfds:name[:split]"
 
 

@@ -2,19 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dera_jax.chat_templates import check_template
-from dera_jax.chat_templates import render_chat as render_chat
-from dera_jax.files import LARGEST_JSON, read_bytes, read_json
-from dera_jax.shown import shown
-from dera_jax.tokenizer_files import load_tokenizer as load_tokenizer
-from dera_jax.tokenizer_files import save_tokenizer as save_tokenizer
-from dera_jax.untrusted import OverLimit
-from dera_jax.usable import Unusable, check_text
+from dera_jax.common.shown import shown
+from dera_jax.common.usable import Unusable, check_text
+from dera_jax.policies.chat_templates import render_chat
 
 CONTEXT = 4
 """Prompt tokens decoded together with a completion."""
@@ -24,8 +17,6 @@ BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 """Names of tokens that are one byte each, which some tokenizers spell rare characters with."""
 BORDERS = ("\n", "|", "a", "0", "\x01")
 """Characters that a text is encoded behind, the first that does not become one token with its start."""
-SMALLEST_BUCKET = 16
-"""Prompts are padded to at least this many tokens."""
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
@@ -134,36 +125,6 @@ def _repeats(tokens: Sequence[int], token: int) -> int:
     return next((n for n, each in enumerate(tokens) if each != token), len(tokens))
 
 
-def read_template(path: Path) -> str:
-    """Returns the chat template in a file: Jinja, or JSON with a `chat_template`, as tokenizers have it.
-
-    Raises:
-      ValueError: no such file, no template in it, or a template that is broken.
-    """
-    if not path.is_file():
-        found = "expected a file, found a folder" if path.is_dir() else "no such file"
-        raise ValueError(f"{shown(path, 200)}: {found}")
-    if path.suffix == ".json":
-        text = read_json(path, dict).get("chat_template")
-        if not isinstance(text, str):
-            found = type(text).__name__
-            raise ValueError(f"{shown(path, 200)}: expected a string in 'chat_template', found {found}")
-    else:
-        try:
-            text = read_bytes(path, LARGEST_JSON).decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{shown(path, 200)}: cannot be read: {error}") from None
-    if not text.strip():
-        raise ValueError(f"{shown(path, 200)}: the chat template is empty")
-    try:
-        check_template(text)
-    except OverLimit as error:
-        raise ValueError(f"{shown(path, 200)}: the chat template {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{shown(path, 200)}: the chat template is broken: {error}") from None
-    return text
-
-
 def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], text: str) -> list[int]:
     """Returns the ids of `text` as it continues `prompt`, without EOS."""
     # Encoded together with the prompt, so that the space between them is kept.
@@ -236,41 +197,3 @@ def _unfinished(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> in
         if byte >= 0xC0:  # the first of two, three or four
             return count if count < 2 + (byte >= 0xE0) + (byte >= 0xF0) else 0
     return 0
-
-
-def bucket_length(length: int) -> int:
-    """Returns the padded length of a prompt of `length` tokens: the next power of two.
-
-    It depends on the prompt alone, so that its completions do not depend on other prompts.
-    """
-    return max(SMALLEST_BUCKET, 1 << max(length - 1, 0).bit_length())
-
-
-def padded_length(length: int) -> int:
-    """Returns the padded length of whole texts: the next of 16, 24, 32, 48, 64, 96, 128 …"""
-    whole = bucket_length(length)
-    return whole * 3 // 4 if length <= whole * 3 // 4 else whole
-
-
-def pad_left(tokens: Sequence[int], bucket: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `tokens` at the end of `bucket` slots, and the mask of real tokens; both [1, bucket]."""
-    padded, mask = np.zeros((1, bucket), np.int32), np.zeros((1, bucket), bool)
-    if tokens:
-        padded[0, -len(tokens) :] = tokens
-        mask[0, -len(tokens) :] = True
-    return padded, mask
-
-
-def check_same_vocabulary(
-    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, names: Sequence[str]
-) -> None:
-    """Raises ValueError where two tokenizers give one word different ids."""
-    one, other = first.get_vocab(), second.get_vocab()
-    if one == other:
-        return
-    word = min(one.keys() ^ other.keys() or {w for w in one if one[w] != other[w]})
-    raise ValueError(
-        f"the models have different vocabularies: {word!r} is {one.get(word, 'absent')} in "
-        f"{shown(names[0], 200)} ({len(one)} words) and {other.get(word, 'absent')} in "
-        f"{shown(names[1], 200)} ({len(other)} words)"
-    )

@@ -6,9 +6,9 @@ from functools import cache, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from dera_jax.chat_templates import render_chat
-from dera_jax.hosts import leads
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
+from dera_jax.devices.processes import leads
+from dera_jax.policies.chat_templates import render_chat
 
 ANSWER = "AN_ANSWER_THAT_IS_LOOKED_FOR"
 """Stands where an answer stands; no template has it as a word of its own."""

@@ -6,7 +6,6 @@ are given to the next cells. Prompts are prefilled when their first cell's turn 
 room that the longest row at work needs, in few steps: a chunk is compiled for each.
 """
 
-import time
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
@@ -17,17 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dera_jax import decode, models, tokenizer
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt, before
-from dera_jax.endings import Endings
-from dera_jax.keys import seed_key
-from dera_jax.policies import Policy
-from dera_jax.realign import linear_rule, strength_weights
-from dera_jax.sampling import Sampling
-from dera_jax.sharding import mesh_of
-from dera_jax.strengths import Strength, format_strength
-from dera_jax.usage import Usage
+from dera_jax import models
+from dera_jax.data import buckets
+from dera_jax.data.encoding import EncodedPrompt, before
+from dera_jax.decoding import device_loop
+from dera_jax.decoding.endings import Endings
+from dera_jax.decoding.request import Cell, Completion
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.devices.mesh import mesh_of
+from dera_jax.models.keys import seed_key
+from dera_jax.realign import strength_weights
+from dera_jax.rules.rule import rule_name
+from dera_jax.strengths import format_strength
 
 CHUNK = 16
 """Steps between two looks at which rows have ended: a row idles half as many on average."""
@@ -35,120 +35,10 @@ POOL = 8
 """Prefilled prompts kept at a time, at most; they take no more than a quarter of the batch's caches."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One completion to make."""
-
-    prompt: EncodedPrompt
-    sample: int
-    lambda_: Strength
-    turn: int = 0
-    """Of the conversation, from 0."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One completion with the figures of each of its tokens, in nats."""
-
-    cell: Cell
-    tokens: list[int]
-    """EOS, or what closes a chat's turn in its place, included."""
-    text: str
-    finish_reason: str
-    """eos, stop or length."""
-    logprobs: np.ndarray
-    model_logprobs: np.ndarray
-    """[tokens, models]"""
-    sampling_logprobs: np.ndarray
-    kl_to_reference: np.ndarray
-    log_normalizers: np.ndarray | None
-
-    @property
-    def prompt(self) -> str | tuple[dict, ...]:
-        """What was asked: the text, or the messages."""
-        asked = self.cell.prompt.prompt
-        return asked.messages if asked.text is None else asked.text
-
-    @property
-    def length(self) -> int:
-        """Tokens without EOS."""
-        return len(self.tokens) - (self.finish_reason == "eos")
-
-
-def complete(
-    policies: Sequence[Policy],
-    cells: Sequence[Cell],
-    config: DecodeConfig,
-    rows: int,
-    rule: decode.Rule = linear_rule,
-    usage: Usage | None = None,
-) -> Iterator[Completion]:
-    """Yields the completion of every cell as it ends. The models take weights (1 − Σλ, λ…).
-
-    Args:
-      rows: of a batch.
-      usage: is added to.
-    """
-    for _, group in groupby(_in_order(cells), key=_shape):
-        yield from _Batch(policies, list(group), config, rows, rule, usage or Usage()).run()
-
-
-def warm_up(
-    policies: Sequence[Policy],
-    cells: Sequence[Cell],
-    config: DecodeConfig,
-    rows: int,
-    rule: decode.Rule = linear_rule,
-    *,
-    full: bool = False,
-) -> tuple[float, float]:
-    """Compiles what `complete` will begin with for prompts like the cells'.
-
-    Args:
-      cells: the longest of each shape of prompts.
-      full: with caches that have room for the longest completion.
-
-    Returns:
-      The seconds that compiling took, and the seconds of one step of a full batch after that.
-    """
-
-    def run_once(group: Sequence[Cell]) -> float:
-        start = time.perf_counter()
-        batch = _Batch(policies, [group[n % len(group)] for n in range(max(rows, len(group)))], config, rows,
-                       rule, Usage())  # fmt: skip
-        batch.fill()
-        while batch.queue:  # of more shapes than rows
-            batch.prefill(batch.queue.popleft().prompt)
-        if full:  # behind filling, which fits them to what is there
-            batch.fit_caches(batch.most)
-        batch.run_chunk()
-        return time.perf_counter() - start
-
-    compiling = step = 0.0
-    for _, group in groupby(_in_order(cells), key=_shape):
-        same = list(group)
-        # A batch of its own each time, gone before the next: two at once might not fit.
-        first, second = run_once(same), run_once(same)
-        compiling, step = compiling + first - second, max(step, second / CHUNK)
-    return compiling, step
-
-
 def _prompt_hash(cell: Cell) -> np.uint32:
     """Returns what the cell's draws are seeded by, beside the run's seed and the sample."""
     turn = f"\0{cell.turn}" if cell.turn else ""
     return np.uint32(zlib.crc32(f"{cell.prompt.id}{turn}".encode()))
-
-
-def _in_order(cells: Sequence[Cell]) -> list[Cell]:
-    """Returns cells batch by batch, in it short prompts first, which keeps caches short; else in their order."""
-    return sorted(cells, key=lambda cell: (_shape(cell), cell.prompt.buckets))
-
-
-def _shape(cell: Cell) -> tuple:
-    """Returns what all cells of a batch have in common: all prompts may differ in length but encoders'."""
-    buckets, slots = cell.prompt.buckets, cell.prompt.slots
-    encoded = tuple(0 if taken else bucket for bucket, taken in zip(buckets, map(bool, slots), strict=True))
-    return len(set(buckets)) == 1, encoded
 
 
 def full_room(prompt: int, max_new_tokens: int) -> int:
@@ -170,11 +60,11 @@ class _Slot:
 
     cell: Cell
     tokens: list[int] = field(default_factory=list)
-    drawn: list[decode.Drawn] = field(default_factory=list)
+    drawn: list[device_loop.Drawn] = field(default_factory=list)
     """Of each chunk, this row's column."""
 
 
-class _Batch:
+class Batch:
     """Slots, the queue of cells that wait for one, and the state on the device."""
 
     def __init__(self, policies, cells, config, rows, rule, usage):
@@ -191,7 +81,7 @@ class _Batch:
         self.slots: list[_Slot | None] = [None] * rows
         self.together = parts["data"]
         """Prompts that are prefilled at once: as many as leave each device the program of a single one."""
-        self.pool: OrderedDict[tuple, tuple[decode.Prefilled, int]] = OrderedDict()
+        self.pool: OrderedDict[tuple, tuple[device_loop.Prefilled, int]] = OrderedDict()
         self.key = seed_key(config.seed)
         self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
         eos_ids = {i for policy in policies for i in policy.eos_ids}
@@ -201,7 +91,7 @@ class _Batch:
         self.most = tuple(full_room(slots, config.max_new_tokens) for slots in most)
         first, _ = self.prefill(cells[0].prompt)
         self.room = self._room_for(self._taken([cell.prompt for cell in cells[:rows]]))
-        self.state = decode.empty_state(self.configs, first, rows, self.room, self.key, rule, self.mesh)
+        self.state = device_loop.empty_state(self.configs, first, rows, self.room, self.key, rule, self.mesh)
 
     def run(self) -> Iterator[Completion]:
         self.fill()
@@ -209,8 +99,8 @@ class _Batch:
             yield from self._take_finished(self.run_chunk())
             self.fill()
 
-    def run_chunk(self) -> decode.Drawn:
-        self.state, drawn = decode.decode_chunk(
+    def run_chunk(self) -> device_loop.Drawn:
+        self.state, drawn = device_loop.decode_chunk(
             self.configs, self.params, self.state, self.sampling, self.eos, rule=self.rule, steps=CHUNK,
             mesh=self.mesh,
         )  # fmt: skip
@@ -243,7 +133,7 @@ class _Batch:
     def fit_caches(self, room: tuple[int, ...]) -> None:
         """Gives the caches so many slots."""
         if room != self.room:
-            self.state = decode.fit_caches(self.configs, self.state, room, self.mesh)
+            self.state = device_loop.fit_caches(self.configs, self.state, room, self.mesh)
             self.room = room
 
     def _room_for(self, taken: Sequence[int]) -> tuple[int, ...]:
@@ -255,7 +145,7 @@ class _Batch:
         """Returns how many slots of each cache the longest of `prompts` takes with tokens drawn."""
         longest = tuple(map(max, zip(*(prompt.slots for prompt in prompts), strict=True)))
         counts = [config.members for config in self.configs]
-        return tuple(max(each) + drawn for each in decode.by_stream(longest, counts))
+        return tuple(max(each) + drawn for each in device_loop.by_stream(longest, counts))
 
     def _fill_prompt(self, filled: list[tuple[int, Cell]], then: Sequence[EncodedPrompt]) -> None:
         slots = np.full(self.rows, self.rows, np.int32)
@@ -265,7 +155,7 @@ class _Batch:
             slots[entry], samples[entry] = slot, cell.sample
             weights[entry] = strength_weights(cell.lambda_)
         first = filled[0][1]
-        self.state = decode.fill_slots(
+        self.state = device_loop.fill_slots(
             self.state,
             *self.prefill(first.prompt, then),
             slots,
@@ -279,7 +169,7 @@ class _Batch:
 
     def prefill(
         self, prompt: EncodedPrompt, then: Sequence[EncodedPrompt] = ()
-    ) -> tuple[decode.Prefilled, int]:
+    ) -> tuple[device_loop.Prefilled, int]:
         """Returns prompts, ready to be continued, and which of them is `prompt`.
 
         Args:
@@ -305,22 +195,22 @@ class _Batch:
                 found.setdefault(each.tokens, each)
         return list(found.values())
 
-    def _prefilled(self, prompts: Sequence[EncodedPrompt]) -> decode.Prefilled:
+    def _prefilled(self, prompts: Sequence[EncodedPrompt]) -> device_loop.Prefilled:
         def of_model(number: int, bucket: int):
             contexts, last = zip(*(prompt.parts[number] for prompt in prompts), strict=True)
-            tokens, mask = zip(*(tokenizer.pad_left(context, bucket) for context in contexts), strict=True)
+            tokens, mask = zip(*(buckets.pad_left(context, bucket) for context in contexts), strict=True)
             return np.concatenate(tokens), np.concatenate(mask), last
 
         read = [of_model(number, bucket) for number, bucket in enumerate(prompts[0].buckets)]
         tokens, mask, last = zip(*read, strict=True)
-        prefilled = decode.prefill_prompts(
+        prefilled = device_loop.prefill_prompts(
             self.configs, self.params, tokens, mask, np.array(last, np.int32), mesh=self.mesh
         )
         if self.mesh:  # on a processor, two computations under way may wait for each other's devices
             jax.block_until_ready(prefilled)
         return prefilled
 
-    def _take_finished(self, drawn: decode.Drawn) -> Iterator[Completion]:
+    def _take_finished(self, drawn: device_loop.Drawn) -> Iterator[Completion]:
         for number, slot in enumerate(self.slots):
             if slot is None:
                 continue
@@ -364,7 +254,7 @@ class _Batch:
         if finite.all():
             return
         step, column = np.argwhere(~finite)[0]
-        name = (*(p.name for p in self.policies), f"rule {decode.rule_name(self.rule)}")[column]
+        name = (*(p.name for p in self.policies), f"rule {rule_name(self.rule)}")[column]
         at = f" at λ = {format_strength(slot.cell.lambda_)}" if column == len(self.policies) else ""
         raise ValueError(
             f"{name}: logits are not finite at token {step + 1} of the completion of "

@@ -20,46 +20,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32
 
-from dera_jax import models, sharding
-from dera_jax.code_hash import code_hash
-from dera_jax.measure import TokenRecord, measure
-from dera_jax.policies import Policy
-from dera_jax.realign import is_mixture
-from dera_jax.sampling import Sampling, sample
-from dera_jax.user_code import run
-
-Rule = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
-
-
-def rule_name(rule: Rule) -> str:
-    """Returns the name that rows carry: linear, or module:function."""
-    name = getattr(rule, "__qualname__", type(rule).__qualname__)
-    return "linear" if is_mixture(rule) else f"{rule.__module__}:{name}"
-
-
-def rule_code(rule: Rule) -> str | None:
-    """Returns a hash of a rule's code; None of the mixture, which its name decides."""
-    return None if is_mixture(rule) else code_hash(rule)
-
-
-def check_rule(rule: Rule, name: str, policies: Sequence[Policy]) -> None:
-    """Raises ValueError unless `rule` turns logits of all models into logits of a row, without running it."""
-    vocab, rows, dtype = min(policy.config.vocab_size for policy in policies), 2, np.float32
-    logits = jax.ShapeDtypeStruct((len(policies), rows, vocab), dtype)
-    weights = jax.ShapeDtypeStruct((rows, len(policies)), dtype)
-    initial = getattr(rule, "initial_state", None)
-
-    def traced():
-        state = jax.eval_shape(lambda: initial(rows) if initial else None)
-        mixed, after = jax.eval_shape(rule, logits, weights, state)
-        return state, mixed, after
-
-    state, mixed, after = run(f"rule {name} fails on logits[models, rows, vocab]", traced)
-    if getattr(mixed, "shape", None) != (rows, vocab):
-        found = getattr(mixed, "shape", type(mixed).__name__)
-        raise ValueError(f"rule {name}: expected logits of shape {(rows, vocab)}, found {found}")
-    if after != state:
-        raise ValueError(f"rule {name}: expected a state like that of initial_state, found another")
+from dera_jax import models
+from dera_jax.decoding.measure import TokenRecord, measure
+from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.devices import placement
+from dera_jax.rules.rule import Rule, is_mixture
 
 
 class Prefilled(NamedTuple):
@@ -121,11 +86,11 @@ def prefill_prompts(
 
     def joined(values):
         by_model = (jnp.stack(each, axis=1) for each in by_stream(values, counts))
-        return [sharding.constrain_rows(each.reshape(-1, each.shape[-1]), mesh) for each in by_model]
+        return [placement.constrain_rows(each.reshape(-1, each.shape[-1]), mesh) for each in by_model]
 
     bound = map(models.bind, configs, params)
     read = (model.prefill(t, m) for model, t, m in zip(bound, joined(tokens), joined(mask), strict=True))
-    caches = sharding.constrain_rows(tuple(map(models.without_padding, read)), mesh)
+    caches = placement.constrain_rows(tuple(map(models.without_padding, read)), mesh)
     position = jnp.stack([m.sum(axis=1) for m in mask]).astype(jnp.int32)
     return Prefilled(caches, last, position)
 
@@ -194,7 +159,7 @@ def fit_caches(
 
 @partial(jax.jit, static_argnames=("shape", "mesh"))
 def _fitted(array: Array, shape: tuple[int, ...], mesh: Mesh | None) -> Array:
-    return sharding.constrain_rows(models.fitted(array, shape), mesh)
+    return placement.constrain_rows(models.fitted(array, shape), mesh)
 
 
 def _on_mesh(state: DecodeState, mesh: Mesh | None) -> DecodeState:
@@ -202,7 +167,7 @@ def _on_mesh(state: DecodeState, mesh: Mesh | None) -> DecodeState:
     axes = {"token": 1, "position": 1}
     return DecodeState(
         *(
-            sharding.constrain_rows(value, mesh, axes.get(name, 0))
+            placement.constrain_rows(value, mesh, axes.get(name, 0))
             for name, value in zip(state._fields, state, strict=True)
         )
     )
@@ -282,7 +247,7 @@ def _put(
 ) -> Shaped[Array, "members_rows ..."]:
     """Returns `old` with `new`, which may have less room than it, in the slots."""
     new = models.fitted(new, (len(new), *old.shape[1:]))
-    return sharding.by_rows(_put_rows, mesh)(old, new, slots)
+    return placement.by_rows(_put_rows, mesh)(old, new, slots)
 
 
 def _put_rows(
@@ -390,4 +355,4 @@ def decode_chunk(
         return decode_step(bound, state, recent, sampling, eos, rule)
 
     state, drawn = scan_steps(step, state, steps)
-    return _on_mesh(state, mesh), sharding.gathered(drawn, mesh)
+    return _on_mesh(state, mesh), placement.gathered(drawn, mesh)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from dera_jax import tokenizer
+from dera_jax.data.tokens import REPLACEMENT, decode_completion
 
 
 class End(NamedTuple):
@@ -35,7 +35,7 @@ class Endings:
           reader: turns tokens into text.
           stop: texts, with special tokens in them or not; the one that is whole first ends the completion.
         """
-        self._reader, self._eos_ids, self._stop = reader, frozenset(eos_ids), tuple(stop)
+        self._reader, self.find_eos_ids, self._stop = reader, frozenset(eos_ids), tuple(stop)
         self._limit, self._longest = max_new_tokens, max(map(len, stop), default=0)
         added = reader.added_tokens_decoder.items()
         self._special = {i for i, token in added if token.special}.union(reader.all_special_ids)
@@ -52,7 +52,7 @@ class Endings:
           more_eos: what ends this completion as EOS does.
         """
         limit = min(len(tokens), self._limit)
-        eos_ids = self._eos_ids.union(more_eos) if more_eos else self._eos_ids
+        eos_ids = self.find_eos_ids.union(more_eos) if more_eos else self.find_eos_ids
         eos = next((i for i in range(searched, limit) if tokens[i] in eos_ids), None)
         if self._stop and (end := self._find_stop(prompt, tokens[: limit if eos is None else eos], searched)):
             return end
@@ -76,7 +76,7 @@ class Endings:
 
         whole = said(len(tokens))
         # Bytes that are no character may have taken a stop text along that was there before them.
-        if self._place(whole) is None and tokenizer.REPLACEMENT not in whole:
+        if self._place(whole) is None and REPLACEMENT not in whole:
             return None
         counts = range(searched + 1, len(tokens) + 1)
         count = next((n for n in counts if self._place(said(n)) is not None), None)
@@ -114,4 +114,4 @@ class Endings:
         return start
 
     def _text(self, prompt: Sequence[int], tokens: Sequence[int], special: bool = False) -> str:
-        return tokenizer.decode_completion(self._reader, prompt, tokens, special=special)
+        return decode_completion(self._reader, prompt, tokens, special=special)

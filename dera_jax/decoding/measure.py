@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dera_jax import realign, sampling
+from dera_jax import realign
+from dera_jax.decoding import sampling
 
 
 class TokenRecord(NamedTuple):

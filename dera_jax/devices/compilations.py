@@ -5,8 +5,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from dera_jax.folders import cache_folder
-from dera_jax.shown import shown
+from dera_jax.common.folders import cache_folder
+from dera_jax.common.shown import shown
 
 MOST_BYTES = 4 * 2**30
 """Of compiled programs; the least used are removed."""

@@ -5,24 +5,20 @@ makes the communication from that. Rows of a batch are split across `data`; voca
 units across `model`. A dimension that its axis does not divide is whole on every device.
 """
 
-import math
-import os
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
-from dera_jax import lost, models
+from dera_jax import models
+from dera_jax.devices.mesh import mesh_text
 from dera_jax.models.linear import WeightsConfig
 
-MESH_AXES = ("data", "model")
 LOGICAL = {"rows": "data", "vocab": "model", "positions": "model", "heads": "model", "mlp": "model"}
 """Axes of the mesh that dimensions are split across, by their names; those not here are not split."""
 AXES = {
@@ -36,10 +32,6 @@ AXES = {
     **dict.fromkeys(("gate", "linear", "up", "dense"), ("embed", "mlp")),
 }
 """Dimensions of the matrices, by the modules that hold them."""
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-"""Of the environment: what `start_processes` takes where it is given nothing."""
-OPTIONS = dict(zip(VARIABLES, ("--coordinator", "--num-processes", "--process-id"), strict=True))
-"""What commands call the same."""
 
 
 def check_heads(mesh: Mesh | AbstractMesh, name: str, config: WeightsConfig) -> None:
@@ -62,92 +54,6 @@ def undivided_vocabulary(mesh: Mesh | AbstractMesh, name: str, config: WeightsCo
         f"({words} = {words // parts} × {parts} + {words % parts}): "
         "embedding and head are whole on every device"
     )
-
-
-def parse_mesh(text: str | None = None) -> Mesh:
-    """Returns the mesh of all devices that `text`, such as `data:2,model:4`, describes.
-
-    Args:
-      text: sizes of the axes; one left out is 1. None splits rows over all devices.
-
-    Raises:
-      ValueError: another form, or sizes that do not make up the devices there are.
-    """
-    devices = jax.devices()
-    text = f"data:{len(devices)}" if text is None else text
-    parts = [part.strip().partition(":")[::2] for part in text.split(",")]
-    sizes = {name: int(size) for name, size in parts if size.isascii() and size.isdigit()}
-    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
-    if len(sizes) != len(parts) or not sizes.keys() <= set(MESH_AXES) or np.prod(shape) != len(devices):
-        there = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
-        raise ValueError(f"mesh: expected data:N,model:M with N × M = {len(devices)} ({there}), got {text!r}")
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-class Group(NamedTuple):
-    """Processes that decode together; others take other cells."""
-
-    mesh: Mesh
-    """Of their devices."""
-    number: int
-    """From 0, of `count` groups."""
-    count: int
-    writes: bool
-    """Whether this process is the one of its group that writes what they all have."""
-
-
-def own_group(mesh: Mesh) -> Group:
-    """Returns the group of this process: those whose devices share a row of the mesh.
-
-    Example: `data:2,model:4` on two processes of four devices each is two groups with `data:1,model:4`;
-    `model:8` is one group, in which both processes take every step together.
-
-    Raises:
-      ValueError: rows of the mesh that share some of their processes only.
-    """
-    rows = [frozenset(device.process_index for device in row) for row in mesh.devices]
-    groups = sorted(set(rows), key=min)
-    if sum(map(len, groups)) != len(frozenset().union(*groups)):
-        raise ValueError(f"mesh: expected a model axis that ends where processes do, got {mesh_text(mesh)}")
-    (number,) = (n for n, group in enumerate(groups) if jax.process_index() in group)
-    own = np.array([row for row, group in zip(mesh.devices, rows, strict=True) if group == groups[number]])
-    axes = dict(axis_names=MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-    return Group(Mesh(own, **axes), number, len(groups), jax.process_index() == min(groups[number]))
-
-
-def mesh_text(mesh: Mesh | AbstractMesh, groups: int = 1) -> str:
-    """Returns what `parse_mesh` reads: `data:2,model:4`.
-
-    Args:
-      groups: that have a mesh like this one, their rows side by side.
-    """
-    return ",".join(f"{axis}:{size * (groups if axis == 'data' else 1)}" for axis, size in mesh.shape.items())
-
-
-def mesh_of(params: PyTree) -> Mesh | None:
-    """Returns the mesh that parameters lie on; None where they were put on no mesh."""
-    found = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    return found.mesh if isinstance(found, NamedSharding) else None
-
-
-def choose_mesh(bytes_held: int) -> Mesh | None:
-    """Returns a mesh of all devices for so many bytes of parameters; None where there is one device.
-
-    As few devices share the parameters as leave half of each one's memory for the rest, so that as many
-    rows as can be go side by side.
-    """
-    devices = jax.devices()
-    if len(devices) == 1:
-        return None
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return parse_mesh(_fitting(bytes_held, len(devices), stats.get("bytes_limit")))
-
-
-def _fitting(bytes_held: int, count: int, memory: int | None) -> str:
-    model = 1
-    while memory and bytes_held / model > memory / 2 and count % (2 * model) == 0:
-        model *= 2
-    return f"data:{count // model},model:{model}"
 
 
 def axes_of(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str | None, ...]:
@@ -283,72 +189,6 @@ def local_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " local"]:
     split = NamedSharding(mesh, PartitionSpec(LOGICAL["rows"]))
     spans = {index[0].indices(rows) for index in split.addressable_devices_indices_map((rows,)).values()}
     return np.concatenate([np.arange(*span) for span in sorted(spans)])
-
-
-def start_processes(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    timeout: float = 60.0,
-) -> None:
-    """Joins this process to the others of its run, if it is told of any, before anything is computed.
-
-    Args:
-      coordinator: address of the first process, `host:port`; `auto` asks the cluster (Slurm, TPU pods)
-        for all three. What is None comes from the environment (`VARIABLES`).
-      num_processes: ≥ 1.
-      process_id: from 0 to num_processes − 1.
-      timeout: seconds in which all of them must have come.
-
-    Raises:
-      ValueError: only some of the three, or values that cannot be; the processes have not met in time.
-    """
-    given = zip((coordinator, num_processes, process_id), VARIABLES, strict=True)
-    address, count, number = (os.environ.get(name) if value is None else value for value, name in given)
-    if address is count is number is None:
-        return
-    if address == "auto":
-        if os.environ.get(VARIABLES[0]) == "auto":  # which JAX would take for an address
-            del os.environ[VARIABLES[0]]
-        return _meet((), "the coordinator that the cluster (Slurm, TPU pod …) names", timeout)
-    if missing := [n for n, value in zip(VARIABLES, (address, count, number), strict=True) if value is None]:
-        told = ", ".join(f"{OPTIONS[name]} (or {name})" for name in missing)
-        raise ValueError(
-            f"processes: expected a coordinator host:port, their number and this one's; missing {told}"
-        )
-    host, _, port = str(address).rpartition(":")
-    numbers = all(text.isascii() and text.isdigit() for text in (port, str(count), str(number)))
-    if not (host and numbers and int(number) < int(count)):
-        got = f"{address!r}, {count!r}, {number!r}"
-        raise ValueError(
-            f"processes: expected a coordinator host:port, their number N and this one's below N; got {got}"
-        )
-    _meet((address, int(count), int(number)), f"the coordinator {address}, {count} processes", timeout)
-
-
-def _meet(arguments: tuple, where: str, timeout: float) -> None:
-    """Calls `jax.distributed.initialize`, which would take down the process itself after its own time-out."""
-    failures: list[Exception] = []
-
-    def meet():
-        try:
-            with lost.ending_by_one_line():
-                jax.distributed.initialize(*arguments, initialization_timeout=math.ceil(timeout) + 3600)
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=meet, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if thread.is_alive():
-        raise ValueError(f"{where}: not reached by all of them within {timeout:g} s")
-    if failures and not arguments and "should be defined" in str(failures[0]):
-        raise ValueError(
-            "--coordinator=auto: found no cluster here (Slurm, TPU pod …) that tells who the others are; give "
-            f"{', '.join(OPTIONS.values())} in each process, or none of them for a single process"
-        ) from failures[0]
-    if failures:
-        raise ValueError(f"{where}: {' '.join(str(failures[0]).split())}") from failures[0]
 
 
 def _check_rows(rows: int, parts: int, mesh: Mesh) -> None:

@@ -10,15 +10,12 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import jax
-
-# There is no public name for the service; a collective on the devices gives up after a while.
 from jax._src import distributed
 
-from dera_jax.files import decode_json, encode_json
-from dera_jax.sharding import Group
+from dera_jax.common.json_files import decode_json, encode_json
+from dera_jax.devices.mesh import Group
 
 T = TypeVar("T")
-
 _numbers = itertools.count()
 """Of the exchanges, which all processes make in the same order."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dera_jax.folders import data_folder
+from dera_jax.common.folders import data_folder
 from dera_jax.strengths import format_strength
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from inspect import getdoc
 from typing import Any
 
-from dera_jax.experiments import Experiment, Outside, Place, Step
+from dera_jax.experiments.declare import Experiment, Outside, Place, Step
 
 GRID = tuple(n / 5 for n in range(11))
 """0, 0.2 … 2, the strengths of Fig. 2, 5, 8 and 9."""
@@ -276,7 +276,7 @@ def zephyr_7b() -> Experiment:
 
 def _recast(data: str, folder: str, **templates: Any) -> Place:
     """Returns the file of `data` under other names of its fields."""
-    return Step("dera_jax.recast:recast", folder, {"data": data, **templates}) / "data.jsonl"
+    return Step("dera_jax.data.recast:recast", folder, {"data": data, **templates}) / "data.jsonl"
 
 
 def _tldr(split: str, **more: str) -> Place:

@@ -15,15 +15,11 @@ from dera_jax.models.linear import PRECISION
 
 MASKED = -1e30
 """Score of a position that may not be attended to. Finite: a row with no real position stays free of NaN."""
-
 CAUSAL_BLOCKS = 3
 """Of queries, where all tokens are read at once: two thirds of the work are left."""
-
 BLOCK = 64
 """Slots of a cache that one query reads at a time. What lies behind a row's last block adds exactly 0, so its
 figures do not depend on how much room there is: sums over all slots at once would round otherwise."""
-
-
 Blocks = Float[Array, "rows kv_heads blocks _slots head_dim"] | Codes
 """Keys or values of `BLOCK` slots each."""
 

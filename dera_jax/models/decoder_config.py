@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dera_jax.configs import check_choice, check_count, check_number
+from dera_jax.common.checks import check_choice, check_count, check_number
 from dera_jax.models.layers import ACTIVATIONS
 from dera_jax.models.linear import WeightsConfig
 from dera_jax.models.rope import Rope

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt4
 
-from dera_jax.configs import KV_CACHES, check_choice, check_count
+from dera_jax.common.checks import check_choice, check_count
+from dera_jax.common.choices import ATTENTIONS, KV_CACHES, QUANTIZATIONS
 
 PRECISION = jax.lax.Precision.HIGHEST
 """Of matrix products: float32 is float32 on accelerators too. Other types are not affected."""
-
-QUANTIZATIONS = ("int8", "nf4")
-ATTENTIONS = ("auto", "einsum", "splash", "cudnn")
 NF4_BLOCK = 64
 """Inputs that share one scale."""
 NF4 = (

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dera_jax.configs import check_choice
+from dera_jax.common.checks import check_choice
 from dera_jax.models.decoder import Decoder, DecoderConfig
 from dera_jax.models.linear import Linear, WeightsConfig
-from dera_jax.models.t5 import T5, Stack, T5Config
+from dera_jax.models.t5 import T5, Stack
+from dera_jax.models.t5_config import T5Config
 
 HEADS = ("last", "encoder", "decoder", "each")
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dera_jax.configs import check_choice, check_number
+from dera_jax.common.checks import check_choice, check_number
 
 KINDS = ("default", "linear", "llama3", "yarn")
 

@@ -6,10 +6,10 @@ from typing import Annotated, TypedDict
 
 from msgspec import Meta
 
-from dera_jax import untrusted
-from dera_jax.files import read_json
-from dera_jax.notes import note
-from dera_jax.shown import shown
+from dera_jax.common.json_files import read_json
+from dera_jax.common.notes import note
+from dera_jax.common.shown import shown
+from dera_jax.policies import untrusted
 
 FILE = "adapter_config.json"
 REFUSED = {

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax import models
-from dera_jax.loading import adapter_settings, hub, names, tensors
-from dera_jax.loading.weights import check_finite, check_kind, full_shapes, is_quantized
+from dera_jax.common.shown import shown
 from dera_jax.models.linear import PRECISION, Adapter, quantize_kernel
-from dera_jax.shown import shown
-from dera_jax.trees import flatten, unflatten
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.policies import adapter_settings, hub, names, tensors
+from dera_jax.policies.weights import check_finite, check_kind, full_shapes, is_quantized
 
 PREFIX = "base_model.model."
 """Of every tensor's name in an adapter's file."""

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
-
 THREADS = min(4, os.cpu_count() or 1)
 
 

@@ -7,8 +7,8 @@ from secrets import token_hex
 
 from transformers import PreTrainedTokenizerBase
 
-from dera_jax import untrusted
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
+from dera_jax.policies import untrusted
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """What messages call the thoughts before an answer; templates know the first two."""

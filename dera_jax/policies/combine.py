@@ -10,16 +10,18 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from dera_jax.configs import check_choice
-from dera_jax.files import lock_folder, make_folder, remove_leftovers, unlock, write_json
-from dera_jax.loading import families, hub, manifests
-from dera_jax.loading.adapters import merge_adapters, untie
-from dera_jax.models import ModelConfig
-from dera_jax.policies import Policy
+from dera_jax.common.checks import check_choice
+from dera_jax.common.files import make_folder, remove_leftovers
+from dera_jax.common.json_files import write_json
+from dera_jax.common.locks import lock_folder, unlock
+from dera_jax.common.shown import shown
+from dera_jax.models.binding import ModelConfig
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.policies import families, hub, manifests
+from dera_jax.policies.adapters import merge_adapters, untie
+from dera_jax.policies.policy import Policy
 from dera_jax.realign import strength_weights
-from dera_jax.shown import shown
 from dera_jax.strengths import Strength
-from dera_jax.trees import flatten, unflatten
 
 METHODS = ("linear", "slerp")
 PARALLEL = 1e-4

@@ -4,9 +4,9 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from dera_jax.loading import names, tensors
-from dera_jax.notes import note
-from dera_jax.shown import shown
+from dera_jax.common.notes import note
+from dera_jax.common.shown import shown
+from dera_jax.policies import names, tensors
 
 COMPUTED = re.compile(
     r"(^|\.)rotary_emb\.\w+$|(^|\.)(attn|attention)\.(masked_)?bias$|EncDecAttention\.relative_attention_bias\.weight$"

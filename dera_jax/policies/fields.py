@@ -7,8 +7,8 @@ something in another family, a line on stderr says so.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dera_jax.notes import note
-from dera_jax.shown import shown
+from dera_jax.common.notes import note
+from dera_jax.common.shown import shown
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ T5 = ALL | _names(
     "relative_attention_max_distance feed_forward_proj dense_act_fn is_gated_act scale_decoder_outputs "
     "pad_token_id decoder_start_token_id hidden_size num_hidden_layers num_attention_heads head_dim"
 )
-
 INERT = _names(
     "model_type transformers_version architectures dtype torch_dtype output_hidden_states return_dict "
     "chunk_size_feed_forward id2label label2id num_labels problem_type bos_token_id use_cache "
@@ -52,7 +51,6 @@ PLAIN = INERT | _names("pad_token_id attention_dropout")
 POOLED = _names(
     "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout"
 )
-
 REFUSED = {"per_layer_config": (None, {})}
 ONE_STACK = REFUSED | {"is_encoder_decoder": OFF}
 WHOLE = ONE_STACK | {"partial_rotary_factor": (None, 1)}
@@ -60,7 +58,6 @@ WHOLE = ONE_STACK | {"partial_rotary_factor": (None, 1)}
 TWO_STACKS = REFUSED | {"is_encoder_decoder": (None, False, True), "tie_encoder_decoder": OFF}
 CAUSAL = WHOLE | {"use_bidirectional_attention": OFF}
 CONSTANT = ONE_STACK | {"scale_attn_by_inverse_layer_idx": OFF, "add_cross_attention": OFF}
-
 FIELDS = {
     "llama": Fields(GROUPED | {"attention_bias", "mlp_bias"}, PLAIN | {"pretraining_tp"}, WHOLE),
     "mistral": Fields(GROUPED | {"sliding_window"}, PLAIN, WHOLE),

@@ -5,8 +5,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.files import LARGEST_JSON
-from dera_jax.shown import shown
+from dera_jax.common.json_files import LARGEST_JSON
+from dera_jax.common.shown import shown
 
 MODELS = ["tokenizer.model", "spiece.model"]
 """Tokenizers that are a model of sentencepiece."""

@@ -1,57 +1,21 @@
 """Policies: language models ready to decode, from Hugging Face folders and back."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerBase
 
-from dera_jax import models, sharding, tokenizer_files
-from dera_jax.configs import check_choice, check_count, check_number, check_seed
-from dera_jax.files import write_json
-from dera_jax.loading import adapters, families, hub, lora, manifests, settings, tensors, weights
-from dera_jax.loading.names import NameMap
-from dera_jax.models.linear import QUANTIZATIONS
-from dera_jax.tokenizer import check_same_vocabulary, load_tokenizer, save_tokenizer
-
-TOY = Path(__file__).parent / "assets" / "toy"
-"""The shipped pair."""
-DTYPES = ("auto", *tensors.DTYPES.values())
+from dera_jax import models
+from dera_jax.common.checks import check_choice
+from dera_jax.common.choices import QUANTIZATIONS
+from dera_jax.devices import placement
+from dera_jax.policies import adapters, families, hub, settings, tensors, tokenizers, weights
+from dera_jax.policies.policy import DTYPES, TOY, Policy, find_eos_ids
+from dera_jax.policies.tokenizers import check_same_vocabulary, load_tokenizer
 
 Started = Callable[[str, int], weights.Seen]
 """Told the name of a model and its bytes as loading starts; returns what is told of bytes that were read."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """One language model."""
-
-    name: str
-    """As the user wrote it."""
-    folder: Path
-    """Of the base, where there is an adapter."""
-    config: models.ModelConfig
-    params: dict
-    """Nested dict of arrays, as `models.param_shapes(config)`; policies on one base share its arrays."""
-    tokenizer: PreTrainedTokenizerBase
-    eos_ids: tuple[int, ...]
-    """Ids that end a completion, of generation_config, config and tokenizer together."""
-    fingerprint: str
-    """Hash of configuration and weights."""
-    beta: float | None = None
-    """KL strength it was aligned with, where its manifest tells."""
-    template: str | None = None
-    """Chat template that it reads `messages` through; empty: their contents as raw text. None: the aligned
-    model's, or else the reference's, as all models do."""
-    adapter: Path | None = None
-    """Folder of the adapter that it was loaded with."""
-    tokenizer_fingerprint: str | None = None
-    """Hash of the files of tokenizer and chat template."""
-    stored_dtype: str | None = None
-    """Type of the base's tensors in its files; None where it is from no files."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +132,7 @@ def _load(
     adapter = adapters.read_adapter(hub.resolve(adapter_name)) if adapter_name else None
     own = adapter.folder if adapter and (adapter.folder / "tokenizer_config.json").exists() else folder
     tokenizer = load_tokenizer(own)
-    eos_ids = _eos_ids(folder, raw, tokenizer)
+    eos_ids = find_eos_ids(folder, raw, tokenizer)
     beta = settings.read_beta(adapter.folder if adapter else folder)
     key = folder.resolve(), dtype, quantize
     if key not in bases:
@@ -181,7 +145,7 @@ def _load(
         name_map = families.FAMILIES[raw["model_type"]].names
         adapters.check_base(adapter, name, fingerprint)
         config, params = adapters.apply_adapter(adapter, name, config, params, name_map)
-        params = sharding.shard_flat(params, mesh) if mesh else params
+        params = placement.shard_flat(params, mesh) if mesh else params
     if families.is_untied_by_files(folder, raw, base.config):
         # Rows of before, when the settings decided, are another model's.
         fingerprint = tensors.mark(fingerprint, "untied by the files")
@@ -197,7 +161,7 @@ def _load(
         fingerprint=fingerprint,
         beta=beta,
         adapter=adapter.folder if adapter else None,
-        tokenizer_fingerprint=tokenizer_files.fingerprint(own),
+        tokenizer_fingerprint=tokenizers.fingerprint(own),
         stored_dtype=base.stored_dtype,
     )
 
@@ -213,13 +177,13 @@ def _load_base(
     as_stored: bool,
 ) -> _Base:
     if mesh:
-        sharding.check_heads(mesh, name, config)
+        placement.check_heads(mesh, name, config)
     found = weights.find_params(folder, raw["model_type"], config)
     stored = weights.common_dtype(found, raw.get("dtype") or raw.get("torch_dtype"))
     if dtype == "auto":
         dtype = stored if as_stored else weights.computed_dtype(stored)
     seen = started(name, weights.count_bytes(config, dtype)) if started else lambda _: None
-    place = sharding.place(mesh) if mesh else None
+    place = placement.place(mesh) if mesh else None
     fingerprint = tensors.start_fingerprint(folder / "config.json", tensors.weight_files(folder))
     return _Base(
         config=replace(config, dtype=dtype),
@@ -237,126 +201,5 @@ def fresh_policy(model: str, seed: int, dtype: str = "float32") -> Policy:
     tokenizer = load_tokenizer(folder)
     params = models.init_params(config, seed)
     return Policy(
-        model, folder, config, params, tokenizer, _eos_ids(folder, raw, tokenizer), f"random-{seed}"
+        model, folder, config, params, tokenizer, find_eos_ids(folder, raw, tokenizer), f"random-{seed}"
     )
-
-
-def save_policy(policy: Policy, folder: str | Path, manifest: dict | None = None) -> None:
-    """Writes a policy as a folder that `transformers` loads: the weights, then what says that they are whole.
-
-    Adapters are merged into the weights.
-
-    Args:
-      manifest: how the policy was made; written last, as manifest.json.
-
-    Raises:
-      ValueError: the folder cannot be written, or the weights are quantized.
-    """
-    if policy.config.quantization:
-        raise ValueError(
-            f"{policy.name}: expected weights in full precision, found {policy.config.quantization}"
-        )
-    folder = Path(folder)
-    config, params = adapters.merge_adapters(policy.config, policy.params)
-    raw = families.read_config(policy.folder)
-    generation = settings.read_generation(policy.folder)
-    save_tokenizer(policy.tokenizer, folder)
-    # `torch_dtype` is what older versions of transformers called it.
-    kept = {name: value for name, value in raw.items() if name != "torch_dtype"}
-    # An adapter, or the files, may have untied the head.
-    tied = {"tie_word_embeddings": False} if not config.tie_embeddings else {}
-    write_json(folder / "config.json", kept | tied | {"dtype": config.dtype})
-    if generation:
-        write_json(folder / "generation_config.json", generation)
-    named = weights.named_tensors(params, raw["model_type"], config.num_heads)
-    tensors.save_tensors(folder, named)
-    if manifest is not None:
-        manifests.write_manifest(folder, manifest)
-
-
-def with_lora(
-    policy: Policy,
-    rank: int,
-    alpha: float,
-    targets: lora.Targets = "all-linear",
-    seed: int = 0,
-    *,
-    rslora: bool = False,
-) -> Policy:
-    """Returns `policy` with low-rank adapters that change nothing yet; arrays of the base are shared.
-
-    A policy that has these very adapters already is returned as it is, to be trained further.
-
-    Args:
-      rank: of every adapter, ≥ 1.
-      alpha: > 0; an adapter is multiplied by alpha/rank, or by alpha/√rank with `rslora`.
-      targets: names of linear maps in the family's files, such as `q_proj`; `all-linear`: all but the
-        head; None: those of queries and values.
-
-    Raises:
-      ValueError: a setting out of its range, names that the model does not have, other adapters on it.
-    """
-    check_count("rank", rank)
-    check_number("alpha", alpha, 0.0, math.inf)
-    if alpha == 0:
-        raise ValueError("alpha: expected a number above 0, got 0")
-    check_seed(seed)
-    scale = alpha / (math.sqrt(rank) if rslora else rank)
-    paths = lora.adapted_maps(policy.config, _name_map(policy), targets)
-    there = policy.config.adapters
-    if not there:
-        config, params = lora.add_adapters(policy.config, policy.params, paths, rank, scale, seed)
-        return replace(policy, config=config, params=params)
-    asked = {(path, rank, round(scale, 9)) for path in paths}
-    if {(one.path, one.rank, round(one.scale, 9)) for one in there} != asked:
-        raise ValueError(
-            f"{policy.name}: has adapters of rank {there[0].rank} and scale {there[0].scale:g} on {len(there)} "
-            f"linear maps, asked: rank {rank} and scale {scale:g} on {len(paths)}; "
-            "train those further, or start from a model that they are merged into"
-        )
-    return policy
-
-
-def save_adapter(policy: Policy, folder: Path, base_name: str, manifest: dict | None = None) -> None:
-    """Writes a policy's adapters as a PEFT folder, with its tokenizer.
-
-    Args:
-      base_name: MODEL that they stand on: whoever loads them elsewhere looks for it by this name.
-      manifest: how the policy was made; written last, as manifest.json.
-
-    Raises:
-      ValueError: no adapters, or the folder cannot be written.
-    """
-    if not policy.config.adapters:
-        raise ValueError(f"{policy.name}: expected a policy with adapters, found none; save the whole model")
-    start = adapters.read_adapter(policy.adapter) if policy.adapter else None
-    save_tokenizer(policy.tokenizer, folder)
-    lora.write_adapter(folder, policy.config, policy.params, _name_map(policy), base_name, start)
-    if manifest is not None:
-        manifests.write_manifest(folder, manifest)
-
-
-def _name_map(policy: Policy) -> NameMap:
-    return families.FAMILIES[families.read_config(policy.folder)["model_type"]].names
-
-
-def with_params(policy: Policy, params: dict) -> Policy:
-    """Returns `policy` with other parameters; nothing is compiled again."""
-    return replace(policy, params=params)
-
-
-def held_bytes(policies: Sequence[Policy]) -> int:
-    """Returns the bytes that the parameters of `policies` take, shared ones counted once."""
-    arrays = {id(a): a for policy in policies for a in jax.tree.leaves(policy.params)}
-    return sum(a.nbytes for a in arrays.values())
-
-
-def _eos_ids(folder: Path, raw: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    ids: set[int] = set()
-    for value in (
-        settings.read_generation(folder).get("eos_token_id"),
-        raw.get("eos_token_id"),
-        tokenizer.eos_token_id,
-    ):
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
-    return tuple(sorted(ids))

@@ -19,14 +19,15 @@ import numpy as np
 from safetensors.numpy import save
 
 from dera_jax import models
-from dera_jax.files import write_bytes, write_json
-from dera_jax.keys import seed_key
-from dera_jax.loading import names
-from dera_jax.loading.adapters import PREFIX, AdapterFiles
-from dera_jax.loading.weights import full_shapes
+from dera_jax.common.files import write_bytes
+from dera_jax.common.json_files import write_json
+from dera_jax.models.keys import seed_key
 from dera_jax.models.linear import Adapter
 from dera_jax.models.reward import RewardConfig
-from dera_jax.trees import flatten, unflatten
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.policies import names
+from dera_jax.policies.adapters import PREFIX, AdapterFiles
+from dera_jax.policies.weights import full_shapes
 
 Modules = dict[str, dict[str, names.Source]]
 """Linear maps of a family's files, to ours that each of them holds and where."""

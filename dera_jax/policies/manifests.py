@@ -6,9 +6,9 @@ A folder whose manifest does not fit its files is one that a killed process was 
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from dera_jax.files import read_object, write_json
-from dera_jax.loading import tensors
-from dera_jax.shown import shown
+from dera_jax.common.json_files import read_object, write_json
+from dera_jax.common.shown import shown
+from dera_jax.policies import tensors
 
 NAME = "manifest.json"
 CONFIGS = ("config.json", "adapter_config.json")

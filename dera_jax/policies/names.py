@@ -92,7 +92,6 @@ LLAMA = NameMap(
     },
     trunk="model.",
 )
-
 AFTER = {
     "blocks.{}.post_attention_norm.scale": "model.layers.{}.post_attention_layernorm.weight",
     "blocks.{}.post_feed_forward_norm.scale": "model.layers.{}.post_feedforward_layernorm.weight",
@@ -141,7 +140,6 @@ GPT2 = NameMap(
     trunk="transformer.",
     inputs_first=True,
 )
-
 _NEOX_QKV = "gpt_neox.layers.{}.attention.query_key_value.weight"
 GPT_NEOX = NameMap(
     {"embed.embedding": "gpt_neox.embed_in.weight", "head.kernel": "embed_out.weight"}
@@ -160,7 +158,6 @@ GPT_NEOX = NameMap(
     ),
     trunk="gpt_neox.",
 )
-
 _T5_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
 _T5_LAYERS = {
     "attention": ("SelfAttention", _T5_ATTENTION),

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from transformers import CONFIG_MAPPING
 
-from dera_jax.loading import families
-from dera_jax.policies import Policy
+from dera_jax.policies import families
+from dera_jax.policies.policy import Policy
 
 
 def configured_pad(raw: Mapping) -> int | None:

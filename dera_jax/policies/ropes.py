@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dera_jax.configs import check_choice
-from dera_jax.models import ModelConfig
+from dera_jax.common.checks import check_choice
+from dera_jax.models.binding import ModelConfig
 from dera_jax.models.rope import KINDS, Rope
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, TypedDict
 
 from msgspec import Meta
 
-from dera_jax.files import read_object
-from dera_jax.loading import tensors
-from dera_jax.notes import note
-from dera_jax.shown import shown
+from dera_jax.common.json_files import read_object
+from dera_jax.common.notes import note
+from dera_jax.common.shown import shown
+from dera_jax.policies import tensors
 
 Size = Annotated[int, Meta(ge=1, lt=2**31)]
 Layers = Annotated[int, Meta(ge=1, le=1024)]
@@ -145,7 +145,6 @@ NOT_APPLIED = {
 }  # fmt: skip
 """What of generation_config.json would change which tokens transformers draws, beside the settings that have an
 option here, with the values that do nothing."""
-
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 """What says how many blocks a model has."""
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 
 from dera_jax import models
-from dera_jax.loading import adapter_settings, families, hub, lora
+from dera_jax.common.shown import shown
 from dera_jax.models.linear import Adapter
-from dera_jax.shown import shown
+from dera_jax.policies import adapter_settings, families, hub, lora
 
 _MISTRAL = {
     "model_type": "mistral",
@@ -83,7 +83,6 @@ _GEMMA2 = {
     "final_logit_softcapping": 30.0,
     "rms_norm_eps": 1e-6,
 }
-
 # From config.json of these repositories on https://huggingface.co:
 #   mistralai/Mistral-7B-v0.1  meta-llama/Llama-2-7b-hf  meta-llama/Llama-3.2-1B  meta-llama/Llama-3.1-8B
 #   meta-llama/Llama-3.1-70B  Qwen/Qwen2.5-0.5B  Qwen/Qwen2.5-7B  google/gemma-2-2b  google/gemma-2-9b

@@ -15,11 +15,11 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dera_jax.files import check_type, put, read_object, staging, write_json
-from dera_jax.shown import shown
+from dera_jax.common.files import put, staging
+from dera_jax.common.json_files import check_type, read_object, write_json
+from dera_jax.common.shown import shown
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
 SHARD_SIZE = 5 * 10**9
 """Bytes of a weight file that we write, at most, unless one tensor is larger."""
 INDEX = "model.safetensors.index.json"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from dera_jax.loading import names, tensors
-from dera_jax.notes import note
-from dera_jax.shown import shown
+from dera_jax.common.notes import note
+from dera_jax.common.shown import shown
+from dera_jax.policies import names, tensors
 
 
 def is_tied(folder: Path, name_map: names.NameMap, said: bool) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -12,8 +12,11 @@ from msgspec import Meta
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import is_sentencepiece_available
 
-from dera_jax.files import put, read_object, staging
-from dera_jax.shown import shown
+from dera_jax.common.files import put, read_bytes, staging
+from dera_jax.common.json_files import LARGEST_JSON, read_json, read_object
+from dera_jax.common.shown import shown
+from dera_jax.policies.chat_templates import check_template
+from dera_jax.policies.untrusted import OverLimit
 
 FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 """One of these a tokenizer has; the second and the third are sentencepiece's (Llama 2 and Gemma, T5)."""
@@ -169,3 +172,48 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def read_template(path: Path) -> str:
+    """Returns the chat template in a file: Jinja, or JSON with a `chat_template`, as tokenizers have it.
+
+    Raises:
+      ValueError: no such file, no template in it, or a template that is broken.
+    """
+    if not path.is_file():
+        found = "expected a file, found a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{shown(path, 200)}: {found}")
+    if path.suffix == ".json":
+        text = read_json(path, dict).get("chat_template")
+        if not isinstance(text, str):
+            found = type(text).__name__
+            raise ValueError(f"{shown(path, 200)}: expected a string in 'chat_template', found {found}")
+    else:
+        try:
+            text = read_bytes(path, LARGEST_JSON).decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{shown(path, 200)}: cannot be read: {error}") from None
+    if not text.strip():
+        raise ValueError(f"{shown(path, 200)}: the chat template is empty")
+    try:
+        check_template(text)
+    except OverLimit as error:
+        raise ValueError(f"{shown(path, 200)}: the chat template {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{shown(path, 200)}: the chat template is broken: {error}") from None
+    return text
+
+
+def check_same_vocabulary(
+    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, names: Sequence[str]
+) -> None:
+    """Raises ValueError where two tokenizers give one word different ids."""
+    one, other = first.get_vocab(), second.get_vocab()
+    if one == other:
+        return
+    word = min(one.keys() ^ other.keys() or {w for w in one if one[w] != other[w]})
+    raise ValueError(
+        f"the models have different vocabularies: {word!r} is {one.get(word, 'absent')} in "
+        f"{shown(names[0], 200)} ({len(one)} words) and {other.get(word, 'absent')} in "
+        f"{shown(names[1], 200)} ({len(other)} words)"
+    )

@@ -16,8 +16,8 @@ from threading import Lock
 import jinja2
 import markupsafe
 
-from dera_jax import untrusted_worker
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
+from dera_jax.policies import untrusted_worker
 
 TOLD = {
     "memory": f"takes more than {untrusted_worker.MEMORY >> 20} MiB of memory",

@@ -18,7 +18,6 @@ from functools import lru_cache
 
 if __name__ == "__main__":
     sys.path += sys.argv[1:]  # where jinja2 is: nothing else of the user's is at hand
-
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension

@@ -17,18 +17,17 @@ import numpy as np
 from jax.sharding import Sharding
 
 from dera_jax import models
-from dera_jax.loading import extras, names, tensors
-from dera_jax.loading.ahead import ahead
-from dera_jax.loading.families import FAMILIES
+from dera_jax.common.shown import shown
 from dera_jax.models.linear import WeightsConfig, quantize_kernel
-from dera_jax.shown import shown
-from dera_jax.trees import flatten, unflatten
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.policies import extras, names, tensors
+from dera_jax.policies.ahead import ahead
+from dera_jax.policies.families import FAMILIES
 
 CHUNK = 2**24
 """Bytes of a file's tensor that are read at a time."""
 PANEL = 8
 """Rows that are transposed at a time: what is read of each stays in the processor's cache until all of it is used."""
-
 Found = dict[str, tuple[tensors.Tensor, names.Source]]
 """Our parameter paths to where they are."""
 Place = Callable[[str, tuple[int, ...]], Sharding]

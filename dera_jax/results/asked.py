@@ -12,14 +12,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dera_jax.manifests import Asked, manifest_path, read_manifest
-from dera_jax.missing import Cell, cell_of, cell_order, tell_share
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
+from dera_jax.results.manifests import Asked, manifest_path, read_manifest
+from dera_jax.results.missing import Cell, cell_of, cell_order, tell_share
 from dera_jax.strengths import PER_PROMPT, Strength, format_strength, strength_from_json
 
 MOST = 1000
 """Requests that a manifest keeps."""
-
 Prompts = range | Collection[int | str]
 
 

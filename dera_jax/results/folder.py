@@ -37,105 +37,14 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from dera_jax.asked import tell_missing
-from dera_jax.files import (
-    decode_json,
-    encode_json,
-    lock_folder,
-    read_bytes,
-    remove_leftovers,
-    unlock,
-    write_bytes,
-    write_json,
-)
-from dera_jax.manifests import FORMAT, LATER, read_manifest, tell_difference
-from dera_jax.row_files import (
-    KEY_FIELDS,
-    RowFile,
-    RowKey,
-    encode_rows,
-    parse_rows,
-    part_paths,
-    row_key,
-)
-from dera_jax.shown import shown
-from dera_jax.strengths import strength_from_json
-
-__all__ = ["RunFolder", "read_manifest", "read_rows", "row_key", "sort_rows", "tell_missing"]
-
-ENDINGS = ("", ".gz", ".xz")
-"""Of the file of rows: as written, or compressed."""
-
-
-def sort_rows(rows: list[dict]) -> list[dict]:
-    """Returns the rows by (prompt_id, sample, λ), then turn; numbers come before strings."""
-
-    def order(row):
-        prompt_id = row["prompt_id"]
-        strength = strength_from_json(row["lambda"])
-        return isinstance(prompt_id, str), prompt_id, row["sample"], strength, row.get("turn", 0)
-
-    return sorted(rows, key=order)
-
-
-def read_rows(run: str | Path, needed: Collection[str] = KEY_FIELDS) -> list[dict]:
-    """Returns the rows of a run, in the order they were written.
-
-    A torn last line, as a killed run leaves it, is left out. Rows that are in the files of single
-    processes come last.
-
-    Args:
-      run: a folder with `rows.jsonl`, `rows.jsonl.gz` or `rows.jsonl.xz`, or such a file.
-      needed: fields that no row may lack.
-
-    Raises:
-      ValueError: there is no such file, or another line of it is broken.
-    """
-    run = Path(run)
-    # Before the file that they are merged into, or rows could be missed in between.
-    paths = part_paths(run) if run.is_dir() else []
-    parts = [row for path in paths for row in _rows_if_there(path, needed)]
-    path = _rows_file(run)
-    rows = parse_rows(read_bytes(path), path, needed)[0]
-    found = [*rows, *_new_rows(parts, set(map(row_key, rows)) if parts else set())]
-    _check_models(found, run)
-    return found
-
-
-def _rows_if_there(path: Path, needed: Collection[str]) -> list[dict]:
-    try:
-        return parse_rows(read_bytes(path), path, needed)[0]
-    except ValueError:
-        if path.exists():
-            raise
-        return []  # merged since it was listed
-
-
-def _check_models(rows: list[dict], run: Path, expected: int | None = None) -> None:
-    """Raises ValueError where rows of a run's files are of other numbers of aligned models than one."""
-    counts = {len(strength_from_json(row["lambda"])) for row in rows}
-    if len(counts) > 1 or (counts and expected not in (None, *counts)):
-        raise ValueError(
-            f"{shown(run, 200)}: expected in each row a number of lambda for each of "
-            f"{expected or min(counts)} aligned models, found {max(counts - {expected})}"
-        )
-
-
-def _new_rows(rows: list[dict], keys: set[RowKey]) -> list[dict]:
-    """Returns those rows that are not in `keys`, each once."""
-    return list({key: row for row in rows if (key := row_key(row)) not in keys}.values())
-
-
-def _rows_file(run: Path) -> Path:
-    if not run.is_dir():
-        return run
-    for ending in ENDINGS:
-        if (run / f"rows.jsonl{ending}").exists():
-            return run / f"rows.jsonl{ending}"
-    training = "; a training is there, its curves are metrics.jsonl" * (run / "metrics.jsonl").exists()
-    raise ValueError(
-        f"no run in {shown(run, 200)}: expected rows.jsonl there, or compressed, .gz or .xz{training}"
-    )
+from dera_jax.common.files import remove_leftovers, write_bytes
+from dera_jax.common.json_files import decode_json, encode_json, write_json
+from dera_jax.common.locks import lock_folder, unlock
+from dera_jax.common.shown import shown
+from dera_jax.results.manifests import FORMAT, LATER, read_manifest, tell_difference
+from dera_jax.results.reading import ENDINGS, check_models, new_rows
+from dera_jax.results.row_file import RowFile, part_paths
+from dera_jax.results.rows import KEY_FIELDS, RowKey, encode_rows, row_key
 
 
 class RunFolder:
@@ -253,10 +162,10 @@ class RunFolder:
     def _check_rows(self, more: list[dict]) -> None:
         aligned = self.manifest["identity"].get("models", {}).get("aligned")
         expected = len(aligned) if isinstance(aligned, list) else None
-        _check_models([*self.rows, *more], self.path, expected)
+        check_models([*self.rows, *more], self.path, expected)
 
     def _take_in(self, parts: list[RowFile]) -> None:
-        new = _new_rows([row for part in parts for row in part.rows], self.keys)
+        new = new_rows([row for part in parts for row in part.rows], self.keys)
         if new:
             self.replace_rows([*self.rows, *new])
         for part in parts:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from dera_jax.files import check_type, read_json
-from dera_jax.row_files import Count, Number, Numbers
-from dera_jax.shown import shown
+from dera_jax.common.json_files import check_type, read_json
+from dera_jax.common.shown import shown
+from dera_jax.results.rows import Count, Number, Numbers
 
 FORMAT = 1
 """Of a run's manifest; a folder of another format is refused."""
@@ -33,7 +33,6 @@ class Identity(TypedDict, total=False):
 
 LATER = ("eos", "tokenizers", "rule_code")
 """Of an identity, what older folders do not tell."""
-
 Extent = TypedDict(
     "Extent",
     {
@@ -49,7 +48,6 @@ Extent = TypedDict(
     total=False,
 )
 """What of a sweep is there."""
-
 Asked = TypedDict(
     "Asked",
     {

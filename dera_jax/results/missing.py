@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
 from dera_jax.strengths import PER_PROMPT, Strength, format_strength
 
 Cell = tuple[Hashable, int, int]

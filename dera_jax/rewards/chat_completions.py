@@ -7,8 +7,8 @@ import msgspec
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from dera_jax.bounded_http import Response
-from dera_jax.files import check_type
+from dera_jax.common.json_files import check_type
+from dera_jax.rewards.bounded_http import Response
 
 
 class Message(TypedDict):

@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from dera_jax.bounded_http import Client, Response, Unanswered
-from dera_jax.chat_completions import content, message, retry_after
-from dera_jax.configs import check_count, check_number
-from dera_jax.files import make_folder
-from dera_jax.judge_cache import Cache, default_cache
-from dera_jax.redaction import redactor
-from dera_jax.shown import shown
+from dera_jax.common.checks import check_count, check_number
+from dera_jax.common.files import make_folder
+from dera_jax.common.redaction import redactor
+from dera_jax.common.shown import shown
+from dera_jax.rewards.bounded_http import Client, Response, Unanswered
+from dera_jax.rewards.chat_completions import content, message, retry_after
+from dera_jax.rewards.judge_cache import Cache, default_cache
 
 KEY_ENV = "OPENAI_API_KEY"
 """Where the key is looked for, if no other place is named; without one the requests carry none, as local servers

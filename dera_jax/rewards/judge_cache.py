@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dera_jax.files import encode_json, make_folder, read_json, write_json
-from dera_jax.folders import cache_folder
-from dera_jax.shown import shown
+from dera_jax.common.files import make_folder
+from dera_jax.common.folders import cache_folder
+from dera_jax.common.json_files import encode_json, read_json, write_json
+from dera_jax.common.shown import shown
 
 
 def default_cache() -> Path:

@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from dera_jax.completions import Completions
-from dera_jax.configs import check_choice, check_number
-from dera_jax.files import encode_json
-from dera_jax.judge_endpoint import Answer, Endpoint
-from dera_jax.judge_prompts import (
+from dera_jax.common.checks import check_choice, check_number
+from dera_jax.common.json_files import encode_json
+from dera_jax.common.shown import shown
+from dera_jax.common.spelling import spelled
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.endpoint import Answer, Endpoint
+from dera_jax.rewards.of_rows import Decode, judge
+from dera_jax.rewards.questions import (
     COMPARISONS,
     GRADES,
     Messages,
@@ -22,10 +25,7 @@ from dera_jax.judge_prompts import (
     grade_messages,
     read_preference,
 )
-from dera_jax.rewards import Reward, parse_rewards
-from dera_jax.shown import shown
-from dera_jax.spelling import spelled
-from dera_jax.stored import Decode, judge
+from dera_jax.rewards.registry import Reward, parse_rewards
 
 Pair = tuple[dict, dict]
 """Rows of A and of B that answer one prompt."""

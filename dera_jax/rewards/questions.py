@@ -123,27 +123,22 @@ def _user(text: str) -> Messages:
 _SUMMARY = """\
 Below are a text and two summaries of it. Which summary is better? A good summary gives the points that \
 matter most, leaves out what matters little, says nothing that is not in the text, and reads well."""
-
 _CHAT = """\
 Below is what a language model was asked, and two answers, A and B. Which answer is better? Judge how well \
 each does what was asked: whether it is correct, relevant, complete, clear and safe. The order in which \
 they are shown means nothing, and an answer is not better for being longer."""
-
 _COMPARE = """\
 Compare them in one sentence. Then, on a line of its own, write your verdict: [[A]] if A is better, [[B]] if \
 B is better, or [[tie]] if you cannot tell them apart in quality."""
-
 COMPARISONS = {
     "summary": (_SUMMARY, "text", "summary"),
     "chat": (_CHAT, "asked", "answer"),
 }
 """Question -> the task, what the prompt is called, what the completions are called."""
-
 _HALLUCINATION = """\
 A source was rewritten. A faithful rewrite may leave things out, reorder them or say them in other words, but \
 it makes no point and states no fact that is not in the source. Does the rewrite contain anything additional? \
 Answer with one word, yes or no."""
-
 _EXAMPLES = (
     (
         "Con: School uniforms cost families money.",

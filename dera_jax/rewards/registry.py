@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dera_jax.completions import Completions
-from dera_jax.shown import shown
-from dera_jax.text_rewards import keywords, length, lexicon, slots
-from dera_jax.user_code import UserCodeError
-from dera_jax.user_rewards import repr_of, reward_of, taken, user_function
+from dera_jax.common.shown import shown
+from dera_jax.common.user_code import UserCodeError
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.text import keywords, length, lexicon, slots
+from dera_jax.rewards.user import repr_of, reward_of, taken, user_function
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def short_names(rewards: Sequence[Reward]) -> list[str]:
 def reward_model(argument: str, spec: str) -> Callable[[Completions], Sequence[float]]:
     """Returns `model:DIR`: what a reward model says of prompt and completion together."""
     # Named, not imported: rewards are read where there is no JAX.
-    return importlib.import_module("dera_jax.reward_models").make(argument, spec)
+    return importlib.import_module("dera_jax.rewards.model").make(argument, spec)
 
 
 KNOWN = {
@@ -211,6 +211,5 @@ KNOWN = {
     "python": (user_function, "python:module:function", "your own, with TRL's signature"),
 }
 """First word of a specification -> what makes its function from (the rest, the whole); its form; what it is."""
-
 HELP = ", ".join(f"{form} ({what})" for _, form, what in KNOWN.values()) + "; NAME=REWARD names one"
 """How rewards are written, for --help."""

@@ -24,7 +24,6 @@ import unicodedata
 from functools import lru_cache
 
 _SLOT = re.compile(r"([^\W\d_][\w ]*?) *\[ *([^\[\]]*[^\[\] ]) *\]")
-
 _PRICES = {
     "low": (
         r"(?:less than|under|below|up to|lower than|cheaper than|not? more than) ?£? ?20|£ ?20 or less|"

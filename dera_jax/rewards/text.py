@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dera_jax.completions import Completions
-from dera_jax.slots import slot_coverage
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.slots import slot_coverage
 
 
 def length(argument: str, spec: str) -> Callable[[Completions], list[float]]:

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from dera_jax.code_hash import code_hash
-from dera_jax.completions import Completions
-from dera_jax.shown import shown
-from dera_jax.user_code import UserCodeError, load_function, run
+from dera_jax.common.code_hash import code_hash
+from dera_jax.common.shown import shown
+from dera_jax.common.user_code import UserCodeError, load_function, run
+from dera_jax.rewards.completions import Completions
 
 NO_LISTS = str, bytes, bytearray, memoryview, Mapping, Set
 """What can be gone through and is no list of numbers."""

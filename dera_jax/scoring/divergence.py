@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dera_jax.encoding import EncodedPrompt, encode_turn
-from dera_jax.metrics import Estimate, estimate
-from dera_jax.policies import Policy
-from dera_jax.prompts import Prompt
-from dera_jax.score import score_tokens
-from dera_jax.usable import Dropped, Unusable, keep_usable
+from dera_jax.analysis.estimates import Estimate, estimate
+from dera_jax.common.usable import Dropped, Unusable, keep_usable
+from dera_jax.data.encoding import EncodedPrompt, encode_turn
+from dera_jax.data.prompts import Prompt
+from dera_jax.policies.policy import Policy
+from dera_jax.scoring.score import score_tokens
 
 
 def kl_per_token(policies: Sequence[Policy], texts: Sequence[EncodedPrompt], rows: int) -> Estimate:

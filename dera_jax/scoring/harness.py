@@ -27,29 +27,30 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from dera_jax.chat_templates import render_chat, render_started
-from dera_jax.configs import DecodeConfig, check_count
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import Cell, complete
-from dera_jax.likelihood import Likelihood, likelihoods
-from dera_jax.loading.hub import split_models
-from dera_jax.policies import Policy, load_policies
-from dera_jax.prompts import Prompt
-from dera_jax.shown import shown
+from dera_jax.common.checks import check_count
+from dera_jax.common.shown import shown
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.data.tokens import text_ids
+from dera_jax.data.turn_ends import tell, turn_ends
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
+from dera_jax.policies.chat_templates import render_chat, render_started
+from dera_jax.policies.hub import split_models
+from dera_jax.policies.load import load_policies
+from dera_jax.policies.policy import Policy
+from dera_jax.policies.untrusted import Refusal
+from dera_jax.scoring.likelihood import Likelihood, likelihoods
 from dera_jax.strengths import Strength, format_strength, parse_strengths, strength_to_json
-from dera_jax.tokenizer import text_ids
-from dera_jax.turn_ends import tell, turn_ends
-from dera_jax.untrusted import Refusal
 
 logger = logging.getLogger(__name__)
-
 SCORING_ROWS, DECODING_ROWS = 8, 32
 """Of a batch, unless the user says."""
 SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 """What tasks may ask of generation."""
 NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0}
 """What they may ask too, since it changes nothing."""
-
 Tokens = tuple[list[int], list[int]]
 """A prompt's and a completion's."""
 Asked = tuple[str, str, int]

@@ -11,8 +11,8 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
-from dera_jax.harness import Realigned
-from dera_jax.policies import Policy
+from dera_jax.policies.policy import Policy
+from dera_jax.scoring.harness import Realigned
 from dera_jax.strengths import Strength, format_strength
 
 PASSED = """num_fewshot limit samples log_samples system_instruction apply_chat_template fewshot_as_multiturn

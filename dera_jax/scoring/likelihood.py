@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dera_jax import models
-from dera_jax.batches import Batch, make_batch
-from dera_jax.places import map_places
-from dera_jax.policies import Policy
+from dera_jax.data.batches import Batch, make_batch
+from dera_jax.data.buckets import bucket_length
+from dera_jax.devices.mesh import mesh_of
+from dera_jax.devices.placement import shard_rows
+from dera_jax.models.places import map_places
+from dera_jax.policies.policy import Policy
 from dera_jax.realign import mix_centered, strength_weights
-from dera_jax.sharding import mesh_of, shard_rows
 from dera_jax.strengths import Strength, format_strength
-from dera_jax.tokenizer import bucket_length
 
 Stem = tuple[tuple[int, ...], tuple[int, ...]]
 """A prompt, and a completion without its last token."""

@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from dera_jax.batches import fed_length
-from dera_jax.data import Record, load_records
-from dera_jax.examples import Ids, encode_record
-from dera_jax.metrics import Estimate, estimate
-from dera_jax.policies import Policy
-from dera_jax.reports import estimate_to_json
-from dera_jax.score import Scored, score_tokens
-from dera_jax.shapes import Row, read_pair
+from dera_jax.analysis.estimates import Estimate, estimate, estimate_to_json
+from dera_jax.common.usable import Dropped, Unusable, keep_usable
+from dera_jax.data.batches import fed_length
+from dera_jax.data.examples import Ids, encode_record
+from dera_jax.data.fields import Row, read_pair
+from dera_jax.data.records import Record, load_records
+from dera_jax.policies.policy import Policy
+from dera_jax.scoring.score import Scored, score_tokens
 from dera_jax.strengths import Strength, strength_to_json
-from dera_jax.usable import Dropped, Unusable, keep_usable
 
 Accuracy = tuple[Strength, Estimate, Estimate | None]
 

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dera_jax import models
-from dera_jax.batches import Batch, make_batch
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.metrics import Estimate, estimate
-from dera_jax.policies import Policy
+from dera_jax.analysis.estimates import Estimate, estimate
+from dera_jax.data.batches import Batch, make_batch
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.policies.policy import Policy
 from dera_jax.realign import mix_centered, strength_weights
-from dera_jax.score import completion_logits
+from dera_jax.scoring.logprobs import completion_logits
 from dera_jax.strengths import Strength
 
 

@@ -10,16 +10,18 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dera_jax import models
-from dera_jax.answers import encode_answer
-from dera_jax.batches import Batch, fed_length, make_batch, padded_length
-from dera_jax.encoding import EncodedPrompt, encode_prompts
-from dera_jax.measure import TokenRecord, measure
-from dera_jax.places import map_places
-from dera_jax.policies import Policy
-from dera_jax.prompts import as_prompts, check_one_turn
+from dera_jax.common.shown import shown
+from dera_jax.data.answers import encode_answer
+from dera_jax.data.batches import Batch, fed_length, make_batch, padded_length
+from dera_jax.data.encoding import EncodedPrompt, encode_prompts
+from dera_jax.data.prompts import as_prompts, check_one_turn
+from dera_jax.decoding.measure import TokenRecord, measure
+from dera_jax.devices.mesh import mesh_of
+from dera_jax.devices.placement import shard_rows
+from dera_jax.models.places import map_places
+from dera_jax.policies.policy import Policy
 from dera_jax.realign import mix_centered, strength_weights
-from dera_jax.sharding import mesh_of, shard_rows
-from dera_jax.shown import shown
+from dera_jax.scoring.logprobs import completion_hidden
 from dera_jax.strengths import Strength, as_strengths, format_strength
 
 
@@ -182,39 +184,3 @@ def score_batch(
         return jax.lax.map(at_strength, weights)
 
     return map_places(of_places, (hidden, jnp.asarray(batches[0].completions)), rows * vocab, count)
-
-
-def completion_hidden(
-    config: models.ModelConfig, params: PyTree, batch: Batch
-) -> Float[Array, "rows completion width"]:
-    """Returns what the head reads where each completion token was drawn."""
-    return models.bind(config, params).completion_hidden(*_given(config, batch))
-
-
-def completion_logits(
-    config: models.ModelConfig, params: PyTree, batch: Batch
-) -> Float[Array, "rows completion vocab"]:
-    """Returns the logits that each completion token was drawn from."""
-    return models.bind(config, params).completion_logits(*_given(config, batch))
-
-
-def _given(config: models.ModelConfig, batch: Batch) -> tuple:
-    """Returns what a model asks for to read a batch."""
-    mask = batch.fed if config.start_token is None else jnp.asarray(batch.mask)
-    starts = () if batch.starts is None else (jnp.asarray(batch.starts),)
-    return jnp.asarray(batch.tokens), mask, batch.completion_mask.shape[1], *starts
-
-
-def completion_logprobs(
-    config: models.ModelConfig, params: PyTree, batch: Batch
-) -> Float[Array, "rows completion"]:
-    """Returns log π(token) of each completion token, 0 where there is none. Differentiable."""
-    return token_logprobs(completion_logits(config, params, batch), batch)
-
-
-def token_logprobs(
-    logits: Float[Array, "rows completion vocab"], batch: Batch
-) -> Float[Array, "rows completion"]:
-    """Returns log π(token) of each completion token from the logits it was drawn from."""
-    chosen = jnp.take_along_axis(logits, jnp.asarray(batch.completions)[..., None], axis=-1)[..., 0]
-    return jnp.where(batch.completion_mask, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)

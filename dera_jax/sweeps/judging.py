@@ -1,60 +1,22 @@
 """What is added to rows later, those a sweep has just made and those on disk: rewards, β."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from dera_jax.completions import Completions
-from dera_jax.provenance import provenance
-from dera_jax.results import RunFolder, read_manifest
-from dera_jax.reward_hashes import forget_outdated, record
-from dera_jax.rewards import KNOWN, Reward
-from dera_jax.row_files import LARGEST, WHOLE
-from dera_jax.shown import shown
+from dera_jax.common.provenance import provenance
+from dera_jax.common.shown import shown
+from dera_jax.results.folder import RunFolder
+from dera_jax.results.manifests import read_manifest
+from dera_jax.results.rows import WHOLE
+from dera_jax.rewards.of_rows import Decode, Tell, judge
+from dera_jax.rewards.registry import KNOWN, Reward
 from dera_jax.strengths import format_strength, strength_from_json
-
-Decode = Callable[[Sequence[int]], str]
+from dera_jax.sweeps.reward_hashes import forget_outdated, record
 
 BY_NAME = ("length", "keywords", "slots")
 """Rewards that their names alone decide; others read a file or a model, ask a server, or are somebody's code."""
-
-
-Tell = Callable[[str], None]
-"""Is told what is waited for; an empty text when that is over."""
-
-
-def judge(
-    rows: list[dict],
-    rewards: Sequence[Reward],
-    columns: dict,
-    decode: Decode,
-    tell: Tell = lambda waiting: None,
-) -> bool:
-    """Adds each reward to those `rows` that lack it; returns whether there was any.
-
-    Args:
-      columns: the prompts' other fields, by prompt_id.
-      decode: token ids to text.
-      tell: a reward may take long.
-    """
-    added = False
-    for reward in rewards:
-        lacking = [row for row in rows if reward.name not in row["rewards"]]
-        if not lacking:
-            continue
-        tell(f"rewards: {shown(reward.name, 60)}")
-        values = reward(
-            Completions.of(lacking, [columns.get(row["prompt_id"], {}) for row in lacking], decode)
-        )
-        if any(value is not None and abs(value) > LARGEST for value in values):
-            raise ValueError(f"reward {reward.name}: expected numbers of at most {LARGEST:g}")
-        for row, value in zip(lacking, values, strict=True):
-            row["rewards"][reward.name] = value
-        added = True
-    if added:
-        tell("")
-    return added
 
 
 def remembered(rows: Sequence[dict], rewards: Sequence[Reward]) -> tuple[Reward, ...]:
@@ -145,8 +107,8 @@ def judge_run(
 
 def decoder(manifest: dict) -> Decode:
     """Returns the aligned model's decoding; its tokenizer is looked for when a reward asks for text."""
-    from dera_jax.loading.hub import resolve
-    from dera_jax.tokenizer import load_tokenizer
+    from dera_jax.policies.hub import resolve
+    from dera_jax.policies.tokenizers import load_tokenizer
 
     @cache
     def tokenizer():

@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dera_jax.configs import DecodeConfig, check_count
-from dera_jax.conversation import Conversation
-from dera_jax.decode import Rule, check_rule, rule_code
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.hosts import share
-from dera_jax.policies import Policy
-from dera_jax.prompts import Prompt, prompt_text
-from dera_jax.realign import linear_rule
-from dera_jax.results import RowKey
-from dera_jax.rewards import Reward
-from dera_jax.sharding import Group, mesh_of, mesh_text
+from dera_jax.common.checks import check_count
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt, prompt_text
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.conversation import Conversation
+from dera_jax.devices.mesh import Group, mesh_of, mesh_text
+from dera_jax.devices.processes import share
+from dera_jax.policies.policy import Policy
+from dera_jax.results.folder import RowKey
+from dera_jax.rewards.registry import Reward
+from dera_jax.rules.rule import Rule, check_rule, linear_rule, rule_code
 from dera_jax.strengths import Strength, format_strength
 
 
@@ -44,7 +44,8 @@ class Sweep:
         check_count("num_samples", self.num_samples)
         check_count("rows", self.rows)
         check_extent(len(self.prompts), self.num_samples, len(self.lambdas or [0]))
-        check_rule(self.rule, self.rule_name, self.policies)
+        vocab = min(policy.config.vocab_size for policy in self.policies)
+        check_rule(self.rule, self.rule_name, len(self.policies), vocab)
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:
             raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
@@ -146,12 +147,6 @@ def plan_keys(plan: Sweep) -> set[RowKey]:
 def turn_keys(conversation: Conversation) -> list[RowKey]:
     """Returns what `row_key` gives for the row of each of a conversation's turns."""
     return [turn_key(conversation, turn) for turn in range(len(conversation.strengths))]
-
-
-def prompt_tokens(prompt: EncodedPrompt) -> list:
-    """Returns the ids that the models read; a list for each where they differ."""
-    each = [list(ids) for ids in prompt.tokens]
-    return each[0] if all(ids == each[0] for ids in each) else each
 
 
 def check_rewards(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> None:

@@ -6,9 +6,9 @@ of them, so that a run that is killed in between judges again.
 
 from collections.abc import Collection, Sequence
 
-from dera_jax.results import RunFolder
-from dera_jax.rewards import Reward
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
+from dera_jax.results.folder import RunFolder
+from dera_jax.rewards.registry import Reward
 
 KEY = "reward_hashes"
 

@@ -1,6 +1,5 @@
 """Sweeps: every prompt × sample × strength that is not there yet, decoded, judged and kept."""
 
-import math
 import sys
 import time
 import warnings
@@ -12,29 +11,29 @@ from pathlib import Path
 
 import jax
 
-from dera_jax.asked import ended, request, with_request
-from dera_jax.cells import Sweep, own_conversations, plan_keys, prompt_tokens, turn_key
-from dera_jax.configs import rows_of
-from dera_jax.conversation import Conversation, converse, decode_config
-from dera_jax.decode import Rule, rule_name
-from dera_jax.encoding import encode_usable
-from dera_jax.generate import Completion, full_room, warm_up
-from dera_jax.hosts import in_lockstep
-from dera_jax.manifests import Asked
-from dera_jax.models import cache_bytes
-from dera_jax.policies import Policy, held_bytes
-from dera_jax.prompts import Prompt, prompt_text, usable_prompts, warn_of
-from dera_jax.provenance import provenance
-from dera_jax.realign import linear_rule
-from dera_jax.results import RowKey, RunFolder, row_key
-from dera_jax.reward_hashes import forget_outdated, record
-from dera_jax.rewards import as_rewards
-from dera_jax.row_files import WHOLE
-from dera_jax.stopwatch import Stopwatch
-from dera_jax.stored import Tell, add_beta, extent, judge, remembered
-from dera_jax.strengths import PER_PROMPT, as_strengths, strength_to_json
-from dera_jax.usage import Usage, memory_limit, resources
-from dera_jax.writers import SharedFolder
+from dera_jax.common.provenance import provenance
+from dera_jax.data.encoding import encode_usable, prompt_tokens
+from dera_jax.data.prompts import Prompt, prompt_text, usable_prompts, warn_of
+from dera_jax.decoding.config import rows_of
+from dera_jax.decoding.conversation import Conversation, converse
+from dera_jax.decoding.generate import decode_config
+from dera_jax.devices.processes import in_lockstep
+from dera_jax.devices.stopwatch import Stopwatch
+from dera_jax.devices.usage import Usage, resources
+from dera_jax.policies.policy import Policy
+from dera_jax.results.asked import ended, request, with_request
+from dera_jax.results.folder import RowKey, RunFolder
+from dera_jax.results.manifests import Asked
+from dera_jax.results.rows import WHOLE, row_key
+from dera_jax.rewards.of_rows import Tell, judge
+from dera_jax.rewards.registry import as_rewards
+from dera_jax.rules.rule import Rule, linear_rule, rule_name
+from dera_jax.strengths import PER_PROMPT, as_strengths
+from dera_jax.sweeps.judging import add_beta, extent, remembered
+from dera_jax.sweeps.plan import Sweep, own_conversations, plan_keys, turn_key
+from dera_jax.sweeps.reward_hashes import forget_outdated, record
+from dera_jax.sweeps.rows import make_row
+from dera_jax.sweeps.shared_folder import SharedFolder
 
 FLUSH_ROWS, FLUSH_SECONDS = 64, 2.0
 """Finished rows are judged and written when they are this many, or this old."""
@@ -240,38 +239,6 @@ def run_conversations(
             keep(pending)
 
 
-def make_row(plan: Sweep, completion: Completion) -> dict:
-    """Returns the row of a completion, not yet judged."""
-    prompt = completion.cell.prompt.prompt
-    reference, *aligned = (float(x) for x in completion.model_logprobs.sum(axis=0, dtype="float64"))
-    return {
-        "prompt_id": prompt.prompt_id,
-        "sample": completion.cell.sample,
-        "seed": plan.decode.seed,
-        "turn": completion.cell.turn,
-        "rule": plan.rule_name,
-        "lambda": strength_to_json(completion.cell.lambda_),
-        "beta": plan.beta,
-        "prompt": prompt_text(prompt),
-        "completion": completion.text,
-        "prompt_tokens": prompt_tokens(completion.cell.prompt),
-        "tokens": completion.tokens,
-        "length": completion.length,
-        "finish_reason": completion.finish_reason,
-        "rewards": {},
-        "logprob": _total(completion.logprobs),
-        "reference_logprob": reference,
-        "aligned_logprob": aligned[0] if len(aligned) == 1 else aligned,
-        "sampling_logprob": _total(completion.sampling_logprobs),
-        "kl_to_reference": _total(completion.kl_to_reference),
-        "log_normalizer": None if completion.log_normalizers is None else _total(completion.log_normalizers),
-    }
-
-
-def _total(values) -> float:
-    return float(values.sum(dtype="float64"))
-
-
 def judge_missing(plan: Sweep, rows: list[dict], tell: Tell = lambda waiting: None) -> bool:
     """Adds to `rows` of the plan's prompts each reward that they lack; returns whether there was any."""
     prompts = {prompt.prompt_id: prompt for prompt in plan.prompts}
@@ -302,35 +269,3 @@ def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
                     f"the folder holds another run: {name} {prompt.id!r} is {row[name]!r:.60} there and "
                     f"{here!r:.60} here; choose another --out"
                 )
-
-
-def estimate_seconds(plan: Sweep, completions: int) -> float:
-    """Returns the seconds that so many completions take if each is as long as it may be."""
-    first = plan.conversations[0].cell(plan.policies, (), plan.decode.max_new_tokens)
-    _, step = warm_up(plan.policies, [first], plan.decode, plan.rows, plan.rule, full=True)
-    return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
-
-
-def check_memory(plan: Sweep) -> None:
-    """Raises ValueError where a batch cannot fit in the memory of this process's devices."""
-    needed, limit = memory_bytes(plan), memory_limit()
-    if limit is not None and sum(needed.values()) > limit * jax.process_count():
-        parts = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in needed.items())
-        raise ValueError(
-            f"--rows={plan.rows} --max-new-tokens={plan.decode.max_new_tokens}: expected at most "
-            f"{limit / 2**30:.3g} GiB, which the devices have, found {parts}; lower one of the two"
-        )
-
-
-def memory_bytes(plan: Sweep) -> dict[str, int]:
-    """Returns what a sweep takes on its device: weights (shared ones once), caches and logits, in bytes."""
-    caches = logits = 0
-    for number, policy in enumerate(plan.policies):
-        bucket = max(p.buckets[number] for p in plan.encoded)
-        taken = max(p.slots[number] for p in plan.encoded)
-        config = replace(policy.config, kv_cache=plan.decode.kv_cache)
-        # Those of decoder-only models begin with the prompt; an encoder's is kept beside.
-        more = full_room(taken, plan.decode.max_new_tokens) - (bucket if taken else 0)
-        caches += cache_bytes(config, plan.rows, bucket, more)
-        logits += plan.rows * policy.config.vocab_size * 4
-    return {"weights": held_bytes(plan.policies), "caches": caches, "logits": logits}

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import jax
 
-from dera_jax import hosts
-from dera_jax.files import read_bytes
-from dera_jax.lost import telling_of_loss
-from dera_jax.results import RunFolder, read_manifest
-from dera_jax.row_files import RowFile, RowKey, encode_rows, parse_rows, part_path, row_key
-from dera_jax.sharding import Group
+from dera_jax.common.files import read_bytes
+from dera_jax.devices import processes
+from dera_jax.devices.lost import telling_of_loss
+from dera_jax.devices.mesh import Group
+from dera_jax.results.folder import RunFolder
+from dera_jax.results.manifests import read_manifest
+from dera_jax.results.row_file import RowFile, part_path
+from dera_jax.results.rows import RowKey, encode_rows, parse_rows, row_key
 
 PATIENCE = 10.0
 """Seconds in which a file that one process has written must be seen by the others."""
@@ -56,8 +58,8 @@ class SharedFolder:
           ValueError: the folder is refused, or a process does not see what the first has written there.
         """
         try:
-            mark, *_ = hosts.exchange(hosts.together(self._open))
-            hosts.together(lambda: self._join(mark))
+            mark, *_ = processes.exchange(processes.together(self._open))
+            processes.together(lambda: self._join(mark))
         except BaseException:
             self._close()
             raise
@@ -67,10 +69,10 @@ class SharedFolder:
     def __exit__(self, kind, error, trace) -> None:
         # In lockstep the others may wait for this process's next step, where nothing can be told: they end
         # when the service notices that it is gone. What is wrong with the input all of them find.
-        lockstep = hosts.in_lockstep(self._group)
+        lockstep = processes.in_lockstep(self._group)
         try:
             if self._decoding and isinstance(error, ValueError if lockstep else Exception):
-                hosts.tell_failure(error)
+                processes.tell_failure(error)
         finally:
             self._close()
         if lockstep and isinstance(error, Exception):
@@ -80,7 +82,7 @@ class SharedFolder:
     @property
     def manifest(self) -> dict:
         """The manifest, as the first process has written it last."""
-        return self._folder.manifest if hosts.leads() else read_manifest(self.path)
+        return self._folder.manifest if processes.leads() else read_manifest(self.path)
 
     def append(self, rows: list[dict]) -> None:
         """Adds rows to this process's file if it is the one that writes; see `RunFolder.append`."""
@@ -90,7 +92,7 @@ class SharedFolder:
         try:
             self._part.append(lines)
         except ValueError:
-            self._decoding = not hosts.in_lockstep(self._group)
+            self._decoding = not processes.in_lockstep(self._group)
             raise
         self.rows.extend(rows)
         self.keys.update(map(row_key, rows))
@@ -102,17 +104,17 @@ class SharedFolder:
           ValueError: in one of them something went wrong.
         """
         self._decoding = False
-        written = hosts.exchange(hosts.together(self._end_part))
-        hosts.together(lambda: self._merge(written) if hosts.leads() else None)
+        written = processes.exchange(processes.together(self._end_part))
+        processes.together(lambda: self._merge(written) if processes.leads() else None)
 
     def finish(self, extent: dict, extra: dict | None = None) -> None:
         """Records what `RunFolder.finish` does; the first process's call counts."""
-        if hosts.leads():
+        if processes.leads():
             self._folder.finish(extent, extra)
 
     def _open(self) -> list | None:
         """Returns what the others must find in the folder: this run's mark, and a sum over the rows."""
-        if not hosts.leads():
+        if not processes.leads():
             return None
         self._folder.__enter__()
         if self._prepare(self._folder):
@@ -122,7 +124,7 @@ class SharedFolder:
         return [self._folder.mark(), zlib.crc32(read_bytes(self.path / "rows.jsonl"))]
 
     def _join(self, mark: list) -> None:
-        if not hosts.leads():
+        if not processes.leads():
             rows = _patiently(lambda: _rows_of_run(self.path, mark))
             if rows is None:
                 raise ValueError(
@@ -153,7 +155,7 @@ class SharedFolder:
     def _close(self) -> None:
         if self._part is not None:
             self._part.close()
-        if hosts.leads():
+        if processes.leads():
             self._folder.__exit__()
 
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from dera_jax.files import decode_json, encode_json, read_json, write_json
-from dera_jax.shown import shown
+from dera_jax.common.json_files import decode_json, encode_json, read_json, write_json
+from dera_jax.common.shown import shown
 
 
 class Record(TypedDict):

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from dera_jax import losses, trained
-from dera_jax.models import ModelConfig
+from dera_jax.models.binding import ModelConfig
 from dera_jax.models.linear import PRECISION
-from dera_jax.policies import Policy
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.policies.policy import Policy
+from dera_jax.training import losses, parameters
 
 ADDED = ".added"
 """Ends the name of what is added to a kernel."""
@@ -28,8 +28,8 @@ def start(policy: Policy, reference: Policy, alpha: float) -> PyTree:
     Raises:
       ValueError: the reference is neither of the policy's shape nor what the policy's adapters stand on.
     """
-    own, frozen = trained.split(policy.params)
-    its_own, its_frozen = trained.split(reference.params)
+    own, frozen = parameters.split(policy.params)
+    its_own, its_frozen = parameters.split(reference.params)
     if policy.config.adapters and not reference.config.adapters:
         # What it would be with the policy's adapters: B is 0.
         its_frozen = flatten(reference.params)
@@ -58,11 +58,11 @@ def follow(config: ModelConfig, alpha: float, steps: int) -> Callable:
 def read(config: ModelConfig, reference: PyTree, frozen: PyTree) -> tuple[ModelConfig, PyTree]:
     """Returns configuration and parameters that a reference which follows computes with."""
     if not any(path.endswith(ADDED) for path in reference):
-        return config, trained.whole(config, reference, frozen)
+        return config, parameters.whole(config, reference, frozen)
     kernels = {path.removesuffix(ADDED): added for path, added in reference.items()}
     changed = {path: frozen[path].astype(jnp.float32) + added for path, added in kernels.items()}
     bare = replace(config, adapters=())
-    return bare, trained.whole(bare, changed, frozen)
+    return bare, parameters.whole(bare, changed, frozen)
 
 
 def _followed(config: ModelConfig, params: PyTree) -> PyTree:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.files import encode_json, open_to_append
-from dera_jax.services import Service
+from dera_jax.common.files import open_to_append
+from dera_jax.common.json_files import encode_json
+from dera_jax.training.services import Service
 
 FILES = ("metrics.jsonl", "speed.jsonl", "samples.jsonl")
 SHOWN = ("loss", "reward", "kl", "accuracy", "eval_loss")

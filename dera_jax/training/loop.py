@@ -23,15 +23,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from dera_jax import hosts, sharding
-from dera_jax.checkpoints import Checkpoints
-from dera_jax.configs import RunConfig, TrainConfig
-from dera_jax.files import check_type
-from dera_jax.lost import telling_of_loss
-from dera_jax.optimization import Loss, Renew, TrainState, init_state, make_optimizer, make_update
-from dera_jax.run_log import RunLog
-from dera_jax.shown import shown
-from dera_jax.trees import flatten
+from dera_jax.common.json_files import check_type
+from dera_jax.common.shown import shown
+from dera_jax.devices import placement, processes
+from dera_jax.devices.lost import telling_of_loss
+from dera_jax.models.trees import flatten
+from dera_jax.training.checkpoints import Checkpoints
+from dera_jax.training.config import RunConfig, TrainConfig
+from dera_jax.training.log import RunLog
+from dera_jax.training.optimization import Loss, Renew, TrainState, init_state, make_optimizer, make_update
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ def fit(
     ):
         found = checkpoints.restore(state)
         first, state, sizes = found or (0, state, None)
-        if found and hosts.leads():
+        if found and processes.leads():
             print(f"{shown(out, 200)}: going on from step {first}", file=sys.stderr)
         check_type(sizes or {}, dict[str, int])
-        with RunLog(out, config.max_steps, run.report_to, sizes, hosts.leads()) as log:
+        with RunLog(out, config.max_steps, run.report_to, sizes, processes.leads()) as log:
             if found:
                 yield first, state, _evaluated_again(method, state, first, config, run)
             waiting, seen = None, set()
@@ -155,16 +155,16 @@ def on_mesh(method: Method, mesh: Mesh) -> Method:
 
     def batches(state: TrainState, step: int) -> tuple[Any, dict]:
         batch, logged = method.batches(state, step)
-        return sharding.shard_rows(batch, mesh, rows_axis), logged
+        return placement.shard_rows(batch, mesh, rows_axis), logged
 
     arrays = {
-        name: sharding.shard_flat(getattr(method, name), mesh) for name in ("trained", "constants", "kept")
+        name: placement.shard_flat(getattr(method, name), mesh) for name in ("trained", "constants", "kept")
     }
     return replace(method, batches=batches, **arrays)
 
 
 def _lost_others(out: Path) -> AbstractContextManager:
-    if not hosts.several():
+    if not processes.several():
         return nullcontext()
     return telling_of_loss(f"{out} keeps the last checkpoint, the same command goes on from there")
 
@@ -209,8 +209,8 @@ def _asked_to_stop():
     Signals reach the main thread only; elsewhere they are not caught.
     """
     asked = SimpleNamespace(by=None)
-    asked.how = lambda step: (asked.by or Preempted) if hosts.stop_after(step) else None
-    if not hosts.several():
+    asked.how = lambda step: (asked.by or Preempted) if processes.stop_after(step) else None
+    if not processes.several():
         asked.how = lambda step: asked.by
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -223,12 +223,12 @@ def _asked_to_stop():
         if asked.by is KeyboardInterrupt:
             raise KeyboardInterrupt
         asked.by = KeyboardInterrupt
-        if hosts.several():
+        if processes.several():
             os.kill(os.getpid(), signal.SIGTERM)
         print("\nending after this step; once more ends at once", file=sys.stderr)
 
     # Of several processes each hears SIGTERM by the service that they share, which has its own handler.
-    handlers = {signal.SIGINT: interrupt} | ({} if hosts.several() else {signal.SIGTERM: terminate})
+    handlers = {signal.SIGINT: interrupt} | ({} if processes.several() else {signal.SIGTERM: terminate})
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked

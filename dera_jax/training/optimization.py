@@ -12,9 +12,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dera_jax.configs import TrainConfig
-from dera_jax.sharding import like_params
-from dera_jax.trees import flatten
+from dera_jax.devices.placement import like_params
+from dera_jax.models.trees import flatten
+from dera_jax.training.config import TrainConfig
 
 
 class Terms(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dera_jax import models
-from dera_jax.examples import Example
-from dera_jax.supervised import Source
+from dera_jax.data.examples import Example
+from dera_jax.training.supervised import Source
 
 
 class PackedBatch(NamedTuple):

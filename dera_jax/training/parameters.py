@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from dera_jax.models import ADAPTER
 from dera_jax.models.linear import WeightsConfig
-from dera_jax.trees import flatten, unflatten
+from dera_jax.models.members import ADAPTER
+from dera_jax.models.trees import flatten, unflatten
 
 
 def split(params: PyTree, heads: tuple[str, ...] = ()) -> tuple[PyTree, PyTree]:

@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from dera_jax import losses, models, trained
-from dera_jax.batches import Batch
-from dera_jax.configs import PPOConfig, TrainConfig
-from dera_jax.encoding import EncodedPrompt
+from dera_jax import models
+from dera_jax.data.batches import Batch
+from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.models.reward import RewardConfig
-from dera_jax.optimization import Terms, TrainState
-from dera_jax.policies import Policy
-from dera_jax.rewards import Reward
-from dera_jax.rlhf import RolloutConfig, adaptive_beta, drawer, evaluator, summary
-from dera_jax.rollout import Rollout
-from dera_jax.score import completion_logits, token_logprobs
-from dera_jax.training import Method
+from dera_jax.policies.policy import Policy
+from dera_jax.rewards.registry import Reward
+from dera_jax.scoring.logprobs import completion_logits, token_logprobs
+from dera_jax.training import losses, parameters
+from dera_jax.training.config import PPOConfig, RolloutConfig, TrainConfig
+from dera_jax.training.loop import Method
+from dera_jax.training.on_policy import adaptive_beta, drawer, evaluator, summary
+from dera_jax.training.optimization import Terms, TrainState
+from dera_jax.training.rollout import Rollout
 
 
 class Experience(NamedTuple):
@@ -63,7 +64,7 @@ def ppo_method(
     permute = partial(_permutations, config, ppo)
 
     def loss(params: PyTree, given: dict, seen: Experience) -> Terms:
-        of_policy = trained.whole(policy.config, values.of_policy(params), given["frozen"])
+        of_policy = parameters.whole(policy.config, values.of_policy(params), given["frozen"])
         mask = seen.batch.completion_mask
         logits = completion_logits(policy.config, of_policy, seen.batch)
         logprobs = token_logprobs(logits, seen.batch)
@@ -80,7 +81,7 @@ def ppo_method(
         return Terms(of_ratio + ppo.vf_coef * of_value, mask, metrics)
 
     def batches(state: TrainState, step: int) -> tuple[Experience, dict]:
-        params = trained.whole(policy.config, values.of_policy(state.params), values.frozen)
+        params = parameters.whole(policy.config, values.of_policy(state.params), values.frozen)
         drawn = draw(params, step)
         beta = float(state.kept.get("beta", rollout.beta))
         seen = _experience(drawn, values.read(state.params, drawn.batch), beta, ppo)
@@ -104,7 +105,7 @@ class _ValueModel:
     """What predicts the reward to come; its parameters lie beside the policy's under names of their own."""
 
     def __init__(self, policy: Policy, ppo: PPOConfig):
-        own, self.frozen = trained.split(policy.params)
+        own, self.frozen = parameters.split(policy.params)
         config = policy.config
         adapters = tuple(
             replace(one, path=f"trunk.{one.path}") for one in config.adapters if one.path != "head"
@@ -120,17 +121,17 @@ class _ValueModel:
         value = {"score.kernel": jnp.zeros((config.width, 1), jnp.float32)}
         self.shared = ppo.value_head == "shared"
         value |= {} if self.shared else _trunk(own)
-        self.trained = trained.named("policy.", own) | trained.named("value.", value)
+        self.trained = parameters.named("policy.", own) | parameters.named("value.", value)
         self._read = jax.jit(self.__call__)
 
     def of_policy(self, params: PyTree) -> PyTree:
         """Returns the trained parameters that are the policy's."""
-        return trained.part("policy.", params)
+        return parameters.part("policy.", params)
 
     def __call__(self, params: PyTree, frozen: PyTree, batch: Batch) -> Float[Array, "rows completion"]:
         """Returns the value before each completion token."""
-        own = trained.part("value.", params) | (_trunk(self.of_policy(params)) if self.shared else {})
-        model = models.bind(self.config, trained.whole(self.config, own, _trunk(frozen)))
+        own = parameters.part("value.", params) | (_trunk(self.of_policy(params)) if self.shared else {})
+        model = models.bind(self.config, parameters.whole(self.config, own, _trunk(frozen)))
         mask = batch.fed if self.config.trunk.start_token is None else jnp.asarray(batch.mask)
         return model.completion_values(jnp.asarray(batch.tokens), mask, batch.completion_mask.shape[1])
 
@@ -141,7 +142,7 @@ class _ValueModel:
 
 def _trunk(params: PyTree) -> PyTree:
     """Returns a language model's parameters, flat, as those of a trunk: all but the head's."""
-    return trained.named("trunk.", {n: a for n, a in params.items() if not n.startswith("head.")})
+    return parameters.named("trunk.", {n: a for n, a in params.items() if not n.startswith("head.")})
 
 
 def _experience(

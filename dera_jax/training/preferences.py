@@ -1,7 +1,6 @@
 """Alignment by preferences: DPO and its kin, with a reference that stays or follows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,49 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from dera_jax import following, losses, trained
-from dera_jax.batches import Batch, make_batch
-from dera_jax.configs import TrainConfig, check_choice, check_count, check_number, take_plain_numbers
-from dera_jax.examples import Example, Pair
-from dera_jax.models import ModelConfig
-from dera_jax.optimization import Loss, Terms
-from dera_jax.policies import Policy
-from dera_jax.reference_logprobs import reference_logprobs
-from dera_jax.score import completion_logprobs
-from dera_jax.supervised import Sampler, Source, supervised
-from dera_jax.training import Method
-
-LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "kto")
-NORMALIZED = ("sigmoid_norm", "ipo")
-"""Losses of log-ratios per token."""
-
-
-@dataclass(frozen=True)
-class PreferenceConfig:
-    """What is minimized; beside it stands β, which is traced."""
-
-    loss: str = "sigmoid"
-    """sigmoid (DPO), sigmoid_norm (DPO per token, Tülu 3), ipo or kto."""
-    label_smoothing: float = 0.0
-    """Share of preferences taken to be the wrong way round, in [0, 0.5]; of the sigmoid losses."""
-    sync_ref_model: bool = False
-    """Whether the reference follows the policy (arXiv:2404.09656): TR-DPO, TR-IPO, TR-KTO."""
-    ref_model_mixup_alpha: float = 0.6
-    """α of θ_ref ← (1 − α) θ_ref + α θ, in [0, 1]; 1 is a hard update."""
-    ref_model_sync_steps: int = 512
-    """τ, steps between two updates; ≥ 1, and 1 with a small α is the soft update."""
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
-    """Of completions in KTO; ≥ 0."""
-
-    def __post_init__(self):
-        take_plain_numbers(self)
-        check_choice("loss", self.loss, LOSSES)
-        check_number("label_smoothing", self.label_smoothing, 0.0, 0.5)
-        check_number("ref_model_mixup_alpha", self.ref_model_mixup_alpha, 0.0, 1.0)
-        check_count("ref_model_sync_steps", self.ref_model_sync_steps)
-        check_number("desirable_weight", self.desirable_weight, 0.0, float("inf"))
-        check_number("undesirable_weight", self.undesirable_weight, 0.0, float("inf"))
+from dera_jax.data.batches import Batch, make_batch
+from dera_jax.data.examples import Example, Pair
+from dera_jax.models.binding import ModelConfig
+from dera_jax.policies.policy import Policy
+from dera_jax.scoring.logprobs import completion_logprobs
+from dera_jax.training import following, losses, parameters
+from dera_jax.training.config import NORMALIZED, PreferenceConfig, TrainConfig
+from dera_jax.training.loop import Method
+from dera_jax.training.optimization import Loss, Terms
+from dera_jax.training.reference_logprobs import reference_logprobs
+from dera_jax.training.supervised import Sampler, Source, supervised
 
 
 class SideBatch(NamedTuple):
@@ -98,7 +65,7 @@ def preference_method(
     Raises:
       ValueError: a reference that should follow the policy but has another shape.
     """
-    start, frozen = trained.split(policy.params)
+    start, frozen = parameters.split(policy.params)
     constants = {"frozen": frozen, "beta": jnp.float32(beta)}
     more = {}
     if preference.sync_ref_model:
@@ -180,7 +147,7 @@ def _log_ratios(
     model: ModelConfig, params: PyTree, given: dict, batch: SideBatch
 ) -> tuple[Float[Array, "rows sides"], Float[Array, "rows sides"]]:
     """Returns log π(y|x) and log π(y|x) − log π_ref(y|x) of the completions of every row."""
-    logprobs = _logprobs(model, trained.whole(model, params, given["frozen"]), batch)
+    logprobs = _logprobs(model, parameters.whole(model, params, given["frozen"]), batch)
     of_reference = batch.reference
     if "reference" in given:
         followed = following.read(model, given["reference"], given["frozen"])

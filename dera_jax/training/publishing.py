@@ -6,11 +6,11 @@ import re
 import shlex
 from pathlib import Path
 
-from dera_jax.files import write_bytes
-from dera_jax.loading import hub, manifests
-from dera_jax.redaction import redactor
-from dera_jax.shown import shown
-from dera_jax.spelling import spelled
+from dera_jax.common.files import write_bytes
+from dera_jax.common.redaction import redactor
+from dera_jax.common.shown import shown
+from dera_jax.common.spelling import spelled
+from dera_jax.policies import hub, manifests
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Environment variables; a token is read nowhere else."""

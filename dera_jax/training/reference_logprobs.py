@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from dera_jax.batches import make_batch
-from dera_jax.files import read_bytes, write_bytes
-from dera_jax.policies import Policy
-from dera_jax.score import completion_logprobs
+from dera_jax.common.files import read_bytes, write_bytes
+from dera_jax.data.batches import make_batch
+from dera_jax.policies.policy import Policy
+from dera_jax.scoring.logprobs import completion_logprobs
 
 _logprobs = jax.jit(completion_logprobs, static_argnames="config")
 

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dera_jax import losses, models, trained
-from dera_jax.configs import TrainConfig
-from dera_jax.examples import Pair
-from dera_jax.optimization import Terms
-from dera_jax.reward_models import OWN, RewardPolicy, reward_texts
-from dera_jax.supervised import Source, supervised
-from dera_jax.tokenizer import pad_left, padded_length
-from dera_jax.training import Method
+from dera_jax import models
+from dera_jax.data.buckets import pad_left, padded_length
+from dera_jax.data.examples import Pair
+from dera_jax.policies.reward_models import OWN, RewardPolicy
+from dera_jax.rewards.model import reward_texts
+from dera_jax.training import losses, parameters
+from dera_jax.training.config import TrainConfig
+from dera_jax.training.loop import Method
+from dera_jax.training.optimization import Terms
+from dera_jax.training.supervised import Source, supervised
 
 
 class TextBatch(NamedTuple):
@@ -39,10 +41,10 @@ def reward_method(
     Args:
       center: c, draws rewards towards a mean of 0.
     """
-    start, frozen = trained.split(reward.params, OWN)
+    start, frozen = parameters.split(reward.params, OWN)
 
     def loss(params: PyTree, given: dict, batch: TextBatch) -> Terms:
-        model = models.bind(reward.config, trained.whole(reward.config, params, given["frozen"]))
+        model = models.bind(reward.config, parameters.whole(reward.config, params, given["frozen"]))
         tokens, mask = (jnp.asarray(a).reshape(-1, a.shape[-1]) for a in (batch.tokens, batch.mask))
         chosen, rejected = model(tokens, mask).reshape(-1, 2).T
         values = losses.bradley_terry_loss(chosen, rejected, batch.margin, center)

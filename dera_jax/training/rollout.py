@@ -9,15 +9,16 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from dera_jax.batches import Batch, make_batch
-from dera_jax.completions import Completions
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import Cell, Completion, complete
-from dera_jax.policies import Policy
-from dera_jax.prompts import prompt_text
-from dera_jax.rewards import Reward, short_names
-from dera_jax.score import completion_logprobs
+from dera_jax.data.batches import Batch, make_batch
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import prompt_text
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell, Completion
+from dera_jax.policies.policy import Policy
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.registry import Reward, short_names
+from dera_jax.scoring.logprobs import completion_logprobs
 
 _logprobs = jax.jit(completion_logprobs, static_argnames="config")
 

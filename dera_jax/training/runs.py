@@ -15,18 +15,19 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from dera_jax import hosts
-from dera_jax.checkpoints import steps_in
-from dera_jax.configs import RunConfig, TrainConfig
-from dera_jax.files import leftovers, lock_folder, make_folder, remove_leftovers, unlock, write_json
-from dera_jax.loading import manifests
-from dera_jax.run_log import FILES
-from dera_jax.shown import shown
-from dera_jax.training import Method, fit
+from dera_jax.common.files import leftovers, make_folder, remove_leftovers
+from dera_jax.common.json_files import write_json
+from dera_jax.common.locks import lock_folder, unlock
+from dera_jax.common.shown import shown
+from dera_jax.devices import processes
+from dera_jax.policies import manifests
+from dera_jax.training.checkpoints import steps_in
+from dera_jax.training.config import RunConfig, TrainConfig
+from dera_jax.training.log import FILES
+from dera_jax.training.loop import Method, fit
 
 Save = Callable[[PyTree, Path, dict], None]
 """Writes trained parameters as a model folder with a manifest."""
-
 AFTERWARDS = ("finished", "files", "provenance", "seconds", "steps", "evaluation", "best", "checkpoint")
 """What a manifest says beside the settings that decide the parameters."""
 STEPS = "train_config.max_steps"
@@ -38,7 +39,6 @@ HASHES = {
 """Settings that say where something lies, and the hashes of what lies there."""
 LATER = ("reward_hashes.",)
 """Beginnings of the names of settings that older runs do not tell."""
-
 ADDED = {
     "train_config.warmup_steps": 0.0,
     "train_config.adam_beta1": 0.9,
@@ -97,7 +97,7 @@ def run_training(
         if writes:
             save(whole, folder, told)
 
-    found: dict = hosts.from_first(lambda: _best_so_far(out))
+    found: dict = processes.from_first(lambda: _best_so_far(out))
     last: dict = {}
     for step, state, evaluated in fit(method, config, run, out, mesh):
         params = state.params
@@ -128,7 +128,7 @@ def alone(out: Path) -> Iterator[None]:
     """
 
     def hold() -> int:
-        if not hosts.leads():
+        if not processes.leads():
             return -1
         make_folder(out)
         lock = lock_folder(out)
@@ -136,7 +136,7 @@ def alone(out: Path) -> Iterator[None]:
             remove_leftovers(folder)
         return lock
 
-    lock = hosts.together(hold)
+    lock = processes.together(hold)
     try:
         yield
     finally:
@@ -154,9 +154,9 @@ def tidy(out: Path) -> None:
     def left() -> bool:
         return bool(_unkept(out, manifests.read_manifest(out))) or any(map(leftovers, _folders(out)))
 
-    if hosts.from_first(left):
+    if processes.from_first(left):
         with alone(out):
-            if hosts.leads():
+            if processes.leads():
                 _remove_checkpoints(out, manifests.read_manifest(out))
 
 
@@ -190,7 +190,7 @@ def is_finished(out: Path, settings: dict, config: TrainConfig, given: Collectio
       ValueError: OUT holds something else; names the settings that differ. Or a finished model that is not
         what was written, and no checkpoint to make it from again.
     """
-    return hosts.from_first(lambda: _is_finished(out, settings, config, given))
+    return processes.from_first(lambda: _is_finished(out, settings, config, given))
 
 
 def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str]) -> bool:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 
 from jaxtyping import PyTree
 
-from dera_jax import trained
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import Cell, complete
-from dera_jax.policies import Policy, with_params
-from dera_jax.prompts import Prompt
-from dera_jax.turn_ends import turn_ends
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.data.turn_ends import turn_ends
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
+from dera_jax.policies.policy import Policy, with_params
+from dera_jax.training import parameters
 
 COUNT = 4
 LONGEST = 64
@@ -19,7 +20,7 @@ LONGEST = 64
 
 def sampler(policy: Policy, prompts: Sequence[Sequence[int]], seed: int) -> Callable[[PyTree], list[dict]]:
     """Returns what makes trained parameters complete the first of `prompts`, by the same noise always."""
-    _, frozen = trained.split(policy.params)
+    _, frozen = parameters.split(policy.params)
     room = policy.config.max_positions - LONGEST
     chosen = [tuple(ids) for ids in prompts if len(ids) <= room]
     asked = list(dict.fromkeys(chosen))[:COUNT]
@@ -36,7 +37,7 @@ def sampler(policy: Policy, prompts: Sequence[Sequence[int]], seed: int) -> Call
     def sample(params: PyTree) -> list[dict]:
         if not cells:
             return []
-        drawing = with_params(policy, trained.whole(policy.config, params, frozen))
+        drawing = with_params(policy, parameters.whole(policy.config, params, frozen))
         config = DecodeConfig(max_new_tokens=LONGEST, seed=seed)
         drawn = sorted(complete((drawing,), cells, config, len(cells)), key=lambda c: c.cell.prompt.id)
         return [{"prompt": texts[c.cell.prompt.id], "completion": c.text} for c in drawn]

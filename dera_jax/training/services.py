@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
-from dera_jax.files import read_json, write_json
-from dera_jax.shown import shown
+from dera_jax.common.json_files import read_json, write_json
+from dera_jax.common.shown import shown
 
 SERVICES = ("wandb", "trackio")
 PROJECTS = {"wandb": "WANDB_PROJECT", "trackio": "TRACKIO_PROJECT"}

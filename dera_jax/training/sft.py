@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from jaxtyping import PyTree
 
-from dera_jax import losses, trained
-from dera_jax.batches import Batch, make_batch
-from dera_jax.configs import TrainConfig
-from dera_jax.examples import Example
-from dera_jax.optimization import Terms
-from dera_jax.packing import PackedBatch, packed_logprobs, packed_source
-from dera_jax.policies import Policy
-from dera_jax.score import completion_logprobs
-from dera_jax.supervised import Sampler, Source, supervised
-from dera_jax.training import Method
+from dera_jax.data.batches import Batch, make_batch
+from dera_jax.data.examples import Example
+from dera_jax.policies.policy import Policy
+from dera_jax.scoring.logprobs import completion_logprobs
+from dera_jax.training import losses, parameters
+from dera_jax.training.config import TrainConfig
+from dera_jax.training.loop import Method
+from dera_jax.training.optimization import Terms
+from dera_jax.training.packing import PackedBatch, packed_logprobs, packed_source
+from dera_jax.training.supervised import Sampler, Source, supervised
 
 
 def sft_method(
@@ -35,10 +35,10 @@ def sft_method(
     """
     if packed_length and policy.config.start_token is not None:
         raise ValueError(f"{policy.name}: packing expects a decoder-only model")
-    start, frozen = trained.split(policy.params)
+    start, frozen = parameters.split(policy.params)
 
     def loss(params: PyTree, given: dict, batch: Batch | PackedBatch) -> Terms:
-        params = trained.whole(policy.config, params, given["frozen"])
+        params = parameters.whole(policy.config, params, given["frozen"])
         if isinstance(batch, PackedBatch):
             return Terms(losses.sft_loss(packed_logprobs(policy.config, params, batch)), batch.learned)
         return Terms(

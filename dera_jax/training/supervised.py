@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dera_jax.batches import shuffled
-from dera_jax.configs import TrainConfig
-from dera_jax.optimization import Loss, TrainState, make_evaluation
-from dera_jax.training import Method
+from dera_jax.data.order import shuffled
+from dera_jax.training.config import TrainConfig
+from dera_jax.training.loop import Method
+from dera_jax.training.optimization import Loss, TrainState, make_evaluation
 
 Sampler = Callable[[PyTree], list[dict]]
 """Trained parameters to texts that the policy writes with them."""

@@ -20,17 +20,18 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dera_jax.commands import cli
-from dera_jax.experiments import Step
-from dera_jax.folders import data_folder
-from dera_jax.presets import Preset, find_preset
+from dera_jax.commands.options import cli
+from dera_jax.commands.process import endings
+from dera_jax.common.folders import data_folder
+from dera_jax.experiments.declare import Step
+from dera_jax.experiments.presets import Preset, find_preset
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.runner import Folders, check_data, is_kept, make
 from scripts.reproduce.smoke import exchange, shrink, shrink_preset, shrink_step
 from scripts.reproduce.stand_ins import write_stand_ins
 
 
-@cli.command
+@endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m scripts.reproduce`."""
     parser = cli.Parser("bash scripts/reproduce.sh", __doc__)
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="processes (default 2; 1 with --preset, whose device is not shared)",
     )
-    parser.add_argument("--preset", metavar="NAME", help="of dera_jax/presets.py; an unknown one lists them")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="of dera_jax/experiments/presets.py; an unknown one lists them"
+    )
     parser.add_argument(
         "--print", action="store_true", help="with --preset: its record and its commands in order, and stop"
     )

@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dera_jax.files import encode_json, write_bytes
+from dera_jax.common.files import write_bytes
+from dera_jax.common.json_files import encode_json
 from scripts.tinystories_prompts import openings as first_words
 
 ANSWER = "\n\nAssistant:"
@@ -96,7 +97,7 @@ def gold_pairs(out: Path, rows: str, temperature: str, held_out: str) -> None:
     and 1, 2 and 3, …; two alike, or an empty one, make none. Written are train.jsonl and held_out.jsonl, a
     share of the prompts, with true margins.
     """
-    from dera_jax.results import read_rows
+    from dera_jax.results.reading import read_rows
     from scripts.reproduce.quantities import gold
 
     by_prompt = defaultdict(list)

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dera_jax.experiments import Experiment, Step
-from dera_jax.files import read_json
-from dera_jax.metrics import ENDED, Estimate, effective_sample_size, estimate, log_weights
-from dera_jax.results import read_rows
+from dera_jax.analysis.estimates import Estimate, estimate
+from dera_jax.analysis.importance import effective_sample_size, log_weights
+from dera_jax.analysis.summaries import ENDED
+from dera_jax.common.json_files import read_json
+from dera_jax.experiments.declare import Experiment, Step
+from dera_jax.results.reading import read_rows
 from scripts.reproduce.runner import Folders, is_kept
 
 Rows = list[dict]
@@ -268,6 +270,6 @@ def lengths(rows: Sequence[dict]) -> np.ndarray:
 
 def references_of(path: Path) -> dict[str, list[str]]:
     """Returns what people wrote for each prompt of a file."""
-    from dera_jax.data import load_records
+    from dera_jax.data.records import load_records
 
     return {record.fields["id"]: record.fields["references"] for record in load_records(str(path))}

@@ -5,7 +5,7 @@ import statistics
 import time
 from pathlib import Path
 
-from dera_jax.files import write_json
+from dera_jax.common.json_files import write_json
 from scripts.reproduce.data import write_rows
 
 REPEATS = 5
@@ -18,12 +18,13 @@ def cost(out: Path, reference: str, aligned: str, prompts: str, rows: str, new_t
     """
     import jax
 
-    from dera_jax.bench import without_eos
-    from dera_jax.configs import DecodeConfig
-    from dera_jax.encoding import encode_prompts
-    from dera_jax.generate import Cell, complete
-    from dera_jax.policies import load_policies
-    from dera_jax.prompts import load_prompts
+    from dera_jax.data.encoding import encode_prompts
+    from dera_jax.data.prompts import load_prompts
+    from dera_jax.decoding.complete import complete
+    from dera_jax.decoding.config import DecodeConfig
+    from dera_jax.decoding.request import Cell
+    from dera_jax.performance.bench.sides import without_eos
+    from dera_jax.policies.load import load_policies
 
     policies = without_eos(load_policies(reference, aligned))
     config = DecodeConfig(max_new_tokens=int(new_tokens))
@@ -61,7 +62,7 @@ def cost(out: Path, reference: str, aligned: str, prompts: str, rows: str, new_t
 
 def strengths_by_prompt(out: Path, prompts: str, strengths: str) -> None:
     """Writes prompts.jsonl: the prompts with a field `lambda`, going round the strengths."""
-    from dera_jax.data import load_records
+    from dera_jax.data.records import load_records
 
     several = [float(text) for text in strengths.split(",")]
     records = load_records(prompts)

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dera_jax.files import make_folder
-from dera_jax.metrics import Estimate
-from dera_jax.plots import COLORS, STYLE
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.plots import COLORS, STYLE
+from dera_jax.common.files import make_folder
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.evidence import Evidence, Quantity
 

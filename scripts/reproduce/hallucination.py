@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.data import load_records
+from dera_jax.data.records import load_records
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.evidence import Evidence, Quantity
 from scripts.reproduce.rewards import inventions

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from dera_jax.metrics import drawn_tokens
+from dera_jax.analysis.summaries import drawn_tokens
 from scripts.reproduce.evidence import Quantity, Rows
 
 _WORD = re.compile(r"[a-z']+")

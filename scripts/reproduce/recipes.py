@@ -7,7 +7,7 @@ are what reaches a plateau in minutes.
 
 from collections.abc import Sequence
 
-from dera_jax.experiments import Experiment, Outside, Place, Source, Step
+from dera_jax.experiments.declare import Experiment, Outside, Place, Source, Step
 
 HERE = "scripts.reproduce"
 GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dera_jax.experiments import Experiment, Step
-from dera_jax.files import read_json, write_text
-from dera_jax.results import read_rows
+from dera_jax.common.files import write_text
+from dera_jax.common.json_files import read_json
+from dera_jax.experiments.declare import Experiment, Step
+from dera_jax.results.reading import read_rows
 from scripts.reproduce import claims, figures
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import hallucination as ha

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from dera_jax.slots import parse_slots, slot_coverage
+from dera_jax.rewards.slots import parse_slots, slot_coverage
 
 PLACES = (
     "Alimentum|Aromi|Bibimbap House|Browns Cambridge|Clowns|Cocum|Cotto|Fitzbillies|Midsummer House|"

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dera_jax.experiments import Step
-from dera_jax.files import make_folder, read_json, write_bytes, write_json
-from dera_jax.folders import data_folder, how_to_get
-from dera_jax.results import read_rows, sort_rows
-from dera_jax.row_files import encode_rows
+from dera_jax.common.files import make_folder, write_bytes
+from dera_jax.common.folders import data_folder, how_to_get
+from dera_jax.common.json_files import read_json, write_json
+from dera_jax.experiments.declare import Step
+from dera_jax.results.reading import read_rows
+from dera_jax.results.rows import encode_rows, sort_rows
 
 WORK = "WORK"
 """Stands for the folder of all work in commands that are kept."""

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dera_jax import presets
-from dera_jax.experiments import Experiment, Outside, Place, Source, Step
-from dera_jax.files import read_json, write_json, write_text
+from dera_jax.common.files import write_text
+from dera_jax.common.json_files import read_json, write_json
+from dera_jax.experiments import presets
+from dera_jax.experiments.declare import Experiment, Outside, Place, Source, Step
 
 TRAINING = {
     "max_steps": 2,
@@ -114,7 +115,7 @@ def stand_ins() -> dict[str, Source]:
 
     def few(name: str, part: str, **templates: str) -> Place:
         options = {"data": texts / f"{part}.jsonl", "first": 32, **templates}
-        return Step("dera_jax.recast:recast", f"stand-ins/{name}", options) / "data.jsonl"
+        return Step("dera_jax.data.recast:recast", f"stand-ins/{name}", options) / "data.jsonl"
 
     pair = {"prompt": "{prompt}", "rejected": "{prompt}"}
     return {
@@ -136,7 +137,8 @@ def stand_ins() -> dict[str, Source]:
 
 def untrained(out: Path, model: str, seed: str, dtype: str) -> None:
     """Writes one layer of another model's kind with random weights, its tokenizer, and a chat template."""
-    from dera_jax.policies import fresh_policy, save_policy
+    from dera_jax.policies.load import fresh_policy
+    from dera_jax.policies.save import save_policy
 
     shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     config = read_json(out / "config.json")
@@ -147,7 +149,7 @@ def untrained(out: Path, model: str, seed: str, dtype: str) -> None:
 
 def chats(out: Path, data: str) -> None:
     """Writes pairs as UltraFeedback has them: lists of messages, scores, and the prompt once more."""
-    from dera_jax.data import load_records
+    from dera_jax.data.records import load_records
     from scripts.reproduce.data import write_rows
 
     def said(prompt: str, answer: str) -> list[dict]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dera_jax.metrics import Estimate
+from dera_jax.analysis.estimates import Estimate
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.evidence import Evidence, Quantity
 

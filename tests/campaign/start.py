@@ -97,12 +97,14 @@ def write_base(folder: Path) -> None:
     """Writes a random model of 40 000 parameters with the toy pair's tokenizer."""
     from dataclasses import replace
 
-    from dera_jax import policies
+    from dera_jax.policies import load
+    from dera_jax.policies.policy import TOY
+    from dera_jax.policies.save import save_policy
 
-    raw = json.loads((policies.TOY / "reference" / "config.json").read_text())
+    raw = json.loads((TOY / "reference" / "config.json").read_text())
     raw |= {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
     raw |= {"head_dim": 8, "intermediate_size": 48}
-    made = Path(shutil.copytree(policies.TOY / "reference", folder))
+    made = Path(shutil.copytree(TOY / "reference", folder))
     for name in ("manifest.json", "model.safetensors"):
         (made / name).unlink()
     (made / "config.json").write_text(json.dumps(raw, indent=2))
@@ -110,8 +112,8 @@ def write_base(folder: Path) -> None:
         json.dumps({"eos_token_id": [2], "temperature": 0.7, "top_k": 5})
     )
     (made / "chat_template.jinja").write_text(TEMPLATE)
-    policy = policies.fresh_policy(str(made), 0)
-    policies.save_policy(replace(policy, name="base"), made)
+    policy = load.fresh_policy(str(made), 0)
+    save_policy(replace(policy, name="base"), made)
 
 
 def write_shards(source: Path, folder: Path) -> None:
@@ -186,8 +188,8 @@ def write_answer(here: Path) -> None:
 
 def write_stopped() -> None:
     """Leaves a training as SIGTERM does after two of its three steps."""
-    from dera_jax.checkpoints import Checkpoints
     from dera_jax.commands import sft
+    from dera_jax.training.checkpoints import Checkpoints
 
     save = Checkpoints.save
 

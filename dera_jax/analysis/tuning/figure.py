@@ -12,21 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
-from dera_jax.files import write_bytes
-from dera_jax.metrics import Estimate, Summary
-from dera_jax.objectives import Constraint, Objective
-from dera_jax.panels import GREY, Curve, Quantity, plot_heat_map, plot_over_strength
-from dera_jax.plots import COLORS, MARKERS, PANEL, STYLE
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.panels import GREY, Curve, Quantity, plot_heat_map, plot_over_strength
+from dera_jax.analysis.plots import COLORS, MARKERS, PANEL, STYLE
+from dera_jax.analysis.summaries import Summary
+from dera_jax.analysis.tables import short_names
+from dera_jax.analysis.tuning.choose import Part, Tuning
+from dera_jax.analysis.tuning.objectives import Constraint, Objective
+from dera_jax.analysis.tuning.report import NAMES
+from dera_jax.common.files import write_bytes
 from dera_jax.strengths import Strength, format_strength
-from dera_jax.tables import short_names
-from dera_jax.tune import Part, Tuning
-from dera_jax.tune_report import NAMES
 
 PARTS = {"choosing": "prompts it was chosen on", "validation": "validation prompts"}
-
 OBJECTIVE = "objective"
 """Under this name summaries hold it, as a reward."""
-
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 

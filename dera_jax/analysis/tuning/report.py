@@ -4,17 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dera_jax.metrics import Estimate
-from dera_jax.objectives import Constraint, Objective
-from dera_jax.reports import estimate_to_json
-from dera_jax.retraining import Cost, Target, changes, describe_betas, rounded
-from dera_jax.shown import shown
+from dera_jax.analysis.estimates import Estimate, estimate_to_json
+from dera_jax.analysis.tables import Column, estimate_cells, format_columns, short_names, strength_cells
+from dera_jax.analysis.tuning.beta import Target, changes, describe_betas, rounded
+from dera_jax.analysis.tuning.choose import Part, Tuning, ends
+from dera_jax.analysis.tuning.objectives import Constraint, Objective
+from dera_jax.analysis.tuning.ranges import finer_range, wider_ranges
+from dera_jax.analysis.tuning.retraining import Cost
+from dera_jax.common.shown import shown
 from dera_jax.strengths import Strength, format_strength, strength_to_json
-from dera_jax.tables import Column, estimate_cells, format_columns, short_names, strength_cells
-from dera_jax.tune import Part, Tuning, ends, finer_range, wider_ranges
 
 NAMES = {"kl": "KL (nats)", "length": "length (tokens)"}
-
 NOT_COMPARED = (
     "not compared: models trained at the other β, so whether one of them were better still is not known, "
     "and trainings with other seeds, whose spread is not in these intervals"

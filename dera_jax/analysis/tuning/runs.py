@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dera_jax.asked import check_whole
-from dera_jax.manifests import LATER, manifest_path
-from dera_jax.objectives import FIELDS, Grid, read_grid, reward_names, told_names
-from dera_jax.results import read_manifest, read_rows
-from dera_jax.shown import shown
+from dera_jax.analysis.tuning.choose import check_parts, split
+from dera_jax.analysis.tuning.grid import FIELDS, Grid, read_grid, reward_names, told_names
+from dera_jax.common.shown import shown
+from dera_jax.results.asked import check_whole
+from dera_jax.results.manifests import LATER, manifest_path, read_manifest
+from dera_jax.results.reading import read_rows
 from dera_jax.strengths import Strength, strength_from_json
-from dera_jax.tune import check_parts, split
 
 
 @dataclass(frozen=True)

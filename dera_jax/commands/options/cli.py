@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import NoReturn
 
 import dera_jax
-from dera_jax.commands.compilations import keep_compilations
-from dera_jax.commands.endings import command as command
-from dera_jax.commands.endings import in_one_line
-from dera_jax.files import check_place, read_json
-from dera_jax.rewards import HELP
-from dera_jax.shown import shown
-from dera_jax.spelling import COMMANDS, respelled, spelled
+from dera_jax.commands.process.endings import in_one_line
+from dera_jax.common.files import check_place
+from dera_jax.common.json_files import read_json
+from dera_jax.common.shown import shown
+from dera_jax.common.spelling import COMMANDS, respelled, spelled
+from dera_jax.devices.compilations import keep_compilations
+from dera_jax.rewards.registry import HELP
 
 REWARDS = HELP
 """How rewards are written."""
-
 HABITS = {
     "--model": "--reference and --aligned",
     "--model-name-or-path": "--model|--reference and --aligned",
@@ -292,6 +291,6 @@ def announce_devices() -> str:
 
 def toy_reward() -> str | None:
     """Returns the reward that the shipped aligned model was trained with."""
-    from dera_jax.policies import TOY
+    from dera_jax.policies.policy import TOY
 
     return read_json(TOY / "aligned" / "manifest.json")["reward"]

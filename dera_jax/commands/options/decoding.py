@@ -2,9 +2,10 @@
 
 import argparse
 
-from dera_jax.commands import streams
-from dera_jax.configs import KV_CACHES, MOST, DecodeConfig, rows_of
-from dera_jax.user_code import load_function
+from dera_jax.commands.process import streams
+from dera_jax.common.checks import MOST
+from dera_jax.common.choices import KV_CACHES
+from dera_jax.decoding.config import DecodeConfig, rows_of
 
 
 def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
@@ -80,20 +81,6 @@ def unescape(text: str) -> str:
         return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
     except UnicodeDecodeError as error:
         raise ValueError(f"--stop: broken escape in {text!r} ({error.reason})") from error
-
-
-def load_rule(spec: str | None):
-    """Returns the rule that `module:function` names and the name that rows carry; None is the mixture.
-
-    Raises:
-      ValueError: no such module or function.
-    """
-    from dera_jax.realign import is_mixture, linear_rule
-
-    if spec is None:
-        return linear_rule, "linear"
-    rule = load_function(spec, f"--rule={spec}")
-    return rule, "linear" if is_mixture(rule) else spec
 
 
 def parse_rows(text: str, cells: int) -> int:

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from dera_jax import files
-from dera_jax.configs import check_number
+from dera_jax.common import locks
+from dera_jax.common.checks import check_number
 
 
 def add_mesh_options(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def start(args: argparse.Namespace, *, saves: bool = False) -> None:
         this process, as it would a single one; JAX by itself would only note it.
     """
 
-    from dera_jax.sharding import start_processes
+    from dera_jax.devices.start import start_processes
 
     check_number("--coordinator-timeout", args.coordinator_timeout, 0.0, float("inf"))
     before = signal.getsignal(signal.SIGTERM)
@@ -67,7 +67,7 @@ def check_free(args: argparse.Namespace, folders: Iterable[Path]) -> None:
     """
     if args.coordinator is None and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
         for folder in folders:
-            files.check_free(folder)
+            locks.check_free(folder)
 
 
 def open_mesh(args: argparse.Namespace, held: Callable[[], int]):
@@ -78,7 +78,7 @@ def open_mesh(args: argparse.Namespace, held: Callable[[], int]):
     """
     import jax
 
-    from dera_jax.sharding import choose_mesh, parse_mesh
+    from dera_jax.devices.mesh import choose_mesh, parse_mesh
 
     if args.mesh:
         return parse_mesh(args.mesh)
@@ -87,8 +87,9 @@ def open_mesh(args: argparse.Namespace, held: Callable[[], int]):
 
 def tell_undivided(policies: Sequence) -> None:
     """Prints a line for each model whose vocabulary its mesh does not divide."""
-    from dera_jax.hosts import leads
-    from dera_jax.sharding import mesh_of, undivided_vocabulary
+    from dera_jax.devices.mesh import mesh_of
+    from dera_jax.devices.placement import undivided_vocabulary
+    from dera_jax.devices.processes import leads
 
     placed = [(policy, mesh) for policy in policies if (mesh := mesh_of(policy.params))]
     lines = [undivided_vocabulary(mesh, policy.name, policy.config) for policy, mesh in placed]

@@ -3,12 +3,11 @@
 import argparse
 from pathlib import Path
 
-from dera_jax.commands import cli
-from dera_jax.judge_endpoint import KEY_ENV, Endpoint
+from dera_jax.commands.options import cli
+from dera_jax.rewards.endpoint import KEY_ENV, Endpoint
 
 ENDPOINT = Endpoint.__dataclass_fields__
 """Their defaults are those of the options."""
-
 NAMES = (
     "concurrency", "cache", "temperature", "max_new_tokens", "timeout", "retries", "judge_key_env",
     "max_failures", "ask_again",

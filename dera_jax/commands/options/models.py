@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands import meshes
+from dera_jax.commands.options import devices
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="int8|nf4",
         help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",
     )
-    meshes.add_mesh_options(parser)
+    devices.add_mesh_options(parser)
 
 
 def add_pair_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -53,7 +53,7 @@ def model_names(args: argparse.Namespace) -> tuple[str | None, list[str] | None]
         return None, None
     if not args.reference or not args.aligned:
         raise ValueError("expected both --reference and --aligned, or neither, for the shipped toy pair")
-    from dera_jax.loading.hub import split_models
+    from dera_jax.policies.hub import split_models
 
     aligned = split_models(args.aligned)
     if not all(aligned):
@@ -84,15 +84,15 @@ def open_mesh(args: argparse.Namespace):
 
     None is one device.
     """
-    meshes.start(args)
+    devices.start(args)
 
-    from dera_jax.policies import TOY
-    from dera_jax.sizes import weight_bytes
+    from dera_jax.policies.policy import TOY
+    from dera_jax.policies.sizes import weight_bytes
 
     reference, aligned = model_names(args)
     names = [str(TOY / "reference")] if reference is None else [reference, *aligned]
     kinds = parse_quantize(args.quantize, len(names))
-    return meshes.open_mesh(args, lambda: weight_bytes(names, args.dtype, kinds))
+    return devices.open_mesh(args, lambda: weight_bytes(names, args.dtype, kinds))
 
 
 def load_models(
@@ -110,8 +110,9 @@ def load_models(
       mesh: of `meshes.open_mesh`.
       as_stored: as of `load_policies`.
     """
-    from dera_jax.hosts import leads
-    from dera_jax.policies import held_bytes, load_policies
+    from dera_jax.devices.processes import leads
+    from dera_jax.policies.load import load_policies
+    from dera_jax.policies.policy import held_bytes
 
     reference, aligned = model_names(args) if names is None else (names[0], names[1:])
     kinds = parse_quantize(quantize or getattr(args, "quantize", None), 1 + len(aligned or [1]))
@@ -136,13 +137,13 @@ def load_models(
             f"in {time.perf_counter() - start:.1f} s",
             file=sys.stderr,
         )
-    meshes.tell_undivided(policies)
+    devices.tell_undivided(policies)
     return policies
 
 
 def _templates(args: argparse.Namespace) -> dict[str, str | None]:
     """Returns the texts of --chat-template and --reference-chat-template."""
-    from dera_jax.tokenizer import read_template
+    from dera_jax.policies.tokenizers import read_template
 
     texts: dict[str, str | None] = {}
     for name in ("chat_template", "reference_chat_template"):
@@ -160,7 +161,7 @@ class _Bars:
 
     def start(self, name: str, size: int):
         """Returns what is told of bytes that were read."""
-        from dera_jax.hosts import leads
+        from dera_jax.devices.processes import leads
 
         self.close()
         self.bar = tqdm(

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from dera_jax.commands import cli, meshes, train_options
-from dera_jax.configs import check_count, check_number
-from dera_jax.publishing import check_target
-from dera_jax.services import check_installed
-from dera_jax.shown import shown
+from dera_jax.commands.options import cli, devices, training
+from dera_jax.common.checks import check_count, check_number
+from dera_jax.common.shown import shown
+from dera_jax.training.publishing import check_target
+from dera_jax.training.services import check_installed
 
 T = TypeVar("T")
 
@@ -28,12 +28,12 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
     for name, needed in idle.items():
         if name in parser.given:
             raise ValueError(f"{name} has an effect with {needed} only")
-    as_options(args, lambda: train_options.run_config(args))
+    as_options(args, lambda: training.run_config(args))
     check_installed(args.report_to)
     if args.push_to_hub is not None:
         check_target(args.push_to_hub)
-    for _, seed, _ in train_options.grid(args):
-        as_options(args, lambda seed=seed: train_options.train_config(args, seed))
+    for _, seed, _ in training.grid(args):
+        as_options(args, lambda seed=seed: training.train_config(args, seed))
     if getattr(args, "from_scratch", False) and args.lora_r is not None:
         raise ValueError("--from-scratch --lora-r: adapters on random weights are of no use without those")
     if args.lora_r is not None:
@@ -45,12 +45,12 @@ def check(parser: cli.Parser, args: argparse.Namespace, idle: Mapping[str, str] 
             raise ValueError("expected --eval-data or --eval-share, found both")
         check_number("--eval-share", args.eval_share, 0.0, 0.9)
     cli.check_folder(args.out)
-    meshes.check_free(args, [folder for folder, _, _ in train_options.grid(args)])
+    devices.check_free(args, [folder for folder, _, _ in training.grid(args)])
     if args.chat_template is not None:
-        from dera_jax.tokenizer import read_template
+        from dera_jax.policies.tokenizers import read_template
 
         args.chat_template = read_template(Path(args.chat_template))
-    meshes.start(args, saves=True)
+    devices.start(args, saves=True)
 
 
 def max_length(args: argparse.Namespace, *policies, whole: bool = False) -> int:

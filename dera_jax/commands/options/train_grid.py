@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from dera_jax.commands import endings, train_options
-from dera_jax.shown import shown
+from dera_jax.commands.options import training
+from dera_jax.commands.process import endings
+from dera_jax.common.shown import shown
 
 
 def run_grid(
@@ -21,12 +22,12 @@ def run_grid(
       prepare: (seed, β) to what makes the method, save, config, settings and best, see
         `runs.run_training`. The method is made once the run is known to go on: that may take a while.
     """
-    from dera_jax import runs
-    from dera_jax.hosts import leads
-    from dera_jax.provenance import provenance
-    from dera_jax.training import Preempted
+    from dera_jax.common.provenance import provenance
+    from dera_jax.devices.processes import leads
+    from dera_jax.training import runs
+    from dera_jax.training.loop import Preempted
 
-    mesh, members, unpushed = train_options.open_mesh(args), list(train_options.grid(args)), []
+    mesh, members, unpushed = training.open_mesh(args), list(training.grid(args)), []
     _check_batch(args, mesh)
     given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command}
     for number, (out, seed, beta) in enumerate(members, 1):
@@ -43,7 +44,7 @@ def run_grid(
                         make(),
                         save,
                         config,
-                        train_options.run_config(args),
+                        training.run_config(args),
                         out,
                         settings,
                         made,
@@ -66,8 +67,8 @@ def run_grid(
 
 def _push(args: argparse.Namespace, out: Path, members: int) -> list[str]:
     """Uploads a trained model, if that is asked for; returns what went wrong, so that the others are trained."""
-    from dera_jax import publishing
-    from dera_jax.hosts import leads
+    from dera_jax.devices.processes import leads
+    from dera_jax.training import publishing
 
     if args.push_to_hub is None or not leads():
         return []

@@ -9,10 +9,12 @@ from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 
-from dera_jax.commands import cli, meshes
-from dera_jax.commands.train_help import HELP
-from dera_jax.configs import REPORTERS, RunConfig, TrainConfig, check_number
-from dera_jax.usable import TRUNCATION
+from dera_jax.commands.options import cli, devices
+from dera_jax.commands.options.train_help import HELP
+from dera_jax.common.checks import check_number
+from dera_jax.common.choices import REPORTERS
+from dera_jax.common.usable import TRUNCATION
+from dera_jax.training.config import RunConfig, TrainConfig
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +158,7 @@ def add_train_options(
         metavar="N[,N…]",
         help="of data order and sampling; several are trained one after the other (default %(default)s)",
     )
-    meshes.add_mesh_options(parser)
+    devices.add_mesh_options(parser)
 
 
 def train_config(args: argparse.Namespace, seed: int, examples: int | None = None) -> TrainConfig:
@@ -196,9 +198,11 @@ TRAINING_BYTES = 16
 
 def open_mesh(args: argparse.Namespace):
     """Returns the mesh that is asked for; None is one device."""
-    from dera_jax.sizes import weight_bytes
+    from dera_jax.policies.sizes import weight_bytes
 
-    return meshes.open_mesh(args, lambda: weight_bytes([args.model], "float32", [None]) // 4 * TRAINING_BYTES)
+    return devices.open_mesh(
+        args, lambda: weight_bytes([args.model], "float32", [None]) // 4 * TRAINING_BYTES
+    )
 
 
 def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
@@ -209,10 +213,10 @@ def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
     """
     import jax
 
-    from dera_jax import policies
+    from dera_jax.policies import load, low_rank
 
     if getattr(args, "from_scratch", False):
-        policy = _with_template(args, policies.fresh_policy(args.model, seed, args.dtype))
+        policy = _with_template(args, load.fresh_policy(args.model, seed, args.dtype))
     else:
         if "policy" not in loaded:
             loaded["policy"] = _with_template(args, _loaded(args, args.model))
@@ -221,7 +225,7 @@ def load_policy(args: argparse.Namespace, seed: int, loaded: dict):
         targets = args.lora_target_modules
         targets = targets if targets == "all-linear" else targets.split(",")
         try:
-            policy = policies.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
+            policy = low_rank.with_lora(policy, args.lora_r, args.lora_alpha, targets, seed)
         except ValueError as error:
             raise ValueError(_in_options(str(error))) from error
     # On a TPU blocks one by one take an hour to compile; elsewhere the copy of a loop is not worth it.
@@ -252,10 +256,10 @@ def load_reference(args: argparse.Namespace, loaded: dict):
 
 
 def _loaded(args: argparse.Namespace, name: str):
-    from dera_jax.policies import load_policy
+    from dera_jax.policies.load import load_policy
 
     policy = load_policy(name, args.dtype, mesh=open_mesh(args), as_stored=True)
-    meshes.tell_undivided([policy])
+    devices.tell_undivided([policy])
     return policy
 
 
@@ -275,15 +279,16 @@ def save_of(policy, args: argparse.Namespace, prefix: str = "") -> Callable:
     Args:
       prefix: of the policy's own among what is trained.
     """
-    from dera_jax import trained
-    from dera_jax.loading import hub
-    from dera_jax.policies import save_adapter, save_policy, with_params
+    from dera_jax.policies import hub
+    from dera_jax.policies.policy import with_params
+    from dera_jax.policies.save import save_adapter, save_policy
+    from dera_jax.training import parameters
 
-    _, frozen = trained.split(policy.params)
+    _, frozen = parameters.split(policy.params)
 
     def save(params, folder: Path, manifest: dict) -> None:
-        params = trained.part(prefix, params)
-        whole = with_params(policy, trained.whole(policy.config, params, frozen))
+        params = parameters.part(prefix, params)
+        whole = with_params(policy, parameters.whole(policy.config, params, frozen))
         if policy.config.adapters:
             save_adapter(whole, folder, hub.split_adapter(args.model)[0], manifest)
         else:
@@ -304,9 +309,9 @@ class Data:
         Raises:
           ValueError: data that cannot be read or used.
         """
-        from dera_jax.data import load_records
-        from dera_jax.runs import fingerprint
-        from dera_jax.supervised import hold_out
+        from dera_jax.data.records import load_records
+        from dera_jax.training.runs import fingerprint
+        from dera_jax.training.supervised import hold_out
 
         self.items, report = encode(load_records(args.data))
         print(report.told(args.data), file=sys.stderr)

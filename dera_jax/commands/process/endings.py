@@ -9,8 +9,8 @@ from functools import wraps
 from pathlib import Path
 
 import dera_jax
-from dera_jax.commands import interrupts, streams
-from dera_jax.shown import shown
+from dera_jax.commands.process import interrupts, streams
+from dera_jax.common.shown import shown
 
 DEBUG = "DERA_DEBUG"
 """Environment variable; where it is set, errors come with their traceback."""

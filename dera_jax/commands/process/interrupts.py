@@ -19,7 +19,6 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal."""
 PATIENCE = 0.5
 """Seconds that the main thread has to answer; it may be in a compilation."""
-
 _told = ""
 """What is said behind `interrupted`."""
 

@@ -9,7 +9,7 @@ import sys
 import unicodedata
 import warnings
 
-from dera_jax.shown import shown
+from dera_jax.common.shown import shown
 
 PLAIN = {
     "λ": "lambda", "β": "beta", "π": "pi", "θ": "theta", "Σ": "sum", "∞": "inf", "×": "x", "±": "+/-", "−": "-",

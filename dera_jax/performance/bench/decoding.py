@@ -6,39 +6,31 @@ takes turns within one, and the ratio is formed within each turn. Every row make
 """
 
 import itertools
-import json
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
-from dera_jax import decode, models, tokenizer
-from dera_jax.configs import DecodeConfig, check_count
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import CHUNK, Cell, complete
-from dera_jax.policies import Policy, fresh_policy
-from dera_jax.prompts import Prompt
-from dera_jax.realign import linear_rule, strength_weights
-from dera_jax.sampling import Sampling
+from dera_jax import models
+from dera_jax.data import buckets
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.decoding import device_loop
+from dera_jax.decoding.batch import CHUNK
+from dera_jax.decoding.request import Cell
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.performance.bench.sides import LAMBDA, complete_all, make_prompt, without_eos
+from dera_jax.performance.bench.timing import BenchConfig, Progress, interleave, ratio, spread, timed
+from dera_jax.policies.policy import Policy
+from dera_jax.realign import strength_weights
+from dera_jax.rules.rule import linear_rule
 
-LAMBDA = 0.7
-PROMPT_TOKENS = 16
-LEAST_SECONDS = 0.3
-"""A shorter call is repeated within its turn: one of a few milliseconds says little."""
 AGREEMENT_STEPS = 16
 """Greedy tokens compared between the two sides."""
-
 # A sweep, and how much of the torch loop is measured; the rest is counted in.
 SWEEP_STRENGTHS = tuple(i / 5 for i in range(11))
 SWEEP_PROMPTS = 8
@@ -46,7 +38,6 @@ SWEEP_SAMPLES = 4
 SWEEP_ROWS = 32
 TIMED_STRENGTHS = 3
 TIMED_PROMPTS = 2
-
 DECODE_TARGETS = {1: 2.0, 32: 3.0}
 """Least ratio to torch, by rows."""
 OVERHEAD_TARGET = 1.1
@@ -54,123 +45,8 @@ OVERHEAD_TARGET = 1.1
 SWEEP_TARGET = 10.0
 """Least ratio to the torch loop."""
 
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """How long each measurement is, and how often it is repeated."""
-
-    new_tokens: int = 128
-    """Of every row; a multiple of `CHUNK`, so that no step is thrown away."""
-    repeats: int = 5
-    """Turns; ≥ 1."""
-
-    def __post_init__(self):
-        check_count("repeats", self.repeats)
-        check_count("new_tokens", self.new_tokens)
-        if self.new_tokens % CHUNK:
-            raise ValueError(f"new_tokens: expected a multiple of {CHUNK}, got {self.new_tokens}")
-
-
-def timed(run: Callable[[], Any]) -> Callable[[], float]:
-    """Returns a function that runs `run`, which waits for its own results, and returns the seconds."""
-
-    def measured() -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    return measured
-
-
-def interleave(
-    functions: Mapping[str, Callable[[], float]], repeats: int, progress: Progress = lambda line: None
-) -> dict[str, dict]:
-    """Returns, by name, `first`, the seconds with compilation, and `spread`'s figures of the repeats.
-
-    Args:
-      functions: each returns the seconds it took; all of them run in every turn, in this order.
-      repeats: turns after the first call; ≥ 1.
-    """
-    first = {}
-    for name, function in functions.items():
-        progress(f"first call of {name}")
-        first[name] = function()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats):
-        progress(f"repeat {turn + 1} of {repeats}")
-        for name, function in functions.items():
-            seconds[name].append(_mean_seconds(function))
-    return {name: {"first": first[name], **spread(values)} for name, values in seconds.items()}
-
-
-def _mean_seconds(function: Callable[[], float]) -> float:
-    """Returns the mean of as many calls as fill `LEAST_SECONDS`."""
-    taken = [function()]
-    while sum(taken) < LEAST_SECONDS:
-        taken.append(function())
-    return statistics.fmean(taken)
-
-
-def spread(values: Sequence[float]) -> dict:
-    """Returns the median, the range and the values themselves."""
-    values = list(values)
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": values}
-
-
-def ratio(slower: dict, faster: dict) -> dict:
-    """Returns the spread of `slower` / `faster`, formed turn by turn."""
-    return spread([s / f for s, f in zip(slower["values"], faster["values"], strict=True)])
-
-
-def random_policies(folder: Path, shape: Mapping[str, Any]) -> tuple[Policy, ...]:
-    """Returns two Llamas of one shape with random parameters.
-
-    Args:
-      folder: where the configuration and a tokenizer are written.
-      shape: fields of `config.json`.
-    """
-    words = WordLevel({f"w{i}": i for i in range(shape["vocab_size"])}, unk_token="w0")
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words)).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(dict(shape)), encoding="utf-8")
-    return tuple(fresh_policy(str(folder), seed) for seed in range(2))
-
-
-def without_eos(policies: Sequence[Policy]) -> tuple[Policy, ...]:
-    """Returns policies whose completions only their length ends."""
-    return tuple(replace(policy, eos_ids=()) for policy in policies)
-
-
-def make_prompt(policies: Sequence[Policy], new_tokens: int) -> EncodedPrompt:
-    """Returns `PROMPT_TOKENS` arbitrary words.
-
-    Raises:
-      ValueError: they and `new_tokens` do not fit a model's context.
-    """
-    for policy in policies:
-        if PROMPT_TOKENS + new_tokens - 1 > policy.config.max_positions:
-            raise ValueError(
-                f"{policy.name}: {PROMPT_TOKENS} prompt tokens and {new_tokens} new ones do not fit its "
-                f"context of {policy.config.max_positions} tokens"
-            )
-    vocab = min(len(policy.tokenizer) for policy in policies)
-    ids = tuple(np.random.default_rng(0).integers(vocab, size=PROMPT_TOKENS).tolist())
-    return EncodedPrompt(Prompt(0, "random words"), (ids,) * len(policies))
-
-
-def complete_all(
-    policies: Sequence[Policy], cells: Sequence[Cell], rows: int, new_tokens: int, temperature: float = 1.0
-) -> list[list[int]]:
-    """Returns the tokens of every cell, in the order of `cells`; it takes all that a user waits for."""
-    config = DecodeConfig(max_new_tokens=new_tokens, temperature=temperature)
-    tokens = {id(done.cell): done.tokens for done in complete(policies, cells, config, rows)}
-    return [tokens[id(cell)] for cell in cells]
-
 
 # Decoding: one model, the mixture, the mixture on torch
-
-
 def bench_decode(
     policies: Sequence[Policy], rows: int, config: BenchConfig, torch_pair=None, progress: Progress = print
 ) -> dict:
@@ -228,10 +104,10 @@ def greedy_agreement(policies: Sequence[Policy], prompt: EncodedPrompt, torch_pa
 def forward_chunk(
     configs: tuple[models.ModelConfig, ...],
     params: Sequence[PyTree],
-    state: decode.DecodeState,
+    state: device_loop.DecodeState,
     *,
     steps: int,
-) -> tuple[decode.DecodeState, Int[Array, "steps rows"]]:
+) -> tuple[device_loop.DecodeState, Int[Array, "steps rows"]]:
     """Returns `decode_chunk` without rule, draw and statistics: the forward passes and their caches alone.
 
     The next token is made of each model's largest logit, the cheapest figure that all logits enter:
@@ -240,13 +116,13 @@ def forward_chunk(
     bound = [models.bind(c, p) for c, p in zip(configs, params, strict=True)]
 
     def step(state, recent):
-        logits, recent = decode.forward_step(bound, state, recent)
+        logits, recent = device_loop.forward_step(bound, state, recent)
         largest = logits.max(axis=-1).sum(axis=0)
         token = jnp.abs(largest.astype(jnp.int32)) % configs[0].vocab_size
         tokens = jnp.broadcast_to(token, state.token.shape)
         return state._replace(token=tokens, position=state.position + 1), recent, token
 
-    return decode.scan_steps(step, state, steps)
+    return device_loop.scan_steps(step, state, steps)
 
 
 def bench_overhead(
@@ -257,7 +133,7 @@ def bench_overhead(
     prompt = make_prompt(policies, config.new_tokens)
     configs, params = tuple(p.config for p in policies), tuple(p.params for p in policies)
     options = {"sampling": Sampling.create(), "eos": jnp.zeros(0, jnp.int32), "rule": linear_rule}
-    whole = partial(decode.decode_chunk, configs, params, steps=CHUNK, **options)
+    whole = partial(device_loop.decode_chunk, configs, params, steps=CHUNK, **options)
     forwards = partial(forward_chunk, configs, params, steps=CHUNK)
 
     def measured(chunk) -> float:
@@ -279,24 +155,22 @@ def bench_overhead(
     }
 
 
-def _filled(configs, params, ids: Sequence[int], rows: int, new_tokens: int) -> decode.DecodeState:
+def _filled(configs, params, ids: Sequence[int], rows: int, new_tokens: int) -> device_loop.DecodeState:
     """Returns a state with the prompt `ids` in every row."""
     count, key, slots = len(configs), jax.random.key(0), np.arange(rows, dtype=np.int32)
-    tokens, mask = tokenizer.pad_left(ids[:-1], tokenizer.bucket_length(len(ids) - 1))
+    tokens, mask = buckets.pad_left(ids[:-1], buckets.bucket_length(len(ids) - 1))
     last = np.full((count, 1), ids[-1], np.int32)
-    prefilled = decode.prefill_prompts(configs, params, (tokens,) * count, (mask,) * count, last)
+    prefilled = device_loop.prefill_prompts(configs, params, (tokens,) * count, (mask,) * count, last)
     room = tuple(models.whole_blocks(cache.mask.shape[1] + new_tokens) for cache in prefilled.caches)
-    state = decode.empty_state(configs, prefilled, rows, room, key, linear_rule)
+    state = device_loop.empty_state(configs, prefilled, rows, room, key, linear_rule)
     weights = strength_weights(np.full((rows, count - 1), LAMBDA))
     samples = slots.astype(np.uint32)
-    return decode.fill_slots(
+    return device_loop.fill_slots(
         state, prefilled, 0, slots, weights, key, np.uint32(0), samples, rule=linear_rule
     )
 
 
 # A sweep: many strengths in one batch against a loop over prompts and strengths
-
-
 def bench_sweep(
     policies: Sequence[Policy],
     prompts: Sequence[EncodedPrompt],

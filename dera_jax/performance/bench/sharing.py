@@ -11,25 +11,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dera_jax.bench import (
-    LAMBDA,
-    BenchConfig,
-    Progress,
-    complete_all,
-    interleave,
-    make_prompt,
-    ratio,
-    spread,
-    timed,
-    without_eos,
-)
-from dera_jax.configs import DecodeConfig
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.generate import CHUNK, Cell, complete
-from dera_jax.policies import Policy, with_lora, with_params
-from dera_jax.prompts import Prompt
-from dera_jax.trees import flatten, unflatten
-from dera_jax.usage import Usage
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.batch import CHUNK
+from dera_jax.decoding.complete import complete
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
+from dera_jax.devices.usage import Usage
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.performance.bench.sides import LAMBDA, complete_all, make_prompt, without_eos
+from dera_jax.performance.bench.timing import BenchConfig, Progress, interleave, ratio, spread, timed
+from dera_jax.policies.low_rank import with_lora
+from dera_jax.policies.policy import Policy, with_params
 
 STRENGTHS = tuple(i / 5 for i in range(11))
 LONG_PROMPT, SHORT_COMPLETION, LONG_ROWS = 384, 64, 16

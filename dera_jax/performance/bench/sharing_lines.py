@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from dera_jax.commands.spreads import format_spread
+from dera_jax.performance.bench.spreads import format_spread
 
 SECTIONS = ("strengths", "refill", "lora", "startup")
 LORA_ROWS = (1, 8)
@@ -16,7 +16,7 @@ def measure(
     Args:
       prompts: returns those of `refill`, encoded; told the longest completion.
     """
-    from dera_jax import schedule_bench as bench
+    from dera_jax.performance.bench import sharing as bench
 
     for section in sections:
         told = progress(section)

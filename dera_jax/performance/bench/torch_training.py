@@ -17,9 +17,9 @@ from datasets.utils.logging import disable_progress_bar
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from dera_jax.configs import TrainConfig
-from dera_jax.examples import Example, Pair
-from dera_jax.torch_baseline import choose_threads
+from dera_jax.data.examples import Example, Pair
+from dera_jax.performance.bench.torch_decoding import choose_threads
+from dera_jax.training.config import TrainConfig
 
 
 class StepTimes(TrainerCallback):

@@ -19,20 +19,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dera_jax import plain_script
-from dera_jax.bench import Progress, interleave, ratio, spread, without_eos
-from dera_jax.configs import DecodeConfig, RunConfig, TrainConfig
-from dera_jax.dpo import PreferenceConfig, preference_method
-from dera_jax.encoding import EncodedPrompt
-from dera_jax.examples import Example, Pair
-from dera_jax.keys import seed_key
-from dera_jax.optimization import TrainState
-from dera_jax.policies import Policy
-from dera_jax.prompts import Prompt
-from dera_jax.rewards import Reward
-from dera_jax.rlhf import RolloutConfig, policy_gradient_method
-from dera_jax.sft import sft_method
-from dera_jax.training import Method, fit
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.examples import Example, Pair
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.models.keys import seed_key
+from dera_jax.performance.bench import plain_script
+from dera_jax.performance.bench.sides import without_eos
+from dera_jax.performance.bench.timing import Progress, interleave, ratio, spread
+from dera_jax.policies.policy import Policy
+from dera_jax.rewards.registry import Reward
+from dera_jax.training.config import PreferenceConfig, RolloutConfig, RunConfig, TrainConfig
+from dera_jax.training.loop import Method, fit
+from dera_jax.training.optimization import TrainState
+from dera_jax.training.policy_gradient import policy_gradient_method
+from dera_jax.training.preferences import preference_method
+from dera_jax.training.sft import sft_method
 
 PROMPT_TOKENS = 16
 COMPLETION_TOKENS = 128
@@ -41,10 +43,8 @@ STEP_SECONDS = 1.0
 """Steps are added to a turn until it takes about so long."""
 PEAK_WIDTH = 2048
 """Of the square matrices whose product is the machine's peak."""
-
 PG_SAMPLES = 4
 PARTS = ("rollout", "reference", "reward", "update")
-
 PLAIN_TARGET = 2.0
 """Least ratio of the plain script's step to ours."""
 
@@ -174,8 +174,6 @@ def training_flops(policy: Policy, rows: int, completion: int) -> int:
 
 
 # Policy gradient: where its time goes, and the same by a plain script
-
-
 def bench_policy_gradient(
     policy: Policy, rows: int, new_tokens: int, repeats: int, folder: Path, progress: Progress = print
 ) -> dict:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from dera_jax.commands.spreads import format_spread
+from dera_jax.performance.bench.spreads import format_spread
 
 SECTIONS = ("sft", "dpo", "rlhf")
 LARGE_MODEL = 10**7
@@ -18,25 +18,25 @@ def measure(
     sections: Sequence[str], policy, new_tokens: int, repeats: int, with_torch: bool, folder: Path, progress
 ) -> Iterator[tuple[str, dict]]:
     """Yields each measurement of training a policy, with its section."""
-    from dera_jax import train_bench
-    from dera_jax.policies import save_policy
+    from dera_jax.performance.bench import training
+    from dera_jax.policies.save import save_policy
 
     opponent = None
     if with_torch:
         save_policy(policy, folder / "model")
         opponent = partial(_opponent, folder / "model")
-    rows = ROWS[train_bench.num_parameters(policy) >= LARGE_MODEL]
+    rows = ROWS[training.num_parameters(policy) >= LARGE_MODEL]
     for section in sections:
         told, place = progress(section), folder / section
         if section == "rlhf":
-            found = train_bench.bench_policy_gradient(policy, RLHF_ROWS, new_tokens, repeats, place, told)
+            found = training.bench_policy_gradient(policy, RLHF_ROWS, new_tokens, repeats, place, told)
         else:
-            found = train_bench.bench_supervised(section, policy, rows, repeats, place, opponent, told)
+            found = training.bench_supervised(section, policy, rows, repeats, place, opponent, told)
         yield section, found
 
 
 def _opponent(model: Path, data, config, folder: Path, beta: float | None):
-    from dera_jax.torch_training import TorchTraining
+    from dera_jax.performance.bench.torch_training import TorchTraining
 
     return TorchTraining(model, data, config, folder, beta)
 

@@ -7,13 +7,25 @@ from dataclasses import dataclass, replace
 
 from jax.sharding import AbstractMesh
 
-from dera_jax import aot, models, sharding
-from dera_jax.chips import Slice, slices
-from dera_jax.configs import check_choice, check_count
+from dera_jax import models
+from dera_jax.common.checks import check_choice, check_count
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.devices import placement
+from dera_jax.devices.mesh import MESH_AXES
 from dera_jax.models.decoder import DecoderConfig
-from dera_jax.sampling import Sampling
-from dera_jax.sizes import Sized
-from dera_jax.trees import flatten
+from dera_jax.models.trees import flatten
+from dera_jax.performance.plan.chips import Slice, slices
+from dera_jax.performance.plan.programs import (
+    Compiled,
+    Job,
+    compile_job,
+    decode_job,
+    device_bytes,
+    dpo_job,
+    prefill_job,
+    tpu_mesh,
+)
+from dera_jax.policies.sizes import Sized
 
 Told = Callable[[str], None]
 """Told what is being compiled."""
@@ -144,7 +156,7 @@ def plan(question: Question, search: bool = True, told: Told = lambda _: None) -
     compiled = []
     for job in wanted:
         told(f"compiling {job.name} for {question.slice_.name}")
-        compiled.append(aot.compile_job(job))
+        compiled.append(compile_job(job))
     memory = memory_of(question, compiled)
     programs = [measure(question, each) for each in compiled if each.cost]
     found = Plan(question, memory, programs, notes=_notes(question))
@@ -156,26 +168,26 @@ def plan(question: Question, search: bool = True, told: Told = lambda _: None) -
 
 
 def _notes(question: Question) -> tuple[str, ...]:
-    mesh = AbstractMesh(question.shape, sharding.MESH_AXES)
-    lines = (sharding.undivided_vocabulary(mesh, each.name, each.config) for each in question.sized)
+    mesh = AbstractMesh(question.shape, MESH_AXES)
+    lines = (placement.undivided_vocabulary(mesh, each.name, each.config) for each in question.sized)
     return tuple(dict.fromkeys(filter(None, lines)))
 
 
-def jobs(question: Question) -> list[aot.Job]:
+def jobs(question: Question) -> list[Job]:
     """Returns the programs of a run; the last is the one that is run again and again."""
-    mesh = aot.tpu_mesh(question.slice_, question.shape)
+    mesh = tpu_mesh(question.slice_, question.shape)
     if question.train:
         (model,) = question.sized
         completion, parts = question.new_tokens, question.accumulation
-        return [aot.dpo_job(model.config, mesh, question.rows, question.context, completion, parts)]
+        return [dpo_job(model.config, mesh, question.rows, question.context, completion, parts)]
     sampling = Sampling.create(question.temperature, question.top_k, question.top_p, question.shape[1])
     return [
-        aot.prefill_job(question.sized, mesh, question.context - question.new_tokens),
-        aot.decode_job(question.sized, mesh, question.rows, question.context, question.new_tokens, sampling),
+        prefill_job(question.sized, mesh, question.context - question.new_tokens),
+        decode_job(question.sized, mesh, question.rows, question.context, question.new_tokens, sampling),
     ]
 
 
-def memory_of(question: Question, compiled: Sequence[aot.Compiled]) -> dict[str, int]:
+def memory_of(question: Question, compiled: Sequence[Compiled]) -> dict[str, int]:
     """Returns the bytes of a device, item by item."""
     last = compiled[-1]
     items = dict(last.arguments)
@@ -188,7 +200,7 @@ def memory_of(question: Question, compiled: Sequence[aot.Compiled]) -> dict[str,
     return items
 
 
-def measure(question: Question, compiled: aot.Compiled) -> Measured:
+def measure(question: Question, compiled: Compiled) -> Measured:
     """Returns what a step of a compiled program takes."""
     cost = compiled.cost * (1 / compiled.steps)
     counted: Counter[tuple] = Counter()
@@ -229,7 +241,7 @@ def _prompt_bytes(question: Question, caches: int) -> int:
     return caches * data * bucket // (question.rows * question.context)
 
 
-def _least_moved(question: Question, compiled: aot.Compiled) -> float:
+def _least_moved(question: Question, compiled: Compiled) -> float:
     held = compiled.arguments
     if question.train:
         return 2.0 * sum(held.values())
@@ -284,7 +296,7 @@ def _is_kept(path: str) -> bool:
     return ".key." in path or ".value." in path
 
 
-def _most_rows(question: Question, compiled: Sequence[aot.Compiled], told: Told) -> int:
+def _most_rows(question: Question, compiled: Sequence[Compiled], told: Told) -> int:
     """Returns the largest number of rows that fits: by arithmetic from what is known, then by compiling."""
     step = question.shape[0] * question.accumulation
     known, rows, largest = memory_of(question, compiled), question.rows, 0
@@ -298,14 +310,14 @@ def _most_rows(question: Question, compiled: Sequence[aot.Compiled], told: Told)
             return rows
         told(f"compiling for {guess} rows")
         asked = replace(question, rows=guess)
-        again = [*compiled[:-1], aot.compile_job(jobs(asked)[-1])]
+        again = [*compiled[:-1], compile_job(jobs(asked)[-1])]
         known, rows = memory_of(asked, again), guess
         if sum(known.values()) <= question.slice_.hbm:
             return guess
     return largest
 
 
-def _smallest(question: Question, compiled: Sequence[aot.Compiled], told: Told) -> Slice | None:
+def _smallest(question: Question, compiled: Sequence[Compiled], told: Told) -> Slice | None:
     """Returns the smallest slice of the generation on which it fits."""
     known = memory_of(question, compiled)
     temporary = known["temporaries"] * question.slice_.devices
@@ -321,11 +333,11 @@ def _smallest(question: Question, compiled: Sequence[aot.Compiled], told: Told) 
                 return slice_
             continue
         job = jobs(asked)[-1]
-        held = sum(map(aot.device_bytes, job.arguments.values()))
+        held = sum(map(device_bytes, job.arguments.values()))
         if held + temporary / slice_.devices + known["programs"] > slice_.hbm:
             continue
         told(f"compiling for {slice_.name}")
-        found = aot.compile_job(job)
+        found = compile_job(job)
         if sum(memory_of(asked, [*compiled[:-1], found]).values()) <= slice_.hbm:
             return slice_
     return None

@@ -17,17 +17,22 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from dera_jax import decode, hlo, models, sharding, traffic, trained
-from dera_jax.batches import Batch
-from dera_jax.chips import Slice
-from dera_jax.configs import TrainConfig
-from dera_jax.dpo import PreferenceConfig, SideBatch, preference_loss
-from dera_jax.generate import CHUNK
-from dera_jax.optimization import TrainState, make_optimizer, make_update
-from dera_jax.realign import linear_rule
-from dera_jax.sampling import Sampling
-from dera_jax.sizes import Sized
-from dera_jax.trees import flatten, unflatten
+from dera_jax import models
+from dera_jax.data.batches import Batch
+from dera_jax.decoding import device_loop
+from dera_jax.decoding.batch import CHUNK
+from dera_jax.decoding.sampling import Sampling
+from dera_jax.devices import placement
+from dera_jax.devices.mesh import MESH_AXES
+from dera_jax.models.trees import flatten, unflatten
+from dera_jax.performance.plan import hlo, traffic
+from dera_jax.performance.plan.chips import Slice
+from dera_jax.policies.sizes import Sized
+from dera_jax.rules.rule import linear_rule
+from dera_jax.training import parameters
+from dera_jax.training.config import PreferenceConfig, TrainConfig
+from dera_jax.training.optimization import TrainState, make_optimizer, make_update
+from dera_jax.training.preferences import SideBatch, preference_loss
 
 LIBTPU = "libtpu==0.0.42.1"
 """What was tried."""
@@ -85,13 +90,11 @@ def tpu_mesh(slice_: Slice, shape: tuple[int, int]) -> Mesh:
       ValueError: libtpu is not installed, or the shape is not that of so many devices.
     """
     if math.prod(shape) != slice_.devices:
-        told = ",".join(f"{axis}:{size}" for axis, size in zip(sharding.MESH_AXES, shape, strict=True))
+        told = ",".join(f"{axis}:{size}" for axis, size in zip(MESH_AXES, shape, strict=True))
         raise ValueError(
             f"mesh {told}: expected {slice_.devices} devices ({slice_.name}), found {math.prod(shape)}"
         )
-    return jax.make_mesh(
-        shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 2, devices=tuple(_devices(slice_))
-    )
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 2, devices=tuple(_devices(slice_)))
 
 
 def _devices(slice_: Slice) -> Sequence[Any]:
@@ -134,7 +137,7 @@ def decode_job(
 
     def chunk(params, state, numbers, eos):
         drawn_by = jax.tree.unflatten(kind, numbers)
-        return decode.decode_chunk(
+        return device_loop.decode_chunk(
             configs, params, state, drawn_by, eos, rule=linear_rule, steps=steps, mesh=mesh
         )
 
@@ -154,7 +157,7 @@ def prefill_job(sized: Sequence[Sized], mesh: Mesh, bucket: int) -> Job:
     last = _whole((len(sized), prompts), jnp.int32, mesh)
 
     def lower() -> jax.stages.Lowered:
-        return decode.prefill_prompts.lower(configs, params, tokens, mask, last, mesh=mesh)
+        return device_loop.prefill_prompts.lower(configs, params, tokens, mask, last, mesh=mesh)
 
     return Job("prefill", _weights(sized, params), lower)
 
@@ -172,13 +175,15 @@ def dpo_job(
     # As training does there.
     config = replace(config, scan=True)
     shapes = models.param_shapes(config)
-    split = jax.eval_shape(lambda: trained.split(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)))
-    lies = sharding.place(mesh)
+    split = jax.eval_shape(
+        lambda: parameters.split(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes))
+    )
+    lies = placement.place(mesh)
     learned, frozen = ({path: _placed(a, lies(path, a.shape)) for path, a in part.items()} for part in split)
     train = TrainConfig(batch_size=pairs, gradient_accumulation_steps=accumulation)
     optimizer, _ = make_optimizer(train)
     moments = jax.tree.map(
-        _placed, jax.eval_shape(optimizer.init, learned), sharding.like_params(optimizer, learned, mesh)
+        _placed, jax.eval_shape(optimizer.init, learned), placement.like_params(optimizer, learned, mesh)
     )
     state = TrainState(learned, moments, {}, _whole((), jnp.int32, mesh))
     constants = {"frozen": frozen, "beta": _whole((), jnp.float32, mesh)}
@@ -243,11 +248,11 @@ def _joined(sized: Sequence[Sized], mesh: Mesh) -> tuple[tuple[models.ModelConfi
     for model in sized:
         shapes, lies = (
             flatten(models.param_shapes(model.config)),
-            flatten(sharding.param_shardings(model.config, mesh)),
+            flatten(placement.param_shardings(model.config, mesh)),
         )
         base = bases.setdefault(model.base_key, {})
         own = {path: base.get(path) or _placed(array, lies[path]) for path, array in shapes.items()}
-        base.update((path, array) for path, array in own.items() if not path.endswith(trained.ADAPTER))
+        base.update((path, array) for path, array in own.items() if not path.endswith(parameters.ADAPTER))
         params.append(unflatten(own))
     return models.join_adapted(tuple(model.config for model in sized), tuple(params))
 
@@ -266,15 +271,15 @@ def _weights(sized: Sequence[Sized], params: Sequence[PyTree]) -> dict[str, PyTr
     return dict(zip(numbered, params, strict=True))
 
 
-def _empty(configs, params, rows: int, bucket: int, new_tokens: int) -> decode.DecodeState:
+def _empty(configs, params, rows: int, bucket: int, new_tokens: int) -> device_loop.DecodeState:
     """Returns the state of empty rows, with a prompt of `bucket` tokens in view."""
     count = sum(config.members for config in configs)
     tokens = (jnp.zeros((1, bucket), jnp.int32),) * count
     masks = (tokens[0] == 0,) * count
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), params)
-    prefilled = decode.prefill_prompts(configs, zeros, tokens, masks, jnp.zeros((count, 1), jnp.int32))
+    prefilled = device_loop.prefill_prompts(configs, zeros, tokens, masks, jnp.zeros((count, 1), jnp.int32))
     slots = (models.whole_blocks(bucket + new_tokens),) * len(configs)
-    return decode.empty_state(configs, prefilled, rows, slots, jax.random.key(0), linear_rule)
+    return device_loop.empty_state(configs, prefilled, rows, slots, jax.random.key(0), linear_rule)
 
 
 def _laid(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dera_jax.hlo import Computation, Instruction, Program, Shape
+from dera_jax.performance.plan.hlo import Computation, Instruction, Program, Shape
 
 COLLECTIVES = (
     "all-gather",

@@ -1,0 +1,1 @@
+"""Rows to numbers, tables, figures and comparisons. Without JAX."""

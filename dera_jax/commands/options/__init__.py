@@ -1,0 +1,1 @@
+"""What commands share: options, the checks behind them, and what they load."""

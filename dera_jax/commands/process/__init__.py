@@ -1,0 +1,1 @@
+"""How a command begins and ends: Ctrl-C, streams, exit codes."""

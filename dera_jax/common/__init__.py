@@ -1,0 +1,1 @@
+"""What everybody uses, needing nothing but Python: checks, choices, errors, files, functions, provenance."""

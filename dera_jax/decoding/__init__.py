@@ -1,0 +1,1 @@
+"""One loop: requests in, completions out, any strengths in a batch."""

@@ -1,0 +1,1 @@
+"""The mesh, what lies where, several processes, memory and time."""

@@ -1,0 +1,57 @@
+"""Policies on one base as one model: adapters side by side, so that the base is read once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dera_jax.models.binding import ModelConfig
+from dera_jax.models.trees import flatten, unflatten
+
+ADAPTER = ("lora_a", "lora_b")
+"""What the names of an adapter's parameters end with."""
+
+
+def join_adapted(
+    configs: Sequence[ModelConfig], params: Sequence[dict]
+) -> tuple[tuple[ModelConfig, ...], tuple[dict, ...]]:
+    """Returns the same models, neighbours that differ by their adapters alone made one of several members.
+
+    Its weights are read once for all members, whose rows stand side by side: row r of member m is row
+    r · members + m.
+    """
+    groups: list[list[int]] = []
+    for number in range(len(configs)):
+        if groups and _same_base(configs, params, groups[-1][0], number):
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    joined = [_joined([configs[n] for n in group], [params[n] for n in group]) for group in groups]
+    return tuple(config for config, _ in joined), tuple(each for _, each in joined)
+
+
+def _same_base(configs, params, one: int, other: int) -> bool:
+    if not (configs[one].adapters or configs[other].adapters):
+        return False
+    bases = [_base(params[number]) for number in (one, other)]
+    same = [replace(configs[number], adapters=()) for number in (one, other)]
+    arrays = bases[0].keys() == bases[1].keys() and all(bases[0][p] is bases[1][p] for p in bases[0])
+    return arrays and same[0] == same[1]
+
+
+def _base(params: dict) -> dict:
+    return {path: value for path, value in flatten(params).items() if not path.endswith(ADAPTER)}
+
+
+def _joined(configs: Sequence[ModelConfig], params: Sequence[dict]) -> tuple[ModelConfig, dict]:
+    if len(configs) == 1:
+        return configs[0], params[0]
+    adapters = tuple(
+        replace(one, member=member) for member, config in enumerate(configs) for one in config.adapters
+    )
+    own = {
+        f"{path}{member}": value
+        for member, each in enumerate(params)
+        for path, value in flatten(each).items()
+        if path.endswith(ADAPTER)
+    }
+    config = replace(configs[0], adapters=adapters, members=len(configs))
+    return config, unflatten(_base(params[0]) | own)

@@ -1,0 +1,1 @@
+"""Does it fit, and how fast is it, on chips that are not here."""

@@ -1,0 +1,1 @@
+"""What a completion is worth: text, slots, reward models, judges, the user's functions."""

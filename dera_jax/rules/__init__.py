@@ -1,0 +1,1 @@
+"""How the models' logits become one law for the next token."""

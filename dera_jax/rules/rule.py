@@ -1,0 +1,64 @@
+"""Rules: functions from all models' logits and a row's weights to the logits to draw from."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from dera_jax.common.code_hash import code_hash
+from dera_jax.common.user_code import run
+from dera_jax.realign import mix_centered
+
+
+def linear_rule(
+    logits: Float[Array, "models rows vocab"],
+    weights: Float[Array, "rows models"],
+    state: None,
+) -> tuple[Float[Array, "rows vocab"], None]:
+    """The default rule: the mixture itself.
+
+    A rule turns the models' logits into the logits to draw from; `--rule=module:function` puts
+    another in its place. It is pure, sees the whole vocabulary, and may carry a state: then it has
+    an attribute `initial_state`, a function from the number of rows to arrays of that many rows.
+    """
+    return mix_centered(logits, weights), state
+
+
+def is_mixture(rule) -> bool:
+    """Whether `rule` is the linear mixture, for which log z is defined."""
+    return rule is linear_rule
+
+
+Rule = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
+
+
+def rule_name(rule: Rule) -> str:
+    """Returns the name that rows carry: linear, or module:function."""
+    name = getattr(rule, "__qualname__", type(rule).__qualname__)
+    return "linear" if is_mixture(rule) else f"{rule.__module__}:{name}"
+
+
+def rule_code(rule: Rule) -> str | None:
+    """Returns a hash of a rule's code; None of the mixture, which its name decides."""
+    return None if is_mixture(rule) else code_hash(rule)
+
+
+def check_rule(rule: Rule, name: str, models: int, vocab: int) -> None:
+    """Raises ValueError unless `rule` turns logits of all models into logits of a row, without running it."""
+    rows, dtype = 2, np.float32
+    logits = jax.ShapeDtypeStruct((models, rows, vocab), dtype)
+    weights = jax.ShapeDtypeStruct((rows, models), dtype)
+    initial = getattr(rule, "initial_state", None)
+
+    def traced():
+        state = jax.eval_shape(lambda: initial(rows) if initial else None)
+        mixed, after = jax.eval_shape(rule, logits, weights, state)
+        return state, mixed, after
+
+    state, mixed, after = run(f"rule {name} fails on logits[models, rows, vocab]", traced)
+    if getattr(mixed, "shape", None) != (rows, vocab):
+        found = getattr(mixed, "shape", type(mixed).__name__)
+        raise ValueError(f"rule {name}: expected logits of shape {(rows, vocab)}, found {found}")
+    if after != state:
+        raise ValueError(f"rule {name}: expected a state like that of initial_state, found another")

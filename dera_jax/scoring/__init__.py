@@ -1,0 +1,1 @@
+"""Given completions: log-probabilities at every strength, KL, preference pairs, lm-eval."""

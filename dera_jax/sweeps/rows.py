@@ -1,0 +1,39 @@
+"""A completion as a row."""
+
+from dera_jax.data.encoding import prompt_tokens
+from dera_jax.data.prompts import prompt_text
+from dera_jax.decoding.request import Completion
+from dera_jax.strengths import strength_to_json
+from dera_jax.sweeps.plan import Sweep
+
+
+def make_row(plan: Sweep, completion: Completion) -> dict:
+    """Returns the row of a completion, not yet judged."""
+    prompt = completion.cell.prompt.prompt
+    reference, *aligned = (float(x) for x in completion.model_logprobs.sum(axis=0, dtype="float64"))
+    return {
+        "prompt_id": prompt.prompt_id,
+        "sample": completion.cell.sample,
+        "seed": plan.decode.seed,
+        "turn": completion.cell.turn,
+        "rule": plan.rule_name,
+        "lambda": strength_to_json(completion.cell.lambda_),
+        "beta": plan.beta,
+        "prompt": prompt_text(prompt),
+        "completion": completion.text,
+        "prompt_tokens": prompt_tokens(completion.cell.prompt),
+        "tokens": completion.tokens,
+        "length": completion.length,
+        "finish_reason": completion.finish_reason,
+        "rewards": {},
+        "logprob": _total(completion.logprobs),
+        "reference_logprob": reference,
+        "aligned_logprob": aligned[0] if len(aligned) == 1 else aligned,
+        "sampling_logprob": _total(completion.sampling_logprobs),
+        "kl_to_reference": _total(completion.kl_to_reference),
+        "log_normalizer": None if completion.log_normalizers is None else _total(completion.log_normalizers),
+    }
+
+
+def _total(values) -> float:
+    return float(values.sum(dtype="float64"))

@@ -1,0 +1,1 @@
+"""Losses, one loop, four methods (SFT, preferences, policy gradient, PPO) and reward models."""
