@@ -67,7 +67,7 @@ def test_starts_that_leave_the_base_as_it_was(start, base, tmp_path):
     expected = write_adapter(base, tmp_path, init_lora_weights=start)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["init_lora_weights"] == start
     ours = our_logits(load_policy(f"{base}+{tmp_path}"), *padded((60,)))
-    np.testing.assert_allclose(ours, expected, atol=3e-5)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
     assert abs(expected - our_logits(load_policy(base), *padded((60,)))).max() > 0.01
 
 
@@ -131,4 +131,4 @@ def test_what_nobody_knows_is_named_once(base, tmp_path, capsys):
         == f"note: {tmp_path / 'adapter_config.json'}: not known here, and passed over: some_new_setting\n"
     )
     ours = our_logits(load_policy(f"{base}+{tmp_path}"), *padded((60,)))
-    np.testing.assert_allclose(ours, expected, atol=3e-5)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)

@@ -86,7 +86,7 @@ def test_pieces_and_rings_give_the_logits_of_the_whole(kind, piece):
     tokens, mask = padded(extra=26)
     expected = forward(config, params, tokens, mask)[:, 80:]
     found = stepwise(config, params, tokens, mask, 80, piece)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("window", [12, 20, 30, 100])
@@ -96,7 +96,7 @@ def test_windows_that_the_prompt_does_not_fill(window):
     tokens, mask = padded((16, 3), 16, extra=48)
     expected = forward(config, params_of(config), tokens, mask)[:, 16:]
     np.testing.assert_allclose(
-        stepwise(config, params_of(config), tokens, mask, 16, 512, 16), expected, atol=2e-5
+        stepwise(config, params_of(config), tokens, mask, 16, 512, 16), expected, atol=1e-4
     )
 
 

@@ -86,7 +86,7 @@ def test_the_command_writes_what_transformers_loads(tmp_path, capsys):
     expected = combine(pair, (0.5,))
     tokens, mask = padded()
     theirs = torch_logits(AutoModelForCausalLM.from_pretrained(out), tokens, mask).numpy()
-    np.testing.assert_allclose(our_logits(expected, tokens, mask)[mask], theirs[mask], atol=5e-5)
+    np.testing.assert_allclose(our_logits(expected, tokens, mask)[mask], theirs[mask], atol=2e-4)
     assert generate((policy,), ["Once"], (), max_new_tokens=4)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["lambda"] == 0.5 and manifest["method"] == "linear"

@@ -263,7 +263,7 @@ def test_a_share_of_the_dimensions_is_refused_where_transformers_turns_all(tmp_p
 def test_activations_are_those_of_their_names(name):
     x = np.linspace(-6, 6, 1001, dtype=np.float32)
     np.testing.assert_allclose(
-        ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.tensor(x)).numpy(), atol=2e-6
+        ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.tensor(x)).numpy(), atol=1e-5
     )
 
 

@@ -180,7 +180,7 @@ def test_stabilized_ranks(bases, tmp_path):
     assert {one.scale for one in policy.config.adapters} == {7 / math.sqrt(5)}
     save_adapter(policy, tmp_path, str(bases("gpt2")))
     for theirs in logits_of_peft(bases("gpt2"), tmp_path, False):
-        np.testing.assert_allclose(logits_of(policy), theirs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(logits_of(policy), theirs, rtol=0, atol=5e-5)
     again = load_policy(f"{bases('gpt2')}+{tmp_path}")
     assert with_lora(again, 5, 7.0, rslora=True) is again
 
@@ -235,7 +235,7 @@ def test_peft_s_own_adapter_of_three_in_one_is_trained_further(name, bases, tmp_
     apart = with_params(apart, unflatten(flat))
     save_adapter(apart, tmp_path / "apart", str(bases(name)))
     for theirs in logits_of_peft(bases(name), tmp_path / "apart", False):
-        np.testing.assert_allclose(logits_of(apart), theirs, rtol=0, atol=3e-5)
+        np.testing.assert_allclose(logits_of(apart), theirs, rtol=0, atol=1e-4)
 
 
 def test_whole_modules_of_the_start_are_kept(bases, tmp_path):
@@ -259,20 +259,20 @@ def test_whole_modules_of_the_start_are_kept(bases, tmp_path):
         logits_of(load_policy(f"{bases('llama')}+{tmp_path / 'more'}")), logits_of(policy)
     )
     for theirs in logits_of_peft(bases("llama"), tmp_path / "more", False):
-        np.testing.assert_allclose(logits_of(policy), theirs, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(logits_of(policy), theirs, rtol=0, atol=1e-4)
 
 
 def test_merged_it_is_the_same_model(bases, tmp_path):
     policy = disturbed(with_lora(load_policy(bases("llama")), 4, 6.0))
     save_policy(policy, tmp_path)
-    np.testing.assert_allclose(logits_of(load_policy(tmp_path)), logits_of(policy), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits_of(load_policy(tmp_path)), logits_of(policy), rtol=0, atol=5e-5)
 
 
 def test_on_a_quantized_base(bases, tmp_path):
     base = load_policy(bases("llama"), quantize="int8")
     policy = with_lora(base, 4, 6.0)
     # Not to the bit: the sum with the adapter is compiled together with the scaling of the product.
-    np.testing.assert_allclose(logits_of(policy), logits_of(base), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits_of(policy), logits_of(base), rtol=0, atol=5e-5)
     policy = disturbed(policy)
     save_adapter(policy, tmp_path, str(bases("llama")))
     again = load_policy(f"{bases('llama')}+{tmp_path}", quantize="int8")

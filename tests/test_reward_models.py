@@ -64,7 +64,7 @@ def test_rewards_equal_those_of_torch(name, tmp_path, toy):
         theirs = [model(torch.tensor([ids])).logits.item() for ids in TEXTS]
     ours = reward_texts(policy, TEXTS)
     assert np.std(theirs) > 0.02
-    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_t5_reads_at_eos(tmp_path, toy):
@@ -74,7 +74,7 @@ def test_t5_reads_at_eos(tmp_path, toy):
     with torch.no_grad():
         theirs = [model(torch.tensor([ids])).logits.item() for ids in texts]
     assert np.std(theirs) > 0.1
-    np.testing.assert_allclose(reward_texts(policy, texts), theirs, atol=1e-5)
+    np.testing.assert_allclose(reward_texts(policy, texts), theirs, atol=5e-5)
 
 
 def test_t5_pools_its_encoder(tmp_path, toy):
@@ -88,7 +88,7 @@ def test_t5_pools_its_encoder(tmp_path, toy):
     with torch.no_grad():
         theirs = [(model(torch.tensor([ids])).last_hidden_state.mean(dim=1) @ head.T).item() for ids in TEXTS]
     assert np.std(theirs) > 0.1
-    np.testing.assert_allclose(reward_texts(load_reward_model(str(folder)), TEXTS), theirs, atol=1e-5)
+    np.testing.assert_allclose(reward_texts(load_reward_model(str(folder)), TEXTS), theirs, atol=5e-5)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_the_score_is_read_where_transformers_reads_it(pad, tmp_path, toy):
     with torch.no_grad():
         theirs = [model(torch.tensor([ids])).logits.item() for ids in texts]
     ours = reward_texts(load_reward_model(str(folder)), texts)
-    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert len(set(np.round(theirs, 4))) >= 4
 
 
@@ -212,7 +212,7 @@ def test_a_configuration_without_a_pad_token_has_its_familys(tmp_path, toy):
     texts = [[5, 6, 0], [5, 6]]
     with torch.no_grad():
         theirs = [model(torch.tensor([ids])).logits.item() for ids in texts]
-    np.testing.assert_allclose(reward_texts(load_reward_model(str(folder)), texts), theirs, atol=2e-5)
+    np.testing.assert_allclose(reward_texts(load_reward_model(str(folder)), texts), theirs, atol=1e-4)
 
 
 def test_what_is_trained_is_what_transformers_reads(tmp_path, toy):
@@ -238,7 +238,7 @@ def test_what_is_trained_is_what_transformers_reads(tmp_path, toy):
         texts = ["Once upon a time", "Lily"]
         with torch.no_grad():
             theirs = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
-        np.testing.assert_allclose(reward_texts(reward, tokenizer(texts).input_ids), theirs, atol=2e-5)
+        np.testing.assert_allclose(reward_texts(reward, tokenizer(texts).input_ids), theirs, atol=1e-4)
         ended = [[*ids, 2] for ids in tokenizer(texts).input_ids]
         alone = [model(torch.tensor([ids])).logits.item() for ids in ended]
-        np.testing.assert_allclose(reward_texts(reward, ended), alone, atol=2e-5)
+        np.testing.assert_allclose(reward_texts(reward, ended), alone, atol=1e-4)
