@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dera_jax import models
 from dera_jax.devices import placement
 from dera_jax.models import flash
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.performance.plan import chips, hlo, programs, traffic
 
 CHOICES = {

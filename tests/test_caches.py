@@ -16,7 +16,7 @@ from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Cell
 from dera_jax.models import caches, decoder
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.rope import Rope
 from dera_jax.models.t5_config import T5Config
 from dera_jax.scoring.score import score_tokens

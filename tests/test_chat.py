@@ -12,8 +12,9 @@ from dera_jax import generate, load_policies, load_policy, read_rows, score, swe
 from dera_jax.commands.sweep import main as sweep_command
 from dera_jax.data.encoding import encode_prompts, encode_turn
 from dera_jax.data.prompts import Prompt, load_prompts
-from dera_jax.data.tokens import encode_prompt, render_chat
+from dera_jax.data.tokens import encode_prompt
 from dera_jax.decoding.conversation import _key
+from dera_jax.policies.chat_templates import render_chat
 from dera_jax.policies.tokenizers import load_tokenizer, read_template
 from dera_jax.results.rows import sort_rows
 

@@ -1,6 +1,5 @@
 """The loop: a row does not depend on its neighbours, and the number of compilations on shapes only."""
 
-import importlib
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +9,8 @@ import pytest
 from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt, encode_prompts, encode_usable
 from dera_jax.data.prompts import Prompt, load_prompts
-from dera_jax.decoding import device_loop
+from dera_jax.decoding import device_loop, state
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Cell
@@ -18,7 +18,6 @@ from dera_jax.scoring.score import score_tokens
 
 pytestmark = pytest.mark.bits
 
-generate = importlib.import_module("dera_jax.decoding.batch")
 
 CONFIG = DecodeConfig(max_new_tokens=40, seed=3)
 TEXTS = ["Once upon a time", "One day, a little fish", "Lily and Ben", "The sun was hot. Tom wanted"]
@@ -94,7 +93,7 @@ def test_batch_size_and_bucket_change_at_most_one_word_in_ten_thousand(pair, mon
 
 
 def test_compilations_do_not_depend_on_the_number_of_strengths(pair):
-    jitted = (device_loop.prefill_prompts, device_loop.fill_slots, device_loop.decode_chunk)
+    jitted = (device_loop.prefill_prompts, state.fill_slots, device_loop.decode_chunk)
 
     def compilations():
         return [function._cache_size() for function in jitted]
@@ -129,7 +128,7 @@ def test_a_prompt_is_prefilled_once(pair, monkeypatch):
         calls[tuple(np.asarray(tokens[0]).ravel())] += 1
         return original(configs, params, tokens, mask, last, mesh)
 
-    monkeypatch.setattr(generate.decode, "prefill_prompts", counted)
+    monkeypatch.setattr(device_loop, "prefill_prompts", counted)
     list(complete(pair, cells_of(pair, samples=5), CONFIG, ROWS))
     assert len(calls) == len(TEXTS) and set(calls.values()) == {1}
 
@@ -141,8 +140,8 @@ def test_the_loop_stops_when_every_row_is_done(pair, monkeypatch):
     every_word = tuple(range(512))
     impatient = tuple(replace(policy, eos_ids=every_word) for policy in pair)
     calls = []
-    original = generate.Batch.run_chunk
-    monkeypatch.setattr(generate.Batch, "run_chunk", lambda self: calls.append(1) or original(self))
+    original = Batch.run_chunk
+    monkeypatch.setattr(Batch, "run_chunk", lambda self: calls.append(1) or original(self))
     config = DecodeConfig(max_new_tokens=200)
     found = list(complete(impatient, cells_of(impatient, TEXTS[:1], samples=1), config, ROWS))
     assert [c.finish_reason for c in found] == ["eos"] * 3 and [c.length for c in found] == [0] * 3

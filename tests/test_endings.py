@@ -88,7 +88,7 @@ def test_text_is_decoded_once_however_long_it_is(monkeypatch):
     """What is decoded for every token does not grow with the completion."""
     decoded = []
     monkeypatch.setattr(
-        "dera_jax.data.tokens.decode_completion",
+        "dera_jax.decoding.endings.decode_completion",
         lambda reader, prompt, tokens, **more: (
             decoded.append(len(tokens)) or decode_completion(reader, prompt, tokens, **more)
         ),

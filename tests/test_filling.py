@@ -1,7 +1,5 @@
 """Filling slots of a running batch: what is written, and that nothing else is copied."""
 
-import importlib
-
 import jax
 import numpy as np
 import pytest
@@ -9,12 +7,13 @@ import pytest
 from dera_jax import load_policies
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
-from dera_jax.decoding import device_loop
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Cell
+from dera_jax.decoding.state import fill_slots
 from dera_jax.devices.usage import Usage
 from dera_jax.rules.rule import linear_rule
 
-generate = importlib.import_module("dera_jax.decoding.batch")
 ROWS = 32
 
 
@@ -22,7 +21,7 @@ ROWS = 32
 def batch():
     policies, config = load_policies(), DecodeConfig(max_new_tokens=200)
     (prompt,) = encode_prompts(policies, as_prompts(["Mira visits Ida."]), 200)
-    return generate.Batch(policies, [generate.Cell(prompt, 0, (0.5,))], config, ROWS, linear_rule, Usage())
+    return Batch(policies, [Cell(prompt, 0, (0.5,))], config, ROWS, linear_rule, Usage())
 
 
 def words(*slots):
@@ -42,7 +41,7 @@ def test_only_the_slots_named_are_filled_and_with_the_prompt(batch):
     state = jax.tree.map(lambda a: a.copy(), batch.state)
     state = state._replace(caches=jax.tree.map(lambda a: a + np.asarray(1, a.dtype), state.caches))
     before = arrays(state.caches)
-    after = device_loop.fill_slots(state, prefilled, number, *words(30, 2, 7), rule=linear_rule)
+    after = fill_slots(state, prefilled, number, *words(30, 2, 7), rule=linear_rule)
     for old, new, put in zip(before, arrays(after.caches), arrays(prefilled.caches), strict=True):
         others = np.setdiff1d(np.arange(ROWS), [30, 2, 7])
         assert np.array_equal(new[others], old[others])
@@ -56,6 +55,6 @@ def test_only_the_slots_named_are_filled_and_with_the_prompt(batch):
 
 def test_filling_one_slot_copies_no_other(batch):
     prompt = batch.prefill(batch.queue[0].prompt)
-    compiled = device_loop.fill_slots.lower(batch.state, *prompt, *words(3), rule=linear_rule).compile()
+    compiled = fill_slots.lower(batch.state, *prompt, *words(3), rule=linear_rule).compile()
     caches = sum(a.nbytes for a in jax.tree.leaves(batch.state.caches))
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * caches / ROWS

@@ -1,7 +1,6 @@
 """A run's folder grows, is interrupted and refuses others; the rows are the same whatever happens."""
 
 import dataclasses
-import importlib
 import itertools
 import json
 
@@ -11,12 +10,16 @@ import pytest
 from dera_jax import parse_rewards, read_rows, sweep
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
+from dera_jax.decoding import device_loop
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.devices.mesh import Group, parse_mesh
 from dera_jax.results.manifests import read_manifest
 from dera_jax.results.rows import row_key, sort_rows
 from dera_jax.rewards.registry import Reward
-from dera_jax.sweeps.run import Sweep, run_conversations
+from dera_jax.sweeps import run as sweeps_run
+from dera_jax.sweeps.plan import Sweep
+from dera_jax.sweeps.run import run_conversations
 from tests.swept import (
     LAMBDAS,
     SETTINGS,
@@ -25,9 +28,6 @@ from tests.swept import (
     assert_contains,
     mixture_by_hand,
 )
-
-MODULES = {name: importlib.import_module(f"dera_jax.{name}") for name in ("sweep", "generate")}
-"""Whose names in the package are functions."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_folder_grows_and_changes_nothing(policies, rows, tmp_path):
 def test_asking_again_for_less_decodes_and_writes_nothing(policies, tmp_path, monkeypatch):
     list(sweep(policies, TEXTS, [0.0, 1.0], "length:1:5", out=tmp_path / "run", **SETTINGS))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    monkeypatch.setattr(MODULES["generate"].decode, "decode_chunk", None)
+    monkeypatch.setattr(device_loop, "decode_chunk", None)
     found = list(sweep(policies, TEXTS[:2], [1.0], out=tmp_path / "run", **SETTINGS))
     assert len(found) == 2 and all(row["lambda"] == 1 for row in found)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
@@ -91,7 +91,7 @@ def test_asking_again_for_less_decodes_and_writes_nothing(policies, tmp_path, mo
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 7])
 def test_an_interrupted_sweep_completes_to_the_same_rows(policies, rows, tmp_path, monkeypatch, taken):
-    monkeypatch.setattr(MODULES["sweep"], "FLUSH_ROWS", 2)
+    monkeypatch.setattr(sweeps_run, "FLUSH_ROWS", 2)
     started = sweep(policies, TEXTS, LAMBDAS, out=tmp_path / "run", num_samples=2, **SETTINGS)
     for _ in range(taken):
         next(started)
@@ -103,7 +103,7 @@ def test_an_interrupted_sweep_completes_to_the_same_rows(policies, rows, tmp_pat
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_rows_that_ended_before_an_interruption_are_kept(policies, rows, tmp_path, monkeypatch, kind):
-    batch_class = MODULES["generate"].Batch
+    batch_class = Batch
     finish, ended = batch_class._finished, []
 
     def interrupted(batch, slot, searched):
@@ -221,7 +221,7 @@ def test_groups_of_processes_make_the_missing_rows_once(policies, rows, count):
 
 def test_rows_are_kept_before_they_are_given(policies, monkeypatch):
     """What a consumer has seen is on disk."""
-    monkeypatch.setattr(MODULES["sweep"], "FLUSH_ROWS", 3)
+    monkeypatch.setattr(sweeps_run, "FLUSH_ROWS", 3)
     plan = make_plan(policies, [0.0, 1.0])
     kept = []
     for row in run_conversations(plan, {}, kept.extend):

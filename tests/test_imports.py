@@ -103,6 +103,31 @@ def test_a_package_is_a_docstring():
             assert isinstance(node, ast.Expr), module
 
 
+def defined(path):
+    """Returns the names that a file defines, imports apart."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_names_are_imported_from_the_file_that_defines_them():
+    for path in MODULES.values():
+        for module, name in imports(path):
+            if module in MODULES and name and module not in ("dera_jax", "dera_jax.models"):
+                assert name in defined(MODULES[module]), (path, module, name)
+
+
+def test_a_file_has_one_idea():
+    """Or as many lines as one needs; a command has few ideas of its own."""
+    for module, path in MODULES.items():
+        command = module.startswith("dera_jax.commands.") and module.count(".") == 2
+        assert len(path.read_text().splitlines()) <= (200 if command else 350), module
+
+
 def test_what_another_file_imports_has_no_underscore():
     for path in MODULES.values():
         for module, name in imports(path):

@@ -8,6 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
+from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.endpoint import Endpoint
 from dera_jax.rewards.judges import ModelJudge, Verdict, grade_reward, parse_judge
 from dera_jax.rewards.questions import (
@@ -19,7 +20,6 @@ from dera_jax.rewards.questions import (
     read_rating,
     read_yes_no,
 )
-from dera_jax.rewards.registry import Completions
 from tests.stub_judge import asked, fails, says, serve, shown
 
 KEY = "sk-very-secret"

@@ -11,7 +11,7 @@ from dera_jax.data.examples import encode_examples, encode_pairs
 from dera_jax.data.prompts import Prompt, load_prompts
 from dera_jax.data.records import Record
 from dera_jax.policies.tokenizers import load_tokenizer
-from dera_jax.rewards.registry import Completions
+from dera_jax.rewards.completions import Completions
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}<{{ m.role }}>"

@@ -13,7 +13,7 @@ import pytest
 
 from dera_jax import generate, load_policy, models, save_policy, score
 from dera_jax.data.tokens import encode_prompt
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.trees import flatten
 from dera_jax.policies.policy import with_params
 from dera_jax.policies.ropes import read_rope

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dera_jax import models
-from dera_jax.data.batches import make_batch, padded_length
+from dera_jax.data.batches import make_batch
+from dera_jax.data.buckets import padded_length
 from dera_jax.models import places
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.places import map_places
 from dera_jax.realign import strength_weights
 from dera_jax.scoring.score import score_batch, score_tokens

@@ -45,7 +45,7 @@ def compile_decoding(names, slice_name="v5e:2x4", rows=ROWS, quantize=None, laye
     slice_ = parse_slice(slice_name)
     mesh = programs.tpu_mesh(slice_, (1, slice_.devices))
     sampling = Sampling.create(0.7, 50, 0.95, slice_.devices)
-    return programs.compile_job(programs.decode_job(sized, mesh, rows, CONTEXT, 128, sampling))
+    return plan.compile_job(programs.decode_job(sized, mesh, rows, CONTEXT, 128, sampling))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_step_of_dpo_with_its_memory():
     policy, pairs, length = read_size("mistral-7b"), 16, 2048
     config = replace(policy.config, remat=True)
     slice_ = parse_slice("v5p:2x2x2")
-    found = programs.compile_job(
+    found = plan.compile_job(
         programs.dpo_job(config, programs.tpu_mesh(slice_, (1, 8)), pairs, length, length // 2)
     )
     params = PUBLISHED["mistral-7b"]
@@ -190,12 +190,12 @@ def arithmetic(monkeypatch):
         )  # fmt: skip
 
     monkeypatch.setattr(plan, "jobs", job)
-    monkeypatch.setattr(programs, "compile_job", compile_job)
+    monkeypatch.setattr(plan, "compile_job", compile_job)
     return compiled
 
 
 def test_the_most_rows_are_found_by_arithmetic_and_compiled(arithmetic):
-    found = plan._most_rows(_asked(), [programs.compile_job(_asked())], lambda _: None)
+    found = plan._most_rows(_asked(), [plan.compile_job(_asked())], lambda _: None)
     # 12 GB are left on each of two rows of devices; a prompt's caches, 3.75 MB, among them.
     assert found == 2 * plan.MOST_ROWS < 2 * (16e9 - 4e9) / 5e6
     assert arithmetic[-1].rows == found
@@ -203,12 +203,12 @@ def test_the_most_rows_are_found_by_arithmetic_and_compiled(arithmetic):
 
 def test_what_does_not_fit_has_fewer_rows(arithmetic):
     asked = replace(_asked(rows=4096), slice_=parse_slice("v5e:2x2"))
-    first = programs.compile_job(asked)
+    first = plan.compile_job(asked)
     heavy = replace(first, temporary=20_000_000_000)
     found = plan._most_rows(asked, [heavy], lambda _: None)
     assert 0 < found < 4096
     fewer = replace(asked, rows=found)
-    assert sum(plan.memory_of(fewer, [programs.compile_job(fewer)]).values()) < 16e9
+    assert sum(plan.memory_of(fewer, [plan.compile_job(fewer)]).values()) < 16e9
 
 
 @pytest.mark.parametrize(

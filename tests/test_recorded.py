@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dera_jax.analysis.tuning.retraining import decoding_words
-from dera_jax.commands import recorded
-from dera_jax.commands import retrain as retrain_command
 from dera_jax.commands import tune as tune_command
-from dera_jax.commands.recorded import Named, repeatable
+from dera_jax.commands.parts import recorded
+from dera_jax.commands.parts import retrain as retrain_command
+from dera_jax.commands.parts.recorded import Named, repeatable
 from dera_jax.policies.policy import TOY
 from tests.grids import gridded, rows_of, write_rows
 

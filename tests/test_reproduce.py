@@ -12,9 +12,9 @@ from scipy import stats
 
 from dera_jax.analysis import summaries
 from dera_jax.analysis.estimates import Estimate
-from dera_jax.common.files import write_text
+from dera_jax.common.files import ASSETS, write_text
 from dera_jax.common.json_files import read_json
-from dera_jax.data.records import ASSETS, load_records
+from dera_jax.data.records import load_records
 from dera_jax.experiments.declare import Experiment, Step
 from dera_jax.results.reading import read_rows
 from dera_jax.results.rows import sort_rows

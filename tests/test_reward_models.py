@@ -14,8 +14,9 @@ from dera_jax.data.prompts import Prompt
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.policies.reward_models import load_reward_model
 from dera_jax.policies.tokenizers import load_tokenizer
+from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.model import _forward, reward_texts
-from dera_jax.rewards.registry import Completions, Reward, parse_rewards
+from dera_jax.rewards.registry import Reward, parse_rewards
 from dera_jax.sweeps.judging import judge_run
 from dera_jax.training.rollout import draw_rollout
 from tests.test_models import FAMILIES, SHAPES, VOCAB, random_model, save

@@ -14,7 +14,8 @@ from dera_jax import sweep
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import Prompt
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.rewards.registry import Completions, Reward, as_rewards, parse_rewards
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.registry import Reward, as_rewards, parse_rewards
 from dera_jax.training.rollout import draw_rollout
 
 RATINGS = {

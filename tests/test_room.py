@@ -1,6 +1,5 @@
 """Room of caches: as much as rows need, and a row's figures do not depend on it."""
 
-import importlib
 from dataclasses import replace
 
 import jax
@@ -12,7 +11,7 @@ from dera_jax import load_policies, models
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
 from dera_jax.decoding import device_loop
-from dera_jax.decoding.batch import CHUNK, full_room, room_for
+from dera_jax.decoding.batch import CHUNK, Batch, full_room, room_for
 from dera_jax.decoding.complete import complete, warm_up
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Cell
@@ -21,7 +20,6 @@ from dera_jax.models.caches import fit_cache, kept, without_padding
 
 pytestmark = pytest.mark.bits
 
-generate = importlib.import_module("dera_jax.decoding.batch")
 FIGURES = ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers")
 
 
@@ -89,10 +87,8 @@ def test_the_largest_allowed_length_changes_no_figure(toy, windows, kind):
 
 
 def test_prompts_of_any_lengths_share_a_batch_and_have_the_figures_they_have_alone(toy, monkeypatch):
-    rooms, original = [], generate.Batch.fit_caches
-    monkeypatch.setattr(
-        generate.Batch, "fit_caches", lambda self, room: rooms.append(room) or original(self, room)
-    )
+    rooms, original = [], Batch.fit_caches
+    monkeypatch.setattr(Batch, "fit_caches", lambda self, room: rooms.append(room) or original(self, room))
     config = DecodeConfig(max_new_tokens=40, stop=(" the",))
     cells = cells_of(toy, (180, 3, 70, 20, 140, 9), samples=2)
     together = by_cell(complete(toy, cells, config, 4))
@@ -105,10 +101,8 @@ def test_prompts_of_any_lengths_share_a_batch_and_have_the_figures_they_have_alo
 @pytest.mark.slow
 def test_room_is_what_the_longest_row_at_work_needs(toy, monkeypatch):
     """Completions of few tokens cost the same whatever is allowed; and a long prompt's room is given back."""
-    rooms, original = [], generate.Batch.run_chunk
-    monkeypatch.setattr(
-        generate.Batch, "run_chunk", lambda self: rooms.append(self.room[0]) or original(self)
-    )
+    rooms, original = [], Batch.run_chunk
+    monkeypatch.setattr(Batch, "run_chunk", lambda self: rooms.append(self.room[0]) or original(self))
     impatient = [replace(policy, eos_ids=tuple(range(policy.config.vocab_size))) for policy in toy]
     list(complete(impatient, cells_of(toy, (5,), samples=3), DecodeConfig(max_new_tokens=180), 2))
     assert rooms == [128, 128]

@@ -1,13 +1,10 @@
 """How many completions are decoded at a time: what is asked for, else no more than there are to make."""
 
-import importlib
-
 import pytest
 
 from dera_jax import generate, load_policies, sweep
+from dera_jax.decoding import conversation
 from dera_jax.decoding.config import rows_of
-
-conversation = importlib.import_module("dera_jax.decoding.conversation")
 
 
 @pytest.fixture

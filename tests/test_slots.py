@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from dera_jax.rewards.registry import Completions, parse_rewards
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.registry import parse_rewards
 from dera_jax.rewards.slots import parse_slots, slot_coverage
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dera_jax import load_policies, models, sweep
-from dera_jax.decoding import device_loop
+from dera_jax.decoding import device_loop, state
 from dera_jax.models import binding, decoder, t5
 from dera_jax.models.keys import seed_key
 from tests.tiny_models import configs, random_batch, random_params
@@ -18,8 +18,8 @@ def test_a_prompt_takes_one_compilation_of_each_program(toy):
     policies = load_policies()
     programs = (
         device_loop.prefill_prompts,
-        device_loop.empty_state,
-        device_loop.fill_slots,
+        state.empty_state,
+        state.fill_slots,
         device_loop.decode_chunk,
     )
 

@@ -23,12 +23,12 @@ from dera_jax.realign import mix_logits, strength_weights
 from dera_jax.rewards.registry import Reward
 from dera_jax.scoring.logprobs import completion_logits, completion_logprobs
 from dera_jax.training import parameters
-from dera_jax.training.config import RolloutConfig, RunConfig, TrainConfig
+from dera_jax.training.config import PPOConfig, RolloutConfig, RunConfig, TrainConfig
 from dera_jax.training.log import read_metrics
 from dera_jax.training.loop import Method, fit
 from dera_jax.training.optimization import TrainState, init_state, make_update
 from dera_jax.training.policy_gradient import policy_gradient_method
-from dera_jax.training.ppo import PPOConfig, ppo_method
+from dera_jax.training.ppo import ppo_method
 from tests.toy import EOS, all_completions, tiny_policy
 
 PROMPT, OTHER = (1, 2, 0, 2), (2, 2, 1)

@@ -11,9 +11,9 @@ from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.examples import encode_examples, encode_pairs
 from dera_jax.data.prompts import Prompt
 from dera_jax.data.records import Record
-from dera_jax.data.tokens import render_chat
 from dera_jax.data.turn_ends import turn_ends
 from dera_jax.decoding.config import DecodeConfig
+from dera_jax.policies.chat_templates import render_chat
 from dera_jax.policies.policy import TOY, with_params
 from dera_jax.policies.tokenizers import load_tokenizer
 from dera_jax.scoring import harness

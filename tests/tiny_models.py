@@ -11,7 +11,7 @@ import optax
 
 from dera_jax import models
 from dera_jax.data.batches import make_batch
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.linear import Adapter
 from dera_jax.models.reward import RewardConfig
 from dera_jax.models.trees import flatten

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax import models
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.policies.policy import Policy
 from dera_jax.policies.tokenizers import load_tokenizer
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dera_jax.commands.options import cli, judges
+from dera_jax.commands.parts.compare_lines import share_of_first, warnings_of
 from dera_jax.commands.process import endings
 
 COMPARED = ("prompt", "completion", "length", "finish_reason", "rewards")
@@ -50,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(format_comparisons(found, args.table))
     if args.table == "terminal":
-        share, total = _share_of_first(found)
+        share, total = share_of_first(found)
         told = "" if share is None else f"; what was shown first won {share:.0%} of {total}"
         print(f"\nA: {names[0]}, B: {names[1]}; {shown(_about(args))}{told}")
-    for line in _warnings(found, args):
+    for line in warnings_of(found, args):
         cli.warn(line)
     if args.out:
         asked = {"question": args.question, "both_orders": args.both_orders, "seed": args.seed}
@@ -180,28 +181,3 @@ def _about(args) -> str:
         judge += f", asked for the better {'summary' if args.question == 'summary' else 'answer'}"
         judge += ", in both orders" if args.both_orders else ", in random order"
     return f"{judge}; ties count half; ± is half a 95 % interval over prompts"
-
-
-def _share_of_first(found) -> tuple[float | None, int]:
-    """Returns the share of verdicts for what was shown first, None without any, and their number."""
-    seen = [(each.first, each.n - each.identical) for each in found if each.first is not None]
-    total = sum(n for _, n in seen)
-    return sum(first * n for first, n in seen) / total if total else None, total
-
-
-def _warnings(found, args) -> list[str]:
-    """Returns a line for each thing that a reader of the table could be misled by."""
-    lines = []
-    pairs = sum(each.n + each.failures for each in found)
-    if failures := sum(each.failures for each in found):
-        lines.append(f"{failures} of {pairs} pairs have no verdict and are left out")
-    if missing := sum(each.missing for each in found):
-        lines.append(f"{missing} cells are missing; only what both runs have is compared")
-    share, total = _share_of_first(found)
-    # Beyond what chance does to so many, two standard deviations, and worth a word.
-    if share is not None and abs(share - 0.5) > max(0.1, total**-0.5):
-        lines.append(
-            f"the judge leans to what it sees {'first' if share > 0.5 else 'second'} "
-            f"({max(share, 1 - share):.0%}{'' if args.both_orders else '; --both-orders makes those cases ties'})"
-        )
-    return lines

@@ -12,20 +12,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 
-from dera_jax.commands.options import cli, decoding, train_checks, train_grid, training
+from dera_jax.commands.options import algorithms, cli, decoding, train_checks, train_grid, training
 from dera_jax.commands.process import endings
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.training.config import PPOConfig
-
-CONSTANTS = {
-    "num_ppo_epochs": "times that a rollout is gone through",
-    "num_mini_batches": "parts of a rollout, one update each",
-    "cliprange": "of the ratio",
-    "cliprange_value": "of the values, in the reward's unit; inf for none",
-    "vf_coef": "weight of the value loss",
-    "gamma": "discount",
-    "lam": "λ of generalized advantages",
-}
 
 
 def make_parser() -> cli.Parser:
@@ -52,40 +41,7 @@ def make_parser() -> cli.Parser:
         "--reward-weights", metavar="W[,W…]", help="of each reward in the sum (default: 1 each)"
     )
     training.add_reference_options(parser)
-    group = parser.add_argument_group("algorithm")
-    group.add_argument(
-        "--algorithm", default="rloo", choices=("pg", "rloo", "ppo"), help="(default %(default)s)"
-    )
-    group.add_argument(
-        "--target-kl",
-        type=float,
-        metavar="NATS",
-        help="adapt β so that a completion's KL divergence from the reference is this (default: β stays)",
-    )
-    group.add_argument(
-        "--kl-horizon",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="completions in which β adapts by about a fifth (default %(default)s)",
-    )
-    ppo = PPOConfig()
-    group = parser.add_argument_group("PPO")
-    for name, text in CONSTANTS.items():
-        value = getattr(ppo, name)
-        group.add_argument(
-            cli.option(name),
-            type=type(value),
-            default=value,
-            metavar="X",
-            help=f"{text} (default %(default)g)",
-        )
-    group.add_argument(
-        "--value-head",
-        default=ppo.value_head,
-        choices=("own", "shared"),
-        help="a trunk of its own, or the policy's (default %(default)s)",
-    )
+    algorithms.add_algorithm_options(parser)
     decode = DecodeConfig()
     group = parser.add_argument_group("completions")
     group.add_argument(
@@ -127,7 +83,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
     """Raises ValueError for options that cannot be, or that do nothing."""
     idle = {}
     if args.algorithm != "ppo":
-        idle |= dict.fromkeys(map(cli.option, (*CONSTANTS, "value_head")), "--algorithm=ppo")
+        idle |= dict.fromkeys(map(cli.option, (*algorithms.CONSTANTS, "value_head")), "--algorithm=ppo")
     if args.target_kl is None:
         idle["--kl-horizon"] = "--target-kl"
     train_checks.check_rollouts(args)
@@ -145,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.data.encoding import encode_usable
     from dera_jax.data.prompts import check_one_turn, read_prompts
     from dera_jax.rewards.registry import parse_rewards, weigh_rewards
-    from dera_jax.training.config import RolloutConfig
+    from dera_jax.training.config import PPOConfig, RolloutConfig
     from dera_jax.training.policy_gradient import policy_gradient_method
-    from dera_jax.training.ppo import PPOConfig, ppo_method
+    from dera_jax.training.ppo import ppo_method
     from dera_jax.training.runs import Best, fingerprint
 
     constants = {field.name: getattr(args, field.name) for field in fields(PPOConfig)}

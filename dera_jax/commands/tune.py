@@ -114,9 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_file("--plot", args.plot, ".png")
     share = _share(args.validation)
 
-    from dera_jax.analysis.tuning import choose, report, runs
+    from dera_jax.analysis.tuning import choose, objectives, report, runs
     from dera_jax.analysis.tuning.beta import make_target
-    from dera_jax.analysis.tuning.objectives import parse_constraint
     from dera_jax.analysis.tuning.retraining import model_manifest
     from dera_jax.common.provenance import provenance
     from dera_jax.common.shown import shown
@@ -124,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = runs.read_run(args.run)
     second = runs.read_run(Path(args.validation)) if share is None else None
     objective = _objective(args, run)
-    constraints = [parse_constraint(text, run.rewards) for text in args.constraint]
+    constraints = [objectives.parse_constraint(text, run.rewards) for text in args.constraint]
     names = list(dict.fromkeys([*objective.names, *(each.name for each in constraints)]))
     choosing, validation = (
         runs.parts_of_two(run, second, names, args.allow_missing)
@@ -145,14 +144,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures["provenance"] = provenance(cli.command_line("eval.tune", argv))
     _write(args, told, figures)
     if args.retrain:
-        from dera_jax.commands import retrain
+        from dera_jax.commands.parts import retrain
 
         plan = retrain.Plan(
             run, second or run, validation, objective, constraints, names, models, manifests, targets
         )
         named = retrain.Named(retrain.recorded.split_rewards(args.reward), args.rule)
-        where = args.retrain_out, args.prompts, args.allow_missing
-        retrained = retrain.retrain(plan, found.choice, *where, named)
+        retrained = retrain.retrain(
+            plan, found.choice, args.retrain_out, args.prompts, args.allow_missing, named
+        )
         if retrained is None:
             print("\n--retrain: λ* = 1 is the aligned model itself: there is nothing to train")
         else:
@@ -176,14 +176,13 @@ def _share(text: str) -> float | None:
 
 def _objective(args, run):
     """Returns the objective that the options name."""
-    from dera_jax.analysis.tuning.grid import WIN_RATE
-    from dera_jax.analysis.tuning.objectives import make_objective
+    from dera_jax.analysis.tuning import grid, objectives
     from dera_jax.strengths import parse_strengths
 
-    if args.against is not None and args.objective != WIN_RATE:
-        raise ValueError(f"--against has no meaning without --objective={WIN_RATE}")
+    if args.against is not None and args.objective != grid.WIN_RATE:
+        raise ValueError(f"--against has no meaning without --objective={grid.WIN_RATE}")
     against = (0.0,) * run.models if args.against is None else parse_strengths(args.against, run.models)[0]
-    return make_objective(args.objective, args.judge, against, args.kl_price, run.rewards)
+    return objectives.make_objective(args.objective, args.judge, against, args.kl_price, run.rewards)
 
 
 def _write(args, told: tuple, figures: dict, retrained=None) -> None:

@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dera_jax.data.encoding import EncodedPrompt, before
 from dera_jax.data.fields import count_common
-from dera_jax.data.tokens import encode_completion, joined, render_chat, start_ids, text_ids, written_prompt
+from dera_jax.data.tokens import encode_completion, joined, start_ids, text_ids, written_prompt
+from dera_jax.policies.chat_templates import render_chat
 from dera_jax.policies.policy import Policy
 
 Said = str | Sequence[Mapping]

@@ -10,9 +10,9 @@ from dera_jax.data.examples import Example, Report, encode_examples, encode_reco
 from dera_jax.data.fields import Row
 from dera_jax.data.messages import template_variables
 from dera_jax.data.records import Record
-from dera_jax.data.tokens import render_chat, text_ids
+from dera_jax.data.tokens import text_ids
 from dera_jax.data.turn_ends import turn_ends
-from dera_jax.policies.chat_templates import Span, render_answers
+from dera_jax.policies.chat_templates import Span, render_answers, render_chat
 from dera_jax.policies.policy import Policy
 
 Whole = tuple[list[int], list[bool]]

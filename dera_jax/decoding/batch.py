@@ -19,7 +19,7 @@ import numpy as np
 from dera_jax import models
 from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt, before
-from dera_jax.decoding import device_loop
+from dera_jax.decoding import device_loop, state
 from dera_jax.decoding.endings import Endings
 from dera_jax.decoding.request import Cell, Completion
 from dera_jax.decoding.sampling import Sampling
@@ -81,7 +81,7 @@ class Batch:
         self.slots: list[_Slot | None] = [None] * rows
         self.together = parts["data"]
         """Prompts that are prefilled at once: as many as leave each device the program of a single one."""
-        self.pool: OrderedDict[tuple, tuple[device_loop.Prefilled, int]] = OrderedDict()
+        self.pool: OrderedDict[tuple, tuple[state.Prefilled, int]] = OrderedDict()
         self.key = seed_key(config.seed)
         self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
         eos_ids = {i for policy in policies for i in policy.eos_ids}
@@ -91,7 +91,7 @@ class Batch:
         self.most = tuple(full_room(slots, config.max_new_tokens) for slots in most)
         first, _ = self.prefill(cells[0].prompt)
         self.room = self._room_for(self._taken([cell.prompt for cell in cells[:rows]]))
-        self.state = device_loop.empty_state(self.configs, first, rows, self.room, self.key, rule, self.mesh)
+        self.state = state.empty_state(self.configs, first, rows, self.room, self.key, rule, self.mesh)
 
     def run(self) -> Iterator[Completion]:
         self.fill()
@@ -133,7 +133,7 @@ class Batch:
     def fit_caches(self, room: tuple[int, ...]) -> None:
         """Gives the caches so many slots."""
         if room != self.room:
-            self.state = device_loop.fit_caches(self.configs, self.state, room, self.mesh)
+            self.state = state.fit_caches(self.configs, self.state, room, self.mesh)
             self.room = room
 
     def _room_for(self, taken: Sequence[int]) -> tuple[int, ...]:
@@ -145,7 +145,7 @@ class Batch:
         """Returns how many slots of each cache the longest of `prompts` takes with tokens drawn."""
         longest = tuple(map(max, zip(*(prompt.slots for prompt in prompts), strict=True)))
         counts = [config.members for config in self.configs]
-        return tuple(max(each) + drawn for each in device_loop.by_stream(longest, counts))
+        return tuple(max(each) + drawn for each in state.by_stream(longest, counts))
 
     def _fill_prompt(self, filled: list[tuple[int, Cell]], then: Sequence[EncodedPrompt]) -> None:
         slots = np.full(self.rows, self.rows, np.int32)
@@ -155,7 +155,7 @@ class Batch:
             slots[entry], samples[entry] = slot, cell.sample
             weights[entry] = strength_weights(cell.lambda_)
         first = filled[0][1]
-        self.state = device_loop.fill_slots(
+        self.state = state.fill_slots(
             self.state,
             *self.prefill(first.prompt, then),
             slots,
@@ -169,7 +169,7 @@ class Batch:
 
     def prefill(
         self, prompt: EncodedPrompt, then: Sequence[EncodedPrompt] = ()
-    ) -> tuple[device_loop.Prefilled, int]:
+    ) -> tuple[state.Prefilled, int]:
         """Returns prompts, ready to be continued, and which of them is `prompt`.
 
         Args:
@@ -195,7 +195,7 @@ class Batch:
                 found.setdefault(each.tokens, each)
         return list(found.values())
 
-    def _prefilled(self, prompts: Sequence[EncodedPrompt]) -> device_loop.Prefilled:
+    def _prefilled(self, prompts: Sequence[EncodedPrompt]) -> state.Prefilled:
         def of_model(number: int, bucket: int):
             contexts, last = zip(*(prompt.parts[number] for prompt in prompts), strict=True)
             tokens, mask = zip(*(buckets.pad_left(context, bucket) for context in contexts), strict=True)

@@ -10,7 +10,8 @@ from flax import nnx
 
 from dera_jax.models.attention import BLOCK
 from dera_jax.models.caches import grow_cache
-from dera_jax.models.decoder import Decoder, DecoderConfig
+from dera_jax.models.decoder import Decoder
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.keys import seed_key
 from dera_jax.models.linear import Linear, Shapes, WeightsConfig
 from dera_jax.models.reward import RewardConfig, RewardModel

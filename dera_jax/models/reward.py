@@ -7,7 +7,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dera_jax.common.checks import check_choice
-from dera_jax.models.decoder import Decoder, DecoderConfig
+from dera_jax.models.decoder import Decoder
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.linear import Linear, WeightsConfig
 from dera_jax.models.t5 import T5, Stack
 from dera_jax.models.t5_config import T5Config

@@ -12,7 +12,7 @@ from dera_jax.common.checks import check_choice
 from dera_jax.common.json_files import read_object
 from dera_jax.common.shown import shown
 from dera_jax.models.binding import ModelConfig
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.t5_config import T5Config
 from dera_jax.policies import adapter_settings, fields, names, settings, tensors, ties
 from dera_jax.policies.ropes import check_ropes, longest_context, read_rope

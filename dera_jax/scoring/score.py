@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PyTree
 from dera_jax import models
 from dera_jax.common.shown import shown
 from dera_jax.data.answers import encode_answer
-from dera_jax.data.batches import Batch, fed_length, make_batch, padded_length
+from dera_jax.data.batches import Batch, fed_length, make_batch
+from dera_jax.data.buckets import padded_length
 from dera_jax.data.encoding import EncodedPrompt, encode_prompts
 from dera_jax.data.prompts import as_prompts, check_one_turn
 from dera_jax.decoding.measure import TokenRecord, measure

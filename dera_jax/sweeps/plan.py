@@ -13,7 +13,7 @@ from dera_jax.decoding.conversation import Conversation
 from dera_jax.devices.mesh import Group, mesh_of, mesh_text
 from dera_jax.devices.processes import share
 from dera_jax.policies.policy import Policy
-from dera_jax.results.folder import RowKey
+from dera_jax.results.rows import RowKey
 from dera_jax.rewards.registry import Reward
 from dera_jax.rules.rule import Rule, check_rule, linear_rule, rule_code
 from dera_jax.strengths import Strength, format_strength

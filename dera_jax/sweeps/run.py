@@ -22,9 +22,9 @@ from dera_jax.devices.stopwatch import Stopwatch
 from dera_jax.devices.usage import Usage, resources
 from dera_jax.policies.policy import Policy
 from dera_jax.results.asked import ended, request, with_request
-from dera_jax.results.folder import RowKey, RunFolder
+from dera_jax.results.folder import RunFolder
 from dera_jax.results.manifests import Asked
-from dera_jax.results.rows import WHOLE, row_key
+from dera_jax.results.rows import WHOLE, RowKey, row_key
 from dera_jax.rewards.of_rows import Tell, judge
 from dera_jax.rewards.registry import as_rewards
 from dera_jax.rules.rule import Rule, linear_rule, rule_name

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from itertools import islice, product
 from pathlib import Path
 
-from dera_jax.common.files import make_folder, write_bytes, write_text
+from dera_jax.common.files import ASSETS, make_folder, write_bytes, write_text
 from dera_jax.common.json_files import encode_json
-from dera_jax.data.records import ASSETS
 from scripts.toy_grammar import RULES, write_stories
 
 STORIES, PAIRS, QUESTIONS = 600, 200, 80

@@ -23,6 +23,7 @@ from dera_jax.decoding import device_loop
 from dera_jax.decoding.batch import CHUNK
 from dera_jax.decoding.request import Cell
 from dera_jax.decoding.sampling import Sampling
+from dera_jax.decoding.state import DecodeState, empty_state, fill_slots
 from dera_jax.performance.bench.sides import LAMBDA, complete_all, make_prompt, without_eos
 from dera_jax.performance.bench.timing import BenchConfig, Progress, interleave, ratio, spread, timed
 from dera_jax.policies.policy import Policy
@@ -104,10 +105,10 @@ def greedy_agreement(policies: Sequence[Policy], prompt: EncodedPrompt, torch_pa
 def forward_chunk(
     configs: tuple[models.ModelConfig, ...],
     params: Sequence[PyTree],
-    state: device_loop.DecodeState,
+    state: DecodeState,
     *,
     steps: int,
-) -> tuple[device_loop.DecodeState, Int[Array, "steps rows"]]:
+) -> tuple[DecodeState, Int[Array, "steps rows"]]:
     """Returns `decode_chunk` without rule, draw and statistics: the forward passes and their caches alone.
 
     The next token is made of each model's largest logit, the cheapest figure that all logits enter:
@@ -155,19 +156,17 @@ def bench_overhead(
     }
 
 
-def _filled(configs, params, ids: Sequence[int], rows: int, new_tokens: int) -> device_loop.DecodeState:
+def _filled(configs, params, ids: Sequence[int], rows: int, new_tokens: int) -> DecodeState:
     """Returns a state with the prompt `ids` in every row."""
     count, key, slots = len(configs), jax.random.key(0), np.arange(rows, dtype=np.int32)
     tokens, mask = buckets.pad_left(ids[:-1], buckets.bucket_length(len(ids) - 1))
     last = np.full((count, 1), ids[-1], np.int32)
     prefilled = device_loop.prefill_prompts(configs, params, (tokens,) * count, (mask,) * count, last)
     room = tuple(models.whole_blocks(cache.mask.shape[1] + new_tokens) for cache in prefilled.caches)
-    state = device_loop.empty_state(configs, prefilled, rows, room, key, linear_rule)
+    state = empty_state(configs, prefilled, rows, room, key, linear_rule)
     weights = strength_weights(np.full((rows, count - 1), LAMBDA))
     samples = slots.astype(np.uint32)
-    return device_loop.fill_slots(
-        state, prefilled, 0, slots, weights, key, np.uint32(0), samples, rule=linear_rule
-    )
+    return fill_slots(state, prefilled, 0, slots, weights, key, np.uint32(0), samples, rule=linear_rule)
 
 
 # A sweep: many strengths in one batch against a loop over prompts and strengths

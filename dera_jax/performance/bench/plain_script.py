@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 
 
 def forward(config: DecoderConfig, params: PyTree, tokens: Int[Array, "rows length"], start, caches):

@@ -12,7 +12,7 @@ from dera_jax.common.checks import check_choice, check_count
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.devices import placement
 from dera_jax.devices.mesh import MESH_AXES
-from dera_jax.models.decoder import DecoderConfig
+from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.trees import flatten
 from dera_jax.performance.plan.chips import Slice, slices
 from dera_jax.performance.plan.programs import (

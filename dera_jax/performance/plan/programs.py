@@ -22,6 +22,7 @@ from dera_jax.data.batches import Batch
 from dera_jax.decoding import device_loop
 from dera_jax.decoding.batch import CHUNK
 from dera_jax.decoding.sampling import Sampling
+from dera_jax.decoding.state import DecodeState, empty_state
 from dera_jax.devices import placement
 from dera_jax.devices.mesh import MESH_AXES
 from dera_jax.models.trees import flatten, unflatten
@@ -271,7 +272,7 @@ def _weights(sized: Sequence[Sized], params: Sequence[PyTree]) -> dict[str, PyTr
     return dict(zip(numbered, params, strict=True))
 
 
-def _empty(configs, params, rows: int, bucket: int, new_tokens: int) -> device_loop.DecodeState:
+def _empty(configs, params, rows: int, bucket: int, new_tokens: int) -> DecodeState:
     """Returns the state of empty rows, with a prompt of `bucket` tokens in view."""
     count = sum(config.members for config in configs)
     tokens = (jnp.zeros((1, bucket), jnp.int32),) * count
@@ -279,7 +280,7 @@ def _empty(configs, params, rows: int, bucket: int, new_tokens: int) -> device_l
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), params)
     prefilled = device_loop.prefill_prompts(configs, zeros, tokens, masks, jnp.zeros((count, 1), jnp.int32))
     slots = (models.whole_blocks(bucket + new_tokens),) * len(configs)
-    return device_loop.empty_state(configs, prefilled, rows, slots, jax.random.key(0), linear_rule)
+    return empty_state(configs, prefilled, rows, slots, jax.random.key(0), linear_rule)
 
 
 def _laid(tree: PyTree, mesh: Mesh) -> PyTree:

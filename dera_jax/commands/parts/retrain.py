@@ -18,9 +18,9 @@ from dera_jax.analysis.tuning.objectives import Constraint, Objective
 from dera_jax.analysis.tuning.report import Retrained
 from dera_jax.analysis.tuning.retraining import Cost
 from dera_jax.analysis.tuning.runs import Run, differing, read_run
-from dera_jax.commands import recorded
 from dera_jax.commands.options import cli
-from dera_jax.commands.recorded import Named
+from dera_jax.commands.parts import recorded
+from dera_jax.commands.parts.recorded import Named
 from dera_jax.common.files import make_folder, write_bytes
 from dera_jax.common.json_files import encode_json, read_json
 from dera_jax.common.shown import shown

@@ -1,0 +1,1 @@
+"""What commands are made of where a command would have two ideas."""

@@ -1,0 +1,64 @@
+"""A sweep as it is watched: compiling, and then completion by completion."""
+
+import sys
+from contextlib import closing
+
+from tqdm import tqdm
+
+from dera_jax.commands.options import cli
+from dera_jax.commands.process import interrupts
+
+
+def run_with_progress(plan, folder) -> tuple:
+    """Adds what is missing; returns the seconds of decoding, or 0 if rows were there, and the slots' use.
+
+    What the compiler and the rewards take is left out. Of several processes one tells of its own cells.
+    """
+    from dera_jax.decoding.complete import warm_up
+    from dera_jax.devices.processes import leads
+    from dera_jax.devices.stopwatch import Stopwatch
+    from dera_jax.devices.usage import Usage
+    from dera_jax.sweeps.plan import own_conversations, plan_keys, turn_keys
+    from dera_jax.sweeps.run import run_sweep
+
+    before, wanted = len(folder.rows), plan_keys(plan)
+    watch, usage = Stopwatch(), Usage()
+    own = own_conversations(plan, folder.keys)
+    missing = {key for conversation in own for key in turn_keys(conversation)} - folder.keys
+    if missing:
+        if leads():
+            print("compiling", file=sys.stderr)
+        # Later turns and longer caches compile when their turn comes.
+        cells = _first_cells(plan, own, folder.keys)
+        compiling, _ = warm_up(plan.policies, cells, plan.decode, plan.rows, plan.rule)
+        if leads():
+            print(f"compiled in {max(0.0, compiling):.1f} s", file=sys.stderr)
+    there = len(wanted & folder.keys)
+    with (
+        interrupts.raised(),  # completions that wait to be written are not lost
+        _bar(there, len(missing)) as bar,
+        closing(run_sweep(plan, folder, watch, usage, bar.set_postfix_str)) as found,
+    ):
+        for number, _ in enumerate(found):
+            bar.update(number >= there)
+    if (left := len(wanted - folder.keys)) and leads():
+        cli.warn(f"{left} later turns did not fit the models' context and are not there")
+    return (0.0 if before else watch.seconds), usage
+
+
+def _bar(there: int, missing: int):
+    """Returns the progress of completions; those there before say nothing of the speed."""
+    from dera_jax.devices.processes import leads
+
+    return tqdm(
+        total=there + missing, initial=there, unit="completion", dynamic_ncols=True, disable=not leads()
+    )
+
+
+def _first_cells(plan, conversations, there) -> list:
+    """Returns the longest first turn that is not there yet of each shape that they have."""
+    from dera_jax.sweeps.plan import turn_key
+
+    missing = [c for c in conversations if turn_key(c, 0) not in there]
+    longest = {c.first.buckets: c for c in sorted(missing, key=lambda c: max(c.first.slots))}
+    return [c.cell(plan.policies, (), plan.decode.max_new_tokens) for c in longest.values()]
