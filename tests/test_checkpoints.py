@@ -315,18 +315,12 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
-ALONE = f"""
-import sys, types
-package = sys.modules["dera_jax"] = types.ModuleType("dera_jax")
-package.__path__ = [{str(ROOT / "dera_jax")!r}]
-"""
-"""Before a script: the package's own `__init__` imports everything, and takes seconds."""
-
-
 def run(script, *args, devices=1):
-    command = [sys.executable, "-W", "error", "-c", ALONE + script, *map(str, args)]
+    command = [sys.executable, "-W", "error", "-c", script, *map(str, args)]
     env = environment(devices)
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.slow

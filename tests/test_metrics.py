@@ -1,12 +1,10 @@
 import csv
-import doctest
 import math
 
 import numpy as np
 import pytest
 
 from dera_jax.analysis import importance
-from dera_jax.analysis import summaries as metrics
 from dera_jax.analysis.estimates import bootstrap_interval, estimate, paired_difference
 from dera_jax.analysis.importance import effective_sample_size
 from dera_jax.analysis.reports import warnings_of, write_summary_csv
@@ -31,10 +29,6 @@ def row(prompt_id=0, sample=0, lambda_=1, **more):
         "kl_to_reference": 1.5,
         "log_normalizer": -0.5,
     } | more
-
-
-def test_doctests():
-    assert doctest.testmod(metrics).attempted and not doctest.testmod(metrics).failed
 
 
 def test_intervals_cover_the_mean_when_prompts_differ():

@@ -1,5 +1,4 @@
 import dataclasses
-import doctest
 import math
 import struct
 import subprocess
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dera_jax.analysis import panels, plots, tables
+from dera_jax.analysis import panels, plots
 from dera_jax.analysis.estimates import Estimate
 from dera_jax.analysis.plots import plot_sweep
 from dera_jax.analysis.summaries import Summary
@@ -57,10 +56,6 @@ def pixels(path):
     import matplotlib.image
 
     return matplotlib.image.imread(path)
-
-
-def test_doctests():
-    assert doctest.testmod(tables).attempted and not doctest.testmod(tables).failed
 
 
 def test_the_terminal_table_is_aligned():

@@ -1,6 +1,5 @@
 """Strengths: what people write, what a row stores, and that both mean the same float64."""
 
-import doctest
 import itertools
 import json
 import math
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import strengths
 from dera_jax.strengths import (
     as_strengths,
     format_strength,
@@ -25,10 +23,6 @@ from dera_jax.strengths import (
 
 def texts(text, num_aligned=1):
     return [format_strength(strength) for strength in parse_strengths(text, num_aligned)]
-
-
-def test_doctests():
-    assert doctest.testmod(strengths).failed == 0
 
 
 @pytest.mark.parametrize(
