@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: F401  (the hook looks it up by name)
-from tests.processes import QUICKLY, ROOT
+import tests.support.typecheck  # noqa: F401  (the hook looks it up by name)
+from tests.support.processes import QUICKLY, ROOT
 
 # Torch with several threads on models this small waits for them most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,12 +33,12 @@ SHAPED = [
     for path in sorted((ROOT / "dera_jax").rglob("*.py"))
     if "jaxtyping" in path.read_text(encoding="utf-8")
 ]
-install_import_hook(SHAPED, "tests.typecheck.check")
+install_import_hook(SHAPED, "tests.support.typecheck.check")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-pytest_plugins = ["tests.command_runs", "tests.outside_data"]
+pytest_plugins = ["tests.support.command_runs", "tests.support.outside_data"]
 
 
 def pytest_addoption(parser):

@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.processes import QUICKLY
+from tests.support.processes import QUICKLY
 
 FULL = {"inputs": 2000, "kills": 100_000}
 SHORT = {"inputs": 30, "kills": 6}

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.campaign import inputs
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 SIZES = {"inputs": ["--kills=0"], "kills": ["--inputs=0"]}
 

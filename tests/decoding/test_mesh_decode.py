@@ -1,0 +1,264 @@
+"""Decoding and scoring on meshes give what one device gives.
+
+Runs as `python -m tests.decoding.test_mesh_decode` with eight devices made of this machine's processor.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from dera_jax import generate, load_policy, score
+from dera_jax.commands.options import devices
+from dera_jax.decoding import device_loop
+from dera_jax.devices import mesh as devices_mesh
+from dera_jax.devices import placement
+from dera_jax.devices.mesh import MESH_AXES, _fitting, mesh_of, parse_mesh
+from dera_jax.policies import load, low_rank, sizes
+from dera_jax.policies import policy as policies_policy
+from dera_jax.policies.policy import with_params
+from tests.support.processes import ROOT, environment
+
+TOY = policies_policy.TOY / "reference"
+MESHES = ("data:8", "data:2,model:4", "model:8")
+PROMPTS = [
+    "Once upon a time",
+    "Lily went to the park.",
+    "The dog was sad",
+    "One day, Tom and his mom",
+    "It was late",
+    "Ben ran",
+    "A cat sat there",
+    "The sun",
+    "Anna and Tim",
+    "Rain fell on the roof of the house",
+]
+"""Nine of one bucket and one of another: as many of a bucket are prefilled at once as `data` has parts."""
+LAMBDAS = (-0.5, 0.5, 1.0, 2.0)
+SAMPLINGS = ({}, {"top_k": 50, "top_p": 0.95}, {"top_p": 0.9, "temperature": 0.8}, {"temperature": 0.0})
+CHANGED = 1e-4
+"""Words per token that another mesh may change in float32."""
+
+
+def noisy(policy, seed, size=0.1):
+    """Returns the policy with other parameters, near its own."""
+    noise = np.random.default_rng(seed)
+    changed = jax.tree.map(
+        lambda a: a * (1 + size * noise.standard_normal(a.shape).astype(a.dtype)), policy.params
+    )
+    return with_params(policy, changed)
+
+
+def on_mesh(pair, mesh):
+    if mesh is None:
+        return pair
+    return tuple(with_params(policy, placement.shard_flat(policy.params, mesh)) for policy in pair)
+
+
+def plain_pair():
+    policy = load_policy(TOY)
+    return policy, noisy(policy, 0)
+
+
+def adapted_pair():
+    """Two adapters on one base, whose members are decoded in one pass."""
+    pair = [low_rank.with_lora(load_policy(TOY), 4, 8.0, seed=seed) for seed in (1, 2)]
+    # B starts at 0: such adapters would change nothing.
+    moved = [
+        with_params(policy, jax.tree.map_with_path(lambda path, a, s=seed: _moved(path, a, s), policy.params))
+        for seed, policy in enumerate(pair)
+    ]
+    base = moved[0].params
+    shared = jax.tree.map_with_path(
+        lambda path, own, first: own if "lora" in path[-1].key else first, moved[1].params, base
+    )
+    return moved[0], replace(moved[1], params=shared)
+
+
+def _moved(path, value, seed):
+    if path[-1].key != "lora_b":
+        return value
+    return value + 0.05 * np.random.default_rng(seed).standard_normal(value.shape).astype(value.dtype)
+
+
+def quantized_pair():
+    return load.load_policies(TOY, TOY, quantize=[None, "int8"])
+
+
+def uneven_pair():
+    """A vocabulary that the mesh does not divide: the last word is left out."""
+    pair = plain_pair()
+    config = replace(pair[0].config, vocab_size=511)
+    embeds = [{"embedding": policy.params["embed"]["embedding"][:511]} for policy in pair]
+    return tuple(
+        replace(policy, config=config, params=policy.params | {"embed": embed})
+        for policy, embed in zip(pair, embeds, strict=True)
+    )
+
+
+def complete(pair, lambda_, sampling, rows=32, samples=4):
+    return generate(
+        pair, PROMPTS, lambda_, num_samples=samples, rows=rows, max_new_tokens=48, seed=5, **sampling
+    )
+
+
+def compare(ours, theirs):
+    """Returns rows that part from one another, tokens before that, and how far apart log-probabilities are."""
+    changed, tokens, apart = 0, 0, 0.0
+    for one, two in zip(ours, theirs, strict=True):
+        same = [a == b for a, b in zip(one.tokens, two.tokens, strict=False)]
+        end = same.index(False) if False in same else len(same)
+        changed += end < max(len(one.tokens), len(two.tokens))
+        tokens += end
+        scale = np.abs(one.model_logprobs[:end]).max(initial=1.0)
+        apart = max(
+            apart, np.abs(one.model_logprobs[:end] - two.model_logprobs[:end]).max(initial=0.0) / scale
+        )
+    return changed, tokens, float(apart)
+
+
+def check(make, text, samplings, lambdas):
+    """Returns changed rows, tokens and the largest relative difference of log-probabilities."""
+    pair, mesh = make(), parse_mesh(text)
+    placed, total = on_mesh(pair, mesh), [0, 0, 0.0]
+    assert mesh_of(placed[0].params).shape == mesh.shape
+    for sampling in samplings:
+        for lambda_ in lambdas:
+            found = compare(complete(placed, lambda_, sampling), complete(pair, lambda_, sampling))
+            total = [total[0] + found[0], total[1] + found[1], max(total[2], found[2])]
+    return total
+
+
+def check_score(text):
+    """Returns how far apart the log-probabilities of given completions are."""
+    pair, completions = (
+        plain_pair(),
+        [" there was a cat.", " She ran.", " because it rained all day.", " saw"],
+    )
+    placed = on_mesh(pair, parse_mesh(text))
+    ours, theirs = (score(each, PROMPTS[:4], completions, LAMBDAS) for each in (placed, pair))
+    pairs = list(zip(ours, theirs, strict=True))
+    return max(float(np.abs(a.logprobs - b.logprobs).max() / np.abs(b.logprobs).max()) for a, b in pairs)
+
+
+def prefill_operations(text):
+    """Returns what a device computes to prefill as many prompts as `data` has parts, by one device's."""
+    policy = plain_pair()[0]
+
+    def operations(params, mesh, prompts):
+        tokens = np.zeros((prompts, 256), np.int32)
+        last = np.zeros((1, prompts), np.int32)
+        lowered = device_loop.prefill_prompts.lower(
+            (policy.config,), (params,), (tokens,), (tokens == 0,), last, mesh=mesh
+        )
+        return lowered.compile().cost_analysis()["flops"]
+
+    mesh = parse_mesh(text)
+    (placed,) = on_mesh((policy,), mesh)
+    prompts = mesh.shape["data"]
+    return operations(placed.params, mesh, prompts) / operations(policy.params, None, prompts)
+
+
+def prefills(text, rows):
+    """Returns how often prompts are prefilled when each has one completion."""
+    calls, prefill = [], device_loop.prefill_prompts
+    device_loop.prefill_prompts = lambda *args, **kwargs: calls.append(1) or prefill(*args, **kwargs)
+    try:
+        generate(on_mesh(plain_pair(), parse_mesh(text)), PROMPTS, 0.5, rows=rows, max_new_tokens=4)
+    finally:
+        device_loop.prefill_prompts = prefill
+    return len(calls)
+
+
+def main():
+    print(json.dumps({text: prefill_operations(text) for text in MESHES}), flush=True)
+    # All rows filled at once, and refilled.
+    counted = ("data:8", 16), ("data:8", 8), ("data:2,model:4", 4), ("model:8", 16)
+    print(json.dumps([prefills(*each) for each in counted]), flush=True)
+    for text in MESHES:
+        asked = (SAMPLINGS, LAMBDAS[1::2]) if text == "data:2,model:4" else (SAMPLINGS[:1], LAMBDAS)
+        found = check(plain_pair, text, *asked)
+        print(
+            json.dumps({"mesh": text, "changed": found[0], "tokens": found[1], "apart": found[2]}), flush=True
+        )
+    others = ("lora", adapted_pair, 0), ("int8", quantized_pair, 0), ("uneven", uneven_pair, 1)
+    for name, make, sampling in others:
+        found = check(make, "data:2,model:4", SAMPLINGS[sampling : sampling + 1], (0.5,))
+        print(
+            json.dumps({"mesh": name, "changed": found[0], "tokens": found[1], "apart": found[2]}), flush=True
+        )
+    print(json.dumps({"mesh": "score", "changed": 0, "tokens": 1, "apart": check_score("data:4,model:2")}))
+
+
+@pytest.mark.slow
+def test_rows_on_meshes_are_those_of_one_device():
+    command = [sys.executable, "-m", "tests.decoding.test_mesh_decode"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment(8), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    share, calls, *lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    # An eighth, and what `model` does not divide: normalizations, masks of attention.
+    assert share["data:8"] < 0.13 and max(share.values()) < 0.15, share
+    assert calls == [2 + 1, 2 + 1, 5 + 1, 9 + 1]
+    assert [line["mesh"] for line in lines] == [*MESHES, "lora", "int8", "uneven", "score"]
+    for line in lines:
+        print(line)
+        # A single row may part where it stands on the edge; the share is of all tokens.
+        assert line["apart"] < 1e-5, line
+    decoded = [line for line in lines if line["mesh"] != "score"]
+    tokens = sum(line["tokens"] for line in decoded)
+    assert tokens > 15_000
+    assert sum(line["changed"] for line in decoded) <= CHANGED * tokens, lines
+
+
+def test_a_mesh_that_does_not_divide_the_heads_is_refused():
+    mesh = AbstractMesh((1, 3), MESH_AXES)
+    told = r"^mesh: model:3 does not divide the 8 heads of M \(8 = 2 × 3 \+ 2\)$"
+    with pytest.raises(ValueError, match=told):
+        placement.check_heads(mesh, "M", load_policy(TOY).config)
+
+
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(monkeypatch, capsys):
+    policy = load_policy(TOY)
+    told = (
+        f"{policy.name}: model:3 does not divide the vocabulary of 512 (512 = 170 × 3 + 2): "
+        "embedding and head are whole on every device"
+    )
+    assert placement.undivided_vocabulary(AbstractMesh((1, 3), MESH_AXES), policy.name, policy.config) == told
+    assert placement.undivided_vocabulary(AbstractMesh((3, 4), MESH_AXES), "M", policy.config) is None
+    # A line for each model by that name, once.
+    monkeypatch.setattr(devices_mesh, "mesh_of", lambda params: AbstractMesh((1, 3), MESH_AXES))
+    devices.tell_undivided([policy, policy])
+    assert capsys.readouterr().err == f"note: {told}\n"
+    monkeypatch.setattr(devices_mesh, "mesh_of", lambda params: None)
+    devices.tell_undivided([policy])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "held, count, memory, expected",
+    [
+        (29e9, 8, 16e9, "data:2,model:4"),
+        (29e9, 8, 80e9, "data:8,model:1"),
+        (140e9, 8, 16e9, "data:1,model:8"),
+        (29e9, 6, 16e9, "data:3,model:2"),
+        (29e9, 8, None, "data:8,model:1"),
+    ],
+)
+def test_a_mesh_is_chosen_by_what_the_parameters_take(held, count, memory, expected):
+    assert _fitting(int(held), count, memory and int(memory)) == expected
+
+
+def test_parameters_of_a_shared_base_count_once():
+    one = sizes.weight_bytes(["mistral-7b"], "auto", [None])
+    assert one == 7_241_732_096 * 2
+    assert sizes.weight_bytes(["mistral-7b", "mistral-7b"], "auto", [None, None]) == one
+    assert sizes.weight_bytes(["mistral-7b", "mistral-7b"], "float32", [None, "int8"]) < 1.5 * 2 * one
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The reproduction: only what is missing is made, and evidence is what the rows say."""
+
+import csv
+import fcntl
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dera_jax.analysis import summaries
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.common.files import ASSETS, write_text
+from dera_jax.common.json_files import read_json
+from dera_jax.data.records import load_records
+from dera_jax.experiments.declare import Experiment, Step
+from dera_jax.results.reading import read_rows
+from dera_jax.results.rows import sort_rows
+from scripts.reproduce import claims, report, runner, subjects
+from scripts.reproduce import data as recipe_data
+from scripts.reproduce import evidence as ev
+from scripts.reproduce.recipes import Recipes
+from scripts.reproduce.rewards import invented, inventions
+from scripts.reproduce.smoke import shrink
+
+MADE: list[str] = []
+
+
+def touch(out: Path, text: str) -> None:
+    """A step's function: writes a file, and notes that it ran."""
+    MADE.append(out.name)
+    write_text(out / "text.txt", text)
+
+
+PAIR = Experiment(
+    name="toy",
+    title="the shipped pair",
+    reference=str(ASSETS / "toy/reference"),
+    training=Step("train.rlhf", "", {}),
+    beta=0.1,
+    strengths=(0.0, 1.0),
+    decoding={"prompts": "toy", "num_prompts": 2, "max_new_tokens": 8, "reward": "length:2:6"},
+    aligned_model=str(ASSETS / "toy/aligned"),
+)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    MADE.clear()
+    return runner.Folders(tmp_path / "work", tmp_path / "results")
+
+
+def test_rows_are_kept_and_made_once(folders, capsys):
+    sweep = PAIR.dera()
+    runner.make([sweep], folders)
+    assert runner.is_kept(sweep, folders)
+    first = (folders.results / sweep.folder / "rows.jsonl.xz").read_bytes()
+    assert not (folders.work / sweep.folder).exists()  # the copy is the one
+    capsys.readouterr()
+    runner.make([sweep], folders)
+    assert "python -m" not in capsys.readouterr().out
+    found = ev.read_evidence(PAIR, folders)
+    assert {s for s, _ in found.dera} == {0.0, 1.0} and not found.missing
+    assert (folders.results / sweep.folder / "rows.jsonl.xz").read_bytes() == first
+
+
+def test_kept_rows_are_lean_and_say_the_same(folders):
+    sweep = replace(PAIR, decoding={**PAIR.decoding, "lambda": "0.6666666666666666,1"}).dera()
+    runner.make_step(sweep, folders)
+    made = read_rows(folders.work / sweep.folder)
+    runner.make([sweep], folders)
+    kept = read_rows(folders.results / sweep.folder)
+    assert len(kept) == 4 and {row["lambda"] for row in kept} == {2 / 3, 1.0}
+    for row, lean in zip(sort_rows(made), kept, strict=True):
+        assert row.keys() - lean.keys() == {"tokens", "prompt_tokens"}
+        assert summaries.drawn_tokens(lean) == len(row["tokens"])
+        sums = {name for name, value in lean.items() if isinstance(value, float)} - {"lambda"}
+        assert {"logprob", "kl_to_reference", "log_normalizer"} <= sums
+        for name, value in lean.items():
+            assert value == (pytest.approx(row[name], rel=1e-5) if name in sums else row[name])
+
+
+def test_another_command_is_another_measurement(folders):
+    runner.make([PAIR.dera()], folders)
+    more = replace(PAIR, decoding={**PAIR.decoding, "num_prompts": 3})
+    assert not runner.is_kept(more.dera(), folders)
+    assert ev.read_evidence(more, folders).missing == ["toy/dera-seed=0"]
+
+
+def test_steps_are_made_in_order_and_not_again(folders):
+    first = Step("tests.reproduce.test_reproduce:touch", "first", {"text": "a"})
+    second = Step("tests.reproduce.test_reproduce:touch", "second", {"text": first / "text.txt"})
+    runner.make_step(second, folders)
+    runner.make_step(second, folders)
+    import tests.reproduce.test_reproduce as imported  # the runner's own copy of this module
+
+    assert imported.MADE[-2:] == ["first", "second"]
+    assert (folders.work / "second/text.txt").read_text() == f"{folders.work}/first/text.txt"
+    assert read_json(folders.work / "first/step.json")["command"][0] == first.command
+
+
+def test_what_another_process_makes_is_left_to_it(folders):
+    step = Step("tests.reproduce.test_reproduce:touch", "first", {"text": "a"})
+    (folders.work / "locks").mkdir(parents=True)
+    with open(folders.work / "locks/first", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(runner.Busy):
+            runner.make_step(step, folders)
+    runner.make_step(step, folders)
+
+
+def test_a_failed_command_stops_with_its_line(folders, capsys):
+    wrong = replace(PAIR, decoding={**PAIR.decoding, "reward": "longness"})
+    with pytest.raises(SystemExit):
+        runner.make([wrong.dera()], folders)
+    assert "unknown reward" in capsys.readouterr().err
+    assert not runner.is_kept(wrong.dera(), folders)
+
+
+def test_every_recipe_has_a_small_one():
+    for experiment in Recipes().experiments().values():
+        small = shrink(experiment)
+        assert small.retrained == () or 1 <= len(list(small.trials())) <= 4
+        for step in small.measurements():
+            assert not step.command.startswith("train.")
+            for need in step.needs():
+                if need.command.startswith("train."):
+                    assert need.options["max_steps"] <= 2
+
+
+def row(prompt, sample, value, strength=0.5, **more):
+    return {"prompt_id": prompt, "sample": sample, "lambda": strength, "x": value, "length": value, **more}
+
+
+def x(each):
+    return each["x"]
+
+
+def evidence(dera, retrained):
+    return ev.Evidence(PAIR, dera, retrained, {}, [])
+
+
+def test_gaps_pair_prompts():
+    """A difference between prompts is none between the two."""
+    ours = [row(p, s, 10 * p + 0.1) for p in range(12) for s in range(2)]
+    theirs = [row(p, s, 10 * p) for p in range(12) for s in range(2)]
+    gap = ev.gaps(evidence({(0.5, 0): ours}, {(0.5, 0): theirs}), x)[0.5]
+    assert gap.mean == pytest.approx(0.1) and gap.high - gap.low < 1e-9
+    same = ev.mean_gap(evidence({(0.5, 0): ours}, {(0.5, 0): ours}), x)
+    assert same == Estimate(0.0, 0.0, 0.0)
+
+
+def test_all_seeds_count():
+    """A mean over seeds is of every seed's rows; where rows are paired, two seeds cannot pass for one."""
+    rows = {(0.5, seed): [row(p, 0, float(seed)) for p in range(12)] for seed in (0, 1, 2)}
+    assert ev.curve(rows, x)[0.5].mean == 1.0
+    both = ev.rows_at(rows, 0.5)
+    assert subjects.difference(both, rows[0.5, 0], x).mean == 1.0
+    with pytest.raises(ValueError, match="rows of one seed"):
+        ev.win_rate(both, rows[0.5, 0], x)
+
+
+def test_mean_gap_is_of_absolute_values():
+    strengths = {0.5: 0.2, 2.0: -0.4}
+    ours = {(s, 0): [row(p, 0, gap, s) for p in range(12)] for s, gap in strengths.items()}
+    theirs = {(s, 0): [row(p, 0, 0.0, s) for p in range(12)] for s in strengths}
+    assert ev.mean_gap(evidence(ours, theirs), x).mean == pytest.approx(0.3)
+
+
+def test_weighting_gives_the_sequence_level_mixture():
+    """On two-token responses over two words, samples of Eq. 6 weighted by Π zₜ have Eq. 5's mean."""
+    rng, lambda_ = np.random.default_rng(0), 0.7
+    first, second = (
+        rng.dirichlet([1, 1], size=2),
+        rng.dirichlet([1, 1], size=(2, 2)),
+    )  # [model], [model, context]
+
+    def mixed(p):
+        weights = p[0] ** (1 - lambda_) * p[1] ** lambda_
+        return weights / weights.sum(), math.log(weights.sum())
+
+    exact, rows = {}, []
+    step, log_z = mixed(first)
+    for a in range(2):
+        after, log_z2 = mixed(second[:, a])
+        for b in range(2):
+            exact[a, b] = math.prod(
+                (first[m, a] * second[m, a, b]) ** w for m, w in enumerate((1 - lambda_, lambda_))
+            )
+            count = round(200_000 * step[a] * after[b])
+            logprob = math.log(step[a] * after[b])
+            rows += [
+                {"prompt_id": 0, "sample": len(rows) + n, "x": float(a == b), "finish_reason": "eos",
+                 "logprob": logprob, "sampling_logprob": logprob, "log_normalizer": log_z + log_z2}
+                for n in range(count)
+            ]  # fmt: skip
+    target = sum(p for (a, b), p in exact.items() if a == b) / sum(exact.values())
+    assert ev.weighted(rows, x).mean == pytest.approx(target, abs=1e-4)
+    assert abs(np.mean([each["x"] for each in rows]) - target) > 1e-3  # it does something
+
+
+def test_win_rates_count_ties_as_half():
+    ours = [row(p, 0, v) for p, v in enumerate((3, 1, 2, 2))]
+    theirs = [row(p, 0, v) for p, v in enumerate((2, 2, 2, 1))]
+    assert ev.win_rate(ours, theirs, x).mean == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert ev.win_rate(ours, ours, x).mean == 0.5
+
+
+def test_ranks_are_of_strengths_that_differ():
+    means = {0.2: 0.0, 0.4: 0.001, 0.6: 1.0, 0.8: 2.0}
+    noise = np.random.default_rng(0).normal(scale=0.05, size=40)
+    rows = {(s, 0): [row(p, 0, m + noise[p], s) for p in range(40)] for s, m in means.items()}
+    assert ev.told_apart(ev.curve(rows, x)) == [0.2, 0.6, 0.8]
+    assert ev.rank_correlation(evidence(rows, rows), x) == (1.0, 3)
+    turned = {(s, 0): [row(p, 0, -m + noise[p], s) for p in range(40)] for s, m in means.items()}
+    assert ev.rank_correlation(evidence(turned, rows), x) == (-1.0, 3)
+
+
+def test_seed_noise_is_the_mean_distance_of_two_seeds():
+    rows = {(0.5, n): [row(0, 0, v)] for n, v in enumerate((0.0, 1.0, 3.0))}
+    assert ev.seed_noise(rows, x) == pytest.approx((1 + 3 + 2) / 3)
+    assert ev.seed_noise({(0.5, 0): [row(0, 0, 1.0)]}, x) is None
+
+
+def test_distance_of_lengths_is_scipys():
+    rng = np.random.default_rng(0)
+    a, b = ([row(0, n, int(v)) for n, v in enumerate(rng.poisson(mean, 300))] for mean in (40, 44))
+    assert subjects.ks(a, b) == pytest.approx(stats.ks_2samp(ev.lengths(a), ev.lengths(b)).statistic)
+
+
+def test_a_claim_without_rows_is_not_tested():
+    for test in claims.OF_SUBJECTS:
+        assert test([]).verdict == subjects.OPEN
+
+
+def test_where_alignment_moved_nothing_no_claim_is_decided():
+    def subject(name, at_one):
+        noise = np.random.default_rng(0).normal(scale=0.1, size=40)
+        rows = {
+            (s, 0): [row(p, 0, m + noise[p], s) for p in range(40)] for s, m in ((0.0, 0.0), (1.0, at_one))
+        }
+        found = evidence(rows, rows)
+        return subjects.Subject(replace(found, experiment=replace(PAIR, name=name)), x, {}, x, "x")
+
+    def test(some):
+        lines = [one.name for one in some]
+        return subjects.Verdict(1, "", "", lines, subjects.together([one.name == "up" for one in some]), "")
+
+    verdict = report._verdict(test, [subject("none", 0.0), subject("up", 1.0)])
+    assert (verdict.verdict, verdict.ours) == (subjects.HOLDS, ["up", "none (not counted)"])
+    assert report._verdict(test, [subject("none", 0.0)]).verdict == subjects.OPEN
+
+
+def test_labels_follow_bradley_terry_and_empty_completions_make_no_pair(tmp_path):
+    """P(a ≻ b) = σ(margin / temperature), here of a margin of 1 at 0.5; samples 2 and 3 are no pair."""
+    texts = (("good", 1.0), ("bad", 0.0), ("", 0.0), ("word", 1.0), ("same", 0.0), ("same", 0.0))
+    rows = [
+        {
+            "prompt_id": n,
+            "sample": i,
+            "lambda": 0,
+            "prompt": "p",
+            "completion": text,
+            "rewards": {"lexicon": value},
+            "reference_logprob": 0.0,
+            "length": 1,
+            "finish_reason": "stop",
+        }
+        for n in range(2000)
+        for i, (text, value) in enumerate(texts)
+    ]
+    recipe_data.write_rows(tmp_path / "rows.jsonl", rows)
+    recipe_data.gold_pairs(tmp_path, str(tmp_path), temperature="0.5", held_out="0.2")
+    parts = {
+        name: [record.fields for record in load_records(str(tmp_path / f"{name}.jsonl"))]
+        for name in ("train", "held_out")
+    }
+    assert {name: len(pairs) for name, pairs in parts.items()} == {"train": 1600, "held_out": 400}
+    pairs = [pair for part in parts.values() for pair in part]
+    assert all((pair["chosen"] == "good") == (pair["margin_true"] == 1) for pair in pairs)
+    expected = 1 / (1 + math.exp(-1 / 0.5))
+    found = np.mean([pair["chosen"] == "good" for pair in pairs])
+    assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / len(pairs))
+
+
+def test_what_a_text_invents():
+    meaning = "name[Aromi], eatType[coffee shop], food[Indian], near[Raja Indian Cuisine], priceRange[£20-25]"
+    assert (
+        inventions(meaning, "Aromi is a moderately priced Indian coffee shop near Raja Indian Cuisine.") == []
+    )
+    assert inventions(meaning, "Aromi in the city centre, near The Mill.") == [
+        ("place", "The Mill"), ("area", "city centre"),
+    ]  # fmt: skip
+    assert invented([meaning] * 2, ["Aromi.", "The Eagle."]) == [0.0, -1.0]
+
+
+@pytest.mark.data("e2e")
+def test_people_invent_little(data):
+    """What people wrote for E2E's development set is faithful but for slips of theirs and of the patterns."""
+    with open(data / "e2e/devset.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[::40]
+    found = invented([r["mr"] for r in rows], [r["ref"] for r in rows])
+    assert -0.12 < np.mean(found) < 0
