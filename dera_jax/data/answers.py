@@ -31,7 +31,7 @@ def encode_exchange(
     Raises:
       ValueError: a template that refuses the chat, or writes a prompt otherwise once it is answered.
     """
-    tokenizer, reader = policy.tokenizer, policy.config.start_token is not None
+    tokenizer, reader = policy.tokenizer, policy.config.encoder_decoder
     text, chat = (prompt, None) if isinstance(prompt, str) else (None, prompt)
     start, raw = written_prompt(tokenizer, text, chat, prefix, policy.template, variables)
     if chat is None:
@@ -67,7 +67,7 @@ def _shared_start(start: str, wholes: Sequence[str], asked: Callable[[], str]) -
 
 def _behind(policy: Policy, prompt: list[int], start: str, whole: str, raw: bool) -> list[int]:
     """Returns the ids of what `whole` has behind its `start`, which the prompt's ids are of."""
-    if policy.config.start_token is None:
+    if not policy.config.encoder_decoder:
         ids = start_ids(policy.tokenizer, whole, raw=raw)
         if ids[: len(prompt)] == prompt:
             return ids[len(prompt) :]

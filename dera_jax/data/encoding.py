@@ -125,7 +125,7 @@ def encode_turn(
                 asked.messages,
                 asked.prefix,
                 template=policy.template,
-                reader=policy.config.start_token is not None,
+                reader=policy.config.encoder_decoder,
                 variables=asked.variables,
             )
         except Unusable:
@@ -144,7 +144,7 @@ def encode_turn(
 
 def before(policy: Policy, tokens: Sequence[int]) -> Sequence[int]:
     """Returns the tokens of a prompt that its completion continues: none where an encoder has read them."""
-    return tokens if policy.config.start_token is None else ()
+    return () if policy.config.encoder_decoder else tokens
 
 
 def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:

@@ -218,7 +218,7 @@ def _ids(policy: Policy, row: Row, variables: dict) -> tuple[list[int], list[Seq
         prompt, completions = encode_exchange(policy, row.prompt, row.completions, variables=variables)
         closing = () if isinstance(row.prompt, str) else turn_ends(policy.tokenizer, policy.template)
         return prompt, [ended(policy, each, closing) if each else [] for each in completions]
-    if policy.config.start_token is not None:
+    if policy.config.encoder_decoder:
         raise ValueError("expected text in `prompt` and `completion`, as an encoder reads; found a text")
     ids = encode_prompt(policy.tokenizer, row.completions[0])
     return ids[:1], [ended(policy, ids[1:]) if ids[1:] else []]
@@ -226,7 +226,7 @@ def _ids(policy: Policy, row: Row, variables: dict) -> tuple[list[int], list[Seq
 
 def _whole_ids(policy: Policy, row: Row, variables: dict) -> tuple[list[int], list[list[int]]]:
     """Returns whole texts, cut where they leave their prompt: a token may span its end."""
-    tokenizer, reader = policy.tokenizer, policy.config.start_token is not None
+    tokenizer, reader = policy.tokenizer, policy.config.encoder_decoder
     text, chat = (row.prompt, None) if isinstance(row.prompt, str) else (None, row.prompt)
     prompt = encode_prompt(tokenizer, text, chat, template=policy.template, variables=variables)
     wholes = [

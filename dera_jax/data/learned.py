@@ -54,7 +54,7 @@ def encode_learned(
                 f"{text.where}: --completion-only-loss expects `prompt` and `completion`, found a text"
             )
         return encode_examples(policy, records, max_length, truncation_mode=truncation_mode)
-    if policy.config.start_token is not None:
+    if policy.config.encoder_decoder:
         raise ValueError(
             f"{policy.name}: --assistant-only-loss and --completion-only-loss=false expect a decoder-only model: "
             "what an encoder reads is not learned"

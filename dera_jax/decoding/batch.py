@@ -26,7 +26,7 @@ from dera_jax.decoding.sampling import Sampling
 from dera_jax.devices.mesh import mesh_of
 from dera_jax.models.keys import seed_key
 from dera_jax.realign import strength_weights
-from dera_jax.rules.rule import rule_name
+from dera_jax.rules.rule import named
 from dera_jax.strengths import format_strength
 
 CHUNK = 16
@@ -254,7 +254,7 @@ class Batch:
         if finite.all():
             return
         step, column = np.argwhere(~finite)[0]
-        name = (*(p.name for p in self.policies), f"rule {rule_name(self.rule)}")[column]
+        name = (*(p.name for p in self.policies), f"rule {named(self.rule).name}")[column]
         at = f" at λ = {format_strength(slot.cell.lambda_)}" if column == len(self.policies) else ""
         raise ValueError(
             f"{name}: logits are not finite at token {step + 1} of the completion of "

@@ -58,6 +58,7 @@ class DecoderConfig(WeightsConfig):
     tie_embeddings: bool = False
     """Whether the head is the embedding, transposed."""
 
+    encoder_decoder = False
     start_token = None
     """A prompt is what the model continues; there is no token to start with."""
 

@@ -37,6 +37,7 @@ class T5Config(WeightsConfig):
     start_token: int = 0
     """What the decoder is fed first."""
 
+    encoder_decoder = True
     max_positions = 2**31 - 1
     """Tokens are told apart by their distances: there is no longest context."""
     windows = ()

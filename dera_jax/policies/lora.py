@@ -138,7 +138,7 @@ def write_adapter(
         saved = sorted({*(saved or ()), *(name.partition(".")[0] for name in heads)})
         task = "SEQ_CLS"
     else:
-        task = "CAUSAL_LM" if config.start_token is None else "SEQ_2_SEQ_LM"
+        task = "SEQ_2_SEQ_LM" if config.encoder_decoder else "CAUSAL_LM"
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     base, revision = _split_revision(base_name)
     settings = {

@@ -60,7 +60,7 @@ class ModelReward:
                 f"reward {shown(self.spec, 200)}: the prompts are chats, but its tokenizer has no chat template; "
                 f"put one into {shown(self.policy.folder / 'chat_template.jinja', 200)}"
             )
-        reader = self.policy.config.trunk.start_token is not None
+        reader = self.policy.config.trunk.encoder_decoder
         variables = {} if isinstance(prompt, str) else template_variables(columns or {}, "prompt")
         try:
             return encode_whole(

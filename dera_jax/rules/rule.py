@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from dera_jax.common.code_hash import code_hash
 from dera_jax.common.user_code import run
 from dera_jax.realign import mix_centered
+from dera_jax.rules.known import NamedRule
 
 
 def linear_rule(
@@ -33,10 +34,14 @@ def is_mixture(rule) -> bool:
 Rule = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
 
 
-def rule_name(rule: Rule) -> str:
-    """Returns the name that rows carry: linear, or module:function."""
+def named(rule: Rule) -> NamedRule:
+    """Returns a rule with the name that rows carry: linear, or module:function."""
     name = getattr(rule, "__qualname__", type(rule).__qualname__)
-    return "linear" if is_mixture(rule) else f"{rule.__module__}:{name}"
+    return NamedRule(rule, "linear" if is_mixture(rule) else f"{rule.__module__}:{name}")
+
+
+LINEAR = named(linear_rule)
+"""The mixture."""
 
 
 def rule_code(rule: Rule) -> str | None:
@@ -44,16 +49,16 @@ def rule_code(rule: Rule) -> str | None:
     return None if is_mixture(rule) else code_hash(rule)
 
 
-def check_rule(rule: Rule, name: str, models: int, vocab: int) -> None:
-    """Raises ValueError unless `rule` turns logits of all models into logits of a row, without running it."""
-    rows, dtype = 2, np.float32
+def check_rule(rule: NamedRule, models: int, vocab: int) -> None:
+    """Raises ValueError unless a rule turns logits of all models into logits of a row, without running it."""
+    (function, name), rows, dtype = rule, 2, np.float32
     logits = jax.ShapeDtypeStruct((models, rows, vocab), dtype)
     weights = jax.ShapeDtypeStruct((rows, models), dtype)
-    initial = getattr(rule, "initial_state", None)
+    initial = getattr(function, "initial_state", None)
 
     def traced():
         state = jax.eval_shape(lambda: initial(rows) if initial else None)
-        mixed, after = jax.eval_shape(rule, logits, weights, state)
+        mixed, after = jax.eval_shape(function, logits, weights, state)
         return state, mixed, after
 
     state, mixed, after = run(f"rule {name} fails on logits[models, rows, vocab]", traced)

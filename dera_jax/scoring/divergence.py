@@ -35,7 +35,7 @@ def encode_texts(
       ValueError: a model with an encoder; or no text can be used.
     """
     for policy in policies:
-        if policy.config.start_token is not None:
+        if policy.config.encoder_decoder:
             raise ValueError(f"{policy.name}: expected a decoder-only model, found one with an encoder")
 
     def encode(prompt: Prompt) -> EncodedPrompt:

@@ -82,7 +82,7 @@ class Realigned(TemplateLM):
         super().__init__()
         self.policies, self.lambdas, self.rows, self.seed = policies, lambdas, rows, seed
         self.number = 0
-        self.backend = "causal" if policies[0].config.start_token is None else "seq2seq"
+        self.backend = "seq2seq" if policies[0].config.encoder_decoder else "causal"
         self.tokenizer = _tokenizer(policies)
         if self.prefix_token_id is None:
             raise ValueError(f"{policies[-1].name}: expected a tokenizer with BOS or EOS, found neither")

@@ -101,7 +101,7 @@ def _read(
 ) -> Iterator[Likelihood]:
     """Yields the likelihood of each stem with each of its last tokens."""
     # The last token is read by no decoder; a T5 has it shifted out of sight.
-    encoder = policies[0].config.start_token is not None
+    encoder = policies[0].config.encoder_decoder
     read = [(*start, last[0]) if encoder else start for (_, start), last in zip(stems, lasts, strict=True)]
     batch = make_batch([prompt for prompt, _ in stems], read, rows, tight=not encoder)
     candidates = np.zeros((rows, _size(stems[0])[0], choices), np.int32)

@@ -24,7 +24,7 @@ def completion_logits(
 
 def _given(config: models.ModelConfig, batch: Batch) -> tuple:
     """Returns what a model asks for to read a batch."""
-    mask = batch.fed if config.start_token is None else jnp.asarray(batch.mask)
+    mask = jnp.asarray(batch.mask) if config.encoder_decoder else batch.fed
     starts = () if batch.starts is None else (jnp.asarray(batch.starts),)
     return jnp.asarray(batch.tokens), mask, batch.completion_mask.shape[1], *starts
 

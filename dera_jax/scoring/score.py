@@ -116,7 +116,7 @@ def score_tokens(
                 [prompt[m] for prompt in prompts[part]],
                 completions[part],
                 rows,
-                tight=config.start_token is None,
+                tight=not config.encoder_decoder,
                 bucket=padded_length,
             )
             for m, config in enumerate(configs)

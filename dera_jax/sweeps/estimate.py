@@ -10,17 +10,17 @@ from dera_jax.decoding.complete import warm_up
 from dera_jax.devices.usage import memory_limit
 from dera_jax.models.binding import cache_bytes
 from dera_jax.policies.policy import held_bytes
-from dera_jax.sweeps.plan import Sweep
+from dera_jax.sweeps.plan import SweepPlan
 
 
-def estimate_seconds(plan: Sweep, completions: int) -> float:
+def estimate_seconds(plan: SweepPlan, completions: int) -> float:
     """Returns the seconds that so many completions take if each is as long as it may be."""
     first = plan.conversations[0].cell(plan.policies, (), plan.decode.max_new_tokens)
-    _, step = warm_up(plan.policies, [first], plan.decode, plan.rows, plan.rule, full=True)
+    _, step = warm_up(plan.policies, [first], plan.decode, plan.rows, plan.rule.function, full=True)
     return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
 
 
-def check_memory(plan: Sweep) -> None:
+def check_memory(plan: SweepPlan) -> None:
     """Raises ValueError where a batch cannot fit in the memory of this process's devices."""
     needed, limit = memory_bytes(plan), memory_limit()
     if limit is not None and sum(needed.values()) > limit * jax.process_count():
@@ -31,7 +31,7 @@ def check_memory(plan: Sweep) -> None:
         )
 
 
-def memory_bytes(plan: Sweep) -> dict[str, int]:
+def memory_bytes(plan: SweepPlan) -> dict[str, int]:
     """Returns what a sweep takes on its device: weights (shared ones once), caches and logits, in bytes."""
     caches = logits = 0
     for number, policy in enumerate(plan.policies):

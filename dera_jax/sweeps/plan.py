@@ -1,26 +1,27 @@
 """What a sweep is to decode: cells, prompts × strengths × samples, and which of them are whose."""
 
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from dera_jax.common.checks import check_count
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt, prompt_text
-from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
 from dera_jax.devices.mesh import Group, mesh_of, mesh_text
 from dera_jax.devices.processes import share
 from dera_jax.policies.policy import Policy
 from dera_jax.results.rows import RowKey
 from dera_jax.rewards.registry import Reward
-from dera_jax.rules.rule import Rule, check_rule, linear_rule, rule_code
+from dera_jax.rules.known import NamedRule
+from dera_jax.rules.rule import LINEAR, check_rule, rule_code
 from dera_jax.strengths import Strength, format_strength
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepPlan:
     """What is to be decoded and judged."""
 
     policies: tuple[Policy, ...]
@@ -33,8 +34,7 @@ class Sweep:
     decode: DecodeConfig
     num_samples: int = 1
     rows: int = 32
-    rule: Rule = linear_rule
-    rule_name: str = "linear"
+    rule: NamedRule = LINEAR
     beta: float | None = None
     """KL strength of the aligned model."""
     group: Group | None = None
@@ -45,7 +45,7 @@ class Sweep:
         check_count("rows", self.rows)
         check_extent(len(self.prompts), self.num_samples, len(self.lambdas or [0]))
         vocab = min(policy.config.vocab_size for policy in self.policies)
-        check_rule(self.rule, self.rule_name, len(self.policies), vocab)
+        check_rule(self.rule, len(self.policies), vocab)
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:
             raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
@@ -99,7 +99,7 @@ class Sweep:
         changing = self.lambdas is None and any(isinstance(p.lambda_, tuple) for p in self.prompts)
         return {
             "models": {"reference": reference, "aligned": aligned},
-            "rule": self.rule_name,
+            "rule": self.rule.name,
             "dtype": self.policies[0].config.dtype,
             # What was not there at first is left out where it is not used: older folders go on.
             **({"quantization": kinds} if any(kinds) else {}),
@@ -108,12 +108,59 @@ class Sweep:
             "decode": decode,
             "eos": sorted({i for policy in self.policies for i in policy.eos_ids}),
             **({"tokenizers": tokenizers} if None not in tokenizers else {}),
-            **({} if (code := rule_code(self.rule)) is None else {"rule_code": code}),
+            **({} if (code := rule_code(self.rule.function)) is None else {"rule_code": code}),
         }
 
 
 MOST_ROWS = 10**7
 """Completions of a run; their rows are held in memory, about 2 kB each."""
+
+
+def make_plan(
+    policies: Sequence[Policy],
+    prompts: Sequence[Prompt],
+    encoded: Sequence[EncodedPrompt],
+    lambdas: tuple[Strength, ...] | None,
+    rewards: Sequence[Reward],
+    decode: DecodeConfig,
+    *,
+    num_samples: int = 1,
+    rows: int | str | None = None,
+    rule: NamedRule = LINEAR,
+    beta: float | None = None,
+    group: Group | None = None,
+) -> SweepPlan:
+    """Returns the plan of a sweep; its batch has the rows asked for, or as many as there is to do, at most 32.
+
+    Args:
+      rows: completions decoded at a time, by all groups of processes together; None or "auto" as told.
+      beta: KL strength of the aligned model; None: what the aligned models say.
+      group: this process's own.
+    """
+    groups = group.count if group else 1
+    given = rows_of(rows, 1)
+    plan = SweepPlan(
+        policies=tuple(policies),
+        prompts=tuple(prompts),
+        encoded=tuple(encoded),
+        lambdas=lambdas,
+        rewards=tuple(rewards),
+        decode=decode,
+        num_samples=num_samples,
+        rows=-(-given // groups),
+        rule=rule,
+        beta=known_beta(policies) if beta is None else beta,
+        group=group,
+    )
+    if rows is None or rows == "auto":
+        return replace(plan, rows=rows_of(rows, -(-len(plan.conversations) // groups)))
+    return plan
+
+
+def known_beta(policies: Sequence[Policy]) -> float | None:
+    """Returns the KL strength that all aligned policies were trained with, None if it is not one."""
+    betas = {policy.beta for policy in policies[1:]}
+    return betas.pop() if len(betas) == 1 else None
 
 
 def check_extent(prompts: int, samples: int, strengths: int) -> None:
@@ -125,7 +172,7 @@ def check_extent(prompts: int, samples: int, strengths: int) -> None:
         )
 
 
-def own_conversations(plan: Sweep, there: Container[RowKey]) -> list[Conversation]:
+def own_conversations(plan: SweepPlan, there: Container[RowKey]) -> list[Conversation]:
     """Returns what is for this process to decode, some of it there already; all if it is the only one."""
     if plan.group is None:
         return plan.conversations
@@ -139,7 +186,7 @@ def turn_key(conversation: Conversation, turn: int) -> RowKey:
     return conversation.prompt.prompt_id, conversation.sample, strength, turn
 
 
-def plan_keys(plan: Sweep) -> set[RowKey]:
+def plan_keys(plan: SweepPlan) -> set[RowKey]:
     """Returns what `row_key` gives for each row that the plan leads to."""
     return {key for conversation in plan.conversations for key in turn_keys(conversation)}
 

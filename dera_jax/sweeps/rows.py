@@ -4,10 +4,10 @@ from dera_jax.data.encoding import prompt_tokens
 from dera_jax.data.prompts import prompt_text
 from dera_jax.decoding.request import Completion
 from dera_jax.strengths import strength_to_json
-from dera_jax.sweeps.plan import Sweep
+from dera_jax.sweeps.plan import SweepPlan
 
 
-def make_row(plan: Sweep, completion: Completion) -> dict:
+def make_row(plan: SweepPlan, completion: Completion) -> dict:
     """Returns the row of a completion, not yet judged."""
     prompt = completion.cell.prompt.prompt
     reference, *aligned = (float(x) for x in completion.model_logprobs.sum(axis=0, dtype="float64"))
@@ -16,7 +16,7 @@ def make_row(plan: Sweep, completion: Completion) -> dict:
         "sample": completion.cell.sample,
         "seed": plan.decode.seed,
         "turn": completion.cell.turn,
-        "rule": plan.rule_name,
+        "rule": plan.rule.name,
         "lambda": strength_to_json(completion.cell.lambda_),
         "beta": plan.beta,
         "prompt": prompt_text(prompt),

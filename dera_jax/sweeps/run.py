@@ -1,6 +1,5 @@
 """Sweeps: every prompt × sample × strength that is not there yet, decoded, judged and kept."""
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ import jax
 from dera_jax.common.provenance import provenance
 from dera_jax.data.encoding import encode_usable, prompt_tokens
 from dera_jax.data.prompts import Prompt, prompt_text, usable_prompts, warn_of
-from dera_jax.decoding.config import rows_of
 from dera_jax.decoding.conversation import Conversation, converse
 from dera_jax.decoding.generate import decode_config
 from dera_jax.devices.processes import in_lockstep
@@ -27,10 +25,10 @@ from dera_jax.results.manifests import Asked
 from dera_jax.results.rows import WHOLE, RowKey, row_key
 from dera_jax.rewards.of_rows import Tell, judge
 from dera_jax.rewards.registry import as_rewards
-from dera_jax.rules.rule import Rule, linear_rule, rule_name
+from dera_jax.rules.rule import Rule, linear_rule, named
 from dera_jax.strengths import PER_PROMPT, as_strengths
 from dera_jax.sweeps.judging import add_beta, extent, remembered
-from dera_jax.sweeps.plan import Sweep, own_conversations, plan_keys, turn_key
+from dera_jax.sweeps.plan import SweepPlan, make_plan, own_conversations, plan_keys, turn_key
 from dera_jax.sweeps.reward_hashes import forget_outdated, record
 from dera_jax.sweeps.rows import make_row
 from dera_jax.sweeps.shared_folder import SharedFolder
@@ -50,6 +48,7 @@ def sweep(
     rows: int | str | None = None,
     rule: Rule = linear_rule,
     beta: float | None = None,
+    command: Sequence[str] = (),
     **settings,
 ) -> Iterator[dict]:
     """Yields a row for every prompt × sample × strength, those of an earlier run in `out` first.
@@ -69,6 +68,7 @@ def sweep(
       num_samples: completions of each prompt at each strength.
       rows: completions decoded at a time; None or "auto": as many as the whole sweep has, at most 32.
       beta: KL strength of the aligned model, if it does not tell itself.
+      command: words of a command line that the folder keeps as what made it.
       settings: fields of `DecodeConfig`, such as max_new_tokens, temperature and seed.
 
     Raises:
@@ -81,34 +81,18 @@ def sweep(
     asked, unread = usable_prompts(prompts)
     asked, encoded, unfit = encode_usable(policies, asked, decode.max_new_tokens)
     warn_of(unread | unfit, "prompts", len(asked))
-    plan = Sweep(
-        policies=tuple(policies),
-        prompts=tuple(asked),
-        encoded=tuple(encoded),
-        lambdas=strengths,
-        rewards=judges,
-        decode=decode,
-        num_samples=num_samples,
-        rows=rows_of(rows, 1),
-        rule=rule,
-        rule_name=rule_name(rule),
-        beta=known_beta(policies) if beta is None else beta,
-    )
-    plan = replace(plan, rows=rows_of(rows, plan.num_rows))
+    plan = make_plan(
+        policies, asked, encoded, strengths, judges, decode,
+        num_samples=num_samples, rows=rows, rule=named(rule), beta=beta,
+    )  # fmt: skip
     if out is None:
         yield from run_conversations(plan, {}, keep=lambda rows: None)
         return
-    with open_run(plan, out, sys.argv) as folder:
+    with open_run(plan, out, command) as folder:
         yield from run_sweep(plan, folder)
 
 
-def known_beta(policies: Sequence[Policy]) -> float | None:
-    """Returns the KL strength that all aligned policies were trained with, None if it is not one."""
-    betas = {policy.beta for policy in policies[1:]}
-    return betas.pop() if len(betas) == 1 else None
-
-
-def sweep_provenance(plan: Sweep, command: Sequence[str]) -> dict:
+def sweep_provenance(plan: SweepPlan, command: Sequence[str]) -> dict:
     """Returns how the rows of `plan` are made, for the manifest."""
     device, processes = jax.devices()[0], jax.process_count()
     return provenance(
@@ -121,7 +105,7 @@ def sweep_provenance(plan: Sweep, command: Sequence[str]) -> dict:
 
 @contextmanager
 def open_run(
-    plan: Sweep, out: str | Path, command: Sequence[str], tell: Tell = warnings.warn
+    plan: SweepPlan, out: str | Path, command: Sequence[str], tell: Tell = warnings.warn
 ) -> Iterator[RunFolder | SharedFolder]:
     """Opens the folder `out`, for all processes that there are, and judges the rows there.
 
@@ -142,7 +126,7 @@ def open_run(
         yield folder
 
 
-def _complete(plan: Sweep, tell: Tell, folder: RunFolder) -> bool:
+def _complete(plan: SweepPlan, tell: Tell, folder: RunFolder) -> bool:
     """Judges the rows there, notes what is asked for, and returns whether any of it is missing."""
     check_same_prompts(plan, folder.rows)
     for line in forget_outdated(folder, plan.rewards, {prompt.prompt_id for prompt in plan.prompts}):
@@ -159,12 +143,12 @@ def _complete(plan: Sweep, tell: Tell, folder: RunFolder) -> bool:
     return missing
 
 
-def _request(plan: Sweep) -> Asked:
+def _request(plan: SweepPlan) -> Asked:
     return request([prompt.prompt_id for prompt in plan.prompts], plan.num_samples, plan.lambdas)
 
 
 def run_sweep(
-    plan: Sweep,
+    plan: SweepPlan,
     folder: RunFolder | SharedFolder,
     watch: Stopwatch | None = None,
     usage: Usage | None = None,
@@ -200,7 +184,7 @@ def run_sweep(
 
 
 def run_conversations(
-    plan: Sweep,
+    plan: SweepPlan,
     there: Mapping[RowKey, dict],
     keep: Callable[[list[dict]], None],
     watch: Stopwatch | None = None,
@@ -226,7 +210,7 @@ def run_conversations(
         return None if row is None else row["completion"]
 
     own = own_conversations(plan, there)
-    completions = converse(plan.policies, own, plan.decode, plan.rows, plan.rule, known, usage)
+    completions = converse(plan.policies, own, plan.decode, plan.rows, plan.rule.function, known, usage)
     try:
         for completion in (watch or Stopwatch()).timed(completions):
             pending.append(make_row(plan, completion))
@@ -239,7 +223,7 @@ def run_conversations(
             keep(pending)
 
 
-def judge_missing(plan: Sweep, rows: list[dict], tell: Tell = lambda waiting: None) -> bool:
+def judge_missing(plan: SweepPlan, rows: list[dict], tell: Tell = lambda waiting: None) -> bool:
     """Adds to `rows` of the plan's prompts each reward that they lack; returns whether there was any."""
     prompts = {prompt.prompt_id: prompt for prompt in plan.prompts}
     tokenizer = plan.policies[-1].tokenizer
@@ -249,7 +233,7 @@ def judge_missing(plan: Sweep, rows: list[dict], tell: Tell = lambda waiting: No
     return judge(rows, plan.rewards, columns, decode, tell)
 
 
-def check_same_prompts(plan: Sweep, rows: Sequence[dict]) -> None:
+def check_same_prompts(plan: SweepPlan, rows: Sequence[dict]) -> None:
     """Raises ValueError if a prompt of the plan is another, read otherwise or answered otherwise in the rows there."""
     prompts = {prompt.id: prompt for prompt in plan.encoded}
     for row in rows:

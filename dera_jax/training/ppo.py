@@ -132,7 +132,7 @@ class _ValueModel:
         """Returns the value before each completion token."""
         own = parameters.part("value.", params) | (_trunk(self.of_policy(params)) if self.shared else {})
         model = models.bind(self.config, parameters.whole(self.config, own, _trunk(frozen)))
-        mask = batch.fed if self.config.trunk.start_token is None else jnp.asarray(batch.mask)
+        mask = jnp.asarray(batch.mask) if self.config.trunk.encoder_decoder else batch.fed
         return model.completion_values(jnp.asarray(batch.tokens), mask, batch.completion_mask.shape[1])
 
     def read(self, params: PyTree, batch: Batch) -> Float[np.ndarray, "rows completion"]:

@@ -181,7 +181,7 @@ def _source(
     if reference is not None:
         found = reference_logprobs(reference, flat, config.batch_size, cache)
         of_reference = found.reshape(-1, 2)
-    tight = policy.config.start_token is None
+    tight = not policy.config.encoder_decoder
     desirable = np.array([bool(getattr(item, "desirable", True)) for item in items])
 
     def make(positions: Sequence[int], rows: int) -> SideBatch:

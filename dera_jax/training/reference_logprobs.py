@@ -54,7 +54,7 @@ def _compute(policy: Policy, texts: Sequence, rows: int) -> Float[np.ndarray, " 
     found = np.zeros(len(texts), np.float32)
     # Texts of about one length together: the longest of a batch decides its shape.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
-    tight = policy.config.start_token is None
+    tight = not policy.config.encoder_decoder
     bar = tqdm(range(0, len(order), rows), unit="batch", desc="reference", dynamic_ncols=True, leave=False)
     for start in bar:
         part = order[start : start + rows]

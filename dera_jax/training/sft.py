@@ -33,7 +33,7 @@ def sft_method(
     Raises:
       ValueError: packed examples for an encoder-decoder.
     """
-    if packed_length and policy.config.start_token is not None:
+    if packed_length and policy.config.encoder_decoder:
         raise ValueError(f"{policy.name}: packing expects a decoder-only model")
     start, frozen = parameters.split(policy.params)
 
@@ -58,7 +58,7 @@ def sft_method(
 
 def source_of(policy: Policy, examples: Sequence[Example]) -> Source:
     """Returns batches of examples."""
-    tight = policy.config.start_token is None
+    tight = not policy.config.encoder_decoder
 
     def make(positions: Sequence[int], rows: int) -> Batch:
         chosen = [examples[i] for i in positions]

@@ -18,7 +18,7 @@ from dera_jax.results.manifests import read_manifest
 from dera_jax.results.rows import row_key, sort_rows
 from dera_jax.rewards.registry import Reward
 from dera_jax.sweeps import run as sweeps_run
-from dera_jax.sweeps.plan import Sweep
+from dera_jax.sweeps.plan import SweepPlan
 from dera_jax.sweeps.run import run_conversations
 from tests.support.swept import (
     LAMBDAS,
@@ -195,7 +195,7 @@ def test_a_manifest_says_how_the_rows_were_made(policies, tmp_path):
 
 def make_plan(policies, lambdas, **more):
     prompts = as_prompts(TEXTS)
-    return Sweep(
+    return SweepPlan(
         policies=policies,
         prompts=tuple(prompts),
         encoded=tuple(encode_prompts(policies, prompts, 24)),

@@ -14,8 +14,7 @@ def load_plan(args, decode):
     from dera_jax.devices.processes import leads, several, together
     from dera_jax.rewards.registry import parse_rewards
     from dera_jax.strengths import PER_PROMPT, parse_strengths
-    from dera_jax.sweeps.plan import Sweep, check_extent, check_rewards
-    from dera_jax.sweeps.run import known_beta
+    from dera_jax.sweeps.plan import SweepPlan, check_extent, check_rewards, make_plan
 
     reference, aligned = models.model_names(args)
     # Everything that can be wrong without a model is checked before one is loaded.
@@ -25,10 +24,11 @@ def load_plan(args, decode):
     prompts, unread = read_prompts(prompts_of(args), args.num_prompts)
     check_rewards(rewards, prompts)
     check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
-    rule, rule_name = load_rule(args.rule)
+    rule = load_rule(args.rule)
+    rows = args.rows if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
     mesh = models.open_mesh(args)
 
-    def load() -> Sweep:
+    def load() -> SweepPlan:
         cli.announce_devices()
         group = own_group(mesh) if mesh else None
         policies = models.load_models(args, mesh=group and group.mesh)
@@ -36,20 +36,11 @@ def load_plan(args, decode):
         fitting, encoded, unfit = encode_usable(policies, prompts, decode.max_new_tokens)
         if (dropped := unread | unfit).count and leads():
             print(dropped.told(prompts_of(args), len(fitting)), file=sys.stderr)
-        return Sweep(
-            policies=policies,
-            prompts=tuple(fitting),
-            encoded=tuple(encoded),
-            lambdas=lambdas,
-            rewards=rewards,
-            decode=decode,
-            num_samples=args.num_samples,
-            rows=_rows(args, len(fitting) * args.num_samples * len(lambdas or [1]), group),
-            rule=rule,
-            rule_name=rule_name,
-            beta=known_beta(policies) if args.beta is None else args.beta,
+        return make_plan(
+            policies, fitting, encoded, lambdas, rewards, decode,
+            num_samples=args.num_samples, rows=rows, rule=rule, beta=args.beta,
             group=group if several() else None,
-        )
+        )  # fmt: skip
 
     return together(load)
 
@@ -63,13 +54,6 @@ def _check_default_prompts(args, policies) -> None:
             "without --prompts, chats are asked, and neither model has a chat template: expected "
             "--prompts=FILE, or --chat-template=FILE"
         )
-
-
-def _rows(args, cells: int, group) -> int:
-    """Returns the rows of a batch of one group: of those asked for, which all have together, its part."""
-    groups = group.count if group else 1
-    rows = decoding.parse_rows(args.rows, -(-cells // groups))
-    return rows if args.rows == "auto" else -(-rows // groups)
 
 
 def prompts_of(args) -> str:

@@ -30,7 +30,7 @@ def run_with_progress(plan, folder) -> tuple:
             print("compiling", file=sys.stderr)
         # Later turns and longer caches compile when their turn comes.
         cells = _first_cells(plan, own, folder.keys)
-        compiling, _ = warm_up(plan.policies, cells, plan.decode, plan.rows, plan.rule)
+        compiling, _ = warm_up(plan.policies, cells, plan.decode, plan.rows, plan.rule.function)
         if leads():
             print(f"compiled in {max(0.0, compiling):.1f} s", file=sys.stderr)
     there = len(wanted & folder.keys)
