@@ -8,7 +8,7 @@ from dera_jax.commands.process import interrupts, streams
 from dera_jax.common.folders import home
 
 
-def door(name: str) -> Callable[[Sequence[str] | None], int]:
+def door(name: str) -> Callable[..., int]:
     """Returns the `main` of a command, which is imported when it is called."""
 
     def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from dera_jax.common.shown import shown
 
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 MANY = 0.1
 """Share of records whose loss is worth a warning."""
 KEEP_START, KEEP_END = TRUNCATION = "keep_start", "keep_end"

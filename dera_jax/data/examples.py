@@ -141,7 +141,11 @@ def encode_pairs(
       ValueError: as `encode_examples`.
     """
     encoded, report = _encode_all(policy, records, max_length, fields.read_pair, truncation_mode, whole)
-    return [Pair(e.prompt, *e.completions, fields.read_margin(e.record)) for e in encoded], report
+    pairs = []
+    for each in encoded:
+        chosen, rejected = each.completions
+        pairs.append(Pair(each.prompt, chosen, rejected, fields.read_margin(each.record)))
+    return pairs, report
 
 
 def _labels(encoded: _Encoded, labelled: bool) -> tuple[bool | None, ...]:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from gzip import GzipFile
 from io import BufferedIOBase, TextIOWrapper
@@ -69,13 +69,13 @@ def _rows(spec: str, limit: int | None) -> Iterator[Record]:
         return _jsonl_rows(spec, ASSETS / SHIPPED[spec])
     if os.path.isdir(spec):
         raise ValueError(f"{shown(spec, 200)}: is a folder")
-    reader = next((r for suffix, r in READERS.items() if spec.lower().endswith(suffix)), None)
-    if reader is None:
+    opener = next((r for suffix, r in READERS.items() if spec.lower().endswith(suffix)), None)
+    if opener is None:
         suffix = Path(spec).suffix
         what = f"unknown suffix {shown(suffix, 40)}" if suffix else "no file suffix, no shipped name"
         shipped = ", ".join(SHIPPED)
         raise ValueError(f"{shown(spec, 200)}: {what}; expected {FORMS}, or a shipped name ({shipped})")
-    return reader(shown(spec, 200), Path(spec))
+    return opener(shown(spec, 200), Path(spec))
 
 
 def _opened(spec: str, path: Path) -> BufferedIOBase:
@@ -200,7 +200,7 @@ def _parquet_rows(spec: str, path: Path) -> Iterator[Record]:
             raise ValueError(f"{spec}: not a parquet file ({_first_line(error)})") from error
 
 
-READERS = {
+READERS: dict[str, Callable[[str, Path], Iterator[Record]]] = {
     ".jsonl": _jsonl_rows,
     ".jsonl.gz": _jsonl_rows,
     ".json": _json_rows,
