@@ -18,6 +18,7 @@ refill    slots that are refilled against fixed batches, with completions that e
           share of slots that is busy (of the given pair)
 lora      a base mixed with an adapter on it against the base alone at twice the rows
 startup   from the start of a process to its first tokens, with and without compilations kept
+imports   processes that read results or give help, against `import jax`
 
 Times are of whole calls that end with tokens on the host; EOS is disabled. Each figure is a median
 with its range over the repeats. Without torch its columns are left out.
@@ -43,7 +44,7 @@ from dera_jax.performance.bench.pairs import SHAPES, describe, load_pairs, sweep
 
 SECTIONS = decoding_lines.SECTIONS
 LINES = decoding_lines.LINES | training_lines.LINES | sharing_lines.LINES
-ONCE = ("sweep", "rlhf", "refill", "startup")
+ONCE = ("sweep", "rlhf", "refill", "startup", "imports")
 """Of the given pair alone."""
 
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from dera_jax.commands.bench import main
+from dera_jax.common.spelling import COMMANDS
 from dera_jax.decoding.batch import CHUNK
-from dera_jax.performance.bench import sharing, sharing_lines, sides, timing
+from dera_jax.performance.bench import sharing, sharing_lines, sides, starts, timing
 from dera_jax.policies.save import save_policy
 
 TINY = {
@@ -143,8 +144,8 @@ def test_what_is_printed(ran):
 def test_starts_take_turns_with_nothing_kept_and_with_what_the_first_has_kept(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     runs = []
-    monkeypatch.setattr(sharing, "_run", lambda command, env: runs.append((command, env)))
-    found = sharing.bench_startup(["R", "A"], 2, lambda line: None)
+    monkeypatch.setattr(starts, "_run", lambda command, env: runs.append((command, env)))
+    found = starts.bench_startup(["R", "A"], 2, lambda line: None)
     assert found["seconds"].keys() == {"cold", "warm"} and len(found["seconds"]["cold"]["values"]) == 2
     assert sharing_lines.LINES["startup"](found).startswith("startup   process to 16 tokens: ")
     folders = [env["XDG_CACHE_HOME"] for _, env in runs]
@@ -154,9 +155,21 @@ def test_starts_take_turns_with_nothing_kept_and_with_what_the_first_has_kept(mo
         assert {"--reference=R", "--aligned=A", "--max-new-tokens=16"} <= set(command)
 
 
+def test_what_needs_no_jax_is_told_as_ratios_to_importing_it(monkeypatch):
+    runs = []
+    monkeypatch.setattr(starts, "_run", lambda command, env: runs.append(command))
+    found = starts.bench_imports(2, lambda line: None)
+    assert {f"{name} --help" for name in COMMANDS} < found["seconds"].keys() == found["to_import_jax"].keys()
+    assert len(found["to_import_jax"]["plot"]["values"]) == 2
+    # The run once, and then everything three times: first for its bytecode.
+    assert len(runs) == 1 + 3 * len(found["seconds"])
+    line = sharing_lines.LINES["imports"](found)
+    assert line.startswith("imports   times `import jax` (") and ", tune " in line and "--help" in line
+
+
 def test_a_start_that_fails_says_why():
     with pytest.raises(ValueError, match=r"^-c .*: no such model$"):
-        sharing._run(
+        starts._run(
             [sys.executable, "-c", "import sys; sys.exit('trace' + chr(10) + 'no such model')"],
             dict(os.environ),
         )
@@ -167,6 +180,6 @@ def test_training_and_sharing_are_not_measured_together(models, capsys):
     assert "expected --train or --schedule, found both" in capsys.readouterr().err
     assert main([*models, "--schedule", "--sections=decode"]) == 2
     assert (
-        "--sections: expected some of strengths, refill, lora, startup, got 'decode'"
+        "--sections: expected some of strengths, refill, lora, startup, imports, got 'decode'"
         in capsys.readouterr().err
     )

@@ -3,10 +3,6 @@
 Both sides are ours and make the same completions; they take turns in one run, as in `bench`.
 """
 
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +16,7 @@ from dera_jax.decoding.request import Cell
 from dera_jax.devices.usage import Usage
 from dera_jax.models.trees import flatten, unflatten
 from dera_jax.performance.bench.sides import LAMBDA, complete_all, make_prompt, without_eos
-from dera_jax.performance.bench.timing import BenchConfig, Progress, interleave, ratio, spread, timed
+from dera_jax.performance.bench.timing import BenchConfig, Progress, interleave, ratio, timed
 from dera_jax.policies.low_rank import with_lora
 from dera_jax.policies.policy import Policy, with_params
 
@@ -32,7 +28,6 @@ LONGEST, SKEWED_ROWS = 224, 32
 SAMPLES = 96
 RANK = 8
 STRENGTHS_TARGET, REFILL_TARGET, UTILIZATION_TARGET, LORA_TARGET = 1.3, 1.5, 0.9, 1.15
-STARTS = {"cold": "nothing compiled before", "warm": "compiled by an earlier command"}
 
 
 def bench_strengths(policies: Sequence[Policy], config: BenchConfig, progress: Progress = print) -> dict:
@@ -137,29 +132,3 @@ def bench_shared_base(
         "mixed_to_single": ratio(seconds["mixed"], seconds["single"]),
         "target": LORA_TARGET,
     }
-
-
-def bench_startup(names: Sequence[str], repeats: int, progress: Progress = print) -> dict:
-    """Returns the seconds from a process's start to its first tokens, with and without compiled programs.
-
-    Args:
-      names: of the reference and the aligned model; none is the toy pair.
-    """
-    options = [f"--{kind}={name}" for kind, name in zip(("reference", "aligned"), names, strict=False)]
-    short = ["--max-new-tokens=16", "--lambda=0.5", "--prompt=Once upon a time"]
-    command = [sys.executable, "-m", "dera_jax.commands.dera", "generate", *options, *short]
-    seconds: dict[str, list[float]] = {name: [] for name in STARTS}
-    for turn in range(repeats):
-        progress(f"repeat {turn + 1} of {repeats}")
-        with tempfile.TemporaryDirectory() as folder:
-            env = os.environ | {"XDG_CACHE_HOME": folder}
-            env.pop("JAX_COMPILATION_CACHE_DIR", None)
-            for name in STARTS:
-                seconds[name].append(timed(lambda e=env: _run(command, e))())
-    return {"seconds": {name: spread(values) for name, values in seconds.items()}}
-
-
-def _run(command: Sequence[str], env: dict[str, str]) -> None:
-    ended = subprocess.run(command, env=env, capture_output=True, text=True)
-    if ended.returncode:
-        raise ValueError(f"{' '.join(command[1:])}: {ended.stderr.strip().splitlines()[-1]}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from dera_jax.performance.bench.spreads import format_spread
 
-SECTIONS = ("strengths", "refill", "lora", "startup")
+SECTIONS = ("strengths", "refill", "lora", "startup", "imports")
 LORA_ROWS = (1, 8)
 
 
@@ -17,6 +17,7 @@ def measure(
       prompts: returns those of `refill`, encoded; told the longest completion.
     """
     from dera_jax.performance.bench import sharing as bench
+    from dera_jax.performance.bench import starts
 
     for section in sections:
         told = progress(section)
@@ -25,7 +26,9 @@ def measure(
         elif section == "refill":
             yield section, bench.bench_refill(policies, prompts(bench.LONGEST), config, told)
         elif section == "startup":
-            yield section, bench.bench_startup(names, config.repeats, told)
+            yield section, starts.bench_startup(names, config.repeats, told)
+        elif section == "imports":
+            yield section, starts.bench_imports(config.repeats, told)
         else:
             for rows in LORA_ROWS:
                 yield section, bench.bench_shared_base(policies, rows, config, told)
@@ -66,9 +69,19 @@ def _startup_line(result: dict) -> str:
     return f"startup   process to 16 tokens: {cold} s, with compilations kept {warm} s"
 
 
+def _imports_line(result: dict) -> str:
+    times = result["to_import_jax"]
+    slowest = max((name for name in times if "--help" in name), key=lambda name: times[name]["median"])
+    shown = ["import dera_jax", slowest, "plot", "tune", "compare"]
+    told = ", ".join(f"{name} {format_spread(times[name])}" for name in shown)
+    unit = format_spread(result["seconds"]["import jax"])
+    return f"imports   times `import jax` ({unit} s): {told} (of all --help the slowest)"
+
+
 LINES = {
     "strengths": _strengths_line,
     "refill": _refill_line,
     "lora": _lora_line,
     "startup": _startup_line,
+    "imports": _imports_line,
 }
