@@ -5,6 +5,7 @@ python -m scripts.docs
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -105,9 +106,8 @@ def _section(name: str, parser: Parser) -> str:
 def _described(text: str) -> Iterator[str]:
     """Yields a description as Markdown: paragraphs, and what is aligned by spaces as it stands."""
     for part in text.strip("\n").split("\n\n"):
-        lines = part.split("\n")
         if "  " in part:
-            yield "\n".join(["```text", *(line.removeprefix("  ") for line in lines), "```\n"])
+            yield f"```text\n{textwrap.dedent(part)}\n```\n"
         else:
             yield _shown(" ".join(part.split())) + "\n"
 
