@@ -1,0 +1,170 @@
+"""Writes docs/reference/commands.md from the parsers of the commands.
+
+python -m scripts.docs
+"""
+
+import argparse
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from dera_jax import commands
+from dera_jax.commands import (  # noqa: F401
+    bench,
+    combine,
+    compare,
+    dpo,
+    generate,
+    lm_eval,
+    plan,
+    plot,
+    reward,
+    rlhf,
+    score,
+    sft,
+    sweep,
+    tune,
+)
+from dera_jax.commands.options.cli import Parser
+from dera_jax.common.spelling import COMMANDS
+from dera_jax.rewards.registry import HELP
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/reference/commands.md"
+
+INTRODUCTION = """\
+<!-- Written by scripts/docs.py from the parsers of the commands: change their help, then run the script. -->
+
+# Commands
+
+Every command is a module of a checkout, `python -m eval.sweep`. After `pip install .` it is `dera sweep`, with the
+same options. `--help` prints what this page lists, and `--version` prints the version.
+
+How strengths, prompts, rewards and training data are written is explained in [Inputs](inputs.md).
+"""
+
+
+class _Made(BaseException):
+    """Carries a parser out of the command that made it."""
+
+
+def parser_of(name: str) -> Parser:
+    """Returns the parser of a command, without the options that lm-eval adds to `eval.lm_eval`."""
+    module = getattr(commands, name)
+    for maker in ("make_parser", "parser", "_parser"):
+        if hasattr(module, maker):
+            return getattr(module, maker)()
+
+    def stop(self, args=None, namespace=None):
+        raise _Made(self)
+
+    with mock.patch.object(Parser, "parse_args", stop):
+        try:
+            module.main([])
+        except _Made as made:
+            return made.args[0]
+    raise ValueError(f"{name}: expected a command that parses its arguments")
+
+
+def page() -> str:
+    """Returns the page of all commands."""
+    parsers = {name: parser_of(name) for name in COMMANDS}
+    sections = [_section(name, parser) for name, parser in parsers.items()]
+    rows = [
+        f"| [`{_full(name)}`](#{_anchor(name)}) | {_first(p.description)} |" for name, p in parsers.items()
+    ]
+    table = "\n".join(["| command | what it does |", "|---|---|", *rows])
+    return "\n".join([INTRODUCTION, table, "", *sections]).rstrip() + "\n"
+
+
+def _full(name: str) -> str:
+    return f"{COMMANDS[name]}.{name}"
+
+
+def _anchor(name: str) -> str:
+    return _full(name).replace(".", "")
+
+
+def _first(text: str) -> str:
+    """Returns the first paragraph of a description, on one line."""
+    return " ".join(text.strip().split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def _section(name: str, parser: Parser) -> str:
+    parts = [f"## {_full(name)}\n", *_described(parser.description)]
+    if parser.epilog and name != "lm_eval":  # which says there whether lm-eval is installed
+        parts.append(" ".join(parser.epilog.split()) + "\n")
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if not _is_everywhere(action)]
+        if actions:
+            parts += [f"**{_title(group.title)}**\n", *map(_option, actions), ""]
+    return "\n".join(parts)
+
+
+def _described(text: str) -> Iterator[str]:
+    """Yields a description as Markdown: paragraphs, and what is aligned by spaces as it stands."""
+    for part in text.strip("\n").split("\n\n"):
+        if "  " in part:
+            yield f"```text\n{textwrap.dedent(part)}\n```\n"
+        else:
+            yield _shown(" ".join(part.split())) + "\n"
+
+
+def _title(title: str) -> str:
+    return {"positional arguments": "Arguments", "options": "Options"}.get(
+        title, title[:1].upper() + title[1:]
+    )
+
+
+def _is_everywhere(action: argparse.Action) -> bool:
+    return action.dest in ("help", "version")
+
+
+def _choices(action: argparse.Action) -> str:
+    return f"{{{','.join(map(str, action.choices))}}}" if action.choices else ""
+
+
+def _option(action: argparse.Action) -> str:
+    """Returns the line of an option in a list."""
+    value = None if action.nargs == 0 else action.metavar or _choices(action) or action.dest.upper()
+    if action.nargs == "?" and action.option_strings:
+        value = f"[{value}]"
+    names = [" ".join(filter(None, (name, value))) for name in action.option_strings or [""]]
+    told = (action.help or "") % {**vars(action), "prog": ""} if action.help else ""
+    # What rewards are is a list of its own.
+    told = told.replace(HELP, "a reward or several, see [Rewards](inputs.md#rewards)")
+    named = ", ".join(f"`{name.strip()}`" for name in names)
+    return f"- {named}: {_shown(told)}" if told else f"- {named}"
+
+
+_CODE = re.compile(r"`[^`]*`|(?<![\w-])--[a-z][\w-]*(?:=[^\s,;:)]*\w)?")
+
+
+def _shown(text: str) -> str:
+    """Returns plain text as Markdown that shows it as it is: options, and what stands in backticks, as code."""
+    pieces, end = [], 0
+    for code in _CODE.finditer(text):
+        pieces += [_escaped(text[end : code.start()]), code[0] if code[0][0] == "`" else f"`{code[0]}`"]
+        end = code.end()
+    return "".join([*pieces, _escaped(text[end:])])
+
+
+def _escaped(text: str) -> str:
+    if "](" in text:
+        return text
+    text = re.sub(r"<(?=[^\s=])", "&lt;", text)
+    return re.sub(r"([\\*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def main() -> int:
+    """Writes the page; returns the exit code."""
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
