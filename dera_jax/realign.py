@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float
 LARGE = 16.0
 """Weights beyond it, in absolute value, are those of a mixture that is computed as a step from the reference:
 Σₘ wₘ hₘ would be a small difference of large numbers."""
+Weights = Float[Array | np.ndarray, "*rows models"]
+"""Of each model in each row, as `strength_weights` gives them."""
 
 
 def strength_weights(lambda_: Sequence[float] | Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
@@ -36,7 +38,7 @@ def strength_weights(lambda_: Sequence[float] | Sequence[Sequence[float]] | np.n
 
 def mix_logits(
     logits: Float[Array, "models *rows vocab"],
-    weights: Float[Array, "*rows models"],
+    weights: Weights,
 ) -> Float[Array, "*rows vocab"]:
     """Returns next-token logits of the policy realigned by `weights`.
 
@@ -64,7 +66,7 @@ def mix_logits(
     return jnp.where(is_large(weights)[..., None], step, _added(logits, weights))
 
 
-def _added(logits: Float[Array, "models *rows vocab"], weights: Float[Array, "*rows models"]) -> Array:
+def _added(logits: Float[Array, "models *rows vocab"], weights: Weights) -> Array:
     # Multiply and add, not a matrix product: that would run in bfloat16 on a TPU and in TF32 on a GPU.
     h = weights[..., 0, None] * logits[0]
     for m in range(1, len(logits)):
@@ -72,14 +74,14 @@ def _added(logits: Float[Array, "models *rows vocab"], weights: Float[Array, "*r
     return h
 
 
-def is_large(weights: Float[Array, "*rows models"]) -> Bool[Array, " *rows"]:
+def is_large(weights: Weights) -> Bool[Array, " *rows"]:
     """Returns whether a mixture is one of large weights, see `LARGE`."""
     return jnp.max(jnp.abs(weights), axis=-1) > LARGE
 
 
 def mix_centered(
     logits: Float[Array, "models *rows vocab"],
-    weights: Float[Array, "*rows models"],
+    weights: Weights,
 ) -> Float[Array, "*rows vocab"]:
     """Returns what `mix_logits` does, bit for bit where no weight is large; else less a constant of each row.
 
@@ -115,7 +117,7 @@ def _difference(a: Array, b: Array) -> tuple[Array, Array]:
 def log_normalizer(
     log_partition: Float[Array, " *rows"],
     log_partitions: Float[Array, "models *rows"],
-    weights: Float[Array, "*rows models"],
+    weights: Weights,
 ) -> Float[Array, " *rows"]:
     """Returns log z, the log mass of the mixture before it was normalized over the vocabulary.
 

@@ -8,7 +8,6 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 from dera_jax import commands
 from dera_jax.commands import (  # noqa: F401
@@ -46,26 +45,9 @@ How strengths, prompts, rewards and training data are written is explained in [I
 """
 
 
-class _Made(BaseException):
-    """Carries a parser out of the command that made it."""
-
-
 def parser_of(name: str) -> Parser:
     """Returns the parser of a command, without the options that lm-eval adds to `eval.lm_eval`."""
-    module = getattr(commands, name)
-    for maker in ("make_parser", "parser", "_parser"):
-        if hasattr(module, maker):
-            return getattr(module, maker)()
-
-    def stop(self, args=None, namespace=None):
-        raise _Made(self)
-
-    with mock.patch.object(Parser, "parse_args", stop):
-        try:
-            module.main([])
-        except _Made as made:
-            return made.args[0]
-    raise ValueError(f"{name}: expected a command that parses its arguments")
+    return getattr(commands, name).make_parser()
 
 
 def page() -> str:

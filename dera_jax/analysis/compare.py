@@ -63,7 +63,7 @@ def compare(
     The interval is that of drawing prompts. A and B may be the same rows, with `against`.
 
     Args:
-      rows_a: see `results`; also rows_b.
+      rows_a: see `results.folder`; also rows_b.
       judge: see `judges`; or a reward; or what `parse_judge` reads.
       lambdas: strengths of A; None takes all.
       against: strength of B for all of them; None takes the same one.

@@ -71,7 +71,7 @@ def plot_sweep(runs: dict[str, list[Summary]], path: str | Path, about: str = ""
     prompts that may be different ones.
 
     Args:
-      runs: summaries by the name shown in the legend; see `metrics.summarize`.
+      runs: summaries by the name shown in the legend; see `summarize`.
       path: of the PNG.
       about: begins the caption: what the models are, say.
 

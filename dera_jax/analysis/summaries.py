@@ -66,7 +66,7 @@ class Summary:
 
 
 def summarize(rows: Sequence[dict]) -> list[Summary]:
-    """Returns a summary of each strength in `rows` (see `results`), in increasing order."""
+    """Returns a summary of each strength in `rows` (see `results.folder`), in increasing order."""
     by_strength = defaultdict(list)
     for row in rows:
         by_strength[strength_from_json(row["lambda"])].append(row)

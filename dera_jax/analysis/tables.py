@@ -33,7 +33,7 @@ def format_table(summaries: Sequence[Summary], style: str = "terminal") -> str:
     """Returns a table with a row per strength, without a newline at its end.
 
     Args:
-      summaries: at least one; see `metrics.summarize`.
+      summaries: at least one; see `summarize`.
       style: terminal (aligned, at most 100 columns wide), markdown or latex (booktabs).
 
     Raises:

@@ -48,7 +48,7 @@ ONCE = ("sweep", "rlhf", "refill", "startup", "imports")
 """Of the given pair alone."""
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Returns the command's options."""
     result = Parser("bench", __doc__)
     result.add_argument(
@@ -83,7 +83,7 @@ def parser() -> Parser:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     check_file("--out", args.out, ".json")
     if args.train and args.schedule:
         raise ValueError("expected --train or --schedule, found both")

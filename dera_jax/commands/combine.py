@@ -12,9 +12,8 @@ from dera_jax.commands.options import cli, models
 from dera_jax.commands.process import endings
 
 
-@endings.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m eval.combine`."""
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m eval.combine`."""
     parser = cli.Parser("combine", __doc__)
     parser.add_argument(
         "--lambda", dest="lambda_", required=True, metavar="STRENGTH", help="one strength, as in eval.sweep"
@@ -25,7 +24,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new model")
     models.add_pair_options(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+@endings.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.combine`."""
+    args = make_parser().parse_args(argv)
 
     from dera_jax.common.provenance import provenance
     from dera_jax.common.shown import shown

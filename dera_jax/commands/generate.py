@@ -28,7 +28,7 @@ NARROWEST, WIDEST = 28, 1000
 @endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.generate`."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     decode = decoding.decode_config(args)
     check_count("--num-samples", args.num_samples, most=10**4)
     if args.interactive and args.prompt is not None:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         answer(prompt, lambdas)
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("generate", __doc__)
     parser.add_argument(
         "--prompt", metavar="TEXT", help="what to continue (default: the first shipped prompt)"

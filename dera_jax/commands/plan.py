@@ -27,13 +27,13 @@ from dera_jax.performance.plan.table import as_json, table_lines
 SIZES = (
     "mistral-7b llama-2-7b llama-3.2-1b llama-3.1-8b llama-3.1-70b qwen2.5-0.5b qwen2.5-7b gemma-2-2b gemma-2-9b"
 ).split()
-"""Names of `sizes.SIZES`, for --help, which does not wait for JAX."""
+"""Names of `policies.sizes.SIZES`, for --help, which does not wait for JAX."""
 
 
 @endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.plan`."""
-    parser = _parser()
+    parser = make_parser()
     args = parser.parse_args(argv)
     cli.check_file("--out", args.out, ".json")
 
@@ -87,7 +87,7 @@ class _Clock:
             print(f"  … {time.monotonic() - self._started:.0f} s, still compiling", file=sys.stderr)
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     epilog = (
         f"known sizes: {', '.join(SIZES)}; chips: {', '.join(CHIPS)} (TPUs; other devices are not planned)"
     )

@@ -14,9 +14,8 @@ from dera_jax.commands.options import cli
 from dera_jax.commands.process import endings
 
 
-@endings.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m eval.plot`."""
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m eval.plot`."""
     parser = cli.Parser("plot", __doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a sweep's folder, or its rows.jsonl[.gz|.xz]"
@@ -31,7 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="show a run that is not complete, with a warning"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+@endings.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.plot`."""
+    args = make_parser().parse_args(argv)
     cli.check_file("--out", args.out, ".png")
 
     from dera_jax.analysis import reports, tables

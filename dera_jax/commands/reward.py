@@ -26,9 +26,8 @@ def _tell(folder, found) -> None:
         tqdm.write("warning: no better than chance: it has not learned what people prefer", file=sys.stderr)
 
 
-@endings.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m train.reward`."""
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m train.reward`."""
     parser = cli.Parser("reward", __doc__)
     training.add_model_options(parser)
     training.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
@@ -40,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="draws rewards towards a mean of 0 (default %(default)g)",
     )
     training.add_train_options(parser, learning_rate=1e-4, batch_size=32)
+    return parser
+
+
+@endings.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m train.reward`."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     check_number("--center-rewards-coefficient", args.center_rewards_coefficient, 0.0, float("inf"))
     train_checks.check(parser, args)

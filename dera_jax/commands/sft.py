@@ -10,9 +10,8 @@ from dera_jax.commands.options import cli, train_checks, train_grid, training
 from dera_jax.commands.process import endings
 
 
-@endings.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m train.sft`."""
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m train.sft`."""
     parser = cli.Parser("sft", __doc__)
     training.add_model_options(parser)
     parser.add_argument(
@@ -39,6 +38,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="several examples in a row of --max-length tokens; none sees another",
     )
     training.add_train_options(parser, learning_rate=2e-5, batch_size=32)
+    return parser
+
+
+@endings.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m train.sft`."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     train_checks.check(parser, args)
 

@@ -88,7 +88,7 @@ class Resources(TypedDict, total=False):
 
 
 class RunManifest(TypedDict):
-    """Of a sweep's folder, see `results.RunFolder`; keys that are not named may hold anything."""
+    """Of a sweep's folder, see `results.folder.RunFolder`; keys that are not named may hold anything."""
 
     format: int
     identity: Identity

@@ -66,7 +66,7 @@ Row = TypedDict(
     },
     total=False,
 )
-"""Types of a row's fields, see `results`; what else there is may be anything."""
+"""Types of a row's fields, see `results.folder`; what else there is may be anything."""
 OPTIONAL = ("seed", "turn", "rule", "prompt_tokens", "tokens")
 """Fields that kept rows may lack."""
 WHOLE = tuple(name for name in Row.__annotations__ if name not in OPTIONAL)

@@ -100,7 +100,7 @@ def greedy_agreement(policies: Sequence[Policy], prompt: EncodedPrompt, torch_pa
 # Overhead: the whole step against the forward passes in it
 
 
-# Static: configs, steps. Traced: the rest, as in `decode.decode_chunk`.
+# Static: configs, steps. Traced: the rest, as in `device_loop.decode_chunk`.
 @partial(jax.jit, static_argnames=("configs", "steps"), donate_argnames="state")
 def forward_chunk(
     configs: tuple[models.ModelConfig, ...],
