@@ -15,7 +15,7 @@ from dera_jax.models.trees import flatten, unflatten
 from dera_jax.policies.policy import with_params
 from dera_jax.scoring.divergence import encode_texts
 from dera_jax.scoring.precision import precision_cost
-from tests.models.test_models import FAMILIES, PROMPTS, SHAPES, our_logits, padded, random_model, save
+from tests.models.test_decoder import FAMILIES, PROMPTS, SHAPES, our_logits, padded, random_model, save
 
 # Dettmers et al., arXiv:2305.14314, appendix E.
 NF4 = [

@@ -9,7 +9,7 @@ import pytest
 from dera_jax import load_policy
 from dera_jax.policies import adapter_settings
 from dera_jax.policies.adapter_settings import OBEYED, REFUSED, STARTS, TOLD_BY_TENSORS, WITHOUT_EFFECT
-from tests.models.test_models import SHAPES, our_logits, padded, random_model, save
+from tests.models.test_decoder import SHAPES, our_logits, padded, random_model, save
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -11,7 +11,7 @@ import pytest
 from dera_jax import generate, load_policies, load_policy, save_policy
 from dera_jax.models.trees import flatten
 from dera_jax.policies.policy import held_bytes
-from tests.models.test_models import (
+from tests.models.test_decoder import (
     PROMPTS,
     SHAPES,
     VOCAB,

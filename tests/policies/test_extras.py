@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import load_policy
-from tests.models.test_models import SHAPES, random_model, save
+from tests.models.test_decoder import SHAPES, random_model, save
 from tests.policies.test_ties import check
 from tests.support import t5_models
 

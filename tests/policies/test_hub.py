@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from dera_jax import load_policies, load_policy
 from dera_jax.policies import hub
-from tests.policies.test_policies import change_json, refusal
+from tests.policies.test_load import change_json, refusal
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dera_jax.policies.low_rank import with_lora
 from dera_jax.policies.policy import TOY
 from dera_jax.policies.reward_models import OWN, fresh_reward_model, load_reward_model, save_reward_adapter
 from dera_jax.rewards.model import reward_texts
-from tests.models.test_models import FAMILIES, SHAPES, random_model, save
+from tests.models.test_decoder import FAMILIES, SHAPES, random_model, save
 from tests.rewards.test_reward_models import T5, TEXTS, randomize
 
 torch = pytest.importorskip("torch")

@@ -12,7 +12,7 @@ from dera_jax.models.trees import flatten
 from dera_jax.policies import tensors
 from dera_jax.policies.combine import combine
 from dera_jax.policies.reward_models import fresh_reward_model
-from tests.models.test_models import SHAPES, our_logits, padded, random_model, save
+from tests.models.test_decoder import SHAPES, our_logits, padded, random_model, save
 
 torch = pytest.importorskip("torch")
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402

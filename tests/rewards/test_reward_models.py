@@ -19,7 +19,7 @@ from dera_jax.rewards.model import _forward, reward_texts
 from dera_jax.rewards.registry import Reward, parse_rewards
 from dera_jax.sweeps.judging import judge_run
 from dera_jax.training.rollout import draw_rollout
-from tests.models.test_models import FAMILIES, SHAPES, VOCAB, random_model, save
+from tests.models.test_decoder import FAMILIES, SHAPES, VOCAB, random_model, save
 
 torch = pytest.importorskip("torch")
 from transformers import (  # noqa: E402

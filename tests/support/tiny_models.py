@@ -31,7 +31,7 @@ def configs():
     """Returns the tiny configuration of every family in its variants, and what is built upon them."""
     from transformers import AutoConfig
 
-    from tests.models.test_models import BASE, SHAPES
+    from tests.models.test_decoder import BASE, SHAPES
     from tests.support.t5_models import BASE as T5_BASE
     from tests.support.t5_models import SHAPES as T5_SHAPES
 

@@ -152,7 +152,7 @@ def test_kto_reads_no_other_completion_beyond_the_context(policies, tmp_path):
 def torch_models():
     from transformers import AutoConfig
 
-    from tests.models.test_models import BASE, SHAPES
+    from tests.models.test_decoder import BASE, SHAPES
     from tests.support.t5_models import BASE as T5
 
     for name in ("llama, biases", "qwen3", "gemma3", "gpt2", "gpt_neox", "olmo2"):

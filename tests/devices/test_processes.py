@@ -1,6 +1,6 @@
 """Several processes in one run: who takes what, how they end together, and that the rows are those of one.
 
-What needs several processes runs as `python -m tests.devices.test_hosts OUT` or as the command itself.
+What needs several processes runs as `python -m tests.devices.test_processes OUT` or as the command itself.
 """
 
 import json
@@ -178,7 +178,7 @@ def await_all(started, folder, code=0):
 @pytest.fixture(scope="module")
 def situations(tmp_path_factory):
     folder, out = tmp_path_factory.mktemp("told"), tmp_path_factory.mktemp("out")
-    told = await_all(launch(["tests.devices.test_hosts", out], 2, folder, count=3, tell=slurm(3)), folder)
+    told = await_all(launch(["tests.devices.test_processes", out], 2, folder, count=3, tell=slurm(3)), folder)
     return out, [json.loads(text.splitlines()[-1]) for text, _ in told]
 
 

@@ -290,7 +290,7 @@ def test_every_method_trains_on_eight_devices_as_on_one(tmp_path):
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     started = [
-        run("tests.commands.test_train_commands", tmp_path, *words, env=environment(devices))
+        run("tests.commands.test_train_meshes", tmp_path, *words, env=environment(devices))
         for devices, words in ((1, ["one"]), (8, ["eight", "--mesh=data:4,model:2"]))
     ]
     for process in started:
@@ -334,8 +334,8 @@ MISTAKES = [
     ("rlhf", {"--reward": "keywords:a", "--num-samples": "2"}, "takes 16 prompts a step, found 8 in"),
     (
         "rlhf",
-        {"--reward": "python:tests.commands.test_train_commands:broken"},
-        "reward python:tests.commands.test_train_commands:broken",
+        {"--reward": "python:tests.commands.test_train_meshes:broken"},
+        "reward python:tests.commands.test_train_meshes:broken",
     ),
 ]
 
