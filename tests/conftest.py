@@ -38,7 +38,7 @@ install_import_hook(SHAPED, "tests.support.typecheck.check")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-pytest_plugins = ["tests.support.command_runs", "tests.support.outside_data"]
+pytest_plugins = ["tests.support.command_runs", "tests.support.outside_data", "tests.support.stub_judge"]
 
 
 def pytest_addoption(parser):

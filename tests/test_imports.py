@@ -41,6 +41,7 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+BESIDE = [path for folder in ("tests", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 MODULES = {module_name(path): path for path in sorted((ROOT / "dera_jax").rglob("*.py"))}
 LIBRARY = [name for name in MODULES if name.count(".") and not name.startswith("dera_jax.commands")]
 
@@ -122,10 +123,15 @@ def test_names_are_imported_from_the_file_that_defines_them():
 
 
 def test_a_file_has_one_idea():
-    """Or as many lines as one needs; a command has few ideas of its own."""
+    """Or as many lines as one needs; a command has few ideas of its own. What tests share is in tests/support."""
     for module, path in MODULES.items():
         command = module.startswith("dera_jax.commands.") and module.count(".") == 2
         assert len(path.read_text().splitlines()) <= (200 if command else 350), module
+    for path in BESIDE:
+        assert len(path.read_text().splitlines()) <= 350, path
+        for module, name in imports(path):
+            parts = [*module.split("."), name or ""]
+            assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), (path, module)
 
 
 def test_what_another_file_imports_has_no_underscore():

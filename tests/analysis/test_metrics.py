@@ -9,26 +9,7 @@ from dera_jax.analysis.estimates import bootstrap_interval, estimate, paired_dif
 from dera_jax.analysis.importance import effective_sample_size
 from dera_jax.analysis.reports import warnings_of, write_summary_csv
 from dera_jax.analysis.summaries import summarize
-
-
-def row(prompt_id=0, sample=0, lambda_=1, **more):
-    """A completion of three tokens, drawn from the mixture itself."""
-    return {
-        "prompt_id": prompt_id,
-        "sample": sample,
-        "lambda": lambda_,
-        "beta": 0.1,
-        "tokens": [5, 6, 2],
-        "length": 2,
-        "finish_reason": "eos",
-        "rewards": {},
-        "logprob": -3.0,
-        "reference_logprob": -5.0,
-        "aligned_logprob": -2.0,
-        "sampling_logprob": -3.0,
-        "kl_to_reference": 1.5,
-        "log_normalizer": -0.5,
-    } | more
+from tests.support.rows import row
 
 
 def test_intervals_cover_the_mean_when_prompts_differ():

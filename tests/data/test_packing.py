@@ -12,7 +12,8 @@ from dera_jax.training import losses
 from dera_jax.training.config import TrainConfig
 from dera_jax.training.packing import pack
 from dera_jax.training.sft import sft_method
-from tests.models.test_models import SHAPES, VOCAB, random_model, save
+from tests.support.shapes import SHAPES, VOCAB
+from tests.support.torch_models import random_model, save
 
 RANDOM = np.random.default_rng(0)
 EXAMPLES = [

@@ -20,7 +20,7 @@ from dera_jax.rewards.model import ModelReward
 from dera_jax.scoring.logprobs import completion_logprobs
 from dera_jax.scoring.pairs import encode_pairs, load_pairs
 from dera_jax.scoring.score import score_tokens
-from tests.models.test_models import GPT2
+from tests.support.shapes import GPT2
 
 torch = pytest.importorskip("torch")
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402

@@ -15,7 +15,8 @@ from dera_jax.models.trees import flatten, unflatten
 from dera_jax.policies.policy import with_params
 from dera_jax.scoring.divergence import encode_texts
 from dera_jax.scoring.precision import precision_cost
-from tests.models.test_models import FAMILIES, PROMPTS, SHAPES, our_logits, padded, random_model, save
+from tests.support.shapes import FAMILIES, SHAPES
+from tests.support.torch_models import PROMPTS, our_logits, padded, random_model, save
 
 # Dettmers et al., arXiv:2305.14314, appendix E.
 NF4 = [

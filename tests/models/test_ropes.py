@@ -8,7 +8,8 @@ import pytest
 from dera_jax import load_policy, score
 from dera_jax.data.tokens import encode_prompt
 from dera_jax.policies import families
-from tests.models.test_models import BASE, GEMMA3, random_model, save
+from tests.support.shapes import BASE, GEMMA3
+from tests.support.torch_models import random_model, save
 
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForCausalLM  # noqa: E402

@@ -9,7 +9,8 @@ import pytest
 from dera_jax import load_policy
 from dera_jax.policies import adapter_settings
 from dera_jax.policies.adapter_settings import OBEYED, REFUSED, STARTS, TOLD_BY_TENSORS, WITHOUT_EFFECT
-from tests.models.test_models import SHAPES, our_logits, padded, random_model, save
+from tests.support.shapes import SHAPES
+from tests.support.torch_models import our_logits, padded, random_model, save
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -11,10 +11,9 @@ import pytest
 from dera_jax import generate, load_policies, load_policy, save_policy
 from dera_jax.models.trees import flatten
 from dera_jax.policies.policy import held_bytes
-from tests.models.test_models import (
+from tests.support.shapes import SHAPES, VOCAB
+from tests.support.torch_models import (
     PROMPTS,
-    SHAPES,
-    VOCAB,
     exact_logits,
     our_logits,
     padded,

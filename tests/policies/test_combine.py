@@ -13,7 +13,7 @@ from dera_jax.commands.combine import main
 from dera_jax.models.trees import flatten
 from dera_jax.policies.combine import _slerp, combine
 from dera_jax.policies.policy import with_params
-from tests.models.test_models import our_logits, padded, torch_logits
+from tests.support.torch_models import our_logits, padded, torch_logits
 
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForCausalLM  # noqa: E402

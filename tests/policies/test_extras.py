@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import load_policy
-from tests.models.test_models import SHAPES, random_model, save
-from tests.policies.test_ties import check
 from tests.support import t5_models
+from tests.support.shapes import SHAPES
+from tests.support.torch_models import check, random_model, save
 
 torch = pytest.importorskip("torch")
 

@@ -11,9 +11,10 @@ from dera_jax import load_policy, models
 from dera_jax.models.layers import ACTIVATIONS
 from dera_jax.policies import families
 from dera_jax.policies.fields import FIELDS
-from tests.models.test_models import BASE, GEMMA2, GEMMA3, GPT2, NEOX, random_model, save
-from tests.policies.test_published import CONFIGS
 from tests.support import t5_models
+from tests.support.published import CONFIGS
+from tests.support.shapes import BASE, GEMMA2, GEMMA3, GPT2, NEOX
+from tests.support.torch_models import random_model, save
 
 torch = pytest.importorskip("torch")
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM  # noqa: E402

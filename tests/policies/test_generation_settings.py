@@ -8,7 +8,7 @@ import pytest
 
 from dera_jax import load_policy
 from dera_jax.policies import settings
-from tests.models.test_models import random_model, save
+from tests.support.torch_models import random_model, save
 
 pytest.importorskip("torch")
 from transformers import GenerationConfig

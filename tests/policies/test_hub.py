@@ -11,15 +11,8 @@ from safetensors.numpy import save_file
 
 from dera_jax import load_policies, load_policy
 from dera_jax.policies import hub
-from tests.policies.test_policies import change_json, refusal
-
-
-@pytest.fixture
-def folder(toy, tmp_path):
-    (tmp_path / "model").mkdir()
-    for file in toy.iterdir():
-        shutil.copyfile(file, tmp_path / "model" / file.name)
-    return tmp_path / "model"
+from tests.support.broken_models import refusal
+from tests.support.json_files import change_json
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 from dera_jax import load_policy, save_policy
 from dera_jax.models.trees import flatten
 from dera_jax.policies import tensors, weights
-from tests.models.test_models import SHAPES, random_model, save
 from tests.support.processes import ROOT, environment
+from tests.support.shapes import SHAPES
+from tests.support.torch_models import random_model, save
 
 
 def shard(folder, out, count):

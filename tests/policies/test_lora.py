@@ -20,8 +20,9 @@ from dera_jax.policies.policy import with_params
 from dera_jax.policies.save import save_adapter
 from dera_jax.scoring.logprobs import completion_logprobs
 from dera_jax.training import parameters
-from tests.models.test_models import SHAPES, exact_logits, our_logits, padded, random_model, save
 from tests.support import t5_models
+from tests.support.shapes import SHAPES
+from tests.support.torch_models import exact_logits, our_logits, padded, random_model, save
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

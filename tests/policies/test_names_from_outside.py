@@ -12,8 +12,8 @@ from dera_jax.analysis.reports import describe_models, harmless, warnings_of, wr
 from dera_jax.analysis.summaries import summarize
 from dera_jax.analysis.tables import Column, format_columns, format_table, short_names
 from dera_jax.commands import plot, tune
-from tests.analysis.test_metrics import row
 from tests.support.grids import gridded, rows_of, write_rows
+from tests.support.rows import row
 
 NASTY = [
     "\x1b[2J\x1b]0;title\x07",

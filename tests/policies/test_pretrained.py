@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policy
-from tests.models.test_models import in_float64, our_logits, torch_logits
+from tests.support.torch_models import in_float64, our_logits, torch_logits
 
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForCausalLM  # noqa: E402

@@ -14,8 +14,9 @@ from dera_jax.policies.low_rank import with_lora
 from dera_jax.policies.policy import TOY
 from dera_jax.policies.reward_models import OWN, fresh_reward_model, load_reward_model, save_reward_adapter
 from dera_jax.rewards.model import reward_texts
-from tests.models.test_models import FAMILIES, SHAPES, random_model, save
-from tests.rewards.test_reward_models import T5, TEXTS, randomize
+from tests.support.shapes import FAMILIES, SHAPES
+from tests.support.torch_models import random_model, save
+from tests.support.torch_rewards import T5, TEXTS, randomize
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

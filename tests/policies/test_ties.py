@@ -12,7 +12,8 @@ from dera_jax.models.trees import flatten
 from dera_jax.policies import tensors
 from dera_jax.policies.combine import combine
 from dera_jax.policies.reward_models import fresh_reward_model
-from tests.models.test_models import SHAPES, our_logits, padded, random_model, save
+from tests.support.shapes import SHAPES
+from tests.support.torch_models import check, logits_of_torch, our_logits, padded, random_model, save
 
 torch = pytest.importorskip("torch")
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
@@ -42,20 +43,6 @@ def weights(folder):
 
 def put(folder, named):
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def logits_of_torch(folder):
-    # The other implementations of attention leave soft-caps out.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    tokens, _ = padded((60,))
-    with torch.no_grad():
-        return model.eval()(torch.tensor(tokens).long()).logits.numpy()
-
-
-def check(policy, folder, atol=1e-4):
-    expected = logits_of_torch(folder)
-    assert expected.std() > 0.1
-    np.testing.assert_allclose(our_logits(policy, *padded((60,))), expected, atol=atol)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,6 @@ import csv
 import fcntl
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from scipy import stats
 
 from dera_jax.analysis import summaries
 from dera_jax.analysis.estimates import Estimate
-from dera_jax.common.files import ASSETS, write_text
+from dera_jax.common.files import ASSETS
 from dera_jax.common.json_files import read_json
 from dera_jax.data.records import load_records
 from dera_jax.experiments.declare import Experiment, Step
@@ -24,15 +23,7 @@ from scripts.reproduce import evidence as ev
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.rewards import invented, inventions
 from scripts.reproduce.smoke import shrink
-
-MADE: list[str] = []
-
-
-def touch(out: Path, text: str) -> None:
-    """A step's function: writes a file, and notes that it ran."""
-    MADE.append(out.name)
-    write_text(out / "text.txt", text)
-
+from tests.support.steps import MADE
 
 PAIR = Experiment(
     name="toy",
@@ -90,19 +81,17 @@ def test_another_command_is_another_measurement(folders):
 
 
 def test_steps_are_made_in_order_and_not_again(folders):
-    first = Step("tests.reproduce.test_reproduce:touch", "first", {"text": "a"})
-    second = Step("tests.reproduce.test_reproduce:touch", "second", {"text": first / "text.txt"})
+    first = Step("tests.support.steps:touch", "first", {"text": "a"})
+    second = Step("tests.support.steps:touch", "second", {"text": first / "text.txt"})
     runner.make_step(second, folders)
     runner.make_step(second, folders)
-    import tests.reproduce.test_reproduce as imported  # the runner's own copy of this module
-
-    assert imported.MADE[-2:] == ["first", "second"]
+    assert MADE[-2:] == ["first", "second"]
     assert (folders.work / "second/text.txt").read_text() == f"{folders.work}/first/text.txt"
     assert read_json(folders.work / "first/step.json")["command"][0] == first.command
 
 
 def test_what_another_process_makes_is_left_to_it(folders):
-    step = Step("tests.reproduce.test_reproduce:touch", "first", {"text": "a"})
+    step = Step("tests.support.steps:touch", "first", {"text": "a"})
     (folders.work / "locks").mkdir(parents=True)
     with open(folders.work / "locks/first", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -19,7 +19,9 @@ from dera_jax.rewards.model import _forward, reward_texts
 from dera_jax.rewards.registry import Reward, parse_rewards
 from dera_jax.sweeps.judging import judge_run
 from dera_jax.training.rollout import draw_rollout
-from tests.models.test_models import FAMILIES, SHAPES, VOCAB, random_model, save
+from tests.support.shapes import FAMILIES, SHAPES
+from tests.support.torch_models import random_model, save
+from tests.support.torch_rewards import T5, TEXTS, randomize
 
 torch = pytest.importorskip("torch")
 from transformers import (  # noqa: E402
@@ -29,22 +31,6 @@ from transformers import (  # noqa: E402
     T5EncoderModel,
     T5ForSequenceClassification,
 )
-
-TEXTS = [np.random.default_rng(n).integers(3, VOCAB, size=n).tolist() for n in (1, 5, 16, 17, 40, 3, 9)]
-T5 = {
-    "vocab_size": VOCAB, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 3, "num_decoder_layers": 2,
-    "num_heads": 4, "feed_forward_proj": "gated-gelu", "pad_token_id": 0, "eos_token_id": 1,
-    "decoder_start_token_id": 0, "num_labels": 1, "classifier_dropout": 0.0,
-}  # fmt: skip
-
-
-def randomize(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            value.copy_(1 + 0.3 * noise if "norm" in name else noise / value.shape[-1] ** 0.5)
-    return model.eval()
 
 
 def classifier(name):

@@ -1,22 +1,14 @@
 """Rewards: counted by hand, against brute force on stories, and on VADER's own file."""
 
-import asyncio
 import random
-import re
-import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from dera_jax import sweep
-from dera_jax.data.encoding import encode_prompts
-from dera_jax.data.prompts import Prompt
-from dera_jax.decoding.config import DecodeConfig
 from dera_jax.rewards.completions import Completions
-from dera_jax.rewards.registry import Reward, as_rewards, parse_rewards
-from dera_jax.training.rollout import draw_rollout
+from dera_jax.rewards.registry import Reward, parse_rewards
+from tests.support.rewarded import of_texts, reward
 
 RATINGS = {
     "happy": 2.7, "great": 3.1, "sad": -2.1, "self-confident": 2.5, "good": 1.9, "love": 3.2, ":)": 2.0, ":D": 2.3,
@@ -37,19 +29,6 @@ def of_tokens(tokens, decode, finish_reasons="eos"):
     if isinstance(finish_reasons, str):
         finish_reasons = [finish_reasons] * len(tokens)
     return Completions(["Once"] * len(tokens), [decode(t) for t in tokens], tokens, finish_reasons, decode)
-
-
-def of_texts(*texts, **columns):
-    """Returns completions whose tokens are their words."""
-    tokens = [list(range(len(text.split()))) for text in texts]
-    return Completions(
-        [f"ask {i}" for i in range(len(texts))], texts, tokens, ["eos"] * len(texts), str, columns
-    )
-
-
-def reward(spec, completions):
-    (found,) = parse_rewards(spec)
-    return found(completions)
 
 
 def counted(spec_tail, completions, longest):
@@ -217,136 +196,6 @@ def test_mistakes_end_in_one_line(user_module, text, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_rewards(text)
     assert "\n" not in str(error.value)
-
-
-USER_REWARDS = """
-import numpy as np
-
-def lengths(prompts, completions, **columns):
-    return [float(len(c) + len(p)) for p, c in zip(prompts, completions)]
-
-def named(completions, answer):
-    return [1 if a in c else None for a, c in zip(answer, completions, strict=True)]
-
-def everything(prompts, completions, **columns):
-    assert sorted(columns) == ["answer", "completion_ids", "other"], columns
-    return np.array([len(ids) for ids in columns["completion_ids"]], np.float32)
-
-def generated(completions, **columns):
-    yield from (True for c in completions)
-
-def chatting(prompts, completions, **columns):
-    assert "trainer_state" not in columns and isinstance(prompts[0], list), columns
-    return [float(len(c[0]["content"])) if isinstance(c, list) else -len(c) for c in completions]
-
-async def later(completions, **columns):
-    import asyncio
-    async def one(c): await asyncio.sleep(0.001); return len(c)
-    return await asyncio.gather(*map(one, completions))
-
-def of_training(completions, trainer_state, log_metric, log_extra):
-    log_metric("mean", 1.0), log_extra("seen", [1] * len(completions))
-    return [trainer_state.global_step] * len(completions)
-
-def last_id(completions, completion_ids): return [ids[-1] for ids in completion_ids]
-
-def short(completions, **columns): return [1.0]
-def nothing(completions, **columns): pass
-def text(completions, **columns): return "ab"
-def words(completions, **columns): return ["1", "2"]
-def nan(completions, **columns): return [0.0, np.nan]
-def infinite(completions, **columns): return [float("-inf"), 0.0]
-def fails(completions, **columns): raise KeyError("the\\nkey")
-def demands(completions, missing): return [0.0, 0.0]
-"""
-
-
-@pytest.fixture
-def user_module(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [p for p in sys.path if p])
-    monkeypatch.delitem(sys.modules, "user_rewards", raising=False)
-    (tmp_path / "user_rewards.py").write_text(USER_REWARDS)
-    (tmp_path / "user_broken.py").write_text("def f(:")
-
-
-def test_user_functions_have_trls_signature(user_module):
-    completions = of_texts("yes sir", "no", answer=["yes", "yes"], other=[1, 2])
-    assert reward("python:user_rewards:lengths", completions) == [12.0, 7.0]
-    assert reward("python:user_rewards:named", completions) == [1.0, None]
-    assert reward("python:user_rewards:everything", completions) == [2.0, 1.0]
-    found = reward("python:user_rewards:generated", completions)
-    assert found == [1.0, 1.0]
-    assert {type(value) for value in found} == {float}
-
-
-def test_user_functions_see_chats_as_trl_shows_them(user_module):
-    """As TRL's GRPOTrainer calls them: messages for chats, async functions awaited, the state of the training."""
-    chat = [{"role": "user", "content": "Hi"}]
-    rows = [
-        {"prompt": prompt, "completion": text, "tokens": [5, 2], "length": 1, "finish_reason": "eos"}
-        for prompt, text in ((chat, "Hello"), ("Once", " upon"))
-    ]
-    seen = Completions.of(rows, [{}, {}], str, step=3)
-    assert reward("python:user_rewards:chatting", seen) == [5.0, -5.0]
-    assert reward("python:user_rewards:later", seen) == [1.0, 5.0]
-    assert reward("python:user_rewards:of_training", seen) == [3.0, 3.0]
-    assert reward("python:user_rewards:last_id", seen) == [2.0, 2.0]  # EOS is there, as in TRL
-    assert seen.tokens == [[5], [5]]
-
-    async def within_a_loop():
-        return reward("python:user_rewards:later", seen)
-
-    assert asyncio.run(within_a_loop()) == [1.0, 5.0]
-
-
-def test_training_and_sweeps_show_a_reward_the_same(pair):
-    """One builder of what is seen: the start of an answer belongs to the prompt in both."""
-    seen = {"training": [], "sweep": []}
-    for prompt in (
-        {"prompt": "Once", "prefix": " upon"},
-        {"turns": ["Hi"], "prefix": "Lily", "topic": "tales"},
-    ):
-        policies = tuple(
-            replace(p, template="{% for m in messages %}{{ m.content }}\n{% endfor %}") for p in pair
-        )
-
-        def note(kind):
-            def f(prompts, completions, **columns):
-                seen[kind].append((prompts[0], type(completions[0]), sorted(columns)))
-                return [0.0] * len(prompts)
-
-            return as_rewards({"f": f})
-
-        list(sweep(policies, [prompt], [0.0], note("sweep"), max_new_tokens=4, rows=2))
-        encoded = encode_prompts(policies[:1], [Prompt.of(prompt)], 4)
-        draw_rollout(*policies, encoded, 2, note("training"), DecodeConfig(max_new_tokens=4), 0)
-    assert seen["training"] == seen["sweep"]
-    assert seen["sweep"][0][:2] == ("Once upon", str)
-    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Lily"}]
-    assert seen["sweep"][1] == (said, list, ["completion_ids", "topic"])
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("short", "expected 2 numbers, found 1"),
-        ("nothing", "expected a list of 2 numbers, found None"),
-        ("text", "expected a list of 2 numbers, found 'ab'"),
-        ("words", "expected a finite number or None, found '1' for completion 0"),
-        ("nan", ".*found nan for completion 1"),
-        ("infinite", ".*found -inf for completion 0"),
-        ("fails", "KeyError: 'the.*key'"),
-        ("demands", "TypeError: .*'missing'"),
-    ],
-)
-def test_user_functions_are_held_to_it(user_module, name, message):
-    spec = f"python:user_rewards:{name}"
-    with pytest.raises(ValueError, match=f"^reward {re.escape(spec)}: {message}") as error:
-        reward(spec, of_texts("a", "b"))
-    assert "\n" not in str(error.value)
-    if name == "fails":
-        assert isinstance(error.value.__cause__, KeyError)
 
 
 def test_values_become_python_floats():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 Reply = tuple[int, dict, bytes]
 
 
@@ -150,3 +152,11 @@ def serve_bytes(pieces: Callable[[], Iterable[bytes]]):
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serve() as server:
+        yield server

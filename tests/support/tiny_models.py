@@ -17,6 +17,7 @@ from dera_jax.models.reward import RewardConfig
 from dera_jax.models.trees import flatten
 from dera_jax.policies import families
 from dera_jax.scoring.logprobs import completion_logits, completion_logprobs
+from tests.support.shapes import BASE, SHAPES
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-2)))
 
@@ -31,7 +32,6 @@ def configs():
     """Returns the tiny configuration of every family in its variants, and what is built upon them."""
     from transformers import AutoConfig
 
-    from tests.models.test_models import BASE, SHAPES
     from tests.support.t5_models import BASE as T5_BASE
     from tests.support.t5_models import SHAPES as T5_SHAPES
 

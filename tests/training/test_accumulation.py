@@ -21,6 +21,7 @@ from dera_jax.training.ppo import ppo_method
 from dera_jax.training.preferences import preference_method
 from dera_jax.training.reward import reward_method
 from dera_jax.training.sft import sft_method
+from tests.support.shapes import BASE, SHAPES
 from tests.support.toy import tiny_policy
 
 ROWS = 8
@@ -152,7 +153,6 @@ def test_kto_reads_no_other_completion_beyond_the_context(policies, tmp_path):
 def torch_models():
     from transformers import AutoConfig
 
-    from tests.models.test_models import BASE, SHAPES
     from tests.support.t5_models import BASE as T5
 
     for name in ("llama, biases", "qwen3", "gemma3", "gpt2", "gpt_neox", "olmo2"):

@@ -13,7 +13,7 @@ from dera_jax.policies.reward_models import load_reward_model
 from dera_jax.policies.weights import named_tensors
 from dera_jax.scoring.logprobs import completion_logprobs
 from dera_jax.training import losses
-from tests.models.test_models import in_float64, save
+from tests.support.torch_models import in_float64, save
 
 torch = pytest.importorskip("torch")
 datasets = pytest.importorskip("datasets")

@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import jax
@@ -14,17 +11,15 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policy, save_policy
-from dera_jax.commands import combine, sft
-from dera_jax.commands.process import endings
+from dera_jax.commands import combine
 from dera_jax.policies import manifests
 from dera_jax.policies.policy import TOY, with_params
 from dera_jax.training import runs
-from dera_jax.training.checkpoints import Checkpoints, _write_record
 from dera_jax.training.config import RunConfig, TrainConfig
-from dera_jax.training.log import FILES, RunLog
+from dera_jax.training.log import FILES
 from dera_jax.training.loop import Method, fit
 from dera_jax.training.optimization import Terms
-from tests.support.processes import ROOT, environment
+from tests.support.json_files import read
 
 CONFIG = TrainConfig(max_steps=2, batch_size=1, learning_rate=0.1, warmup_ratio=0.0)
 RUN = RunConfig(save_steps=1, eval_steps=1, save_only_model=True)
@@ -69,10 +64,6 @@ def out(tmp_path, toy):
 
 def is_finished(out):
     return runs.is_finished(out, SETTINGS, CONFIG)
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def test_a_manifest_speaks_for_the_weights_that_lie_there(out):
@@ -305,131 +296,3 @@ def test_combining_goes_on_in_a_folder_that_was_being_written_and_in_no_other(tm
         (half / "manifest.json").write_text(taken)
         assert combine.main([f"--out={half}", "--lambda=0.5"]) == 2
         assert "already holds a model" in capsys.readouterr().err
-
-
-STATE = {"w": jnp.arange(4.0)}
-
-
-@pytest.fixture
-def two_checkpoints(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, {"w": STATE["w"] + step}, {})
-    return tmp_path
-
-
-def restored(folder):
-    with Checkpoints(folder) as checkpoints:
-        return checkpoints.restore(STATE)
-
-
-@pytest.mark.parametrize(
-    "text", ["[]", "null", "[" * 99_999, '{"facts": 1}', '{"sha256": []}', '{"files": {"a": 1}}']
-)
-def test_a_record_of_other_types_is_damage(text, two_checkpoints, capfd):
-    (two_checkpoints / "2" / "record.json").write_text(text)
-    assert restored(two_checkpoints)[0] == 1
-    said = capfd.readouterr().err
-    assert said == "CHECKPOINT: damaged (step 2: record.json cannot be read); going on from step 1\n"
-
-
-def test_a_checkpoint_under_another_number_is_damage(two_checkpoints, capfd):
-    (two_checkpoints / "1").rename(two_checkpoints / "5")
-    step, state, _ = restored(two_checkpoints)
-    assert step == 2 and float(state["w"][0]) == 2
-    assert "damaged (step 5: it is that of step 1); going on from step 2" in capfd.readouterr().err
-
-
-def test_files_that_orbax_cannot_read_are_damage_and_print_no_stack(two_checkpoints, capfd):
-    """Though the record speaks for them."""
-    folder = two_checkpoints / "2"
-    record = read(folder / "record.json")
-    del record["sha256"]
-    for path in (folder / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"\x00")
-    _write_record(folder, record)
-    assert restored(two_checkpoints)[0] == 1
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1 and "damaged (step 2: its arrays cannot be read" in said
-
-
-def test_names_that_are_no_step_are_no_checkpoints(two_checkpoints):
-    for name in ("03", "٤", "7.saving"):
-        (two_checkpoints / name).mkdir()
-    (two_checkpoints / "9").touch()
-    assert restored(two_checkpoints)[0] == 2
-
-
-def events(folder):
-    """Returns the steps that TensorBoard's files tell of, those that are hidden left out."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = []
-    for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            size = int.from_bytes(data[at : at + 8], "little")
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            at += 16 + size
-            if event.HasField("session_log"):
-                found = [step for step in found if step < event.step]
-            elif event.HasField("summary"):
-                found.append(event.step)
-    return found
-
-
-def test_every_step_is_on_tensorboard_at_once_and_once(tmp_path):
-    pytest.importorskip("tensorboardX")
-    sizes: dict = {}
-    # The first is killed after its last step, and the second goes on from what was saved after step 1.
-    with RunLog(tmp_path, 9, "tensorboard") as log:
-        for step in range(4):
-            log.write(step, {}, 1.0, {"loss": 1.0})
-            assert sorted(set(events(tmp_path / "tensorboard"))) == list(range(step + 1))
-            sizes = log.sizes() if step == 1 else sizes
-        with RunLog(tmp_path, 9, "tensorboard", sizes) as again:
-            again.write(2, {}, 1.0, {"loss": 1.0})
-            steps = events(tmp_path / "tensorboard")
-    assert sorted(set(steps)) == [0, 1, 2] and steps.count(2) == steps.count(0)
-
-
-@pytest.fixture
-def words(tmp_path):
-    data = tmp_path / "data.jsonl"
-    data.write_text('{"prompt": "a cat", "completion": " sat"}\n' * 4)
-    given = [f"--model={TOY / 'reference'}", f"--data={data}", f"--out={tmp_path / 'out'}"]
-    return [*given, "--batch-size=2", "--max-length=16", "--max-steps=1"]
-
-
-def test_sigterm_ends_a_training_with_143_and_the_rerun_completes_it(words, tmp_path, monkeypatch, capsys):
-    """In its last step, after which there is nothing to train."""
-    encode = runs.fit
-
-    def asked(method, *args):
-        batches = method.batches
-
-        def terminated(state, step):
-            os.kill(os.getpid(), signal.SIGTERM)
-            return batches(state, step)
-
-        object.__setattr__(method, "batches", terminated)
-        return encode(method, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "fit", asked)
-        assert sft.main(words) == endings.TERMINATED == 128 + signal.SIGTERM
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"{tmp_path / 'out'}: saved after step 1; the same command goes on from there"
-    assert sft.main(words) == 0
-    assert load_policy(str(tmp_path / "out")) and read(tmp_path / "out" / "manifest.json")["finished"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_bar_that_cannot_write_ends_no_run(words, tmp_path):
-    with open("/dev/full", "w") as full:
-        call = [sys.executable, "-m", "train.sft", *words]
-        ended = subprocess.run(call, cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, stderr=full)
-    assert ended.returncode == 0 and b"1 steps; model" in ended.stdout
-    assert (tmp_path / "out" / "model.safetensors").exists()

@@ -10,7 +10,7 @@ import pytest
 from dera_jax.commands.process import endings
 from dera_jax.devices.lost import LINE
 from dera_jax.policies.policy import TOY
-from tests.devices.test_hosts import launch
+from tests.support.processes import launch
 
 
 @pytest.fixture
