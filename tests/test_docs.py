@@ -15,7 +15,7 @@ import pytest
 import dera_jax
 from dera_jax.common.spelling import COMMANDS
 from scripts import docs
-from tests.test_imports import TABLE
+from tests.support.house import TABLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

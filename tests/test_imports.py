@@ -8,29 +8,9 @@ from pathlib import Path
 import pytest
 
 import dera_jax
+from tests.support.house import TABLE
 
 ROOT = Path(__file__).parents[1]
-
-TABLE = """
-common
-strengths    common
-realign
-rules        common realign
-models       common
-devices      common models
-policies     common strengths realign models devices
-data         common strengths models devices policies
-decoding     common strengths realign rules models devices policies data
-results      common strengths
-rewards      common models devices policies data results
-sweeps       common strengths realign rules models devices policies data decoding results rewards
-analysis     common strengths results rewards
-scoring      common strengths realign models devices policies data decoding analysis
-training     common realign models devices policies data decoding rewards scoring
-experiments  common strengths
-performance  common strengths realign rules models devices policies data decoding results rewards scoring training
-"""
-"""What stands at the door of `dera_jax`, and what each imports besides its own files: only lines above its own."""
 
 ALLOWED = {words[0]: set(words) for words in map(str.split, TABLE.strip().splitlines())}
 DOORS = sorted(ROOT.glob("train/*.py")) + sorted(ROOT.glob("eval/*.py"))

@@ -44,8 +44,8 @@ class Calibration:
         """Returns one line for the user."""
         found = self.accuracy
         return (
-            f"ranks {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] of {sum(b.count for b in self.bins)} "
-            f"held-out pairs as people did; loss {self.loss:.4f} nats, calibration error {self.error:.3f}"
+            f"held-out accuracy {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] "
+            f"({sum(b.count for b in self.bins)} pairs); loss {self.loss:.4f} nats, calibration error {self.error:.3f}"
         )
 
 

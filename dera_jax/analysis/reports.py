@@ -59,7 +59,7 @@ def _warnings(summaries: Sequence[Summary], run: str | Path | None = None) -> li
             )
         unknown = {s.lambda_: s.n - s.scored.get(name, s.n) - s.unscored.get(name, 0) for s in summaries}
         if without := {strength: count for strength, count in unknown.items() if count > 0}:
-            line = f"reward {shown(name, 200)} gave no number for {_share_of(without, summaries)}"
+            line = f"reward {shown(name, 200)} was not computed for {_share_of(without, summaries)}"
             found.append((line, _those(summaries, without)))
     return found
 

@@ -9,7 +9,7 @@
   dera combine     the weight-combined model of a pair
   dera lm_eval     lm-evaluation-harness at many strengths
   dera bench       speed, as ratios in one run
-  dera plan        a TPU that is not here: does it fit, how fast
+  dera plan        a TPU that you do not have: does it fit, how fast
   dera sft         train on text
   dera reward      train a reward model on preferences
   dera dpo         align by preferences

@@ -32,7 +32,7 @@ def make_parser() -> cli.Parser:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="of preferences taken to be the wrong way round (default %(default)g)",
+        help="share of preferences assumed to be flipped (default %(default)g)",
     )
     group.add_argument(
         "--sync-ref-model",

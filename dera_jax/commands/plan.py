@@ -1,4 +1,4 @@
-"""Plans a run on a TPU that is not here: does it fit, how fast, what would be enough.
+"""Plans a run on a TPU that you do not have: does it fit, how fast, what would be enough.
 
   python -m eval.plan --reference=mistral-7b --aligned=mistral-7b --topology=v5e:2x4 --rows=16 --context=2048
 

@@ -1,4 +1,4 @@
-"""Scores what is there already: stored rows, preference pairs, or a model's text under another.
+"""Scores given text: stored rows, preference pairs, or a model's text under another.
 
   python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
   python -m eval.score RUN --judge=URL,model --question=mt-bench    a judge's grades, as a reward

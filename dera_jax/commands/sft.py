@@ -17,7 +17,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--from-scratch",
         action="store_true",
-        help="random weights instead of MODEL's own, which need not be there",
+        help="random weights; MODEL needs no weights of its own",
     )
     training.add_data_options(parser, "TEXTS", "`prompt` and `completion`, `messages` or `text`")
     parser.add_argument(

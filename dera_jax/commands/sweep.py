@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.sweeps.run import open_run
 
     check_memory(plan)
-    kept = f"{shown(out, 200)} keeps what has ended; the same command goes on from there"
+    kept = f"finished completions are in {shown(out, 200)}; rerun to resume"
     with (
         _mendable(out),
         interrupts.telling(kept),

@@ -76,7 +76,7 @@ def generate(
 ) -> list[Completion]:
     """Returns completions of `prompts` by the policy realigned at `lambda_`, prompt by prompt.
 
-    Of a prompt with several turns every answer is there, those of one sample after each other.
+    A prompt with several turns has a completion for each turn, sample by sample.
 
     Args:
       policies: of `load_policies`, the reference first.

@@ -225,7 +225,7 @@ def _asked_to_stop():
         asked.by = KeyboardInterrupt
         if processes.several():
             os.kill(os.getpid(), signal.SIGTERM)
-        print("\nending after this step; once more ends at once", file=sys.stderr)
+        print("\nfinishing this step; press Ctrl-C again to stop now", file=sys.stderr)
 
     # Of several processes each hears SIGTERM by the service that they share, which has its own handler.
     handlers = {signal.SIGINT: interrupt} | ({} if processes.several() else {signal.SIGTERM: terminate})

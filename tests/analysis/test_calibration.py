@@ -34,6 +34,6 @@ def test_counts_and_figure(tmp_path):
     assert sum(b.count for b in found.bins) == 101 and found.accuracy.mean == pytest.approx(
         67 / 101, abs=0.01
     )
-    assert "of 101 held-out pairs" in str(found)
+    assert "(101 pairs)" in str(found)
     plot_calibration(found, tmp_path / "c.png", "judge")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

@@ -203,7 +203,7 @@ def test_rewards_differ_from_the_aligned_model_pair_by_pair():
     assert set(reference.rewards) == {"a"} and reference.scored == {"a": 12}
     assert beyond.rewards["b"].mean == 4.0 and beyond.scored == {"a": 12, "b": 11}
     assert beyond.reward_differences["b"].mean == 2.0
-    assert warnings_of([beyond]) == ["λ = 2: reward b gave no number for 1 of 12 completions"]
+    assert warnings_of([beyond]) == ["λ = 2: reward b was not computed for 1 of 12 completions"]
 
 
 def test_warnings_name_what_misleads():
@@ -223,7 +223,7 @@ def test_strengths_share_a_warning():
 
     one, other = warnings_of(summarize(rows(0, 0) + rows(0.5, 1) + rows(1, 4) + [row(9, rewards={"a": 1.0})]))
     assert one == "λ = 0, 0.5: 75% to 100% of the completions were cut off (--max-new-tokens)"
-    assert other == "λ = 1: reward a gave no number for 4 of 5 completions"
+    assert other == "λ = 1: reward a was not computed for 4 of 5 completions"
 
 
 def test_turns_have_means_of_their_own():

@@ -22,7 +22,7 @@ def test_dpo_trains_a_grid_of_adapters(toy, preferences, tmp_path, capsys):
     assert "\nbeta=0.1, 1 of 2\n" in said and "\nbeta=0.5, 2 of 2\n" in said
     # The same data from elsewhere; other data are refused before the reference has read them.
     assert dpo_command.main([*words, f"--data={copy}", "--beta=0.1,0.5"]) == 0
-    assert capsys.readouterr().out.count("trained already") == 2
+    assert capsys.readouterr().out.count("already trained") == 2
     copy.write_text("".join(copy.read_text().splitlines(keepends=True)[:80]))
     assert dpo_command.main([*words, f"--data={copy}", "--beta=0.1,0.5"]) == 2
     assert "holds a run with other settings (data: " in capsys.readouterr().err.splitlines()[-1]

@@ -219,7 +219,7 @@ def test_killed_and_interrupted_sweeps_complete_to_the_same_rows(call, long, tmp
         if kind == signal.SIGINT:
             assert process.returncode == 130 and "Traceback" not in error
             assert error.splitlines()[-1] == (
-                f"interrupted: {run} keeps what has ended; the same command goes on from there"
+                f"interrupted: finished completions are in {run}; rerun to resume"
             )
     code, _, _ = call(sweep.main, *long, f"--out={run}")
     assert code == 0

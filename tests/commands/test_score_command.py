@@ -14,7 +14,7 @@ def test_grades_become_rewards_of_the_rows(stub, call, runs, tmp_path):
     )
     words = [runs[0], f"--judge={stub.url},m", "--question=mt-bench", f"--cache={tmp_path / 'cache'}"]
     code, table, err = call(score.main, *words)
-    assert code == 0 and "mt-bench" in table and "reward mt-bench gave no number for" in err
+    assert code == 0 and "mt-bench" in table and "reward mt-bench was not computed for" in err
     rows = read_rows(runs[0])
     assert len(rows) == 108
     for row in rows:

@@ -28,7 +28,7 @@ def test_sft_learns_text_from_scratch(toy, texts, tmp_path, capsys):
     assert (out / "best" / "model.safetensors").read_bytes() == weights  # the last was the best
     # The same command has nothing left to do; another one is told what differs.
     assert sft_command.main([*arguments, "--max-steps=40"]) == 0
-    assert "trained already" in capsys.readouterr().out
+    assert "already trained" in capsys.readouterr().out
     assert sft_command.main([*arguments, "--max-steps=1", "--weight-decay=0.1"]) == 2
     error = capsys.readouterr().err
     assert "train_config.max_steps: 40 there, 1 now; train_config.weight_decay: 0.0 there, 0.1 now" in error

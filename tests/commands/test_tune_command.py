@@ -225,7 +225,7 @@ def test_retraining_at_beta_star_is_compared_and_goes_on(trained, capsys):
     rows.write_text("".join(whole.splitlines(keepends=True)[:5]) + '{"torn')
     before = (out / "model" / name).stat().st_mtime_ns
     code, _, errors = run_command(capsys, *words)
-    assert code == 0 and "trained already" in errors and before == (out / "model" / name).stat().st_mtime_ns
+    assert code == 0 and "already trained" in errors and before == (out / "model" / name).stat().st_mtime_ns
     again = json.loads(figures.read_text())
     assert again["retrained"] == found and sorted(rows.read_text().splitlines()) == sorted(whole.splitlines())
 

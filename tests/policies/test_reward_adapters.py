@@ -108,4 +108,4 @@ def test_the_command_trains_adapters_and_the_head(call, tmp_path):
     assert len(ours.config.adapters) > 4
     texts = [[1, 403, 407, 261], [1, 403, 378, 267, 2]]
     np.testing.assert_allclose(scores_by_peft(base, out, texts), reward_texts(ours, texts), atol=2e-5)
-    assert "trained already" in call(reward_command.main, *words)[1]
+    assert "already trained" in call(reward_command.main, *words)[1]

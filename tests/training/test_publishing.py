@@ -53,7 +53,7 @@ def test_a_trained_model_is_pushed_with_its_card(hub, words, call, tmp_path):
     # Nothing is trained again; a card of the user's stays.
     (out / "README.md").write_text("mine")
     code, said, _ = call(sft.main, *words)
-    assert code == 0 and "trained already" in said and "pushed to" in said
+    assert code == 0 and "already trained" in said and "pushed to" in said
     assert sent(hub)["README.md"] == b"mine"
     for path in out.rglob("*"):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path

@@ -68,7 +68,7 @@ def test_a_service_is_told_what_metrics_jsonl_is(service, words, tmp_path, call,
         and begun["config"]["data"] == manifest["data"]
     )
     # What is reported where decides nothing.
-    assert "trained already" in call(sft.main, *words)[1]
+    assert "already trained" in call(sft.main, *words)[1]
 
 
 @pytest.mark.slow

@@ -91,8 +91,8 @@ def _table(tuning: Tuning, constraints: Sequence[Constraint], targets: Sequence[
         columns.append(Column(NAMES.get(name, short), cells))
     if constraints:
         columns.append(Column("allowed", ["yes" if choice.satisfied[s] else "✗" for s in strengths]))
-    columns.append(Column("chosen in", [f"{100 * choice.shares[s]:.0f} %" for s in strengths]))
-    legend = "*: λ*; ± is half a 95 % interval over prompts; chosen in: share of resamples of the prompts"
+    columns.append(Column("picked in", [f"{100 * choice.shares[s]:.0f} %" for s in strengths]))
+    legend = "*: λ*; ± is half a 95 % interval over prompts; picked in: share of resamples of the prompts"
     return f"{format_columns(columns)}\n\n{legend}"
 
 
@@ -104,10 +104,10 @@ def _chosen(tuning: Tuning) -> list[str]:
     star = tuning.choice.strength
     lines = [
         f"λ* = {format_strength(star)}: objective {show(tuning.validation.objective[star])} on the validation "
-        f"part ({show(tuning.choosing.objective[star])} where it was chosen, which flatters on average)"
+        f"part ({show(tuning.choosing.objective[star])} where it was picked, which is optimistically biased)"
     ]
     for other, difference in tuning.differences.items():
-        lines.append(f"  less λ = {format_strength(other)}, paired: {show(difference)}")
+        lines.append(f"  gain over λ = {format_strength(other)} (paired): {show(difference)}")
     missing = [s for s in ends(len(star)) if s not in tuning.choosing.objective]
     if missing:
         lines.append(f"  not compared with λ = {', '.join(map(format_strength, missing))}: not in the run")
@@ -133,6 +133,8 @@ def _better(tuning: Tuning) -> list[str]:
         return []
     if gain.low > 0:
         return ["  verdict: surely better than λ = 1, the aligned model as it is"]
+    if gain.high < 0:
+        return ["  verdict: worse than λ = 1, the aligned model as it is; keep β"]
     return ["  verdict: not surely better than λ = 1, the aligned model as it is; no reason to change β"]
 
 
@@ -199,7 +201,7 @@ def format_retrained(retrained: Retrained, strength: Strength) -> str:
 def _verdict(retrained: Retrained, strength: Strength) -> list[str]:
     """Returns whether DeRa told what retraining gives, and whether retraining there was worth it."""
     predicted = retrained.differences[strength]
-    told = "as DeRa told, within the interval" if predicted.low <= 0 <= predicted.high else "not as DeRa told"
+    told = "held, within the interval" if predicted.low <= 0 <= predicted.high else "did not hold"
     verdict = choice_verdict(retrained)
     return [f"  prediction: {told}", *([f"  choice: {verdict}"] if verdict else [])]
 

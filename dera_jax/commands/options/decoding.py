@@ -47,7 +47,7 @@ def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 12
         type=int,
         default=defaults.seed,
         metavar="N",
-        help="of all randomness (default %(default)s)",
+        help="random seed (default %(default)s)",
     )
     group.add_argument(
         "--kv-cache",

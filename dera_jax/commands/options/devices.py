@@ -38,7 +38,7 @@ def add_mesh_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="in which all processes must have come (default %(default)g)",
+        help="time for all processes to join (default %(default)g)",
     )
 
 

@@ -36,11 +36,11 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--timeout", type=float, default=ENDPOINT["timeout"].default, metavar="SECONDS",
-        help="that an answer may take, whole (default %(default)g)",
+        help="time limit of an answer (default %(default)g)",
     )  # fmt: skip
     group.add_argument(
         "--retries", type=int, default=ENDPOINT["retries"].default, metavar="N",
-        help="after no connection, no answer, and statuses 408, 409, 425, 429 and 5xx (default %(default)s)",
+        help="retries after no connection, no answer, or status 408, 409, 425, 429 or 5xx (default %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--judge-key-env", metavar="NAME",
@@ -49,7 +49,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--max-failures", type=float, default=0.1, metavar="SHARE",
-        help="more answers without a verdict end the command (default %(default)g)",
+        help="largest share of answers without a verdict; more end the command (default %(default)g)",
     )  # fmt: skip
     group.add_argument(
         "--ask-again", action="store_true", help="ask again where the answer kept has no verdict"

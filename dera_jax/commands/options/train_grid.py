@@ -59,7 +59,7 @@ def run_grid(
                     unpushed += _push(args, out, len(members))
                     continue
         runs.tidy(out)
-        print(f"{shown(out)}: trained already, {config.max_steps} steps")
+        print(f"{shown(out)}: already trained ({config.max_steps} steps)")
         unpushed += _push(args, out, len(members))
     if unpushed:
         raise ValueError("; ".join(unpushed))

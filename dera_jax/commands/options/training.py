@@ -41,7 +41,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="float32",
         choices=("auto", "float32", "bfloat16"),
-        help="that is computed in; trained parameters are float32 besides (default %(default)s)",
+        help="type to compute in; trained parameters stay float32 (default %(default)s)",
     )
     group = parser.add_argument_group("low-rank adapters (LoRA), written as PEFT's")
     group.add_argument(
