@@ -1,8 +1,8 @@
-"""The loop on the host: cells in, completions out.
+"""The loop on the host: requests in, completions out.
 
-A cell is one completion to make: a prompt, a strength, a sample. Cells wait in a queue; a batch has
+A request is one completion to make: a prompt, a strength, a sample. Requests wait in a queue; a batch has
 a fixed number of slots; after every chunk of steps the finished rows are taken out and their slots
-are given to the next cells. Prompts are prefilled when their first cell's turn comes. Caches have the
+are given to the next requests. Prompts are prefilled when their first request's turn comes. Caches have the
 room that the longest row at work needs, in few steps: a chunk is compiled for each.
 """
 
@@ -21,7 +21,7 @@ from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt, before
 from dera_jax.decoding import device_loop, state
 from dera_jax.decoding.endings import Endings
-from dera_jax.decoding.request import Cell, Completion
+from dera_jax.decoding.request import Completion, Request
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.devices.mesh import mesh_of
 from dera_jax.models.keys import seed_key
@@ -35,10 +35,10 @@ POOL = 8
 """Prefilled prompts kept at a time, at most; they take no more than a quarter of the batch's caches."""
 
 
-def _prompt_hash(cell: Cell) -> np.uint32:
-    """Returns what the cell's draws are seeded by, beside the run's seed and the sample."""
-    turn = f"\0{cell.turn}" if cell.turn else ""
-    return np.uint32(zlib.crc32(f"{cell.prompt.id}{turn}".encode()))
+def _prompt_hash(request: Request) -> np.uint32:
+    """Returns what the request's draws are seeded by, beside the run's seed and the sample."""
+    turn = f"\0{request.turn}" if request.turn else ""
+    return np.uint32(zlib.crc32(f"{request.prompt.id}{turn}".encode()))
 
 
 def full_room(prompt: int, max_new_tokens: int) -> int:
@@ -58,26 +58,26 @@ def room_for(slots: int) -> int:
 class _Slot:
     """A row at work."""
 
-    cell: Cell
+    request: Request
     tokens: list[int] = field(default_factory=list)
     drawn: list[device_loop.Drawn] = field(default_factory=list)
     """Of each chunk, this row's column."""
 
 
 class Batch:
-    """Slots, the queue of cells that wait for one, and the state on the device."""
+    """Slots, the queue of requests that wait for one, and the state on the device."""
 
-    def __init__(self, policies, cells, config, rows, rule, usage):
+    def __init__(self, policies, requests, config, rows, rule, usage):
         self.policies, self.config, self.rule, self.usage = policies, config, rule, usage
         self.configs = tuple(replace(policy.config, kv_cache=config.kv_cache) for policy in policies)
         self.params = tuple(policy.params for policy in policies)
-        if len(set(cells[0].prompt.buckets)) == 1:  # then all models read a prompt in one shape
+        if len(set(requests[0].prompt.buckets)) == 1:  # then all models read a prompt in one shape
             self.configs, self.params = models.join_adapted(self.configs, self.params)
         self.mesh = mesh_of(self.params[0])
         parts = self.mesh.shape if self.mesh else {"data": 1, "model": 1}
         # As many on every device; those beyond what was asked for are filled too.
         self.rows = rows = rows + -rows % parts["data"]
-        self.queue: deque[Cell] = deque(cells)
+        self.queue: deque[Request] = deque(requests)
         self.slots: list[_Slot | None] = [None] * rows
         self.together = parts["data"]
         """Prompts that are prefilled at once: as many as leave each device the program of a single one."""
@@ -87,10 +87,10 @@ class Batch:
         eos_ids = {i for policy in policies for i in policy.eos_ids}
         self.eos = jnp.array(sorted(eos_ids), jnp.int32)
         self.endings = Endings(policies[-1].tokenizer, eos_ids, config.stop, config.max_new_tokens)
-        most = self._taken([cell.prompt for cell in cells])
+        most = self._taken([request.prompt for request in requests])
         self.most = tuple(full_room(slots, config.max_new_tokens) for slots in most)
-        first, _ = self.prefill(cells[0].prompt)
-        self.room = self._room_for(self._taken([cell.prompt for cell in cells[:rows]]))
+        first, _ = self.prefill(requests[0].prompt)
+        self.room = self._room_for(self._taken([request.prompt for request in requests[:rows]]))
         self.state = state.empty_state(self.configs, first, rows, self.room, self.key, rule, self.mesh)
 
     def run(self) -> Iterator[Completion]:
@@ -108,12 +108,12 @@ class Batch:
         return jax.device_get(drawn)
 
     def fill(self) -> None:
-        """Gives free slots to waiting cells, those of one prompt together (prompts of one text are two)."""
+        """Gives free slots to waiting requests, those of one prompt together (prompts of one text are two)."""
         free = [number for number, slot in enumerate(self.slots) if slot is None]
-        cells = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
-        filled = list(zip(free, cells, strict=False))
-        for slot, cell in filled:
-            self.slots[slot] = _Slot(cell)
+        requests = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
+        filled = list(zip(free, requests, strict=False))
+        for slot, request in filled:
+            self.slots[slot] = _Slot(request)
         self.fit_caches(self._needed_room())
         by_prompt = groupby(filled, key=lambda pair: (pair[1].prompt.id, pair[1].prompt.tokens))
         groups = [list(group) for _, group in by_prompt]
@@ -125,7 +125,7 @@ class Batch:
         working = [slot for slot in self.slots if slot is not None]
         if not working:
             return self.room
-        taken = [self._taken([slot.cell.prompt], len(slot.tokens)) for slot in working]
+        taken = [self._taken([slot.request.prompt], len(slot.tokens)) for slot in working]
         wanted = self._room_for(tuple(map(max, zip(*taken, strict=True))))
         pairs = zip(wanted, self.room, strict=True)
         return tuple(new if new > old or 2 * new <= old else old for new, old in pairs)
@@ -147,13 +147,13 @@ class Batch:
         counts = [config.members for config in self.configs]
         return tuple(max(each) + drawn for each in state.by_stream(longest, counts))
 
-    def _fill_prompt(self, filled: list[tuple[int, Cell]], then: Sequence[EncodedPrompt]) -> None:
+    def _fill_prompt(self, filled: list[tuple[int, Request]], then: Sequence[EncodedPrompt]) -> None:
         slots = np.full(self.rows, self.rows, np.int32)
         samples = np.zeros(self.rows, np.uint32)
         weights = np.zeros((self.rows, len(self.policies)), np.float32)
-        for entry, (slot, cell) in enumerate(filled):
-            slots[entry], samples[entry] = slot, cell.sample
-            weights[entry] = strength_weights(cell.lambda_)
+        for entry, (slot, request) in enumerate(filled):
+            slots[entry], samples[entry] = slot, request.sample
+            weights[entry] = strength_weights(request.lambda_)
         first = filled[0][1]
         self.state = state.fill_slots(
             self.state,
@@ -188,7 +188,7 @@ class Batch:
     def _next_prompts(self, prompt: EncodedPrompt, then: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
         """Returns `prompt` and those of its buckets whose turn comes next, as many as are read together."""
         found = {prompt.tokens: prompt}
-        for each in chain(then, (cell.prompt for cell in self.queue)):
+        for each in chain(then, (request.prompt for request in self.queue)):
             if len(found) == self.together:
                 break
             if each.buckets == prompt.buckets and each.tokens not in self.pool:
@@ -225,7 +225,7 @@ class Batch:
 
     def _finished(self, slot: _Slot, searched: int) -> Completion | None:
         """Returns the slot's completion if it has ended; `searched` of its tokens were looked at before."""
-        prompt = slot.cell.prompt
+        prompt = slot.request.prompt
         continued = before(self.policies[-1], prompt.tokens[-1])
         end = self.endings.find(continued, slot.tokens, searched, prompt.turn_ends)
         if not searched or end:
@@ -235,7 +235,7 @@ class Batch:
         column = jax.tree.map(lambda *chunks: np.concatenate(chunks)[: end.count], *slot.drawn)
         record = column.record
         return Completion(
-            cell=slot.cell,
+            request=slot.request,
             tokens=slot.tokens[: end.count],
             text=end.text,
             finish_reason=end.reason,
@@ -255,8 +255,8 @@ class Batch:
             return
         step, column = np.argwhere(~finite)[0]
         name = (*(p.name for p in self.policies), f"rule {named(self.rule).name}")[column]
-        at = f" at λ = {format_strength(slot.cell.lambda_)}" if column == len(self.policies) else ""
+        at = f" at λ = {format_strength(slot.request.lambda_)}" if column == len(self.policies) else ""
         raise ValueError(
             f"{name}: logits are not finite at token {step + 1} of the completion of "
-            f"prompt {slot.cell.prompt.id!r}{at}"
+            f"prompt {slot.request.prompt.id!r}{at}"
         )

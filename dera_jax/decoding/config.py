@@ -46,10 +46,10 @@ class DecodeConfig:
             raise ValueError("stop: expected texts with at least one character, got an empty one")
 
 
-def rows_of(rows: int | str | None, cells: int) -> int:
-    """Returns the rows of a batch that makes `cells` completions: `rows`, or (None, "auto") at most 32."""
+def rows_of(rows: int | str | None, requests: int) -> int:
+    """Returns the rows of a batch that makes `requests` completions: `rows`, or (None, "auto") at most 32."""
     if rows is None or rows == "auto":
-        return min(32, max(1, cells))
+        return min(32, max(1, requests))
     if isinstance(rows, str):
         raise ValueError(f"rows: expected a whole number or auto, got {rows!r:.40}")
     check_count("rows", rows)

@@ -7,7 +7,7 @@ from dera_jax.data.encoding import DoesNotFit, EncodedPrompt, encode_turn
 from dera_jax.data.prompts import Prompt
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell, Completion
+from dera_jax.decoding.request import Completion, Request
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule, linear_rule
@@ -25,7 +25,7 @@ class Conversation:
     strengths: tuple[Strength, ...]
     """Of each turn."""
 
-    def cell(self, policies: Sequence[Policy], answers: Sequence[str], max_new_tokens: int) -> Cell:
+    def request(self, policies: Sequence[Policy], answers: Sequence[str], max_new_tokens: int) -> Request:
         """Returns the turn after the `answers`.
 
         Raises:
@@ -33,7 +33,7 @@ class Conversation:
         """
         turn = len(answers)
         asked = encode_turn(policies, self.prompt, answers, max_new_tokens) if turn else self.first
-        return Cell(asked, self.sample, self.strengths[turn], turn)
+        return Request(asked, self.sample, self.strengths[turn], turn)
 
 
 def converse(
@@ -56,7 +56,7 @@ def converse(
     answers: list[list[str]] = [[] for _ in conversations]
     for turn in range(max((len(c.strengths) for c in conversations), default=0)):
         waiting: dict[tuple, list[str]] = {}
-        cells = []
+        requests = []
         for conversation, given in zip(conversations, answers, strict=True):
             if len(given) != turn or turn == len(conversation.strengths):
                 continue
@@ -64,16 +64,16 @@ def converse(
                 given.append(answer)
                 continue
             try:
-                cells.append(conversation.cell(policies, given, config.max_new_tokens))
+                requests.append(conversation.request(policies, given, config.max_new_tokens))
             except DoesNotFit:
                 if turn == 0:
                     raise
                 continue
-            waiting[_key(cells[-1])] = given
-        for completion in complete(policies, cells, config, rows, rule, usage):
-            waiting[_key(completion.cell)].append(completion.text)
+            waiting[_key(requests[-1])] = given
+        for completion in complete(policies, requests, config, rows, rule, usage):
+            waiting[_key(completion.request)].append(completion.text)
             yield completion
 
 
-def _key(cell: Cell) -> tuple:
-    return cell.prompt.id, cell.sample, cell.lambda_
+def _key(request: Request) -> tuple:
+    return request.prompt.id, request.sample, request.lambda_

@@ -100,4 +100,4 @@ def generate(
     ]
     order = {(c.prompt.prompt_id, c.sample): number for number, c in enumerate(conversations)}
     made = converse(policies, conversations, config, rows_of(rows, len(conversations)), rule)
-    return sorted(made, key=lambda c: (order[c.cell.prompt.id, c.cell.sample], c.cell.turn))
+    return sorted(made, key=lambda c: (order[c.request.prompt.id, c.request.sample], c.request.turn))

@@ -9,7 +9,7 @@ from dera_jax.strengths import Strength
 
 
 @dataclass(frozen=True)
-class Cell:
+class Request:
     """One completion to make."""
 
     prompt: EncodedPrompt
@@ -23,7 +23,7 @@ class Cell:
 class Completion:
     """One completion with the figures of each of its tokens, in nats."""
 
-    cell: Cell
+    request: Request
     tokens: list[int]
     """EOS, or what closes a chat's turn in its place, included."""
     text: str
@@ -39,7 +39,7 @@ class Completion:
     @property
     def prompt(self) -> str | tuple[dict, ...]:
         """What was asked: the text, or the messages."""
-        asked = self.cell.prompt.prompt
+        asked = self.request.prompt.prompt
         return asked.messages if asked.text is None else asked.text
 
     @property

@@ -35,7 +35,7 @@ from dera_jax.data.tokens import text_ids
 from dera_jax.data.turn_ends import tell, turn_ends
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.policies.chat_templates import render_chat, render_started
 from dera_jax.policies.hub import split_models
 from dera_jax.policies.load import load_policies
@@ -263,15 +263,15 @@ class Realigned(TemplateLM):
                 "--gen-kwargs=max_gen_toks=N sets it"
             )
         prompts = {key: self._encode(key[0], room) for key in asked}
-        cells = [Cell(prompts[key], key[2], strength) for key in asked for strength in self.lambdas]
+        requests = [Request(prompts[key], key[2], strength) for key in asked for strength in self.lambdas]
         texts = {key: [""] * len(self.lambdas) for key in asked}
-        done = complete(self.policies, cells, config, self.rows or min(DECODING_ROWS, len(cells)))
-        for completion in tqdm(done, "completions", len(cells), disable=None, leave=False):
-            cell = completion.cell
+        done = complete(self.policies, requests, config, self.rows or min(DECODING_ROWS, len(requests)))
+        for completion in tqdm(done, "completions", len(requests), disable=None, leave=False):
+            request = completion.request
             # Without the prompt's last tokens, as `hf` has it.
             text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
             text = postprocess_generated_text(text, until, None)
-            texts[cell.prompt.id, settings, cell.sample][self.lambdas.index(cell.lambda_)] = text
+            texts[request.prompt.id, settings, request.sample][self.lambdas.index(request.lambda_)] = text
         self._generated |= texts
 
     def _encode(self, context: str, room: int) -> EncodedPrompt:

@@ -15,7 +15,7 @@ from dera_jax.sweeps.plan import SweepPlan
 
 def estimate_seconds(plan: SweepPlan, completions: int) -> float:
     """Returns the seconds that so many completions take if each is as long as it may be."""
-    first = plan.conversations[0].cell(plan.policies, (), plan.decode.max_new_tokens)
+    first = plan.conversations[0].request(plan.policies, (), plan.decode.max_new_tokens)
     _, step = warm_up(plan.policies, [first], plan.decode, plan.rows, plan.rule.function, full=True)
     return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
 

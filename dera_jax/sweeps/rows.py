@@ -9,19 +9,19 @@ from dera_jax.sweeps.plan import SweepPlan
 
 def make_row(plan: SweepPlan, completion: Completion) -> dict:
     """Returns the row of a completion, not yet judged."""
-    prompt = completion.cell.prompt.prompt
+    prompt = completion.request.prompt.prompt
     reference, *aligned = (float(x) for x in completion.model_logprobs.sum(axis=0, dtype="float64"))
     return {
         "prompt_id": prompt.prompt_id,
-        "sample": completion.cell.sample,
+        "sample": completion.request.sample,
         "seed": plan.decode.seed,
-        "turn": completion.cell.turn,
+        "turn": completion.request.turn,
         "rule": plan.rule.name,
-        "lambda": strength_to_json(completion.cell.lambda_),
+        "lambda": strength_to_json(completion.request.lambda_),
         "beta": plan.beta,
         "prompt": prompt_text(prompt),
         "completion": completion.text,
-        "prompt_tokens": prompt_tokens(completion.cell.prompt),
+        "prompt_tokens": prompt_tokens(completion.request.prompt),
         "tokens": completion.tokens,
         "length": completion.length,
         "finish_reason": completion.finish_reason,

@@ -114,7 +114,7 @@ def evaluator(
 def samples(rollout: Rollout, count: int = 8) -> list[dict]:
     """Returns the first completions of a rollout, for a person to read."""
     return [
-        {"prompt_id": c.cell.prompt.id, "completion": c.text, "reward": float(reward)}
+        {"prompt_id": c.request.prompt.id, "completion": c.text, "reward": float(reward)}
         for c, reward in zip(rollout.completions[:count], rollout.rewards[:count], strict=True)
     ]
 

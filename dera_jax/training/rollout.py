@@ -14,7 +14,7 @@ from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import prompt_text
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell, Completion
+from dera_jax.decoding.request import Completion, Request
 from dera_jax.policies.policy import Policy
 from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.registry import Reward, short_names
@@ -67,19 +67,22 @@ def draw_rollout(
     for reward in rewards:
         reward.check([prompt_text(prompt.prompt) for prompt in prompts])
     config = replace(config, seed=(config.seed * 1_000_003 + step) % 2**63)
-    cells = [Cell(prompt, sample, ()) for prompt in prompts for sample in range(num_samples)]
+    requests = [Request(prompt, sample, ()) for prompt in prompts for sample in range(num_samples)]
     start = time.perf_counter()
-    ended = {(c.cell.prompt.id, c.cell.sample): c for c in complete((policy,), cells, config, len(cells))}
-    completions = [ended[cell.prompt.id, cell.sample] for cell in cells]
+    ended = {
+        (c.request.prompt.id, c.request.sample): c
+        for c in complete((policy,), requests, config, len(requests))
+    }
+    completions = [ended[request.prompt.id, request.sample] for request in requests]
     drawn = time.perf_counter()
-    batch = make_batch([c.cell.prompt.tokens[0] for c in completions], [c.tokens for c in completions])
+    batch = make_batch([c.request.prompt.tokens[0] for c in completions], [c.tokens for c in completions])
     of_reference = np.asarray(_logprobs(reference.config, reference.params, batch))
     logprobs = np.zeros_like(of_reference)
     for row, completion in enumerate(completions):
         logprobs[row, : len(completion.tokens)] = completion.logprobs
     read = time.perf_counter()
     each = [judge(reward, completions, policy, step) for reward in rewards]
-    judged = sum((r.weight * found for r, found in zip(rewards, each, strict=True)), np.zeros(len(cells)))
+    judged = sum((r.weight * found for r, found in zip(rewards, each, strict=True)), np.zeros(len(requests)))
     seconds = {
         "rollout_seconds": drawn - start,
         "reference_seconds": read - drawn,
@@ -99,7 +102,7 @@ def judge(
     if bad.size:
         raise ValueError(
             f"reward {reward.name} at step {step}: expected a finite number for each completion, found "
-            f"{found[bad[0]]} for prompt {completions[bad[0]].cell.prompt.id!r} ({bad.size} of {found.size})"
+            f"{found[bad[0]]} for prompt {completions[bad[0]].request.prompt.id!r} ({bad.size} of {found.size})"
         )
     return found
 
@@ -108,7 +111,7 @@ def reward_values(
     reward: Reward, completions: Sequence[Completion], policy: Policy, step: int = 0
 ) -> list[float | None]:
     """Returns what `reward` gives each completion, of which it sees what it sees of a sweep's rows."""
-    prompts = [c.cell.prompt.prompt for c in completions]
+    prompts = [c.request.prompt.prompt for c in completions]
     rows = [
         {
             "prompt": prompt_text(prompt),

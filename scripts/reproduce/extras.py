@@ -22,7 +22,7 @@ def cost(out: Path, reference: str, aligned: str, prompts: str, rows: str, new_t
     from dera_jax.data.prompts import load_prompts
     from dera_jax.decoding.complete import complete
     from dera_jax.decoding.config import DecodeConfig
-    from dera_jax.decoding.request import Cell
+    from dera_jax.decoding.request import Request
     from dera_jax.performance.bench.sides import without_eos
     from dera_jax.policies.load import load_policies
 
@@ -35,13 +35,13 @@ def cost(out: Path, reference: str, aligned: str, prompts: str, rows: str, new_t
     }
     runs = {}
     for name, (models, strength) in sides.items():
-        cells = [Cell(prompt, 0, strength) for prompt in encode_prompts(models, asked, int(new_tokens))]
-        runs[name] = (models, cells)
+        requests = [Request(prompt, 0, strength) for prompt in encode_prompts(models, asked, int(new_tokens))]
+        runs[name] = (models, requests)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(REPEATS + 1):
-        for name, (models, cells) in runs.items():
+        for name, (models, requests) in runs.items():
             start = time.perf_counter()
-            tokens = sum(len(c.tokens) for c in complete(models, cells, config, len(cells)))
+            tokens = sum(len(c.tokens) for c in complete(models, requests, config, len(requests)))
             if turn:  # the first one compiles
                 seconds[name].append((time.perf_counter() - start) / tokens)
     ratios = [pair / one for pair, one in zip(seconds["pair"], seconds["one"], strict=True)]

@@ -130,7 +130,7 @@ def test_answers_of_chats_end_there_and_raw_texts_do_not(closing, capsys):
         assert (each.finish_reason, each.tokens) == ("eos", tokens[: tokens.index(PAD) + 1])
         assert "painter" in each.text and "<pad>" not in each.text
         assert each.length == len(each.tokens) - 1
-    assert second.cell.prompt.prompt.messages[1]["content"] == first.text
+    assert second.request.prompt.prompt.messages[1]["content"] == first.text
     (raw,) = generate(closing, ["Who paints?"], 0.5, rule=rule, max_new_tokens=12, rows=1)
     assert raw.finish_reason == "length" and raw.text.startswith(" the painter goes on")
     # Side by side in one batch, too.

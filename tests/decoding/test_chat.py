@@ -72,7 +72,7 @@ def test_one_turn_is_as_ever(chat_pair):
     first, second = generate(
         chat_pair, [{"id": 7, "turns": ["Tell me of Lily.", "And then?"]}], 0.5, **SETTINGS
     )
-    assert one.tokens == first.tokens and (first.cell.turn, second.cell.turn) == (0, 1)
+    assert one.tokens == first.tokens and (first.request.turn, second.request.turn) == (0, 1)
     np.testing.assert_array_equal(one.logprobs, first.logprobs)
 
 
@@ -80,7 +80,7 @@ def test_turns_draw_their_own_noise(chat_pair):
     """Else a model that ignores its prompt would say the same again."""
     deaf = tuple(replace(p, template="{{ 'x' }}") for p in chat_pair)
     first, second = generate(deaf, [{"turns": ["a", "b"]}], 1.0, **SETTINGS)
-    assert first.cell.prompt.tokens == second.cell.prompt.tokens
+    assert first.request.prompt.tokens == second.request.prompt.tokens
     assert first.tokens != second.tokens
 
 
@@ -96,11 +96,11 @@ def test_history_given_is_history_kept(chat_pair):
 def test_prefixes_belong_to_the_answer(chat_pair):
     prompt = {"turns": ["Tell me of Lily.", "And then?"], "prefix": ["Once", ""]}
     first, second = generate(chat_pair, [prompt], 0.5, **SETTINGS)
-    said = text_of(chat_pair[1], first.cell.prompt.tokens[-1])
+    said = text_of(chat_pair[1], first.request.prompt.tokens[-1])
     assert said.endswith("<assistant>Once") and not first.text.startswith("Once")
-    assert second.cell.prompt.prompt.messages[1] == assistant("Once" + first.text)
+    assert second.request.prompt.prompt.messages[1] == assistant("Once" + first.text)
     both = generate(chat_pair, [prompt | {"prefix": "Once"}], 0.5, **SETTINGS)
-    assert text_of(chat_pair[1], both[1].cell.prompt.tokens[-1]).endswith("<assistant>Once")
+    assert text_of(chat_pair[1], both[1].request.prompt.tokens[-1]).endswith("<assistant>Once")
     assert both[0].tokens == first.tokens
 
 
@@ -110,7 +110,7 @@ def test_stops_end_answers_and_later_turns_read_what_is_left(chat_pair):
     stop = free.text[5:8]
     first, second = generate(chat_pair, [prompt], 1.0, max_new_tokens=40, rows=6, stop=(stop,))
     assert first.finish_reason == "stop" and first.text == free.text[: free.text.index(stop)]
-    assert second.cell.prompt.prompt.messages[1] == assistant(first.text)
+    assert second.request.prompt.prompt.messages[1] == assistant(first.text)
 
 
 def test_a_strength_for_each_turn(chat_pair):
@@ -335,7 +335,7 @@ def test_a_rule_that_makes_nan_is_refused(pair):
 
 def test_conversations_are_told_apart(chat_pair):
     (encoded,) = encode_prompts(chat_pair, [Prompt.of({"turns": ["a"]})], 4)
-    from dera_jax.decoding.request import Cell
+    from dera_jax.decoding.request import Request
 
-    keys = {_key(Cell(encoded, s, (x,))) for s in range(2) for x in (0.0, 1.0)}
+    keys = {_key(Request(encoded, s, (x,))) for s in range(2) for x in (0.0, 1.0)}
     assert len(keys) == 4

@@ -13,7 +13,7 @@ from dera_jax.decoding import device_loop, state
 from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.scoring.score import score_tokens
 
 pytestmark = pytest.mark.bits
@@ -26,11 +26,11 @@ ROWS = 8
 
 def cells_of(policies, texts=TEXTS, strengths=((0.0,), (0.7,), (1.0,)), samples=2):
     prompts = encode_prompts(policies, [Prompt(i, text) for i, text in enumerate(texts)], 40)
-    return [Cell(p, sample, s) for p in prompts for sample in range(samples) for s in strengths]
+    return [Request(p, sample, s) for p in prompts for sample in range(samples) for s in strengths]
 
 
 def by_cell(completions):
-    return {(c.cell.prompt.id, c.cell.sample, c.cell.lambda_): c for c in completions}
+    return {(c.request.prompt.id, c.request.sample, c.request.lambda_): c for c in completions}
 
 
 def assert_bit_equal(one, other):
@@ -166,7 +166,7 @@ def test_each_model_reads_its_own_prompt(pair):
     second = pair[0].tokenizer("It was a very long day, and the little bird was tired of it. Then").input_ids
     prompt = EncodedPrompt(Prompt(0, "x"), (tuple(first), tuple(second)))
     assert prompt.buckets[0] != prompt.buckets[1]
-    (found,) = complete(pair, [Cell(prompt, 0, (0.6,))], CONFIG, 2)
+    (found,) = complete(pair, [Request(prompt, 0, (0.6,))], CONFIG, 2)
     (scored,) = score_tokens(pair, [prompt.tokens], [found.tokens], [0.6], 1)
     np.testing.assert_allclose(found.model_logprobs, scored.model_logprobs, atol=2e-4)
     np.testing.assert_allclose(found.logprobs, scored.logprobs[0], atol=2e-4)
@@ -175,10 +175,10 @@ def test_each_model_reads_its_own_prompt(pair):
 def test_teacher_forcing_gives_the_figures_of_decoding(pair, all_rows):
     completions = list(all_rows.values())
     strengths = [0.0, 0.7, 1.0]
-    prompts, tokens = zip(*[(c.cell.prompt.tokens, c.tokens) for c in completions], strict=True)
+    prompts, tokens = zip(*[(c.request.prompt.tokens, c.tokens) for c in completions], strict=True)
     scored = list(score_tokens(pair, prompts, tokens, strengths, 5))
     for completion, again in zip(completions, scored, strict=True):
-        at = strengths.index(completion.cell.lambda_[0])
+        at = strengths.index(completion.request.lambda_[0])
         np.testing.assert_allclose(again.model_logprobs, completion.model_logprobs, atol=2e-4)
         np.testing.assert_allclose(again.logprobs[at], completion.logprobs, atol=2e-4)
         np.testing.assert_allclose(again.kl_to_reference[at], completion.kl_to_reference, atol=2e-4)
@@ -214,7 +214,7 @@ def test_the_last_new_token_needs_no_place(pair):
             with pytest.raises(ValueError, match=f"it has room for --max-new-tokens={room}"):
                 encode_prompts(short, prompts, count)
             continue
-        cell = Cell(encode_prompts(short, prompts, count)[0], 0, (0.5,))
+        cell = Request(encode_prompts(short, prompts, count)[0], 0, (0.5,))
         config = DecodeConfig(max_new_tokens=count, temperature=0)
         (completion,) = complete(short, [cell], config, rows=2)
         (expected,) = complete(pair, [cell], config, rows=2)

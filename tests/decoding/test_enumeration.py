@@ -8,7 +8,7 @@ from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from tests.support.toy import all_completions, exact_logprobs, tiny_policy
 
 PROMPT = (1, 2, 0, 2)
@@ -42,7 +42,7 @@ class Exact:
 
 def draw(policies, lambda_):
     prompt = EncodedPrompt(Prompt(0, "x"), (PROMPT,) * len(policies))
-    cells = [Cell(prompt, sample, lambda_) for sample in range(SAMPLES)]
+    cells = [Request(prompt, sample, lambda_) for sample in range(SAMPLES)]
     return list(complete(policies, cells, DecodeConfig(max_new_tokens=LONGEST, seed=5), rows=500))
 
 

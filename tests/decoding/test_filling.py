@@ -9,7 +9,7 @@ from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
 from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.decoding.state import fill_slots
 from dera_jax.devices.usage import Usage
 from dera_jax.rules.rule import linear_rule
@@ -21,7 +21,7 @@ ROWS = 32
 def batch():
     policies, config = load_policies(), DecodeConfig(max_new_tokens=200)
     (prompt,) = encode_prompts(policies, as_prompts(["Mira visits Ida."]), 200)
-    return Batch(policies, [Cell(prompt, 0, (0.5,))], config, ROWS, linear_rule, Usage())
+    return Batch(policies, [Request(prompt, 0, (0.5,))], config, ROWS, linear_rule, Usage())
 
 
 def words(*slots):

@@ -14,7 +14,7 @@ from dera_jax.decoding import device_loop
 from dera_jax.decoding.batch import CHUNK, Batch, full_room, room_for
 from dera_jax.decoding.complete import complete, warm_up
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.models.attention import Span, attend
 from dera_jax.models.caches import fit_cache, kept, without_padding
 
@@ -32,11 +32,11 @@ def cells_of(policies, lengths, samples=1):
     numbers, words = np.random.default_rng(0), policies[0].config.vocab_size
     ids = [tuple(numbers.integers(3, words, size=length).tolist()) for length in lengths]
     prompts = [EncodedPrompt(Prompt(n, "words"), (each, each)) for n, each in enumerate(ids)]
-    return [Cell(prompt, sample, (0.7,)) for prompt in prompts for sample in range(samples)]
+    return [Request(prompt, sample, (0.7,)) for prompt in prompts for sample in range(samples)]
 
 
 def by_cell(completions):
-    return {(c.cell.prompt.id, c.cell.sample): c for c in completions}
+    return {(c.request.prompt.id, c.request.sample): c for c in completions}
 
 
 def assert_same(one, other, count):

@@ -52,7 +52,7 @@ def test_ends_are_the_models_and_the_models_are_those_of_torch(t5_pair):
         model = AutoModelForSeq2SeqLM.from_pretrained(t5_pair[number]).eval()
         for text, completion in zip(PROMPTS, mixed, strict=True):
             encoded = policies[0].tokenizer(text, return_tensors="pt")
-            assert completion.cell.prompt.tokens[0] == tuple(encoded.input_ids[0].tolist())
+            assert completion.request.prompt.tokens[0] == tuple(encoded.input_ids[0].tolist())
             made = model.generate(
                 encoded.input_ids, do_sample=False, num_beams=1, max_new_tokens=12, eos_token_id=None
             )

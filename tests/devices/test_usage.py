@@ -20,7 +20,7 @@ from dera_jax.data.prompts import Prompt, as_prompts
 from dera_jax.decoding.batch import CHUNK
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.devices import usage
 from dera_jax.devices.usage import Usage
 from dera_jax.results.manifests import read_manifest
@@ -50,10 +50,10 @@ def test_slot_steps_are_those_of_a_replay_of_the_lengths(pair):
     for number in range(12):
         ids = tuple(numbers.integers(3, 500, size=(6, 20)[number % 3 == 0]).tolist())
         prompt = EncodedPrompt(Prompt(number, "words"), (ids, ids))
-        cells += [Cell(prompt, sample, (0.5,)) for sample in range(2)]
+        cells += [Request(prompt, sample, (0.5,)) for sample in range(2)]
     told, lengths = Usage(), {}
     for completion in complete(pair, cells, DecodeConfig(max_new_tokens=48, stop=(".",)), rows, usage=told):
-        lengths[_key(completion.cell)] = len(completion.tokens)
+        lengths[_key(completion.request)] = len(completion.tokens)
     assert len(set(lengths.values())) > 4
     # Short prompts first, in one batch with the others.
     in_order = sorted(cells, key=lambda cell: cell.prompt.buckets)

@@ -14,7 +14,7 @@ from dera_jax.data.prompts import Prompt
 from dera_jax.decoding import device_loop
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.models import caches, decoder
 from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.models.rope import Rope
@@ -161,7 +161,7 @@ def cells_of(lengths, samples=3):
     rng = np.random.default_rng(0)
     ids = [(1, *rng.integers(3, 500, size=n).tolist()) for n in lengths]
     return [
-        Cell(EncodedPrompt(Prompt(n, "x"), (each, each)), sample, (0.7,))
+        Request(EncodedPrompt(Prompt(n, "x"), (each, each)), sample, (0.7,))
         for n, each in enumerate(ids)
         for sample in range(samples)
     ]
@@ -178,7 +178,7 @@ def test_refilled_rows_with_windows_and_pieces_have_the_figures_of_teacher_forci
     found = list(complete(policies, cells_of((50, 100, 61, 120)), config, 4))
     assert len(found) == 12 and len({len(c.tokens) for c in found}) > 3
     device_loop.prefill_prompts.clear_cache()
-    prompts, tokens = zip(*[(c.cell.prompt.tokens, c.tokens) for c in found], strict=True)
+    prompts, tokens = zip(*[(c.request.prompt.tokens, c.tokens) for c in found], strict=True)
     for completion, scored in zip(found, score_tokens(policies, prompts, tokens, [0.7], 5), strict=True):
         np.testing.assert_allclose(completion.logprobs, scored.logprobs[0], atol=2e-4)
         np.testing.assert_allclose(completion.model_logprobs, scored.model_logprobs, atol=2e-4)

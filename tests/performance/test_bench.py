@@ -12,7 +12,7 @@ from dera_jax import models
 from dera_jax.commands.bench import main
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.performance.bench import decoding, sides, timing
 from dera_jax.policies.save import save_policy
 from dera_jax.realign import mix_logits
@@ -63,7 +63,9 @@ def padded(prompts):
 @pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0, 1.8, -0.5])
 def test_greedy_tokens_equal_those_of_torch(policies, torch_pair, lambda_):
     prompts = random_prompts((16, 3, 9))
-    ours = sides.complete_all(policies, [Cell(p, 0, (lambda_,)) for p in prompts], 3, STEPS, temperature=0.0)
+    ours = sides.complete_all(
+        policies, [Request(p, 0, (lambda_,)) for p in prompts], 3, STEPS, temperature=0.0
+    )
     tokens, mask = padded(prompts)
     theirs = torch_pair.generate(tokens, lambda_, STEPS, mask=mask, greedy=True)
     assert ours == theirs.tolist()

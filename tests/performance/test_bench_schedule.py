@@ -54,7 +54,7 @@ def ran(models, tmp_path_factory):
         def kept(policies, cells, *more, **named):
             made = list(function(policies, cells, *more, **named))
             tokens = [getattr(one, "tokens", one) for one in made]
-            cells = [getattr(one, "cell", cell) for one, cell in zip(made, cells, strict=True)]
+            cells = [getattr(one, "request", cell) for one, cell in zip(made, cells, strict=True)]
             calls.append({(c.prompt.id, c.sample, c.lambda_): t for c, t in zip(cells, tokens, strict=True)})
             return made
 

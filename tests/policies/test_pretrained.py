@@ -38,7 +38,7 @@ def test_greedy_text_is_that_of_torch(folder):
     policy, model = load_policy(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     endless = (replace(policy, eos_ids=()),)
     (completion,) = generate(endless, [START], (), temperature=0.0, max_new_tokens=100)
-    asked = torch.tensor([completion.cell.prompt.tokens[0]])
+    asked = torch.tensor([completion.request.prompt.tokens[0]])
     made = model.generate(asked, do_sample=False, max_new_tokens=100, eos_token_id=None)
     assert completion.tokens == made[0, asked.shape[1] :].tolist()
     # As its author shows it.

@@ -9,7 +9,7 @@ from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.realign import mix_logits
 from tests.support.swept import LAMBDAS, SETTINGS, TEXTS, by_key, mixture_by_hand
 
@@ -52,7 +52,7 @@ every_third.initial_state = lambda rows: jnp.zeros(rows, jnp.int32)
 def test_a_rule_keeps_a_state_for_each_row(pair):
     encoded = encode_prompts(pair, as_prompts(TEXTS), 24)
     # More cells than slots: a slot's next completion starts from the initial state.
-    cells = [Cell(prompt, sample, (1.0,)) for prompt in encoded for sample in range(3)]
+    cells = [Request(prompt, sample, (1.0,)) for prompt in encoded for sample in range(3)]
     found = list(complete(pair, cells, DecodeConfig(max_new_tokens=24), 4, every_third))
     assert len(found) == 9
     for completion in found:

@@ -11,7 +11,7 @@ from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.policies.policy import with_params
 from dera_jax.results.rows import sort_rows
 from dera_jax.rewards.registry import Reward
@@ -107,12 +107,12 @@ def test_divergence_and_normalizer_have_their_signs(rows):
 def test_endpoints_are_what_one_policy_says_alone(policies, rows, lambda_, model):
     alone = (policies[model],)
     encoded = encode_prompts(alone, as_prompts(TEXTS), 24)
-    cells = [Cell(prompt, sample, ()) for prompt in encoded for sample in range(2)]
+    cells = [Request(prompt, sample, ()) for prompt in encoded for sample in range(2)]
     found = list(complete(alone, cells, DecodeConfig(max_new_tokens=24), 4))
     assert len(found) == len(cells)
     keyed = by_key(rows)
     for completion in found:
-        row = keyed[completion.cell.prompt.id, completion.cell.sample, str(lambda_)]
+        row = keyed[completion.request.prompt.id, completion.request.sample, str(lambda_)]
         assert completion.tokens == row["tokens"] and completion.text == row["completion"]
         own = "reference_logprob" if model == 0 else "aligned_logprob"
         assert row[own] == pytest.approx(float(completion.logprobs.sum()), abs=1e-3)

@@ -56,7 +56,7 @@ def test_any_number_of_devices(tmp_path, before, after):
 
 
 PROCESSES = """
-import jax
+import sys, jax
 jax.distributed.initialize(sys.argv[4], 2, int(sys.argv[5]))
 """
 

@@ -12,7 +12,7 @@ from dera_jax.commands.process import interrupts
 def run_with_progress(plan, folder) -> tuple:
     """Adds what is missing; returns the seconds of decoding, or 0 if rows were there, and the slots' use.
 
-    What the compiler and the rewards take is left out. Of several processes one tells of its own cells.
+    What the compiler and the rewards take is left out. Of several processes one tells of its own requests.
     """
     from dera_jax.decoding.complete import warm_up
     from dera_jax.devices.processes import leads
@@ -29,8 +29,8 @@ def run_with_progress(plan, folder) -> tuple:
         if leads():
             print("compiling", file=sys.stderr)
         # Later turns and longer caches compile when their turn comes.
-        cells = _first_cells(plan, own, folder.keys)
-        compiling, _ = warm_up(plan.policies, cells, plan.decode, plan.rows, plan.rule.function)
+        requests = _first_requests(plan, own, folder.keys)
+        compiling, _ = warm_up(plan.policies, requests, plan.decode, plan.rows, plan.rule.function)
         if leads():
             print(f"compiled in {max(0.0, compiling):.1f} s", file=sys.stderr)
     there = len(wanted & folder.keys)
@@ -55,10 +55,10 @@ def _bar(there: int, missing: int):
     )
 
 
-def _first_cells(plan, conversations, there) -> list:
+def _first_requests(plan, conversations, there) -> list:
     """Returns the longest first turn that is not there yet of each shape that they have."""
     from dera_jax.sweeps.plan import turn_key
 
     missing = [c for c in conversations if turn_key(c, 0) not in there]
     longest = {c.first.buckets: c for c in sorted(missing, key=lambda c: max(c.first.slots))}
-    return [c.cell(plan.policies, (), plan.decode.max_new_tokens) for c in longest.values()]
+    return [c.request(plan.policies, (), plan.decode.max_new_tokens) for c in longest.values()]

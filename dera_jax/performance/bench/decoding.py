@@ -21,7 +21,7 @@ from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.decoding import device_loop
 from dera_jax.decoding.batch import CHUNK
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.decoding.state import DecodeState, empty_state, fill_slots
 from dera_jax.performance.bench.sides import LAMBDA, complete_all, make_prompt, without_eos
@@ -63,8 +63,8 @@ def bench_decode(
     ids = np.tile(prompt.tokens[0], (rows, 1))
     # One model is a tuple of one, and its weight is 1 − Σλ over no strengths.
     alone = EncodedPrompt(prompt.prompt, prompt.tokens[-1:])
-    single = [Cell(alone, sample, ()) for sample in range(rows)]
-    mixed = [Cell(prompt, sample, (LAMBDA,)) for sample in range(rows)]
+    single = [Request(alone, sample, ()) for sample in range(rows)]
+    mixed = [Request(prompt, sample, (LAMBDA,)) for sample in range(rows)]
     result: dict[str, Any] = {"model": policies[-1].name, "rows": rows}
     runs = {
         "single": timed(lambda: complete_all(policies[-1:], single, rows, new_tokens)),
@@ -90,7 +90,7 @@ def bench_decode(
 
 def greedy_agreement(policies: Sequence[Policy], prompt: EncodedPrompt, torch_pair) -> dict:
     """Returns how many greedy tokens at `LAMBDA` are the same on both sides before the first other."""
-    (ours,) = complete_all(policies, [Cell(prompt, 0, (LAMBDA,))], 1, AGREEMENT_STEPS, temperature=0.0)
+    (ours,) = complete_all(policies, [Request(prompt, 0, (LAMBDA,))], 1, AGREEMENT_STEPS, temperature=0.0)
     ids = np.array([prompt.tokens[0]])
     (theirs,) = torch_pair.generate(ids, LAMBDA, AGREEMENT_STEPS, greedy=True).tolist()
     same = next((i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), len(ours))
@@ -179,12 +179,12 @@ def bench_sweep(
 ) -> dict:
     """Returns the time of a sweep, and the ratio to a loop that calls torch per prompt and strength.
 
-    All cells of the loop take the same time but for the prompt's length, so a part of them,
+    All requests of the loop take the same time but for the prompt's length, so a part of them,
     spread over strengths and prompts, is measured and the sum is scaled by their number.
     """
     policies, new_tokens = without_eos(policies), config.new_tokens
     points = itertools.product(prompts, range(SWEEP_SAMPLES), SWEEP_STRENGTHS)
-    cells = [Cell(prompt, sample, (lambda_,)) for prompt, sample, lambda_ in points]
+    requests = [Request(prompt, sample, (lambda_,)) for prompt, sample, lambda_ in points]
     all_calls = len(prompts) * len(SWEEP_STRENGTHS)
     calls = [
         (p, s) for p in _spaced(prompts, TIMED_PROMPTS) for s in _spaced(SWEEP_STRENGTHS, TIMED_STRENGTHS)
@@ -201,7 +201,7 @@ def bench_sweep(
         "samples": SWEEP_SAMPLES,
         "rows": SWEEP_ROWS,
     }
-    runs = {"ours": timed(lambda: complete_all(policies, cells, SWEEP_ROWS, new_tokens))}
+    runs = {"ours": timed(lambda: complete_all(policies, requests, SWEEP_ROWS, new_tokens))}
     if torch_pair is not None:
         progress("choosing torch's threads")
         result["torch_threads"] = torch_pair.choose_threads(timed(lambda: loop(calls[:1])))

@@ -12,7 +12,7 @@ from dera_jax.data.prompts import Prompt
 from dera_jax.decoding.batch import CHUNK
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.devices.usage import Usage
 from dera_jax.models.trees import flatten, unflatten
 from dera_jax.performance.bench.sides import LAMBDA, complete_all, make_prompt, without_eos
@@ -41,8 +41,8 @@ def bench_strengths(policies: Sequence[Policy], config: BenchConfig, progress: P
     for number in range(LONG_ROWS):
         ids = tuple(numbers.integers(vocab, size=LONG_PROMPT).tolist())
         prompts.append(EncodedPrompt(Prompt(number, "random words"), (ids,) * len(policies)))
-    each = [[Cell(prompt, 0, (strength,)) for prompt in prompts] for strength in STRENGTHS]
-    together = [cell for cells in zip(*each, strict=True) for cell in cells]
+    each = [[Request(prompt, 0, (strength,)) for prompt in prompts] for strength in STRENGTHS]
+    together = [request for requests in zip(*each, strict=True) for request in requests]
     runs = {
         "sweep": timed(lambda: complete_all(policies, together, LONG_ROWS, SHORT_COMPLETION)),
         "runs": timed(lambda: [complete_all(policies, c, LONG_ROWS, SHORT_COMPLETION) for c in each]),
@@ -72,10 +72,10 @@ def bench_refill(
     Completions end with a line, so that their lengths differ as they do.
     """
     decode = DecodeConfig(max_new_tokens=LONGEST, stop=("\n",))
-    cells = [Cell(prompt, sample, (LAMBDA,)) for prompt in prompts for sample in range(SAMPLES)]
-    batches = [cells[start : start + SKEWED_ROWS] for start in range(0, len(cells), SKEWED_ROWS)]
+    requests = [Request(prompt, sample, (LAMBDA,)) for prompt in prompts for sample in range(SAMPLES)]
+    batches = [requests[start : start + SKEWED_ROWS] for start in range(0, len(requests), SKEWED_ROWS)]
     usage = Usage()
-    lengths = [len(c.tokens) for c in complete(policies, cells, decode, SKEWED_ROWS, usage=usage)]
+    lengths = [len(c.tokens) for c in complete(policies, requests, decode, SKEWED_ROWS, usage=usage)]
     mean = float(np.mean(lengths))
     ceiling = mean / (mean + CHUNK / 2)
 
@@ -83,11 +83,11 @@ def bench_refill(
         for part in parts:
             assert len(list(complete(policies, part, decode, SKEWED_ROWS))) == len(part)
 
-    runs = {"refilled": timed(lambda: run([cells])), "fixed": timed(lambda: run(batches))}
+    runs = {"refilled": timed(lambda: run([requests])), "fixed": timed(lambda: run(batches))}
     seconds = interleave(runs, config.repeats, progress)
     return {
         "model": policies[-1].name,
-        "cells": len(cells),
+        "cells": len(requests),
         "rows": SKEWED_ROWS,
         "mean_length": mean,
         "longest": max(lengths),
@@ -117,8 +117,8 @@ def bench_shared_base(
     pair = base, with_params(adapted, unflatten(moved))
     prompt = make_prompt(pair, config.new_tokens)
     alone = EncodedPrompt(prompt.prompt, prompt.tokens[:1])
-    mixed = [Cell(prompt, sample, (LAMBDA,)) for sample in range(rows)]
-    single = [Cell(alone, sample, ()) for sample in range(2 * rows)]
+    mixed = [Request(prompt, sample, (LAMBDA,)) for sample in range(rows)]
+    single = [Request(alone, sample, ()) for sample in range(2 * rows)]
     runs = {
         "mixed": timed(lambda: complete_all(pair, mixed, rows, config.new_tokens)),
         "single": timed(lambda: complete_all((base,), single, 2 * rows, config.new_tokens)),

@@ -15,7 +15,7 @@ from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Cell
+from dera_jax.decoding.request import Request
 from dera_jax.policies.load import fresh_policy
 from dera_jax.policies.policy import Policy
 
@@ -59,9 +59,13 @@ def make_prompt(policies: Sequence[Policy], new_tokens: int) -> EncodedPrompt:
 
 
 def complete_all(
-    policies: Sequence[Policy], cells: Sequence[Cell], rows: int, new_tokens: int, temperature: float = 1.0
+    policies: Sequence[Policy],
+    requests: Sequence[Request],
+    rows: int,
+    new_tokens: int,
+    temperature: float = 1.0,
 ) -> list[list[int]]:
-    """Returns the tokens of every cell, in the order of `cells`; it takes all that a user waits for."""
+    """Returns the tokens of every request, in the order of `requests`; it takes all that a user waits for."""
     config = DecodeConfig(max_new_tokens=new_tokens, temperature=temperature)
-    tokens = {id(done.cell): done.tokens for done in complete(policies, cells, config, rows)}
-    return [tokens[id(cell)] for cell in cells]
+    tokens = {id(done.request): done.tokens for done in complete(policies, requests, config, rows)}
+    return [tokens[id(request)] for request in requests]
