@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
+from dera_jax.common.differences import ABSENT, differences
 from dera_jax.common.json_files import check_type, read_json
 from dera_jax.common.shown import shown
 from dera_jax.results.rows import Count, Number, Numbers
@@ -174,29 +175,17 @@ def _check_quantization(manifest: dict) -> None:
 
 def tell_difference(there: dict, here: dict, told: int = 3) -> str:
     """Returns the first keys that differ with both values, or nothing."""
-    there, here = _flatten(there), _flatten(here)
-    names = [name for name in {**there, **here} if there.get(name, ...) != here.get(name, ...)]
+    found = differences(there, here)
     parts = [
-        f"{shown(name, 60)} is {_short(there, name)} there and {_short(here, name)} here"
-        for name in names[:told]
+        f"{shown(name, 60)} is {_short(before)} there and {_short(now)} here"
+        for name, before, now in found[:told]
     ]
-    more = [f"{len(names) - told} more"] if len(names) > told else []
-    if names == ["dtype"] and "dtype" in there:
+    more = [f"{len(found) - told} more"] if len(found) > told else []
+    if [each.name for each in found] == ["dtype"] and "dtype" in there:
         more.append(f"--dtype={shown(there['dtype'], 20)} goes on as there")
     return ", ".join(parts + more)
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict:
-    """Returns {"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _short(flat: dict, name: str, width: int = 40) -> str:
-    text = shown(json.dumps(flat[name], ensure_ascii=False)) if name in flat else "absent"
+def _short(value: object, width: int = 40) -> str:
+    text = repr(value) if value is ABSENT else shown(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= width else f"{text[: width // 2]}…{text[1 - width // 2 :]}"

@@ -15,6 +15,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from dera_jax.common.differences import differences, flat
 from dera_jax.common.files import leftovers, make_folder, remove_leftovers
 from dera_jax.common.json_files import write_json
 from dera_jax.common.locks import lock_folder, unlock
@@ -205,7 +206,7 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
     if "method" not in there:
         raise ValueError(f"{out}: holds what no training has made; choose another --out")
     here = json.loads(json.dumps(settings | {"train_config": asdict(config)}))
-    before, now = (_flat({k: v for k, v in m.items() if k not in AFTERWARDS}) for m in (there, here))
+    before, now = (flat({k: v for k, v in m.items() if k not in AFTERWARDS}) for m in (there, here))
     if before.get("method") != now.get("method"):
         raise ValueError(
             f"{out}: holds a run of another method ({_told(before.get('method'))} there, "
@@ -214,13 +215,15 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
     _leave_places(before, now)
     now = {name: value for name, value in now.items() if name in before or not name.startswith(LATER)}
     before = {name: value for name, value in ADDED.items() if name in now} | before
-    differing = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
-    longer = differing == [STEPS] and isinstance(before.get(STEPS), int) and before[STEPS] < now[STEPS]
+    # What an older version did not know is what it is by default: nothing.
+    found = sorted(differences(before, now, absent=None), key=lambda each: each.name)
+    (steps,) = found if [each.name for each in found] == [STEPS] else (None,)
+    longer = steps is not None and isinstance(steps.there, int) and steps.there < steps.here
     if longer and steps_in(out / "checkpoints"):
         return False
-    if differing:
-        differing.sort(key=lambda name: name.rpartition(".")[2] not in given)
-        told = "; ".join(f"{n}: {_told(before.get(n))} there, {_told(now.get(n))} now" for n in differing)
+    if found:
+        found.sort(key=lambda each: each.name.rpartition(".")[2] not in given)
+        told = "; ".join(f"{name}: {_told(before)} there, {_told(now)} now" for name, before, now in found)
         gone = "; its last checkpoint is gone: --save-only-model, or an older version" * (
             longer and bool(there.get("finished"))
         )
@@ -241,7 +244,7 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
 def _tell_longer(out: Path, config: TrainConfig) -> None:
     """Says what becomes of a run that is to have more steps than it was begun with."""
     there = manifests.read_manifest(out) if (out / manifests.NAME).exists() else {}
-    before = _flat(there).get(STEPS)
+    before = flat(there).get(STEPS)
     if not isinstance(before, int) or before >= config.max_steps:
         return
     by_share = config.warmup_steps < 1 and (config.warmup_steps or config.warmup_ratio) > 0
@@ -288,13 +291,6 @@ def _best_so_far(out: Path) -> dict:
         return {}
     manifest = manifests.read_manifest(folder)
     return {} if manifests.find_damage(folder, manifest) else manifest.get("best", {})
-
-
-def _flat(settings: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _told(value: object) -> str:

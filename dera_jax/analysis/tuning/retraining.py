@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dera_jax.analysis.tuning.beta import TRAINERS, written
+from dera_jax.common.differences import ABSENT, differences
 from dera_jax.common.json_files import read_json
 from dera_jax.common.shown import shown
 from dera_jax.common.spelling import respelled, spelled
@@ -191,16 +192,9 @@ def differing_settings(there: Mapping, here: Mapping) -> list[str]:
         "files",
         "checkpoint",
     )
-    names = [name for name in there if name in here and name not in left_out]
+    # Newer versions tell more.
     return [
-        f"{shown(name, 60)} {there[name]!r:.40} there, {here[name]!r:.40} here"
-        for name in names
-        if _common(there[name], here[name]) != _common(here[name], there[name])
+        f"{shown(name, 60)} {before!r:.40} there, {now!r:.40} here"
+        for name, before, now in differences(there, here, left_out)
+        if ABSENT not in (before, now)
     ]
-
-
-def _common(value: object, other: object) -> object:
-    """Returns the value; of an object, what the other has too: newer versions tell more."""
-    if isinstance(value, dict) and isinstance(other, dict):
-        return {name: each for name, each in value.items() if name in other}
-    return value

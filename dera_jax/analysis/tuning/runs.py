@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dera_jax.analysis.tuning.choose import check_parts, split
 from dera_jax.analysis.tuning.grid import FIELDS, Grid, read_grid, reward_names, told_names
+from dera_jax.common.differences import Difference, differences
 from dera_jax.common.shown import shown
 from dera_jax.results.asked import check_whole
 from dera_jax.results.manifests import LATER, manifest_path, read_manifest
@@ -94,8 +95,8 @@ def parts_of_two(
     """
     where = f"{option}={second.name}"
     ways = [_way(each.manifest) for each in (run, second) if each.manifest]
-    if len(ways) == 2 and (name := differing(*ways)):
-        raise ValueError(f"{where}: {name} is not that of {run.name}")
+    if len(ways) == 2 and (other := differing(*ways)):
+        raise ValueError(f"{where}: {shown(other.name, 60)} is not that of {run.name}")
     draws = [{(str(row.get("prompt")), row.get("seed")) for row in each.rows} for each in (run, second)]
     if same := len(draws[0] & draws[1]):
         raise ValueError(f"{where}: {same} of its prompts are those of {run.name}, with the same seed")
@@ -134,13 +135,13 @@ def _way(manifest: Mapping) -> dict:
     return manifest["identity"] | {"decode": decode}
 
 
-def differing(there: Mapping, here: Mapping) -> str | None:
-    """Returns the first name whose value is another in the two, None if there is none.
+def differing(there: Mapping, here: Mapping) -> Difference | None:
+    """Returns the first field whose value is another in the two, None if there is none.
 
     What older runs do not tell is no difference.
     """
-    names = [name for name in {**there, **here} if name not in LATER or (name in there and name in here)]
-    return next((name for name in names if there.get(name) != here.get(name)), None)
+    unknown = [name for name in LATER if name not in there or name not in here]
+    return next(iter(differences(there, here, unknown)), None)
 
 
 def model_names(run: Run, given: str | None) -> list[str | None]:

@@ -181,11 +181,9 @@ def _compared(
         run.manifest["identity"] | {"models": run.reference, "tokenizers": None}
         for run in (plan.second, retrained)
     ]
-    if name := differing(*ways):
-        told = [f"{way.get(name)!r:.60}" for way in ways]
-        raise ValueError(
-            f"{sweep}: {shown(name, 60)} is {told[1]}, of the run {told[0]}: they cannot be compared"
-        )
+    if other := differing(*ways):
+        told = f"{shown(other.name, 60)} is {other.here!r:.60}, of the run {other.there!r:.60}"
+        raise ValueError(f"{sweep}: {told}: they cannot be compared")
     needed = {choice.strength, *choose.ends(1), plan.objective.against} & {*plan.validation.strengths}
     own = set(plan.validation.keys)
 
