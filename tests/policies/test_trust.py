@@ -48,7 +48,7 @@ ALLOWED = {
     "dera_jax/devices/lost.py": {"import ctypes"},
     # Programs: git in this checkout, and Python with this repository's commands.
     "dera_jax/common/provenance.py": {"import subprocess"},
-    "dera_jax/performance/bench/sharing.py": {"import subprocess"},
+    "dera_jax/performance/bench/starts.py": {"import subprocess"},
     "scripts/e2e.py": {"import subprocess"},
     "scripts/hh_rlhf.py": {"import subprocess"},
     "scripts/make_toy.py": {"import subprocess"},
