@@ -62,6 +62,7 @@ def test_the_dial_generates_at_its_strength(executed):
     assert "".join(output["text"] for output in shown).startswith("λ = 0, β/λ = ∞")
 
 
+@pytest.mark.slow
 def test_the_sweep_is_shown(executed):
     *_, table, figure, _ = (cell for cell in executed.cells if cell.cell_type == "code")
     assert "length:16:24" in outputs(table)

@@ -227,6 +227,7 @@ def test_mistakes_are_told(call, tmp_path):
         assert code == 2 and said in err.splitlines()[-1], err
 
 
+@pytest.mark.slow
 def test_the_command_learns_every_answer(call, tmp_path):
     (tmp_path / "data.jsonl").write_text((json.dumps({"messages": CHAT}) + "\n") * 4)
     (tmp_path / "chat.jinja").write_text(ENDED)

@@ -143,6 +143,7 @@ def short_questions(source, path, count=3):
     return [line["question_id"] for line in lines[:count]]
 
 
+@pytest.mark.slow
 def test_mt_bench_killed_and_taken_up_again(pair, stand_ins, tmp_path, monkeypatch, capsys):
     """Through the command: killed within the second turn, and again before it; the rows are the same."""
     reference, aligned = save_pair(pair, tmp_path)

@@ -157,6 +157,7 @@ def test_costs_are_the_divergences(quantized_pair):
     assert [cost.amplification for cost in found] == [1, 1, 1, 3, 7]
 
 
+@pytest.mark.slow
 def test_costs_grow_with_the_strength_and_fall_with_the_bits(quantized_pair):
     full, lower = quantized_pair
     texts, _ = encode_texts(full, TEXTS)

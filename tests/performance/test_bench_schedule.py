@@ -99,6 +99,7 @@ def test_a_sweep_and_its_single_runs_make_the_same(ran):
     ]
 
 
+@pytest.mark.slow
 def test_refilled_slots_and_fixed_batches_make_the_same(ran):
     report, _, calls = ran
     (result,) = report["refill"]
@@ -118,6 +119,7 @@ def test_refilled_slots_and_fixed_batches_make_the_same(ran):
     )
 
 
+@pytest.mark.slow
 def test_a_base_with_an_adapter_is_another_model(ran):
     report, _, calls = ran
     (result,) = report["lora"]
@@ -128,6 +130,7 @@ def test_a_base_with_an_adapter_is_another_model(ran):
     assert any(tokens != alone[cell[:2]] for cell, tokens in mixed.items())
 
 
+@pytest.mark.slow
 def test_what_is_printed(ran):
     report, printed, _ = ran
     assert not {"decode", "sweep"} & report.keys() and report["versions"]["torch"] is None

@@ -117,6 +117,7 @@ def test_a_csv_reads_back_and_holds_no_formula(tmp_path):
     assert harmless("-0.5+1") == "'-0.5+1"  # strengths of two aligned models, not their sum
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY)
 def test_commands_show_a_strangers_run(name, tmp_path, capsys):
     rows = rows_of(gridded({0: 0, 1: 1}, 24, samples=1))

@@ -36,6 +36,7 @@ def test_training_stops_at_nan_and_names_step_and_tensor(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(tiny, tmp_path):
     config, run = replace(CONFIG, max_steps=9), RunConfig(save_steps=2, eval_steps=3)
 

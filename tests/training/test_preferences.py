@@ -30,6 +30,7 @@ from tests.support.tiny_trainings import CONFIG, PAIRS, RUN, assert_same, train
 from tests.support.toy import tiny_policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "ipo", "kto"])
 def test_preferences_are_learned(loss, tiny, tmp_path):
     data = PAIRS

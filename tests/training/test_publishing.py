@@ -59,6 +59,7 @@ def test_a_trained_model_is_pushed_with_its_card(hub, words, call, tmp_path):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_keeps_the_model_and_is_one_line(hub, words, call, tmp_path):
     hub.status = 403
     code, said, err = call(sft.main, *words)

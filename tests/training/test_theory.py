@@ -200,6 +200,7 @@ def test_alignment_approaches_the_closed_form(reference, aligned, algorithm, bet
     assert last < 0.1 * first
 
 
+@pytest.mark.slow
 def test_dera_of_one_strength_predicts_the_others(reference, aligned):
     """Eq. 6 at λ = β/β′ against Eq. 2 at β′; the exact optimum tells what is the approximation's share."""
     beta, start = 0.5, table_of(reference)
@@ -252,6 +253,7 @@ def drawn_completions(batch) -> list[tuple[int, ...]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value_head", ["own", "shared"])
 def test_values_predict_what_is_to_come(reference, aligned, value_head):
     method, state, table = aligned(f"ppo-{value_head}", 0.5)

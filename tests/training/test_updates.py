@@ -74,6 +74,7 @@ def test_recomputed_activations_change_nothing_but_memory(pair):
     assert kept[1] < 0.5 * kept[0]
 
 
+@pytest.mark.slow
 def test_masters_stay_float32_where_bfloat16_computes(tiny, tmp_path):
     half = replace(tiny, config=replace(tiny.config, dtype="bfloat16"))
     method = sft_method(half, EXAMPLES, CONFIG)
