@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dera_jax.common.shown import shown
 from dera_jax.common.user_code import load_function
 
 KNOWN = {"linear": "dera_jax.rules.rule:linear_rule"}
@@ -20,6 +21,16 @@ class NamedRule(NamedTuple):
     """One of `KNOWN`, or module:function."""
 
 
+def known_name(spec: str) -> str | None:
+    """Returns the name of the rule of this package that `spec` names, None where it is another's code.
+
+    >>> known_name("dera_jax.realign:linear_rule")
+    'linear'
+    """
+    places = {place: name for name, place in KNOWN.items()}
+    return spec if spec in KNOWN else EARLIER.get(spec, places.get(spec))
+
+
 def load_rule(spec: str | None) -> NamedRule:
     """Returns the rule that `spec` names; None is the mixture.
 
@@ -27,10 +38,12 @@ def load_rule(spec: str | None) -> NamedRule:
       spec: a name of `KNOWN`, or `module:function` of the user's.
 
     Raises:
-      ValueError: no such module or function.
+      ValueError: no such rule, module or function.
     """
-    name = EARLIER.get(spec or "linear", spec or "linear")
-    for known, place in KNOWN.items():
-        if name in (known, place):
-            return NamedRule(load_function(place, f"--rule={known}"), known)
-    return NamedRule(load_function(name, f"--rule={name}"), name)
+    spec = spec or "linear"
+    if name := known_name(spec):
+        return NamedRule(load_function(KNOWN[name], f"--rule={name}"), name)
+    if ":" not in spec:
+        expected = " or ".join([*KNOWN, "module:function"])
+        raise ValueError(f"--rule={shown(spec, 80)}: expected {expected}")
+    return NamedRule(load_function(spec, f"--rule={spec}"), spec)

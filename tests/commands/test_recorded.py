@@ -92,6 +92,11 @@ def test_other_kinds_of_rewards_are_asked_for_by_nobody_else(spec):
         repeatable("eval.sweep", [f"--reward=slots,{spec}"], "m", Named())
 
 
+@pytest.mark.parametrize("rule", ["linear", "dera_jax.realign:linear_rule"])
+def test_rules_of_the_package_are_no_strangers_code(rule):
+    assert repeatable("eval.sweep", [f"--rule={rule}"], "m", Named()) == [f"--rule={rule}"]
+
+
 def test_where_and_how_it_ran_is_left_out():
     words = ["--coordinator=evil:1", "--num-processes=2", "--process-id", "1", "--dry-run", "--top-k=5"]
     assert repeatable("eval.sweep", words, "m", Named()) == ["--top-k=5"]

@@ -11,6 +11,8 @@ from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.realign import mix_logits
+from dera_jax.rules.known import load_rule
+from dera_jax.rules.rule import linear_rule, named
 from tests.support.swept import LAMBDAS, SETTINGS, TEXTS, by_key, mixture_by_hand
 
 
@@ -22,6 +24,11 @@ def policies(pair):
 @pytest.fixture(scope="module")
 def rows(policies):
     return list(sweep(policies, TEXTS, LAMBDAS, num_samples=2, **SETTINGS))
+
+
+def test_the_mixture_has_one_name_however_it_is_written():
+    for spec in (None, "linear", "dera_jax.rules.rule:linear_rule", "dera_jax.realign:linear_rule"):
+        assert load_rule(spec) == named(linear_rule) == (linear_rule, "linear")
 
 
 def test_a_rule_that_is_the_mixture_says_the_same(policies, rows):

@@ -24,25 +24,9 @@ from tests.support.swept import (
     LAMBDAS,
     SETTINGS,
     TEXTS,
-    another_aligned,
     assert_contains,
     mixture_by_hand,
 )
-
-
-@pytest.fixture(scope="module")
-def policies(pair):
-    return pair
-
-
-@pytest.fixture(scope="module")
-def rows(policies):
-    return list(sweep(policies, TEXTS, LAMBDAS, num_samples=2, **SETTINGS))
-
-
-@pytest.fixture(scope="module")
-def third(policies):
-    return another_aligned(policies)
 
 
 def test_a_folder_grows_and_changes_nothing(policies, rows, tmp_path):

@@ -13,7 +13,9 @@ def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 12
     defaults = DecodeConfig(max_new_tokens=max_new_tokens)
     group = parser.add_argument_group("decoding (of the mixture)")
     group.add_argument(
-        "--rule", metavar="MODULE:FUNCTION", help="another rule than the linear mixture of logits"
+        "--rule",
+        metavar="RULE",
+        help="linear, the mixture of logits (the default), or module:function, a rule of your own",
     )
     group.add_argument(
         "--max-new-tokens",

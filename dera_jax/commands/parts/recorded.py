@@ -17,6 +17,7 @@ from dera_jax.commands import dpo, rlhf, sweep
 from dera_jax.commands.options import cli
 from dera_jax.common.shown import shown
 from dera_jax.common.spelling import spelled
+from dera_jax.rules.known import known_name
 
 COMMANDS = {"train.dpo": dpo, "train.rlhf": rlhf, "eval.sweep": sweep}
 """All that is ever repeated."""
@@ -85,7 +86,7 @@ def _check(module: str, words: Sequence[str], where: str, named: Named) -> None:
         if spec not in named.rewards:
             _check_reward(module, spec, where)
     rule = getattr(args, "rule", None)
-    if rule is not None and rule != named.rule:
+    if rule is not None and rule != named.rule and known_name(rule) is None:
         raise _unnamed(module, where, f"--rule={rule}")
 
 
