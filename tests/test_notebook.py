@@ -59,7 +59,10 @@ def test_the_backend_is_the_one_asked_for(executed):
 def test_the_dial_generates_at_its_strength(executed):
     widgets = executed.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
     (shown,) = (widget["state"]["outputs"] for widget in widgets if widget["state"].get("outputs"))
-    assert "".join(output["text"] for output in shown).startswith("λ = 0, β/λ = ∞")
+    assert [output["output_type"] for output in shown] == ["stream"], shown
+    first, _, prompt, completion = shown[0]["text"].splitlines()
+    assert first == "λ = 0, β/λ = ∞"
+    assert prompt and completion.startswith("→ ")
 
 
 @pytest.mark.slow
