@@ -1,4 +1,4 @@
-"""The loop on the host: requests in, completions out.
+"""A running batch on the host: requests in, completions out.
 
 A request is one completion to make: a prompt, a strength, a sample. Requests wait in a queue; a batch has
 a fixed number of slots; after every chunk of steps the finished rows are taken out and their slots
@@ -7,9 +7,10 @@ room that the longest row at work needs, in few steps: a chunk is compiled for e
 """
 
 import zlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain, groupby
 
 import jax
@@ -17,22 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from dera_jax import models
-from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt, before
 from dera_jax.decoding import device_loop, state
+from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.endings import Endings
-from dera_jax.decoding.request import Completion, Request
+from dera_jax.decoding.prefilling import PromptPool
+from dera_jax.decoding.request import Completion, Request, Shape, shape_of
+from dera_jax.decoding.room import CHUNK, full_room, room_for
+from dera_jax.decoding.row_sampling import RowSampling
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.devices.mesh import mesh_of
+from dera_jax.devices.usage import Usage
 from dera_jax.models.keys import seed_key
+from dera_jax.policies.policy import Policy
 from dera_jax.realign import strength_weights
-from dera_jax.rules.rule import named
+from dera_jax.rules.rule import Rule, linear_rule, named
 from dera_jax.strengths import format_strength
-
-CHUNK = 16
-"""Steps between two looks at which rows have ended: a row idles half as many on average."""
-POOL = 8
-"""Prefilled prompts kept at a time, at most; they take no more than a quarter of the batch's caches."""
 
 
 def _prompt_hash(request: Request) -> np.uint32:
@@ -41,17 +42,9 @@ def _prompt_hash(request: Request) -> np.uint32:
     return np.uint32(zlib.crc32(f"{request.prompt.id}{turn}".encode()))
 
 
-def full_room(prompt: int, max_new_tokens: int) -> int:
-    """Returns the slots of a cache in which a prompt takes `prompt` and completions are as long as may be."""
-    # Whole chunks: the last one may reach beyond the longest completion.
-    return models.whole_blocks(prompt + max_new_tokens + -max_new_tokens % CHUNK)
-
-
-def room_for(slots: int) -> int:
-    """Returns the slots of a cache that is to hold `slots`: the next of 128, 192, 256, 384, 512, 768 …"""
-    whole = models.whole_blocks(1 << (slots - 1).bit_length())
-    least = whole * 3 // 4
-    return least if slots <= least and least % models.BLOCK == 0 else whole
+@lru_cache(maxsize=1024)
+def _seed_data(seed: int) -> np.ndarray:
+    return np.asarray(jax.random.key_data(seed_key(seed)))
 
 
 @dataclass
@@ -59,6 +52,7 @@ class _Slot:
     """A row at work."""
 
     request: Request
+    endings: Endings
     tokens: list[int] = field(default_factory=list)
     drawn: list[device_loop.Drawn] = field(default_factory=list)
     """Of each chunk, this row's column."""
@@ -67,41 +61,105 @@ class _Slot:
 class Batch:
     """Slots, the queue of requests that wait for one, and the state on the device."""
 
-    def __init__(self, policies, requests, config, rows, rule, usage):
-        self.policies, self.config, self.rule, self.usage = policies, config, rule, usage
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        shape: Shape,
+        config: DecodeConfig,
+        rows: int,
+        rule: Rule = linear_rule,
+        usage: Usage | None = None,
+    ):
+        """Starts without requests.
+
+        Args:
+          shape: of all requests to come.
+          config: of those that bring none of their own.
+          rows: slots; rounded up to as many on every device.
+          usage: is added to.
+        """
+        self.policies, self.shape, self.config, self.rule = policies, shape, config, rule
+        self.usage = usage or Usage()
         self.configs = tuple(replace(policy.config, kv_cache=config.kv_cache) for policy in policies)
         self.params = tuple(policy.params for policy in policies)
-        if len(set(requests[0].prompt.buckets)) == 1:  # then all models read a prompt in one shape
+        if shape.alike:
             self.configs, self.params = models.join_adapted(self.configs, self.params)
         self.mesh = mesh_of(self.params[0])
         parts = self.mesh.shape if self.mesh else {"data": 1, "model": 1}
         # As many on every device; those beyond what was asked for are filled too.
         self.rows = rows = rows + -rows % parts["data"]
-        self.queue: deque[Request] = deque(requests)
+        self.queue: deque[Request] = deque()
         self.slots: list[_Slot | None] = [None] * rows
-        self.together = parts["data"]
-        """Prompts that are prefilled at once: as many as leave each device the program of a single one."""
-        self.pool: OrderedDict[tuple, tuple[state.Prefilled, int]] = OrderedDict()
-        self.key = seed_key(config.seed)
-        self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
+        self.pool = PromptPool(self.configs, self.params, rows, parts["data"], self.mesh)
+        self.shared_sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
+        self.own_sampling = False
+        """Whether a request has brought its own; the program for such rows serves all from then on."""
         eos_ids = {i for policy in policies for i in policy.eos_ids}
         self.eos = jnp.array(sorted(eos_ids), jnp.int32)
         self.endings = Endings(policies[-1].tokenizer, eos_ids, config.stop, config.max_new_tokens)
-        most = self._taken([request.prompt for request in requests])
-        self.most = tuple(full_room(slots, config.max_new_tokens) for slots in most)
-        first, _ = self.prefill(requests[0].prompt)
-        self.room = self._room_for(self._taken([request.prompt for request in requests[:rows]]))
-        self.state = state.empty_state(self.configs, first, rows, self.room, self.key, rule, self.mesh)
+        self.most: tuple[int, ...] = (0,) * len(self.configs)
+        """Slots of caches that any request so far can need."""
+        self.room: tuple[int, ...] = self.most
+        self.state: state.DecodeState | None = None
 
-    def run(self) -> Iterator[Completion]:
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self.queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or is at work."""
+        return bool(self.queue) or any(self.slots)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Lets requests wait for slots, behind those that wait.
+
+        Raises:
+          ValueError: one of another shape, or with another kind of cache.
+        """
+        for request in requests:
+            if (shape := shape_of(request)) != self.shape:
+                raise ValueError(f"request: expected one of {self.shape}, got {shape}")
+            if request.config and request.config.kv_cache != self.config.kv_cache:
+                raise ValueError(
+                    f"request: expected kv_cache {self.config.kv_cache}, got {request.config.kv_cache}"
+                )
+        full = [
+            full_room(taken, self._config(request).max_new_tokens)
+            for request in requests
+            for taken in self._taken([request.prompt])
+        ]
+        each = [full[model :: len(self.configs)] for model in range(len(self.configs))]
+        self.most = tuple(max([most, *slots]) for most, slots in zip(self.most, each, strict=True))
+        self.own_sampling |= any(_sampling_of(self._config(r)) != _sampling_of(self.config) for r in requests)
+        self.queue.extend(requests)
+
+    def step(self) -> Iterator[Completion]:
+        """Fills free slots, takes a chunk of steps, and returns the completions that have ended.
+
+        They are to be taken before the next step.
+
+        Raises:
+          ValueError: a completion has figures that are not finite; those before it have been returned.
+        """
         self.fill()
-        while any(self.slots):
-            yield from self._take_finished(self.run_chunk())
-            self.fill()
+        return self._take_finished(self.run_chunk()) if any(self.slots) else iter(())
+
+    def cancel(self, request: Request) -> bool:
+        """Takes a request, the very object, out of the batch; returns whether it was there."""
+        for number, slot in enumerate(self.slots):
+            if slot is not None and slot.request is request:
+                self.slots[number] = None
+                return True
+        kept = [other for other in self.queue if other is not request]
+        found = len(kept) < len(self.queue)
+        self.queue = deque(kept)
+        return found
 
     def run_chunk(self) -> device_loop.Drawn:
         self.state, drawn = device_loop.decode_chunk(
-            self.configs, self.params, self.state, self.sampling, self.eos, rule=self.rule, steps=CHUNK,
+            self.configs, self.params, self.state, self._sampling(), self.eos, rule=self.rule, steps=CHUNK,
             mesh=self.mesh,
         )  # fmt: skip
         self.usage.slot_steps += self.rows * CHUNK
@@ -109,16 +167,59 @@ class Batch:
 
     def fill(self) -> None:
         """Gives free slots to waiting requests, those of one prompt together (prompts of one text are two)."""
+        if self.state is None and self.queue:
+            self._start()
         free = [number for number, slot in enumerate(self.slots) if slot is None]
         requests = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
         filled = list(zip(free, requests, strict=False))
         for slot, request in filled:
-            self.slots[slot] = _Slot(request)
+            self.slots[slot] = _Slot(request, self._endings(request))
         self.fit_caches(self._needed_room())
-        by_prompt = groupby(filled, key=lambda pair: (pair[1].prompt.id, pair[1].prompt.tokens))
+        by_prompt = groupby(filled, key=lambda pair: (pair[1].prompt.id, pair[1].turn, pair[1].prompt.tokens))
         groups = [list(group) for _, group in by_prompt]
         for number, group in enumerate(groups):
             self._fill_prompt(group, [each[0][1].prompt for each in groups[number + 1 :]])
+
+    def prefill(
+        self, prompt: EncodedPrompt, then: Sequence[EncodedPrompt] = ()
+    ) -> tuple[state.Prefilled, int]:
+        """Returns prompts, ready to be continued, and which of them is `prompt`.
+
+        Args:
+          then: whose turn comes before those of the queue.
+        """
+        return self.pool.prefill(prompt, chain(then, (request.prompt for request in self.queue)))
+
+    def fit_caches(self, room: tuple[int, ...]) -> None:
+        """Gives the caches so many slots."""
+        if room != self.room:
+            assert self.state is not None
+            self.state = state.fit_caches(self.configs, self.state, room, self.mesh)
+            self.room = room
+
+    def _start(self) -> None:
+        """Makes the state, with the room that the first requests need."""
+        first = [request.prompt for request in list(self.queue)[: self.rows]]
+        prefilled, _ = self.prefill(first[0])
+        self.room = self._room_for(self._taken(first))
+        key = seed_key(self.config.seed)
+        self.state = state.empty_state(
+            self.configs, prefilled, self.rows, self.room, key, self.rule, self.mesh
+        )
+
+    def _config(self, request: Request) -> DecodeConfig:
+        return request.config or self.config
+
+    def _endings(self, request: Request) -> Endings:
+        if request.config is None:
+            return self.endings
+        return self.endings.but(request.config.stop, request.config.max_new_tokens)
+
+    def _sampling(self) -> Sampling | RowSampling:
+        """Returns how the rows at work are drawn: all alike, or each as its request says."""
+        if not self.own_sampling:
+            return self.shared_sampling
+        return RowSampling.of([self._config(slot.request) if slot else self.config for slot in self.slots])
 
     def _needed_room(self) -> tuple[int, ...]:
         """Returns the slots of each cache for another chunk of the longest row, at most twice what it needs."""
@@ -129,12 +230,6 @@ class Batch:
         wanted = self._room_for(tuple(map(max, zip(*taken, strict=True))))
         pairs = zip(wanted, self.room, strict=True)
         return tuple(new if new > old or 2 * new <= old else old for new, old in pairs)
-
-    def fit_caches(self, room: tuple[int, ...]) -> None:
-        """Gives the caches so many slots."""
-        if room != self.room:
-            self.state = state.fit_caches(self.configs, self.state, room, self.mesh)
-            self.room = room
 
     def _room_for(self, taken: Sequence[int]) -> tuple[int, ...]:
         """Returns the slots of each cache, the longest row of which has `taken` so many."""
@@ -149,66 +244,17 @@ class Batch:
 
     def _fill_prompt(self, filled: list[tuple[int, Request]], then: Sequence[EncodedPrompt]) -> None:
         slots = np.full(self.rows, self.rows, np.int32)
-        samples = np.zeros(self.rows, np.uint32)
+        samples, attempts = np.zeros((2, self.rows), np.uint32)
         weights = np.zeros((self.rows, len(self.policies)), np.float32)
+        seeds = np.tile(_seed_data(self.config.seed), (self.rows, 1))
         for entry, (slot, request) in enumerate(filled):
-            slots[entry], samples[entry] = slot, request.sample
+            slots[entry], samples[entry], attempts[entry] = slot, request.sample, request.attempt
             weights[entry] = strength_weights(request.lambda_)
+            seeds[entry] = _seed_data(self._config(request).seed)
         first = filled[0][1]
-        self.state = state.fill_slots(
-            self.state,
-            *self.prefill(first.prompt, then),
-            slots,
-            weights,
-            self.key,
-            _prompt_hash(first),
-            samples,
-            rule=self.rule,
-            mesh=self.mesh,
-        )
-
-    def prefill(
-        self, prompt: EncodedPrompt, then: Sequence[EncodedPrompt] = ()
-    ) -> tuple[state.Prefilled, int]:
-        """Returns prompts, ready to be continued, and which of them is `prompt`.
-
-        Args:
-          then: whose turn comes before those of the queue.
-        """
-        # By what is read: later turns of a prompt differ from sample to sample.
-        if prompt.tokens not in self.pool:
-            prompts = self._next_prompts(prompt, then)
-            prefilled = self._prefilled([*prompts, *[prompt] * (self.together - len(prompts))])
-            self.pool.update({each.tokens: (prefilled, number) for number, each in enumerate(prompts)})
-            most = max(self.together, min(POOL, max(1, self.rows // 4)))
-            while len(self.pool) > most:
-                self.pool.popitem(last=False)
-        return self.pool[prompt.tokens]
-
-    def _next_prompts(self, prompt: EncodedPrompt, then: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-        """Returns `prompt` and those of its buckets whose turn comes next, as many as are read together."""
-        found = {prompt.tokens: prompt}
-        for each in chain(then, (request.prompt for request in self.queue)):
-            if len(found) == self.together:
-                break
-            if each.buckets == prompt.buckets and each.tokens not in self.pool:
-                found.setdefault(each.tokens, each)
-        return list(found.values())
-
-    def _prefilled(self, prompts: Sequence[EncodedPrompt]) -> state.Prefilled:
-        def of_model(number: int, bucket: int):
-            contexts, last = zip(*(prompt.parts[number] for prompt in prompts), strict=True)
-            tokens, mask = zip(*(buckets.pad_left(context, bucket) for context in contexts), strict=True)
-            return np.concatenate(tokens), np.concatenate(mask), last
-
-        read = [of_model(number, bucket) for number, bucket in enumerate(prompts[0].buckets)]
-        tokens, mask, last = zip(*read, strict=True)
-        prefilled = device_loop.prefill_prompts(
-            self.configs, self.params, tokens, mask, np.array(last, np.int32), mesh=self.mesh
-        )
-        if self.mesh:  # on a processor, two computations under way may wait for each other's devices
-            jax.block_until_ready(prefilled)
-        return prefilled
+        entries = state.Entries(slots, weights, seeds, _prompt_hash(first), samples, attempts)
+        prefilled = self.prefill(first.prompt, then)
+        self.state = state.fill_slots(self.state, *prefilled, entries, rule=self.rule, mesh=self.mesh)
 
     def _take_finished(self, drawn: device_loop.Drawn) -> Iterator[Completion]:
         for number, slot in enumerate(self.slots):
@@ -227,7 +273,7 @@ class Batch:
         """Returns the slot's completion if it has ended; `searched` of its tokens were looked at before."""
         prompt = slot.request.prompt
         continued = before(self.policies[-1], prompt.tokens[-1])
-        end = self.endings.find(continued, slot.tokens, searched, prompt.turn_ends)
+        end = slot.endings.find(continued, slot.tokens, searched, prompt.turn_ends)
         if not searched or end:
             self._check_finite(slot, end.count if end else len(slot.tokens))
         if end is None:
@@ -260,3 +306,7 @@ class Batch:
             f"{name}: logits are not finite at token {step + 1} of the completion of "
             f"prompt {slot.request.prompt.id!r}{at}"
         )
+
+
+def _sampling_of(config: DecodeConfig) -> tuple:
+    return config.temperature, config.top_k, config.top_p

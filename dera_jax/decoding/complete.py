@@ -1,15 +1,30 @@
-"""Requests to completions, grouped by what one batch can decode."""
+"""Requests to completions, grouped by what one batch can decode: the plain draw."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from dera_jax.decoding.batch import CHUNK, Batch
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Completion, Request
+from dera_jax.decoding.request import Completion, Request, shape_of
+from dera_jax.decoding.room import CHUNK
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule, linear_rule
+
+Draw = Callable[..., Iterator[Completion]]
+"""How requests become completions: `complete`, or what draws more and keeps the best.
+
+It is called as `complete` is, and yields one completion of every request, with that very object as its `request`.
+"""
+
+
+def draw_name(draw: Draw) -> str:
+    """Returns what rows call a draw: mixture, the name that it has of its own, or module:function."""
+    if draw is complete:
+        return "mixture"
+    name = getattr(draw, "__qualname__", type(draw).__qualname__)
+    return getattr(draw, "name", f"{draw.__module__}:{name}")
 
 
 def complete(
@@ -26,8 +41,11 @@ def complete(
       rows: of a batch.
       usage: is added to.
     """
-    for _, group in groupby(_in_order(requests), key=_shape):
-        yield from Batch(policies, list(group), config, rows, rule, usage or Usage()).run()
+    for shape, group in groupby(_in_order(requests), key=shape_of):
+        batch = Batch(policies, shape, config, rows, rule, usage)
+        batch.submit(list(group))
+        while batch.busy:
+            yield from batch.step()
 
 
 def warm_up(
@@ -51,8 +69,8 @@ def warm_up(
 
     def run_once(group: Sequence[Request]) -> float:
         start = time.perf_counter()
-        batch = Batch(policies, [group[n % len(group)] for n in range(max(rows, len(group)))], config, rows,
-                       rule, Usage())  # fmt: skip
+        batch = Batch(policies, shape_of(group[0]), config, rows, rule)
+        batch.submit([group[n % len(group)] for n in range(max(rows, len(group)))])
         batch.fill()
         while batch.queue:  # of more shapes than rows
             batch.prefill(batch.queue.popleft().prompt)
@@ -62,7 +80,7 @@ def warm_up(
         return time.perf_counter() - start
 
     compiling = step = 0.0
-    for _, group in groupby(_in_order(requests), key=_shape):
+    for _, group in groupby(_in_order(requests), key=shape_of):
         same = list(group)
         # A batch of its own each time, gone before the next: two at once might not fit.
         first, second = run_once(same), run_once(same)
@@ -72,11 +90,4 @@ def warm_up(
 
 def _in_order(requests: Sequence[Request]) -> list[Request]:
     """Returns requests batch by batch, in it short prompts first, which keeps caches short; else in their order."""
-    return sorted(requests, key=lambda request: (_shape(request), request.prompt.buckets))
-
-
-def _shape(request: Request) -> tuple:
-    """Returns what all requests of a batch have in common: all prompts may differ in length but encoders'."""
-    buckets, slots = request.prompt.buckets, request.prompt.slots
-    encoded = tuple(0 if taken else bucket for bucket, taken in zip(buckets, map(bool, slots), strict=True))
-    return len(set(buckets)) == 1, encoded
+    return sorted(requests, key=lambda request: (shape_of(request), request.prompt.buckets))

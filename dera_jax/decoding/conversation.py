@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dera_jax.data.encoding import DoesNotFit, EncodedPrompt, encode_turn
 from dera_jax.data.prompts import Prompt
-from dera_jax.decoding.complete import complete
+from dera_jax.decoding.complete import Draw, complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Completion, Request
 from dera_jax.devices.usage import Usage
@@ -44,6 +44,7 @@ def converse(
     rule: Rule = linear_rule,
     known: Callable[[Conversation, int], str | None] = lambda conversation, turn: None,
     usage: Usage | None = None,
+    draw: Draw = complete,
 ) -> Iterator[Completion]:
     """Yields every answer as it ends, first turns first.
 
@@ -52,6 +53,7 @@ def converse(
     Args:
       known: the answer of a turn that was given before, which is not given again.
       usage: is added to.
+      draw: makes the completions of a turn.
     """
     answers: list[list[str]] = [[] for _ in conversations]
     for turn in range(max((len(c.strengths) for c in conversations), default=0)):
@@ -69,11 +71,7 @@ def converse(
                 if turn == 0:
                     raise
                 continue
-            waiting[_key(requests[-1])] = given
-        for completion in complete(policies, requests, config, rows, rule, usage):
-            waiting[_key(completion.request)].append(completion.text)
+            waiting[requests[-1].key] = given
+        for completion in draw(policies, requests, config, rows, rule, usage):
+            waiting[completion.request.key].append(completion.text)
             yield completion
-
-
-def _key(request: Request) -> tuple:
-    return request.prompt.id, request.sample, request.lambda_

@@ -21,10 +21,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dera_jax import models
 from dera_jax.decoding.measure import TokenRecord, measure
-from dera_jax.decoding.sampling import Sampling, sample
+from dera_jax.decoding.row_sampling import RowSampling
+from dera_jax.decoding.sampling import Sampling
 from dera_jax.decoding.state import DecodeState, Prefilled, by_stream, on_mesh
 from dera_jax.devices import placement
-from dera_jax.rules.rule import Rule, is_mixture
+from dera_jax.rules.rule import Context, Rule, apply_rule, is_mixture
 
 
 class Drawn(NamedTuple):
@@ -70,7 +71,7 @@ def decode_step(
     bound: Sequence[Any],
     state: DecodeState,
     recent: tuple[models.Recent, ...],
-    sampling: Sampling,
+    sampling: Sampling | RowSampling,
     eos: Int[Array, " ids"],
     rule: Rule,
 ) -> tuple[DecodeState, tuple[models.Recent, ...], Drawn]:
@@ -82,9 +83,10 @@ def decode_step(
       eos: ids that end a row.
     """
     logits, recent = forward_step(bound, state, recent)
-    mixed, rule_state = rule(logits, state.weights, state.rule_state)
+    context = Context(state.drawn, state.token, state.position)
+    mixed, rule_state = apply_rule(rule, logits, state.weights, state.rule_state, context)
     keys = jax.vmap(jax.random.fold_in)(state.key, state.drawn)
-    token, sampling_logprob = sample(keys, mixed, sampling)
+    token, sampling_logprob = sampling.sample(keys, mixed)
     record = measure(logits, mixed, state.weights, token, is_mixture(rule))
     state = state._replace(
         token=jnp.broadcast_to(token, state.token.shape),
@@ -130,13 +132,14 @@ def scan_steps(step: Callable, state: DecodeState, steps: int) -> tuple[DecodeSt
     return after._replace(caches=caches), outputs
 
 
-# Static: configs, rule, steps, mesh, which sampling steps there are. Traced: everything a sweep varies.
+# Static: configs, rule, steps, mesh, which sampling steps there are. Traced: everything a sweep varies, and all
+# settings of sampling where they are a row's own.
 @partial(jax.jit, static_argnames=("configs", "rule", "steps", "mesh"), donate_argnames="state")
 def decode_chunk(
     configs: tuple[models.ModelConfig, ...],
     params: Sequence[PyTree],
     state: DecodeState,
-    sampling: Sampling,
+    sampling: Sampling | RowSampling,
     eos: Int[Array, " ids"],
     *,
     rule: Rule,

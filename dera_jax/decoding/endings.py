@@ -1,6 +1,7 @@
 """Where a completion ends: at EOS, at a stop text, or at its longest length."""
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ class End(NamedTuple):
 
 
 class Endings:
-    """What ends the completions of a batch."""
+    """What ends completions."""
 
     def __init__(
         self,
@@ -39,6 +40,16 @@ class Endings:
         self._limit, self._longest = max_new_tokens, max(map(len, stop), default=0)
         added = reader.added_tokens_decoder.items()
         self._special = {i for i, token in added if token.special}.union(reader.all_special_ids)
+
+    def but(self, stop: Sequence[str], max_new_tokens: int) -> "Endings":
+        """Returns the endings of completions with other stop texts or another longest length."""
+        other = copy(self)
+        other._stop, other._limit, other._longest = (
+            tuple(stop),
+            max_new_tokens,
+            max(map(len, stop), default=0),
+        )
+        return other
 
     def find(
         self, prompt: Sequence[int], tokens: list[int], searched: int, more_eos: Collection[int] = ()

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import Prompt, as_prompts
+from dera_jax.decoding.complete import Draw, complete
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation, converse
 from dera_jax.decoding.request import Completion
@@ -72,6 +73,7 @@ def generate(
     num_samples: int = 1,
     rows: int | str | None = None,
     rule: Rule = linear_rule,
+    draw: Draw = complete,
     **settings,
 ) -> list[Completion]:
     """Returns completions of `prompts` by the policy realigned at `lambda_`, prompt by prompt.
@@ -83,6 +85,7 @@ def generate(
       lambda_: strength, a number or text such as "1/2"; a tuple of numbers for several aligned models.
       num_samples: completions of each prompt.
       rows: completions decoded at a time; None or "auto": as many as there are to make, at most 32.
+      draw: makes a completion of each; `complete` draws it from the realigned policy.
       settings: fields of `DecodeConfig`, such as max_new_tokens and temperature.
 
     Raises:
@@ -99,5 +102,5 @@ def generate(
         for sample in range(num_samples)
     ]
     order = {(c.prompt.prompt_id, c.sample): number for number, c in enumerate(conversations)}
-    made = converse(policies, conversations, config, rows_of(rows, len(conversations)), rule)
+    made = converse(policies, conversations, config, rows_of(rows, len(conversations)), rule, draw=draw)
     return sorted(made, key=lambda c: (order[c.request.prompt.id, c.request.sample], c.request.turn))

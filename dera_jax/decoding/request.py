@@ -1,10 +1,12 @@
 """A request, a prompt at a strength, and the completion that answers it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.decoding.config import DecodeConfig
 from dera_jax.strengths import Strength
 
 
@@ -17,6 +19,31 @@ class Request:
     lambda_: Strength
     turn: int = 0
     """Of the conversation, from 0."""
+    config: DecodeConfig | None = None
+    """How it is drawn; None: as its batch is. Only `kv_cache` must be the batch's."""
+    attempt: int = 0
+    """From 0: what is drawn once more for the same prompt, sample and turn is drawn with other noise."""
+
+    @property
+    def key(self) -> tuple:
+        """What tells it from the other requests of a run: prompt, sample, turn, strength, attempt."""
+        return self.prompt.id, self.sample, self.turn, self.lambda_, self.attempt
+
+
+class Shape(NamedTuple):
+    """What all requests of a batch have in common: their prompts may differ in length, but encoders' may not."""
+
+    alike: bool
+    """Whether all models read a prompt in one bucket."""
+    encoded: tuple[int, ...]
+    """Of each model, the bucket that its encoder reads; 0 without one."""
+
+
+def shape_of(request: Request) -> Shape:
+    """Returns the shape of the batches that can take a request."""
+    buckets, slots = request.prompt.buckets, request.prompt.slots
+    encoded = tuple(0 if taken else bucket for bucket, taken in zip(buckets, slots, strict=True))
+    return Shape(len(set(buckets)) == 1, encoded)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,12 @@ class Sampling:
             shards=shards,
         )
 
+    def sample(
+        self, keys: Key[Array, " rows"], logits: Float[Array, "rows vocab"]
+    ) -> tuple[Int[Array, " rows"], Float[Array, " rows"]]:
+        """Returns one word a row and its log-probability, see the function of this name."""
+        return sample(keys, logits, self)
+
 
 def sample(
     keys: Key[Array, " rows"], logits: Float[Array, "rows vocab"], sampling: Sampling
@@ -88,7 +94,7 @@ def truncate(logits: Float[Array, "rows vocab"], sampling: Sampling) -> Float[Ar
             threshold = jnp.maximum(threshold, _nucleus_of_sorted(top, kept, sampling.top_p))
         return jnp.where(logits >= threshold, logits, -jnp.inf)
     if sampling.top_p is not None:
-        return jnp.where(logits >= _nucleus_by_bisection(logits, sampling.top_p), logits, -jnp.inf)
+        return jnp.where(logits >= nucleus_by_bisection(logits, sampling.top_p), logits, -jnp.inf)
     return logits
 
 
@@ -118,7 +124,7 @@ def _nucleus_of_sorted(
     return jnp.min(jnp.where(before < top_p, top, jnp.inf), axis=-1, keepdims=True)
 
 
-def _nucleus_by_bisection(logits: Float[Array, "rows vocab"], top_p: ArrayLike) -> Float[Array, "rows 1"]:
+def nucleus_by_bisection(logits: Float[Array, "rows vocab"], top_p: ArrayLike) -> Float[Array, "rows 1"]:
     """Returns a threshold that exactly the nucleus reaches, without sorting the vocabulary.
 
     The mass at or above a threshold falls as it rises. Bisection keeps `low` where that mass is

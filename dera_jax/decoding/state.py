@@ -44,6 +44,38 @@ class DecodeState(NamedTuple):
     rule_state: PyTree
 
 
+class Entries(NamedTuple):
+    """What a prompt is put into slots with, an entry for each slot; those beyond are no slot."""
+
+    slots: Int[Array, " rows"]
+    """Row numbers, then the number of rows, which is no row."""
+    weights: Float[Array, "rows models"]
+    """Of the models."""
+    seeds: UInt32[Array, "rows words"]
+    """Data of the seeds' keys."""
+    prompt_hash: UInt32[Array, ""]
+    """Of the prompt's id."""
+    samples: UInt32[Array, " rows"]
+    """Which sample of the prompt each entry is."""
+    attempts: UInt32[Array, " rows"]
+    """Which of the draws of that sample."""
+
+
+LAST_FOLD = 2**32 - 1
+"""No row draws so many tokens: attempts have keys of their own."""
+
+
+def row_keys(entries: Entries) -> Key[Array, " rows"]:
+    """Returns the key of each entry: of its seed, prompt, sample, and of attempts after the first."""
+
+    def key(seed, sample, attempt):
+        first = jax.random.fold_in(jax.random.fold_in(seed, entries.prompt_hash), sample)
+        again = jax.random.fold_in(jax.random.fold_in(first, np.uint32(LAST_FOLD)), attempt)
+        return jnp.where(attempt == 0, first, again)
+
+    return jax.vmap(key)(jax.random.wrap_key_data(entries.seeds), entries.samples, entries.attempts)
+
+
 def by_stream(values: Any, counts: Sequence[int]) -> list[Any]:
     """Returns what there is of each model, those that are members of one together."""
     ends = np.cumsum(counts).tolist()
@@ -127,27 +159,18 @@ def fill_slots(
     state: DecodeState,
     prefilled: Prefilled,
     prompt: Int[Array, ""],
-    slots: Int[Array, " rows"],
-    weights: Float[Array, "rows models"],
-    key: Key[Array, ""],
-    prompt_hash: UInt32[Array, ""],
-    samples: UInt32[Array, " rows"],
+    entries: Entries,
     *,
     rule: Rule,
     mesh: Mesh | None = None,
 ) -> DecodeState:
-    """Returns `state` with a prompt at its start in `slots`.
+    """Returns `state` with a prompt at its start in the slots of `entries`.
 
     Args:
       prompt: which of those of `prefilled`.
-      slots: row numbers, then the number of rows, which is no row, for each that is not filled.
-      weights: of the models, for each entry of `slots`.
-      key: of the run.
-      prompt_hash: of the prompt's id.
-      samples: which sample of the prompt each entry is.
     """
 
-    prompts = prefilled.token.shape[1]
+    slots, prompts = entries.slots, prefilled.token.shape[1]
 
     def put_prompt(old, new):
         return _put_prompt(old, new, prompt, slots, prompts, mesh)
@@ -155,15 +178,13 @@ def fill_slots(
     def put_models(old, new):
         return old.at[:, slots].set(new[:, prompt][:, None], mode="drop")
 
-    prompt_key = jax.random.fold_in(key, prompt_hash)
-    keys = jax.vmap(lambda sample: jax.random.fold_in(prompt_key, sample))(samples)
     initial = getattr(rule, "initial_state", None)
     filled = DecodeState(
         caches=jax.tree.map(put_prompt, state.caches, prefilled.caches),
         token=put_models(state.token, prefilled.token),
         position=put_models(state.position, prefilled.position),
-        weights=state.weights.at[slots].set(weights, mode="drop"),
-        key=state.key.at[slots].set(keys, mode="drop"),
+        weights=state.weights.at[slots].set(entries.weights, mode="drop"),
+        key=state.key.at[slots].set(row_keys(entries), mode="drop"),
         drawn=state.drawn.at[slots].set(0, mode="drop"),
         done=state.done.at[slots].set(False, mode="drop"),
         rule_state=jax.tree.map(lambda old, new: _put(old, new, slots, mesh), state.rule_state, initial(1))

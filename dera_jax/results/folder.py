@@ -10,6 +10,7 @@ which the first takes in at the end, or the next run if they do not come that fa
   seed                       of the run
   turn                       number of the answer in a conversation, from 0
   rule                       that turned the models' logits into the logits drawn from
+  draw                       what made the completion, where that is not a plain draw
   lambda                     strength: a number; of several aligned models, a list of them
   beta                       KL strength of the aligned model, or null if unknown
   prompt                     text before the completion

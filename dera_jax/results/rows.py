@@ -49,6 +49,7 @@ Row = TypedDict(
         "seed": int,
         "turn": Count,
         "rule": str,
+        "draw": str,
         "beta": Numbers | None,
         "prompt": str | list[Message],
         "completion": str,
@@ -67,7 +68,7 @@ Row = TypedDict(
     total=False,
 )
 """Types of a row's fields, see `results.folder`; what else there is may be anything."""
-OPTIONAL = ("seed", "turn", "rule", "prompt_tokens", "tokens")
+OPTIONAL = ("seed", "turn", "rule", "draw", "prompt_tokens", "tokens")
 """Fields that kept rows may lack."""
 WHOLE = tuple(name for name in Row.__annotations__ if name not in OPTIONAL)
 """Fields that summaries and figures are made of."""

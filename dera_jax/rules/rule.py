@@ -1,10 +1,12 @@
 """Rules: functions from all models' logits and a row's weights to the logits to draw from."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from dera_jax.common.code_hash import code_hash
 from dera_jax.common.user_code import run
@@ -22,6 +24,7 @@ def linear_rule(
     A rule turns the models' logits into the logits to draw from; `--rule=module:function` puts
     another in its place. It is pure, sees the whole vocabulary, and may carry a state: then it has
     an attribute `initial_state`, a function from the number of rows to arrays of that many rows.
+    One with an attribute `takes_context` that is true is given a `Context` as its fourth argument.
     """
     return mix_centered(logits, weights), state
 
@@ -31,7 +34,27 @@ def is_mixture(rule) -> bool:
     return rule is linear_rule
 
 
-Rule = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
+Rule = Callable[..., tuple[Array, PyTree]]
+"""(logits, weights, state) -> logits, state; with a `Context` behind the state if it has `takes_context`."""
+
+
+class Context(NamedTuple):
+    """Where rows are, for rules that say `takes_context = True`."""
+
+    drawn: Int[Array, " rows"]
+    """Tokens of the completion so far."""
+    token: Int[Array, "models rows"]
+    """The last token that each model has read: the prompt's own, then the one drawn for all."""
+    position: Int[Array, "models rows"]
+    """Of that token, from 0."""
+
+
+def apply_rule(
+    rule: Rule, logits: Array, weights: Array, state: PyTree, context: Context
+) -> tuple[Any, PyTree]:
+    """Returns the logits to draw from, and the rule's state after them."""
+    more = (context,) if getattr(rule, "takes_context", False) else ()
+    return rule(logits, weights, state, *more)
 
 
 def named(rule: Rule) -> NamedRule:
@@ -55,10 +78,12 @@ def check_rule(rule: NamedRule, models: int, vocab: int) -> None:
     logits = jax.ShapeDtypeStruct((models, rows, vocab), dtype)
     weights = jax.ShapeDtypeStruct((rows, models), dtype)
     initial = getattr(function, "initial_state", None)
+    each = jax.ShapeDtypeStruct((models, rows), np.int32)
+    context = Context(jax.ShapeDtypeStruct((rows,), np.int32), each, each)
 
     def traced():
         state = jax.eval_shape(lambda: initial(rows) if initial else None)
-        mixed, after = jax.eval_shape(function, logits, weights, state)
+        mixed, after = jax.eval_shape(partial(apply_rule, function), logits, weights, state, context)
         return state, mixed, after
 
     state, mixed, after = run(f"rule {name} fails on logits[models, rows, vocab]", traced)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import jax
 
-from dera_jax.decoding.batch import full_room
 from dera_jax.decoding.complete import warm_up
+from dera_jax.decoding.room import full_room
 from dera_jax.devices.usage import memory_limit
 from dera_jax.models.binding import cache_bytes
 from dera_jax.policies.policy import held_bytes

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from dera_jax.common.checks import check_count
+from dera_jax.common.code_hash import code_hash
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt, prompt_text
+from dera_jax.decoding.complete import Draw, complete, draw_name
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
 from dera_jax.devices.mesh import Group, mesh_of, mesh_text
@@ -37,6 +39,8 @@ class SweepPlan:
     rule: NamedRule = LINEAR
     beta: float | None = None
     """KL strength of the aligned model."""
+    draw: Draw = complete
+    """What makes the completions."""
     group: Group | None = None
     """Of processes that decode together, where there are several processes."""
 
@@ -109,6 +113,7 @@ class SweepPlan:
             "eos": sorted({i for policy in self.policies for i in policy.eos_ids}),
             **({"tokenizers": tokenizers} if None not in tokenizers else {}),
             **({} if (code := rule_code(self.rule.function)) is None else {"rule_code": code}),
+            **_draw_identity(self.draw),
         }
 
 
@@ -129,6 +134,7 @@ def make_plan(
     rule: NamedRule = LINEAR,
     beta: float | None = None,
     group: Group | None = None,
+    draw: Draw = complete,
 ) -> SweepPlan:
     """Returns the plan of a sweep; its batch has the rows asked for, or as many as there is to do, at most 32.
 
@@ -136,6 +142,7 @@ def make_plan(
       rows: completions decoded at a time, by all groups of processes together; None or "auto" as told.
       beta: KL strength of the aligned model; None: what the aligned models say.
       group: this process's own.
+      draw: what makes the completions.
     """
     groups = group.count if group else 1
     given = rows_of(rows, 1)
@@ -151,10 +158,19 @@ def make_plan(
         rule=rule,
         beta=known_beta(policies) if beta is None else beta,
         group=group,
+        draw=draw,
     )
     if rows is None or rows == "auto":
         return replace(plan, rows=rows_of(rows, -(-len(plan.conversations) // groups)))
     return plan
+
+
+def _draw_identity(draw: Draw) -> dict:
+    """Returns what an identity says of a draw; nothing of the plain one, as in older folders."""
+    if draw is complete:
+        return {}
+    code = code_hash(draw)
+    return {"draw": draw_name(draw), **({} if code is None else {"draw_code": code})}
 
 
 def known_beta(policies: Sequence[Policy]) -> float | None:

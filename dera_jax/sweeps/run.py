@@ -13,6 +13,7 @@ import jax
 from dera_jax.common.provenance import provenance
 from dera_jax.data.encoding import encode_usable, prompt_tokens
 from dera_jax.data.prompts import Prompt, prompt_text, usable_prompts, warn_of
+from dera_jax.decoding.complete import Draw, complete
 from dera_jax.decoding.conversation import Conversation, converse
 from dera_jax.decoding.generate import decode_config
 from dera_jax.devices.processes import in_lockstep
@@ -49,6 +50,7 @@ def sweep(
     rule: Rule = linear_rule,
     beta: float | None = None,
     command: Sequence[str] = (),
+    draw: Draw = complete,
     **settings,
 ) -> Iterator[dict]:
     """Yields a row for every prompt × sample × strength, those of an earlier run in `out` first.
@@ -69,6 +71,7 @@ def sweep(
       rows: completions decoded at a time; None or "auto": as many as the whole sweep has, at most 32.
       beta: KL strength of the aligned model, if it does not tell itself.
       command: words of a command line that the folder keeps as what made it.
+      draw: makes a completion of each cell; `complete` draws it from the realigned policy.
       settings: fields of `DecodeConfig`, such as max_new_tokens, temperature and seed.
 
     Raises:
@@ -83,7 +86,7 @@ def sweep(
     warn_of(unread | unfit, "prompts", len(asked))
     plan = make_plan(
         policies, asked, encoded, strengths, judges, decode,
-        num_samples=num_samples, rows=rows, rule=named(rule), beta=beta,
+        num_samples=num_samples, rows=rows, rule=named(rule), beta=beta, draw=draw,
     )  # fmt: skip
     if out is None:
         yield from run_conversations(plan, {}, keep=lambda rows: None)
@@ -210,7 +213,9 @@ def run_conversations(
         return None if row is None else row["completion"]
 
     own = own_conversations(plan, there)
-    completions = converse(plan.policies, own, plan.decode, plan.rows, plan.rule.function, known, usage)
+    completions = converse(
+        plan.policies, own, plan.decode, plan.rows, plan.rule.function, known, usage, plan.draw
+    )
     try:
         for completion in (watch or Stopwatch()).timed(completions):
             pending.append(make_row(plan, completion))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from dera_jax.data.batches import Batch, make_batch
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import prompt_text
-from dera_jax.decoding.complete import complete
+from dera_jax.decoding.complete import Draw, complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Completion, Request
 from dera_jax.policies.policy import Policy
@@ -52,6 +52,7 @@ def draw_rollout(
     rewards: Sequence[Reward],
     config: DecodeConfig,
     step: int,
+    draw: Draw = complete,
 ) -> Rollout:
     """Returns `num_samples` completions of each prompt; several rewards are added up by their weights.
 
@@ -59,6 +60,7 @@ def draw_rollout(
 
     Args:
       step: folded into the seed, so that every step draws anew.
+      draw: makes the completions.
 
     Raises:
       ValueError: a reward that is None or not finite; or, before anything is drawn, one that cannot judge
@@ -69,11 +71,8 @@ def draw_rollout(
     config = replace(config, seed=(config.seed * 1_000_003 + step) % 2**63)
     requests = [Request(prompt, sample, ()) for prompt in prompts for sample in range(num_samples)]
     start = time.perf_counter()
-    ended = {
-        (c.request.prompt.id, c.request.sample): c
-        for c in complete((policy,), requests, config, len(requests))
-    }
-    completions = [ended[request.prompt.id, request.sample] for request in requests]
+    ended = {c.request.key: c for c in draw((policy,), requests, config, len(requests))}
+    completions = [ended[request.key] for request in requests]
     drawn = time.perf_counter()
     batch = make_batch([c.request.prompt.tokens[0] for c in completions], [c.tokens for c in completions])
     of_reference = np.asarray(_logprobs(reference.config, reference.params, batch))

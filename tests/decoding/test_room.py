@@ -11,10 +11,11 @@ from dera_jax import load_policies, models
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
 from dera_jax.decoding import device_loop
-from dera_jax.decoding.batch import CHUNK, Batch, full_room, room_for
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.complete import complete, warm_up
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
+from dera_jax.decoding.room import CHUNK, full_room, room_for
 from dera_jax.models.attention import Span, attend
 from dera_jax.models.caches import fit_cache, kept, without_padding
 

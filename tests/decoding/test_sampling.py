@@ -10,6 +10,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from dera_jax.decoding import sampling
 from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.row_sampling import RowSampling, kth_largest
 from dera_jax.decoding.sampling import Sampling
 
 
@@ -151,3 +152,37 @@ def test_top_k_does_not_sort_the_vocabulary(top_p):
         jax.jit(lambda x: sampling.truncate(x, Sampling.create(1.0, 50, top_p))).lower(logits).compile()
     )
     assert " sort(" not in compiled.as_text() and "TopK" in compiled.as_text()
+
+
+@pytest.mark.parametrize("vocab", [40, 513])
+def test_rows_of_their_own_settings_keep_what_a_sort_keeps(vocab):
+    logits = 2 * jax.random.normal(jax.random.key(vocab), (12, vocab))
+    logits = logits.at[3:5].set(jnp.round(logits[3:5]))  # ties, zeros of both signs
+    top_k = [None, 1, 5, 1000] * 3
+    top_p = [None, 0.3, 0.95] * 4
+    temperature = [0.7, 1.0, 2.5, 0.4] * 3
+    rows = RowSampling.of(
+        [
+            DecodeConfig(temperature=t, top_k=k, top_p=p)
+            for t, k, p in zip(temperature, top_k, top_p, strict=True)
+        ]
+    )
+    # A word is drawn only if it is kept, and its probability is that of the words kept.
+    drawn = jax.jit(lambda key: rows.sample(jax.random.split(key, 12), logits))
+    words, logprobs = map(np.asarray, jax.vmap(drawn)(jax.random.split(jax.random.key(1), 400)))
+    for row, (t, k, p) in enumerate(zip(temperature, top_k, top_p, strict=True)):
+        kept = exact_truncation(np.asarray(logits[row]), t, k, p)
+        exact = np.where(kept, np.asarray(logits[row], np.float64) / t, -np.inf)
+        exact -= np.logaddexp.reduce(exact)
+        np.testing.assert_allclose(logprobs[:, row], exact[words[:, row]], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40, 10**9])
+def test_the_kth_largest_is_that_of_a_sort(count):
+    logits = np.random.default_rng(0).normal(size=(30, 40)).astype(np.float32)
+    logits[:10, ::3] = -np.inf
+    logits[10:20] = np.round(logits[10:20])
+    logits[20] = [-0.0, 0.0] * 20
+    logits[21:23] *= 1e38
+    found = kth_largest(jnp.asarray(logits), jnp.full(30, count))
+    np.testing.assert_array_equal(found, np.sort(logits, axis=-1)[:, -min(count, 40)])

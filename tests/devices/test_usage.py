@@ -17,10 +17,10 @@ import pytest
 from dera_jax import load_policies, models, sweep
 from dera_jax.data.encoding import EncodedPrompt, encode_prompts
 from dera_jax.data.prompts import Prompt, as_prompts
-from dera_jax.decoding.batch import CHUNK
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
+from dera_jax.decoding.room import CHUNK
 from dera_jax.devices import usage
 from dera_jax.devices.usage import Usage
 from dera_jax.results.manifests import read_manifest

@@ -8,7 +8,7 @@ import pytest
 
 from dera_jax.commands.bench import main
 from dera_jax.common.spelling import COMMANDS
-from dera_jax.decoding.batch import CHUNK
+from dera_jax.decoding.room import CHUNK
 from dera_jax.performance.bench import sharing, sharing_lines, sides, starts, timing
 from dera_jax.policies.save import save_policy
 

@@ -1,5 +1,7 @@
 """Rules of one's own, as a sweep takes them."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -104,3 +106,41 @@ def fails(logits, weights, state):
 def test_rules_that_are_none_are_named(policies, rule, message):
     with pytest.raises(ValueError, match=message):
         list(sweep(policies, TEXTS[:1], [0.5], rule=rule, **SETTINGS))
+
+
+def third_by_context(logits, weights, state, context):
+    """`every_third` by where a row is, not by what it has counted."""
+    return jnp.where((context.drawn % 3 == 0)[:, None], logits[1], logits[0]), state
+
+
+third_by_context.takes_context = True
+
+
+def test_a_rule_that_asks_is_told_where_each_row_is(pair):
+    encoded = encode_prompts(pair, as_prompts(TEXTS), 24)
+    cells = [Request(prompt, sample, (1.0,)) for prompt in encoded for sample in range(3)]
+    config = DecodeConfig(max_new_tokens=24)
+    by_state, by_context = (
+        {done.request.key: done.tokens for done in complete(pair, cells, config, 4, rule)}
+        for rule in (every_third, third_by_context)
+    )
+    assert by_state == by_context
+
+
+def no_repeats(logits, weights, state, context):
+    """The mixture without the token that was drawn last."""
+    words = jnp.arange(logits.shape[-1])
+    mixed = mix_logits(logits, weights)
+    return jnp.where(words == context.token[-1][:, None], -jnp.inf, mixed), state
+
+
+no_repeats.takes_context = True
+
+
+def test_the_context_has_the_token_drawn_last(pair):
+    encoded = encode_prompts(pair, as_prompts(TEXTS), 24)
+    cells = [Request(prompt, 0, (0.0,)) for prompt in encoded]
+    found = list(complete(pair, cells, DecodeConfig(max_new_tokens=24, temperature=3.0), 4, no_repeats))
+    for done in found:
+        read = [done.request.prompt.tokens[-1][-1], *done.tokens]
+        assert all(a != b for a, b in itertools.pairwise(read))

@@ -20,10 +20,10 @@ from dera_jax import models
 from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.decoding import device_loop
-from dera_jax.decoding.batch import CHUNK
 from dera_jax.decoding.request import Request
+from dera_jax.decoding.room import CHUNK
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.decoding.state import DecodeState, empty_state, fill_slots
+from dera_jax.decoding.state import DecodeState, Entries, empty_state, fill_slots
 from dera_jax.performance.bench.sides import LAMBDA, complete_all, make_prompt, without_eos
 from dera_jax.performance.bench.timing import BenchConfig, Progress, interleave, ratio, spread, timed
 from dera_jax.policies.policy import Policy
@@ -158,15 +158,21 @@ def bench_overhead(
 
 def _filled(configs, params, ids: Sequence[int], rows: int, new_tokens: int) -> DecodeState:
     """Returns a state with the prompt `ids` in every row."""
-    count, key, slots = len(configs), jax.random.key(0), np.arange(rows, dtype=np.int32)
+    count, key = len(configs), jax.random.key(0)
     tokens, mask = buckets.pad_left(ids[:-1], buckets.bucket_length(len(ids) - 1))
     last = np.full((count, 1), ids[-1], np.int32)
     prefilled = device_loop.prefill_prompts(configs, params, (tokens,) * count, (mask,) * count, last)
     room = tuple(models.whole_blocks(cache.mask.shape[1] + new_tokens) for cache in prefilled.caches)
     state = empty_state(configs, prefilled, rows, room, key, linear_rule)
-    weights = strength_weights(np.full((rows, count - 1), LAMBDA))
-    samples = slots.astype(np.uint32)
-    return fill_slots(state, prefilled, 0, slots, weights, key, np.uint32(0), samples, rule=linear_rule)
+    entries = Entries(
+        slots=np.arange(rows, dtype=np.int32),
+        weights=strength_weights(np.full((rows, count - 1), LAMBDA)),
+        seeds=np.tile(jax.random.key_data(key), (rows, 1)),
+        prompt_hash=np.uint32(0),
+        samples=np.arange(rows, dtype=np.uint32),
+        attempts=np.zeros(rows, np.uint32),
+    )
+    return fill_slots(state, prefilled, 0, entries, rule=linear_rule)
 
 
 # A sweep: many strengths in one batch against a loop over prompts and strengths

@@ -9,10 +9,10 @@ import numpy as np
 
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
-from dera_jax.decoding.batch import CHUNK
 from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
+from dera_jax.decoding.room import CHUNK
 from dera_jax.devices.usage import Usage
 from dera_jax.models.trees import flatten, unflatten
 from dera_jax.performance.bench.sides import LAMBDA, complete_all, make_prompt, without_eos

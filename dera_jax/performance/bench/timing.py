@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dera_jax.common.checks import check_count
-from dera_jax.decoding.batch import CHUNK
+from dera_jax.decoding.room import CHUNK
 
 LEAST_SECONDS = 0.3
 """A shorter call is repeated within its turn: one of a few milliseconds says little."""

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from dera_jax import models
 from dera_jax.data.batches import Batch
 from dera_jax.decoding import device_loop
-from dera_jax.decoding.batch import CHUNK
+from dera_jax.decoding.room import CHUNK
 from dera_jax.decoding.sampling import Sampling
 from dera_jax.decoding.state import DecodeState, empty_state
 from dera_jax.devices import placement
