@@ -21,7 +21,7 @@ from dera_jax import models
 from dera_jax.data.encoding import EncodedPrompt, before
 from dera_jax.decoding import device_loop, state
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.endings import Endings
+from dera_jax.decoding.endings import End, Endings
 from dera_jax.decoding.prefilling import PromptPool
 from dera_jax.decoding.request import Completion, Request, Shape, shape_of
 from dera_jax.decoding.room import CHUNK, full_room, room_for
@@ -175,6 +175,10 @@ class Batch:
         for slot, request in filled:
             self.slots[slot] = _Slot(request, self._endings(request))
         self.fit_caches(self._needed_room())
+        self._fill_slots(filled)
+
+    def _fill_slots(self, filled: list[tuple[int, Request]]) -> None:
+        """Puts the requests' prompts into their slots."""
         by_prompt = groupby(filled, key=lambda pair: (pair[1].prompt.id, pair[1].turn, pair[1].prompt.tokens))
         groups = [list(group) for _, group in by_prompt]
         for number, group in enumerate(groups):
@@ -271,41 +275,48 @@ class Batch:
 
     def _finished(self, slot: _Slot, searched: int) -> Completion | None:
         """Returns the slot's completion if it has ended; `searched` of its tokens were looked at before."""
-        prompt = slot.request.prompt
-        continued = before(self.policies[-1], prompt.tokens[-1])
-        end = slot.endings.find(continued, slot.tokens, searched, prompt.turn_ends)
+        end = self._find_end(slot.request, slot.endings, slot.tokens, searched)
         if not searched or end:
-            self._check_finite(slot, end.count if end else len(slot.tokens))
-        if end is None:
-            return None
-        column = jax.tree.map(lambda *chunks: np.concatenate(chunks)[: end.count], *slot.drawn)
-        record = column.record
-        return Completion(
-            request=slot.request,
-            tokens=slot.tokens[: end.count],
-            text=end.text,
-            finish_reason=end.reason,
-            logprobs=record.logprob,
-            model_logprobs=record.model_logprobs,
-            sampling_logprobs=column.sampling_logprob,
-            kl_to_reference=record.kl_to_reference,
-            log_normalizers=record.log_normalizer,
-        )
+            self._check_finite(slot.request, slot.drawn, end.count if end else len(slot.tokens))
+        return end and completion_of(slot.request, slot.tokens, slot.drawn, end)
 
-    def _check_finite(self, slot: _Slot, end: int) -> None:
+    def _find_end(self, request: Request, endings: Endings, tokens: list[int], searched: int) -> End | None:
+        continued = before(self.policies[-1], request.prompt.tokens[-1])
+        return endings.find(continued, tokens, searched, request.prompt.turn_ends)
+
+    def _check_finite(self, request: Request, chunks: Sequence[device_loop.Drawn], end: int) -> None:
         """Raises ValueError where a model's logits, or those that the rule made of them, are not finite."""
-        drawn = jax.tree.map(lambda *chunks: np.concatenate(chunks)[:end], *slot.drawn)
+        drawn = jax.tree.map(lambda *parts: np.concatenate(parts)[:end], *chunks)
         mixed = np.isfinite(drawn.record.logprob) & np.isfinite(drawn.sampling_logprob)
         finite = np.column_stack([np.isfinite(drawn.record.model_logprobs), mixed])
         if finite.all():
             return
         step, column = np.argwhere(~finite)[0]
         name = (*(p.name for p in self.policies), f"rule {named(self.rule).name}")[column]
-        at = f" at λ = {format_strength(slot.request.lambda_)}" if column == len(self.policies) else ""
+        at = f" at λ = {format_strength(request.lambda_)}" if column == len(self.policies) else ""
         raise ValueError(
             f"{name}: logits are not finite at token {step + 1} of the completion of "
-            f"prompt {slot.request.prompt.id!r}{at}"
+            f"prompt {request.prompt.id!r}{at}"
         )
+
+
+def completion_of(
+    request: Request, tokens: Sequence[int], chunks: Sequence[device_loop.Drawn], end: End
+) -> Completion:
+    """Returns the completion that has ended, with the figures of its tokens from all its chunks."""
+    drawn = jax.tree.map(lambda *parts: np.concatenate(parts)[: end.count], *chunks)
+    record = drawn.record
+    return Completion(
+        request=request,
+        tokens=list(tokens[: end.count]),
+        text=end.text,
+        finish_reason=end.reason,
+        logprobs=record.logprob,
+        model_logprobs=record.model_logprobs,
+        sampling_logprobs=drawn.sampling_logprob,
+        kl_to_reference=record.kl_to_reference,
+        log_normalizers=record.log_normalizer,
+    )
 
 
 def _sampling_of(config: DecodeConfig) -> tuple:
