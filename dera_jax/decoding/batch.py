@@ -148,14 +148,20 @@ class Batch:
 
     def cancel(self, request: Request) -> bool:
         """Takes a request, the very object, out of the batch; returns whether it was there."""
-        for number, slot in enumerate(self.slots):
-            if slot is not None and slot.request is request:
-                self.slots[number] = None
-                return True
+        if self._stop_work(request):
+            return True
         kept = [other for other in self.queue if other is not request]
         found = len(kept) < len(self.queue)
         self.queue = deque(kept)
         return found
+
+    def _stop_work(self, request: Request) -> bool:
+        """Takes a request out of its slot; returns whether it had one."""
+        for number, slot in enumerate(self.slots):
+            if slot is not None and slot.request is request:
+                self.slots[number] = None
+                return True
+        return False
 
     def run_chunk(self) -> device_loop.Drawn:
         self.state, drawn = device_loop.decode_chunk(
@@ -271,6 +277,7 @@ class Batch:
             if completion := self._finished(slot, searched):
                 self.slots[number] = None
                 self.usage.tokens += len(completion.tokens)
+                self.usage.row_tokens += len(completion.tokens)
                 yield completion
 
     def _finished(self, slot: _Slot, searched: int) -> Completion | None:

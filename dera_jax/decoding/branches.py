@@ -32,17 +32,16 @@ def can_be_cut(configs: Sequence[models.ModelConfig], taken: Sequence[int]) -> b
 def cut_rows(
     configs: tuple[models.ModelConfig, ...],
     state: DecodeState,
-    drawn: Int[Array, " rows"],
+    back: Int[Array, " rows"],
     token: Int[Array, "models rows"],
     mesh: Mesh | None = None,
 ) -> DecodeState:
     """Returns `state` with rows as they were when they had drawn fewer tokens; their rule states stay.
 
     Args:
-      drawn: tokens of each row's completion, at most as many as there are.
-      token: the last token of each row that was cut, not yet fed.
+      back: tokens that each row loses; 0 leaves it as it is.
+      token: of each row that loses some, the last that it keeps, not yet fed.
     """
-    back = state.drawn - drawn
     caches = tuple(
         _cut(cache, jnp.repeat(back, config.members))
         for cache, config in zip(state.caches, configs, strict=True)
@@ -51,7 +50,7 @@ def cut_rows(
         caches=caches,
         token=jnp.where(back > 0, token, state.token),
         position=state.position - back,
-        drawn=drawn,
+        drawn=state.drawn - back,
         done=state.done & (back == 0),
     )
     return on_mesh(cut, mesh)

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Completion, Request, shape_of
 from dera_jax.decoding.room import CHUNK
+from dera_jax.decoding.shared_batch import SharedBatch, most_strengths
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule, linear_rule
@@ -17,14 +19,6 @@ Draw = Callable[..., Iterator[Completion]]
 
 It is called as `complete` is, and yields one completion of every request, with that very object as its `request`.
 """
-
-
-def draw_name(draw: Draw) -> str:
-    """Returns what rows call a draw: mixture, the name that it has of its own, or module:function."""
-    if draw is complete:
-        return "mixture"
-    name = getattr(draw, "__qualname__", type(draw).__qualname__)
-    return getattr(draw, "name", f"{draw.__module__}:{name}")
 
 
 def complete(
@@ -37,15 +31,53 @@ def complete(
 ) -> Iterator[Completion]:
     """Yields the completion of every request as it ends. The models take weights (1 − Σλ, λ…).
 
+    Strengths of one prompt and sample share a row for as long as they draw the same tokens.
+
     Args:
       rows: of a batch.
       usage: is added to.
     """
     for shape, group in groupby(_in_order(requests), key=shape_of):
-        batch = Batch(policies, shape, config, rows, rule, usage)
-        batch.submit(list(group))
-        while batch.busy:
-            yield from batch.step()
+        same = list(group)
+        batch = _batch(policies, shape, config, rows, rule, usage, most_strengths(same))
+        yield from _run(batch, same)
+
+
+def complete_unshared(
+    policies: Sequence[Policy],
+    requests: Sequence[Request],
+    config: DecodeConfig,
+    rows: int,
+    rule: Rule = linear_rule,
+    usage: Usage | None = None,
+) -> Iterator[Completion]:
+    """Yields what `complete` does, every request in a row of its own."""
+    for shape, group in groupby(_in_order(requests), key=shape_of):
+        yield from _run(Batch(policies, shape, config, rows, rule, usage), list(group))
+
+
+PLAIN = complete, complete_unshared
+"""Draws from the realigned policy itself, which say the same of every request."""
+
+
+def draw_name(draw: Draw) -> str:
+    """Returns what rows call a draw: mixture, the name that it has of its own, or module:function."""
+    if draw in PLAIN:
+        return "mixture"
+    name = getattr(draw, "__qualname__", type(draw).__qualname__)
+    return getattr(draw, "name", f"{draw.__module__}:{name}")
+
+
+def _batch(policies, shape, config, rows, rule, usage, strengths: int) -> Batch:
+    if strengths == 1:
+        return Batch(policies, shape, config, rows, rule, usage)
+    return SharedBatch(policies, shape, config, rows, rule, usage, strengths=strengths)
+
+
+def _run(batch: Batch, requests: Sequence[Request]) -> Iterator[Completion]:
+    batch.submit(requests)
+    while batch.busy:
+        yield from batch.step()
 
 
 def warm_up(
@@ -56,12 +88,14 @@ def warm_up(
     rule: Rule = linear_rule,
     *,
     full: bool = False,
+    strengths: int = 1,
 ) -> tuple[float, float]:
     """Compiles what `complete` will begin with for prompts like the requests'.
 
     Args:
       requests: the longest of each shape of prompts.
       full: with caches that have room for the longest completion.
+      strengths: that may share a row.
 
     Returns:
       The seconds that compiling took, and the seconds of one step of a full batch after that.
@@ -69,8 +103,10 @@ def warm_up(
 
     def run_once(group: Sequence[Request]) -> float:
         start = time.perf_counter()
-        batch = Batch(policies, shape_of(group[0]), config, rows, rule)
-        batch.submit([group[n % len(group)] for n in range(max(rows, len(group)))])
+        batch = _batch(policies, shape_of(group[0]), config, rows, rule, None, strengths)
+        # As many samples as fill the rows, each by itself.
+        count = max(rows, len(group))
+        batch.submit([replace(group[n % len(group)], sample=n) for n in range(count)])
         batch.fill()
         while batch.queue:  # of more shapes than rows
             batch.prefill(batch.queue.popleft().prompt)

@@ -7,18 +7,22 @@ request waits for the slot. Every chunk begins where it would if the strength we
 it would be.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import jax
 import numpy as np
 
 from dera_jax.decoding import branches, device_loop, shared_loop
 from dera_jax.decoding.batch import Batch, completion_of
-from dera_jax.decoding.request import Completion, Request
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Completion, Request, Shape
 from dera_jax.decoding.room import CHUNK
+from dera_jax.devices.usage import Usage
+from dera_jax.policies.policy import Policy
 from dera_jax.realign import strength_weights
+from dera_jax.rules.rule import Rule, linear_rule
 
 MOST_LANES = 16
 """For each row of the batch, at most."""
@@ -56,38 +60,77 @@ class _Branch:
 
 
 class SharedBatch(Batch):
-    """Slots whose rows carry several strengths. Requests must not bring their own settings."""
+    """Slots whose rows carry several strengths."""
 
-    slots: list[_Branch | None]
+    slots: list[_Branch | None]  # type: ignore[assignment]
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        super().submit(requests)
-        assert not self.own_sampling
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        shape: Shape,
+        config: DecodeConfig,
+        rows: int,
+        rule: Rule = linear_rule,
+        usage: Usage | None = None,
+        *,
+        strengths: int,
+    ):
+        """Starts without requests.
+
+        Args:
+          strengths: that a row is to carry; more of them take several rows.
+        """
+        super().__init__(policies, shape, config, rows, rule, usage)
         self.parts = self.mesh.shape["data"] if self.mesh else 1
         self.part_rows = self.rows // self.parts
-        largest = max(len(list(group)) for _, group in groupby(self.queue, key=_what_is_shared))
-        self.part_lanes = self.part_rows * min(largest, MOST_LANES)
-        self.initial = getattr(self.rule, "initial_state", None)
+        self.part_lanes = self.part_rows * min(1 << (strengths - 1).bit_length(), MOST_LANES)
+        self.initial_state = getattr(rule, "initial_state", None)
         self.places: dict[int, int] = {}
         """Of lanes on the device, by their identity."""
+        self.rule_state: list[np.ndarray] = []
+        """Arrays of the rule's state behind the last chunk, by place."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Lets requests wait, see `Batch.submit`.
+
+        Raises:
+          ValueError: one that brings its own settings.
+        """
+        if any(request.config for request in requests):
+            raise ValueError("request: expected none with settings of its own where rows are shared")
+        super().submit(requests)
+
+    def _stop_work(self, request: Request) -> bool:
+        for number, branch in enumerate(self.slots):
+            for lanes in [branch.lanes, *(left for _, left in branch.left)] if branch else ():
+                kept = [lane for lane in lanes if lane.request is not request]
+                if len(kept) < len(lanes):
+                    lanes[:] = kept
+                    self._let_go(number)
+                    return True
+        return False
+
+    def _let_go(self, number: int) -> None:
+        """Frees a slot that no lane is left of."""
+        branch = self.slots[number]
+        branch.left = [(start, lanes) for start, lanes in branch.left if lanes]
+        if not branch.lanes and not branch.left:
+            self.slots[number] = None
 
     def fill(self) -> None:
         """Gives slots to lanes that left them, to waiting requests, and to lanes that left other slots."""
         if self.state is None and self.queue:
             self._start()
-        cut: dict[int, int] = {}
-        self._go_on(cut)
+        self._cut(self._go_on())
         filled = self._take_groups()
-        copied = {} if self.queue else self._copy_branches(cut)
-        if copied:
-            self.state = branches.copy_rows(self.state, *self._pairs(copied), mesh=self.mesh)
-        if cut:
-            self._cut(cut)
+        if not self.queue:
+            self._copy_branches()
         self.fit_caches(self._needed_room())
         self._fill_slots(filled)
 
-    def _go_on(self, cut: dict[int, int]) -> None:
-        """Lets rows that have ended go on with the lanes that left them last; notes where they are cut."""
+    def _go_on(self) -> dict[int, int]:
+        """Lets rows that have ended go on with the lanes that left them last; returns how far back each is cut."""
+        cut: dict[int, int] = {}
         ended = [number for number, branch in enumerate(self.slots) if branch and not branch.lanes]
         for rank, number in enumerate(ended):
             branch = self.slots[number]
@@ -98,15 +141,19 @@ class SharedBatch(Batch):
                 continue
             # Each that has ended made room for one lane at least.
             others = sum(other // self.part_rows == number // self.part_rows for other in ended[rank + 1 :])
-            self._take_left(branch, len(branch.left) - 1, self._free_lanes(number) - others, branch)
-            cut[number] = len(branch.tokens)
+            cut[number] = self._take_left(
+                branch, len(branch.left) - 1, self._free_lanes(number) - others, branch
+            )
+        return cut
 
-    def _take_left(self, source: _Branch, which: int, most: int, branch: _Branch) -> None:
-        """Moves at most so many lanes that left `source` into `branch`, with the tokens that they had drawn."""
+    def _take_left(self, source: _Branch, which: int, most: int, branch: _Branch) -> int:
+        """Moves at most so many lanes that left `source` into `branch`; returns how far back its row is cut."""
         start, lanes = source.left[which]
+        back = source.steps - start
         branch.lanes, rest = lanes[:most], lanes[most:]
         branch.tokens, branch.steps = source.tokens[:start], start
         source.left[which : which + 1] = [(start, rest)] if rest else []
+        return back
 
     def _take_groups(self) -> list[tuple[int, Request]]:
         """Gives free slots to the requests that wait, those of one prompt and sample together."""
@@ -126,9 +173,10 @@ class SharedBatch(Batch):
                 filled.append((number, first))
         return filled
 
-    def _copy_branches(self, cut: dict[int, int]) -> dict[int, int]:
-        """Gives free slots to lanes that left rows of the same device; returns whose copy they begin as."""
+    def _copy_branches(self) -> None:
+        """Gives free slots to lanes that left rows of the same device, as copies of those that are cut back."""
         copied: dict[int, int] = {}
+        cut: dict[int, int] = {}
         for number, branch in enumerate(self.slots):
             if branch is not None or not (free := self._free_lanes(number)):
                 continue
@@ -143,28 +191,25 @@ class SharedBatch(Batch):
                 source = max(sources, key=lambda other: len(self.slots[other].left))
                 there = self.slots[source]
                 self.slots[number] = new = _Branch(there.request, [])
-                self._take_left(there, 0, free, new)
-                copied[number], cut[number] = source, len(new.tokens)
-        return copied
-
-    def _pairs(self, copied: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the sources and the slots of copies, as the device takes them."""
-        sources, slots = np.full((2, self.rows), self.rows, np.int32)
-        slots[: len(copied)], sources[: len(copied)] = list(copied), list(copied.values())
-        return sources, slots
+                copied[number], cut[number] = source, self._take_left(there, 0, free, new)
+        if copied:
+            sources, slots = np.full((2, self.rows), self.rows, np.int32)
+            slots[: len(copied)], sources[: len(copied)] = list(copied), list(copied.values())
+            self.state = branches.copy_rows(self.state, sources, slots, mesh=self.mesh)
+            self._cut(cut)
 
     def _cut(self, cut: dict[int, int]) -> None:
-        """Cuts rows back to so many tokens."""
-        drawn = np.array(jax.device_get(self.state.drawn))
-        token = np.zeros((len(self.policies), self.rows), np.int32)
+        """Cuts rows back by so many tokens."""
+        if not cut:
+            return
+        back, token = np.zeros(self.rows, np.int32), np.zeros((len(self.policies), self.rows), np.int32)
         for number, count in cut.items():
             branch = self.slots[number]
             assert branch is not None
-            drawn[number] = count
-            token[:, number] = (
-                branch.tokens[-1] if count else [last for _, last in branch.request.prompt.parts]
-            )
-        self.state = branches.cut_rows(self.configs, self.state, drawn, token, mesh=self.mesh)
+            back[number] = count
+            last = [last for _, last in branch.request.prompt.parts]
+            token[:, number] = branch.tokens[-1] if branch.tokens else last
+        self.state = branches.cut_rows(self.configs, self.state, back, token, mesh=self.mesh)
 
     def _can_be_cut(self, branch: _Branch) -> bool:
         return branches.can_be_cut(self.configs, self._taken([branch.request.prompt], branch.steps))
@@ -187,10 +232,8 @@ class SharedBatch(Batch):
             steps=CHUNK, mesh=self.mesh,
         )  # fmt: skip
         self.usage.slot_steps += self.rows * CHUNK
-        leaves = [
-            array.reshape(-1, *array.shape[2:]) for array in jax.tree.leaves(jax.device_get(rule_state))
-        ]
-        self.after = leaves
+        leaves = jax.tree.leaves(jax.device_get(rule_state))
+        self.rule_state = [leaf.reshape(-1, *leaf.shape[2:]) for leaf in leaves]
         return jax.device_get(drawn)
 
     def _lanes(self) -> shared_loop.Lanes:
@@ -199,12 +242,13 @@ class SharedBatch(Batch):
         leader = np.zeros((self.parts, self.part_rows), np.int32)
         weights = np.zeros((self.parts, self.part_lanes, len(self.policies)), np.float32)
         state = None
-        if self.initial:
+        if self.initial_state:
             lanes = self.parts * self.part_lanes
             state = jax.tree.map(
-                lambda a: np.array(a).reshape(self.parts, self.part_lanes, *a.shape[1:]), self.initial(lanes)
+                lambda a: np.array(a).reshape(self.parts, self.part_lanes, *a.shape[1:]),
+                self.initial_state(lanes),
             )
-        counts = [0] * self.parts
+        leaves, counts = jax.tree.leaves(state), [0] * self.parts
         self.places.clear()
         for number, branch in enumerate(self.slots):
             part, own = divmod(number, self.part_rows)
@@ -214,9 +258,8 @@ class SharedBatch(Batch):
                 row[part, place], weights[part, place] = own, strength_weights(lane.request.lambda_)
                 if lane is branch.leader:
                     leader[part, own] = place
-                if lane.state is not None:
-                    for leaf, value in zip(jax.tree.leaves(state), lane.state, strict=True):
-                        leaf[part, place] = value
+                for leaf, value in zip(leaves, lane.state or (), strict=lane.state is not None):
+                    leaf[part, place] = value
                 self.places[id(lane)] = part * self.part_lanes + place
         blocks = np.int32(-(-max(counts) // self.part_rows))
         return shared_loop.Lanes(row, leader, weights, blocks, state)
@@ -240,6 +283,7 @@ class SharedBatch(Batch):
         branch.steps += CHUNK
         end = self._find_end(branch.request, self.endings, branch.tokens, searched)
         count = (end.count if end else len(branch.tokens)) - searched
+        self.usage.row_tokens += count
         stayed, left = [], []
         for lane in branch.lanes:
             own = column(lane)
@@ -257,13 +301,19 @@ class SharedBatch(Batch):
             if lane_end:
                 yield completion_of(lane.request, tokens, lane.drawn, lane_end)
             else:
-                lane.state = [leaf[self.places[id(lane)]] for leaf in self.after] if self.initial else None
+                lane.state = [leaf[self.places[id(lane)]] for leaf in self.rule_state]
                 stayed.append(lane)
         if left:
             branch.left.append((searched, left))
         branch.lanes = stayed
-        if not stayed and not branch.left:
-            self.slots[number] = None
+        self._let_go(number)
+
+
+def most_strengths(requests: Sequence[Request]) -> int:
+    """Returns how many of the requests, at most, may share a row; 1 where that is none."""
+    if any(request.config for request in requests):
+        return 1
+    return max(Counter(map(_what_is_shared, requests)).values(), default=1)
 
 
 def _what_is_shared(request: Request) -> tuple:

@@ -111,7 +111,7 @@ def _draw_lanes(
             _rows_of(context.token, row, 1),
             _rows_of(context.position, row, 1),
         )
-        logits, weights = _rows_of(logits, row, 1), cut(lanes.weights)
+        logits, weights = jax.lax.optimization_barrier((_rows_of(logits, row, 1), cut(lanes.weights)))
         mixed, after = apply_rule(rule, logits, weights, jax.tree.map(cut, rule_state), context)
         token, logprob = sampling.sample(keys, mixed)
         drawn = Drawn(token, logprob, measure(logits, mixed, weights, token, is_mixture(rule)))

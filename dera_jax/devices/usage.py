@@ -22,13 +22,20 @@ class Usage:
 
     slot_steps: int = 0
     """Rows × steps that the device took."""
+    row_tokens: int = 0
+    """That rows drew for completions; one that several completions share counts once, one drawn anew twice."""
     tokens: int = 0
     """Of completions."""
 
     @property
     def share(self) -> float:
-        """Tokens for each row and step, from 0 to 1."""
-        return self.tokens / self.slot_steps if self.slot_steps else 0.0
+        """Tokens that rows drew for each row and step, from 0 to 1."""
+        return self.row_tokens / self.slot_steps if self.slot_steps else 0.0
+
+    @property
+    def shared(self) -> float:
+        """Of the completions' tokens the share that came with another completion's, from 0 to 1."""
+        return max(0.0, 1 - self.row_tokens / self.tokens) if self.tokens else 0.0
 
 
 def peak_host_bytes() -> int:
@@ -61,6 +68,7 @@ def resources(usage: Usage) -> dict:
     device = peak_device_bytes()
     return {
         "slot_utilization": round(usage.share, 4),
+        **({"shared_tokens": round(usage.shared, 4)} if usage.shared else {}),
         "peak_host_bytes": peak_host_bytes(),
         **({} if device is None else {"peak_device_bytes": device}),
     }

@@ -84,6 +84,7 @@ class Resources(TypedDict, total=False):
     """What the run that decoded last took."""
 
     slot_utilization: float
+    shared_tokens: float
     peak_host_bytes: Count
     peak_device_bytes: Count
 

@@ -10,13 +10,21 @@ from dera_jax.decoding.room import full_room
 from dera_jax.devices.usage import memory_limit
 from dera_jax.models.binding import cache_bytes
 from dera_jax.policies.policy import held_bytes
-from dera_jax.sweeps.plan import SweepPlan
+from dera_jax.sweeps.plan import SweepPlan, most_strengths
 
 
 def estimate_seconds(plan: SweepPlan, completions: int) -> float:
     """Returns the seconds that so many completions take if each is as long as it may be."""
     first = plan.conversations[0].request(plan.policies, (), plan.decode.max_new_tokens)
-    _, step = warm_up(plan.policies, [first], plan.decode, plan.rows, plan.rule.function, full=True)
+    _, step = warm_up(
+        plan.policies,
+        [first],
+        plan.decode,
+        plan.rows,
+        plan.rule.function,
+        full=True,
+        strengths=most_strengths(plan, ()),
+    )
     return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
 
 

@@ -1,5 +1,6 @@
 """What a sweep is to decode: cells, prompts × strengths × samples, and which of them are whose."""
 
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -9,7 +10,7 @@ from dera_jax.common.checks import check_count
 from dera_jax.common.code_hash import code_hash
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt, prompt_text
-from dera_jax.decoding.complete import Draw, complete, draw_name
+from dera_jax.decoding.complete import PLAIN, Draw, complete, complete_unshared, draw_name
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
 from dera_jax.devices.mesh import Group, mesh_of, mesh_text
@@ -167,7 +168,7 @@ def make_plan(
 
 def _draw_identity(draw: Draw) -> dict:
     """Returns what an identity says of a draw; nothing of the plain one, as in older folders."""
-    if draw is complete:
+    if draw in PLAIN:
         return {}
     code = code_hash(draw)
     return {"draw": draw_name(draw), **({} if code is None else {"draw_code": code})}
@@ -205,6 +206,16 @@ def turn_key(conversation: Conversation, turn: int) -> RowKey:
 def plan_keys(plan: SweepPlan) -> set[RowKey]:
     """Returns what `row_key` gives for each row that the plan leads to."""
     return {key for conversation in plan.conversations for key in turn_keys(conversation)}
+
+
+def most_strengths(plan: SweepPlan, there: Container[RowKey]) -> int:
+    """Returns how many first turns that are not `there` may share a row at most: the strengths of one sample."""
+    if plan.draw is complete_unshared:
+        return 1
+    missing = Counter(
+        (c.prompt.prompt_id, c.sample) for c in own_conversations(plan, there) if turn_key(c, 0) not in there
+    )
+    return max(missing.values(), default=1)
 
 
 def turn_keys(conversation: Conversation) -> list[RowKey]:

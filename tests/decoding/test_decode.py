@@ -15,6 +15,7 @@ from dera_jax.decoding.complete import complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.scoring.score import score_tokens
+from tests.support.figures import assert_bit_equal
 
 pytestmark = pytest.mark.bits
 
@@ -31,12 +32,6 @@ def cells_of(policies, texts=TEXTS, strengths=((0.0,), (0.7,), (1.0,)), samples=
 
 def by_cell(completions):
     return {(c.request.prompt.id, c.request.sample, c.request.lambda_): c for c in completions}
-
-
-def assert_bit_equal(one, other):
-    assert one.tokens == other.tokens and one.finish_reason == other.finish_reason
-    for name in ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,9 @@ from dera_jax.decoding.request import Request
 from dera_jax.decoding.room import CHUNK, full_room, room_for
 from dera_jax.models.attention import Span, attend
 from dera_jax.models.caches import fit_cache, kept, without_padding
+from tests.support.figures import FIGURES
 
 pytestmark = pytest.mark.bits
-
-FIGURES = ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def run_with_progress(plan, folder) -> tuple:
     from dera_jax.devices.processes import leads
     from dera_jax.devices.stopwatch import Stopwatch
     from dera_jax.devices.usage import Usage
-    from dera_jax.sweeps.plan import own_conversations, plan_keys, turn_keys
+    from dera_jax.sweeps.plan import most_strengths, own_conversations, plan_keys, turn_keys
     from dera_jax.sweeps.run import run_sweep
 
     before, wanted = len(folder.rows), plan_keys(plan)
@@ -30,7 +30,10 @@ def run_with_progress(plan, folder) -> tuple:
             print("compiling", file=sys.stderr)
         # Later turns and longer caches compile when their turn comes.
         requests = _first_requests(plan, own, folder.keys)
-        compiling, _ = warm_up(plan.policies, requests, plan.decode, plan.rows, plan.rule.function)
+        strengths = most_strengths(plan, folder.keys)
+        compiling, _ = warm_up(
+            plan.policies, requests, plan.decode, plan.rows, plan.rule.function, strengths=strengths
+        )
         if leads():
             print(f"compiled in {max(0.0, compiling):.1f} s", file=sys.stderr)
     there = len(wanted & folder.keys)

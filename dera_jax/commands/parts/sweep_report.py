@@ -22,8 +22,10 @@ def _used(resources: dict) -> str:
         for place in ("host", "device")
         if (key := f"peak_{place}_bytes") in resources
     ]
+    shared = resources.get("shared_tokens", 0)
+    told = f"strengths shared {shared:.0%} of their tokens; " if shared else ""
     return (
-        f"slots busy {resources['slot_utilization']:.0%} (steps of all --rows that drew a token); "
+        f"{told}slots busy {resources['slot_utilization']:.0%} (steps of all --rows that drew a token); "
         f"peak memory: {', '.join(memory)}"
     )
 
