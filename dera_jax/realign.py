@@ -62,16 +62,25 @@ def mix_logits(
         return _added(logits, weights)
     step = logits[0]
     for m in range(1, len(logits)):
-        step = step + weights[..., m, None] * (logits[m] - logits[0])
+        step = step + rounded(weights[..., m, None] * (logits[m] - logits[0]))
     return jnp.where(is_large(weights)[..., None], step, _added(logits, weights))
 
 
 def _added(logits: Float[Array, "models *rows vocab"], weights: Weights) -> Array:
     # Multiply and add, not a matrix product: that would run in bfloat16 on a TPU and in TF32 on a GPU.
-    h = weights[..., 0, None] * logits[0]
+    h = rounded(weights[..., 0, None] * logits[0])
     for m in range(1, len(logits)):
-        h = h + weights[..., m, None] * logits[m]
+        h = h + rounded(weights[..., m, None] * logits[m])
     return h
+
+
+def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns a product as float32 rounds it, whatever is added to it.
+
+    A compiler may keep all bits of a product that it adds in one instruction, and does so in one program and not
+    in another: rows would depend on what else is computed beside them. It cannot through a maximum.
+    """
+    return jnp.maximum(product, jnp.finfo(product.dtype).min)
 
 
 def is_large(weights: Weights) -> Bool[Array, " *rows"]:
@@ -102,8 +111,8 @@ def mix_centered(
         # One aligned model has a share of ±1, which rounds nothing.
         share = weights[..., m, None] / size
         difference, rest = _difference(logits[m], logits[0])
-        high, low = high + share * difference, low + share * rest
-    step = size * ((high - jnp.max(high, axis=-1, keepdims=True)) + low)
+        high, low = high + rounded(share * difference), low + rounded(share * rest)
+    step = rounded(size * ((high - jnp.max(high, axis=-1, keepdims=True)) + low))
     return jnp.where(is_large(weights)[..., None], logits[0] + step, plain)
 
 
@@ -132,7 +141,7 @@ def log_normalizer(
       log_partitions: log Zₘ of each model, in nats.
       weights: of each model, as given to `mix_logits`.
     """
-    return log_partition - jnp.sum(jnp.moveaxis(weights, -1, 0) * log_partitions, axis=0)
+    return log_partition - jnp.sum(rounded(jnp.moveaxis(weights, -1, 0) * log_partitions), axis=0)
 
 
 def effective_beta(beta: float, lambda_: float) -> float:

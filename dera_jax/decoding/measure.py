@@ -50,7 +50,7 @@ def measure(
     partitions = jnp.stack([log_partition(h) for h in logits])
     probabilities = jnp.exp(mixed - partition[:, None])
     gained = jnp.where(probabilities > 0, mixed - logits[0], 0.0)
-    kl = jnp.sum(probabilities * gained, axis=-1) - partition + partitions[0]
+    kl = jnp.sum(realign.rounded(probabilities * gained), axis=-1) - partition + partitions[0]
     drawn = [jnp.take_along_axis(h, token[:, None], axis=-1)[:, 0] for h in (mixed, *logits)]
     return TokenRecord(
         logprob=drawn[0] - partition,
@@ -80,5 +80,5 @@ def _log_normalizer(
     reference, *aligned = (
         jnp.take_along_axis(h, word, axis=-1)[:, 0] - own for h, own in zip(logits, partitions, strict=True)
     )
-    step = sum(weights[:, m] * (one - reference) for m, one in enumerate(aligned, start=1))
+    step = sum(realign.rounded(weights[:, m] * (one - reference)) for m, one in enumerate(aligned, start=1))
     return jnp.where(realign.is_large(weights), reference + step - of_mixture, found)
