@@ -94,11 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = {name: getattr(args, name) for name in names}
     preference = train_checks.as_options(args, lambda: PreferenceConfig(**given))
     cli.announce_devices()
-    loaded: dict = {}
+    session = training.open_session(args)
 
-    def prepare(seed, beta):
-        policy = training.load_policy(args, seed, loaded)
-        reference = training.load_reference(args, loaded)
+    def prepare(policy, seed, beta):
+        reference = session.reference
         max_length = train_checks.max_length(args, policy, reference)
 
         def encode(records):
@@ -108,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
             return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode)
 
-        if "data" not in loaded:
-            loaded["data"] = training.Data(args, encode)
-        data = loaded["data"]
+        data = session.data(args.data, encode, eval_data=args.eval_data, eval_share=args.eval_share)
         config = training.train_config(args, seed, len(data.items))
 
         def method():
@@ -126,13 +123,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sample=sampler(policy, data.prompts, seed),
             )
 
-        settings = training.settings(args, "dpo", policy) | data.settings
+        settings = session.settings("dpo", policy) | data.settings
         settings |= {
             "beta": beta,
             "preference": asdict(preference),
             "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
             "max_length": max_length,
         }
-        return method, training.save_of(policy, args), config, settings, Best("eval_loss")
+        return method, session.save(policy), config, settings, Best("eval_loss")
 
-    train_grid.run_grid(args, cli.command_line("train.dpo", argv), prepare)
+    train_grid.run_grid(args, session, cli.command_line("train.dpo", argv), prepare)

@@ -8,9 +8,9 @@ a grid, each run in its own folder.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from functools import cache
 
 from dera_jax.commands.options import algorithms, cli, decoding, train_checks, train_grid, training
 from dera_jax.commands.process import endings
@@ -127,20 +127,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_one_turn([*prompts, *held_out])
     train_checks.check_prompts(args, len(prompts))
     cli.announce_devices()
-    loaded: dict = {}
+    session = training.open_session(args)
 
-    def prepare(seed, beta):
-        policy = training.load_policy(args, seed, loaded)
-        reference = training.load_reference(args, loaded)
-        rollout, config = rollout_config(seed, beta), training.train_config(args, seed)
+    @cache
+    def usable():
+        """Returns the prompts to train and to evaluate on; tells once which of them are not read."""
         # The reference reads what the policy does.
-        shortest = min((policy, reference), key=lambda one: one.config.max_positions)
-        reader = replace(policy, config=shortest.config)
+        shortest = min((session.start, session.reference), key=lambda one: one.config.max_positions)
+        reader = replace(session.start, config=shortest.config)
+        found = []
         for name, some, unread in (("data", prompts, dropped), ("eval_data", held_out, also)):
-            if some and name not in loaded:
-                _, loaded[name], unfit = encode_usable((reader,), some, args.max_new_tokens)
-                print((unread | unfit).told(getattr(args, name), len(loaded[name])), file=sys.stderr)
-        encoded, asked = loaded["data"], loaded.get("eval_data", [])
+            encoded = []
+            if some:
+                _, encoded, unfit = encode_usable((reader,), some, args.max_new_tokens)
+                cli.tell((unread | unfit).told(getattr(args, name), len(encoded)))
+            found.append(encoded)
+        return found
+
+    def prepare(policy, seed, beta):
+        reference, (encoded, asked) = session.reference, usable()
+        rollout, config = rollout_config(seed, beta), training.train_config(args, seed)
         train_checks.check_prompts(args, len(encoded))
 
         def method():
@@ -149,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 return ppo_method(*given, ppo, config, held_out=asked)
             return policy_gradient_method(*given, config, algorithm=args.algorithm, held_out=asked)
 
-        settings = training.settings(args, args.algorithm, policy) | {
+        settings = session.settings(args.algorithm, policy) | {
             "beta": beta,
             "reward": args.reward,
             **({"reward_weights": args.reward_weights} if args.reward_weights else {}),
@@ -167,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         if args.algorithm == "ppo":
             settings["ppo"] = asdict(ppo) | {"cliprange_value": str(ppo.cliprange_value)}
-        save = training.save_of(policy, args, "policy." if args.algorithm == "ppo" else "")
+        save = session.save(policy, "policy." if args.algorithm == "ppo" else "")
         return method, save, config, settings, Best("eval_reward", largest=True)
 
-    train_grid.run_grid(args, cli.command_line("train.rlhf", argv), prepare)
+    train_grid.run_grid(args, session, cli.command_line("train.rlhf", argv), prepare)

@@ -1,7 +1,10 @@
-"""What a user should know of their files, said once."""
+"""What a user should know: of their files, said once; of work on its way, told to who asks for it."""
 
 import sys
+from collections.abc import Callable
 
+Tell = Callable[[str], None]
+"""Hears a line about work on its way."""
 _said: set[str] = set()
 
 
@@ -10,3 +13,7 @@ def note(line: str) -> None:
     if line not in _said:
         _said.add(line)
         print(f"note: {line}", file=sys.stderr)
+
+
+def unheard(line: str) -> None:
+    """Is what lines are told to where nobody asks for them."""

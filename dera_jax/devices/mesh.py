@@ -1,5 +1,6 @@
 """The mesh: how many devices divide the batch, and how many a model."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -76,17 +77,26 @@ def mesh_of(params: PyTree) -> Mesh | None:
     return found.mesh if isinstance(found, NamedSharding) else None
 
 
-def choose_mesh(bytes_held: int) -> Mesh | None:
-    """Returns a mesh of all devices for so many bytes of parameters; None where there is one device.
+def open_mesh(text: str | None, held: Callable[[], int]) -> Mesh | None:
+    """Returns the mesh of all devices of all processes; None is one device, where none is described.
 
     As few devices share the parameters as leave half of each one's memory for the rest, so that as many
     rows as can be go side by side.
+
+    Args:
+      text: as of `parse_mesh`; None leaves it to the parameters.
+      held: returns their bytes.
+
+    Raises:
+      ValueError: as `parse_mesh`.
     """
-    devices = jax.devices()
-    if len(devices) == 1:
+    if text is not None:
+        return parse_mesh(text)
+    count = jax.device_count()
+    if count == 1:
         return None
     stats = jax.local_devices()[0].memory_stats() or {}
-    return parse_mesh(_fitting(bytes_held, len(devices), stats.get("bytes_limit")))
+    return parse_mesh(_fitting(held(), count, stats.get("bytes_limit")))
 
 
 def _fitting(bytes_held: int, count: int, memory: int | None) -> str:

@@ -162,6 +162,11 @@ def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
     return ["python", "-m", name, *(sys.argv[1:] if argv is None else argv)]
 
 
+def tell(text: str) -> None:
+    """Prints a line about work on its way."""
+    print(text, file=sys.stderr)
+
+
 def warn(text: str) -> None:
     """Prints a warning, one line."""
     print(f"warning: {text}", file=sys.stderr)
