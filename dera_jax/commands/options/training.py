@@ -3,16 +3,42 @@
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
 from dera_jax.commands.options import cli, devices
-from dera_jax.commands.options.train_help import HELP
+from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.common.checks import check_number
-from dera_jax.common.choices import REPORTERS
 from dera_jax.common.usable import TRUNCATION
 from dera_jax.training.config import RunConfig, TrainConfig
+
+HELP: Help = {
+    "learning_rate": ("RATE", "peak (default %(default)g, which is TRL's)"),
+    "batch_size": ("N", "sequences or pairs in an update, over all devices (default %(default)s)"),
+    "gradient_accumulation_steps": ("N", "parts of a batch, one after the other (default %(default)s)"),
+    "warmup_ratio": ("SHARE", "of the steps (default %(default)s)"),
+    "warmup_steps": ("N", "steps, instead of --warmup-ratio; below 1 a share too (default: the ratio)"),
+    "weight_decay": ("W", "of AdamW (default %(default)s)"),
+    "adam_beta1": ("B", "decay of its first moment (default %(default)s)"),
+    "adam_beta2": ("B", "of the second (default %(default)s)"),
+    "adam_epsilon": ("E", "beside the root of the second (default %(default)g)"),
+    "max_grad_norm": ("NORM", "clip gradients (default %(default)s)"),
+    "eval_steps": ("N", "steps between evaluations (default: only after the last)"),
+    "save_steps": ("N", "steps between checkpoints (default %(default)s)"),
+    "save_total_limit": ("N", "checkpoints kept (default %(default)s)"),
+    "lr_scheduler_type": (None, "after the warm-up (default %(default)s)"),
+    "gradient_checkpointing": (None, "less memory, about a third more time"),
+    "save_only_model": (
+        None,
+        "no checkpoint stays at the end; from the one that does by default, the same command with more "
+        "--max-steps goes on",
+    ),
+    "report_to": (
+        None,
+        "also tell the metrics there; offline with WANDB_MODE=offline (default %(default)s)",
+    ),
+}
+"""Settings of `TrainConfig` and `RunConfig`."""
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -99,11 +125,13 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_train_options(
-    parser: argparse.ArgumentParser, *, epochs: bool = True, save_steps: int = 100, **defaults
-) -> None:
-    """Adds the options of `TrainConfig` and `RunConfig` under the names that TRL gives them."""
-    config, run = TrainConfig(**defaults), RunConfig(save_steps=save_steps)
+def add_train_options(parser: argparse.ArgumentParser, *, epochs: bool = True, **defaults) -> None:
+    """Adds the options of `TrainConfig` and `RunConfig` under the names that TRL gives them.
+
+    Args:
+      epochs: whether data are gone through in epochs, which then may count the steps.
+      defaults: of this command, where they are not those of the two.
+    """
     group = parser.add_argument_group("training")
     if epochs:
         group.add_argument(
@@ -112,38 +140,11 @@ def add_train_options(
     group.add_argument(
         "--max-steps",
         type=int,
-        default=None if epochs else config.max_steps,
+        default=None if epochs else defaults.pop("max_steps", TrainConfig.max_steps),
         metavar="N",
         help="optimizer steps (default: what the epochs take)" if epochs else "(default %(default)s)",
     )
-    for settings in (config, run):
-        for name, (metavar, text) in HELP.items():
-            if hasattr(settings, name):
-                value = getattr(settings, name)
-                group.add_argument(
-                    cli.option(name), type=type(value), default=value, metavar=metavar, help=text
-                )
-    group.add_argument(
-        "--lr-scheduler-type",
-        default=config.lr_scheduler_type,
-        choices=("constant", "linear", "cosine"),
-        help="after the warm-up (default %(default)s)",
-    )
-    group.add_argument(
-        "--gradient-checkpointing", action="store_true", help="less memory, about a third more time"
-    )
-    group.add_argument(
-        "--save-only-model",
-        action="store_true",
-        help="no checkpoint stays at the end; from the one that does by default, the same command with more "
-        "--max-steps goes on",
-    )
-    group.add_argument(
-        "--report-to",
-        default="none",
-        choices=REPORTERS,
-        help="also tell the metrics there; offline with WANDB_MODE=offline (default %(default)s)",
-    )
+    add_settings(group, (TrainConfig, RunConfig), HELP, leave_out=("max_steps", "seed"), **defaults)
     group.add_argument(
         "--push-to-hub",
         metavar="USER/NAME",
@@ -165,17 +166,16 @@ def train_config(args: argparse.Namespace, seed: int, examples: int | None = Non
     Args:
       examples: of an epoch, where steps are counted in epochs.
     """
-    names = {field.name for field in fields(TrainConfig)} - {"seed", "max_steps"}
     steps = args.max_steps
     if steps is None:
         check_number("--num-train-epochs", args.num_train_epochs, 0.0, math.inf)
         steps = max(1, math.ceil(args.num_train_epochs * (examples or 1) / max(args.batch_size, 1)))
-    return TrainConfig(**{name: getattr(args, name) for name in names}, seed=seed, max_steps=steps)
+    return read_settings(args, TrainConfig, seed=seed, max_steps=steps)
 
 
 def run_config(args: argparse.Namespace) -> RunConfig:
     """Returns the validated options of what a run writes."""
-    return RunConfig(**{field.name: getattr(args, field.name) for field in fields(RunConfig)})
+    return read_settings(args, RunConfig)
 
 
 def grid(args: argparse.Namespace) -> Iterator[tuple[Path, int, float | None]]:
