@@ -153,7 +153,7 @@ def measure_candidates(
 
     def of_places(block):
         hidden, candidates = block
-        each = [models.bind(c, p)._logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
+        each = [models.bind(c, p).logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
         logits = jnp.stack([h[..., :vocab] for h in each])
 
         def at_strength(strength):

@@ -173,7 +173,7 @@ def score_batch(
 
     def of_places(block):
         hidden, completions = block
-        each = [models.bind(c, p)._logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
+        each = [models.bind(c, p).logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
         logits = jnp.stack([h[..., :vocab].reshape(-1, vocab) for h in each])
         token = completions.ravel()
 
