@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 args.out / "cache",
                 held_out=data.held_out,
                 sample=sampler(policy, data.prompts, seed),
+                progress=True,
             )
 
         settings = session.settings("dpo", policy) | data.settings

@@ -287,7 +287,7 @@ def announce_devices() -> str:
             f"{present[0]} is present but JAX runs on the CPU: install requirements-cuda12.txt or "
             "requirements-tpu.txt, or set JAX_PLATFORMS=cpu"
         )
-    keep_compilations()
+    keep_compilations(warn)
     kind = devices[0].device_kind
     if jax.process_index() == 0:  # speaks for all
         print(f"devices: {len(devices)} × {kind}", file=sys.stderr)

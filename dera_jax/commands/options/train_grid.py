@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from dera_jax.commands.options import training
+from dera_jax.commands.options import cli, training
 from dera_jax.commands.process import endings
 from dera_jax.common.shown import shown
 
@@ -34,7 +34,7 @@ def run_grid(args: argparse.Namespace, session, command: Sequence[str], prepare:
         if len(members) > 1 and leads():
             print(f"{shown(out.name, 100)}, {number} of {len(members)}", file=sys.stderr)
         make, save, config, settings, best = prepare(_policy(session, seed), seed, beta)
-        finished = partial(runs.is_finished, out, settings, config, given)
+        finished = partial(runs.is_finished, out, settings, config, given, cli.tell)
         # Looked at before the folder is touched, and again when no other run is in it.
         if not finished():
             with runs.alone(out):
@@ -50,6 +50,7 @@ def run_grid(args: argparse.Namespace, session, command: Sequence[str], prepare:
                         made,
                         best,
                         session.mesh,
+                        cli.tell,
                     )
                     try:
                         runs.run_training(*given_run)
