@@ -1,5 +1,6 @@
 """The mesh: how many devices divide the batch, and how many a model."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,19 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jaxtyping import PyTree
 
 MESH_AXES = ("data", "model")
+
+
+def parse_sizes(text: str) -> tuple[int, int] | None:
+    """Returns the sizes of a mesh's axes from text such as `data:2,model:4`; None for another form.
+
+    >>> parse_sizes("model:4"), parse_sizes("data:0,model:2"), parse_sizes("rows:2")
+    ((1, 4), None, None)
+    """
+    parts = [part.strip().partition(":")[::2] for part in text.split(",")]
+    sizes = {name: int(size) for name, size in parts if size.isascii() and size.isdigit()}
+    if len(sizes) != len(parts) or not sizes.keys() <= set(MESH_AXES) or not all(sizes.values()):
+        return None
+    return sizes.get("data", 1), sizes.get("model", 1)
 
 
 def parse_mesh(text: str | None = None) -> Mesh:
@@ -22,10 +36,8 @@ def parse_mesh(text: str | None = None) -> Mesh:
     """
     devices = jax.devices()
     text = f"data:{len(devices)}" if text is None else text
-    parts = [part.strip().partition(":")[::2] for part in text.split(",")]
-    sizes = {name: int(size) for name, size in parts if size.isascii() and size.isdigit()}
-    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
-    if len(sizes) != len(parts) or not sizes.keys() <= set(MESH_AXES) or np.prod(shape) != len(devices):
+    shape = parse_sizes(text)
+    if shape is None or math.prod(shape) != len(devices):
         there = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
         raise ValueError(f"mesh: expected data:N,model:M with N × M = {len(devices)} ({there}), got {text!r}")
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
@@ -69,6 +81,15 @@ def mesh_text(mesh: Mesh | AbstractMesh, groups: int = 1) -> str:
       groups: that have a mesh like this one, their rows side by side.
     """
     return ",".join(f"{axis}:{size * (groups if axis == 'data' else 1)}" for axis, size in mesh.shape.items())
+
+
+def rows_for(mesh: Mesh | AbstractMesh | None, rows: int) -> int:
+    """Returns the rows of a batch: `rows`, or as many more as make them equally many on every device.
+
+    >>> rows_for(None, 5), rows_for(AbstractMesh((4, 2), MESH_AXES), 5)
+    (5, 8)
+    """
+    return rows + -rows % mesh.shape["data"] if mesh else rows
 
 
 def mesh_of(params: PyTree) -> Mesh | None:

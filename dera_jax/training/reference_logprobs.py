@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -14,9 +13,7 @@ from tqdm import tqdm
 from dera_jax.common.files import read_bytes, write_bytes
 from dera_jax.data.batches import make_batch
 from dera_jax.policies.policy import Policy
-from dera_jax.scoring.logprobs import completion_logprobs
-
-_logprobs = jax.jit(completion_logprobs, static_argnames="config")
+from dera_jax.scoring.logprobs import compiled_logprobs
 
 
 def reference_logprobs(
@@ -69,6 +66,6 @@ def _compute(policy: Policy, texts: Sequence, rows: int, progress: bool) -> Floa
     for start in tqdm(starts, **bar, disable=not progress):
         part = order[start : start + rows]
         batch = make_batch([texts[i][0] for i in part], [texts[i][1] for i in part], rows, tight=tight)
-        logprobs = np.asarray(_logprobs(policy.config, policy.params, batch), np.float32)
+        logprobs = np.asarray(compiled_logprobs(policy.config, policy.params, batch), np.float32)
         found[part] = logprobs.sum(axis=1)[: len(part)]
     return found
