@@ -141,7 +141,8 @@ def judge(subset: str, pairs: tuple[list[dict], list[dict]], work: Path, out: Pa
     margins["the longer one"] = lengths[:, 0] - lengths[:, 1]
     sides = [(pair.prompt, side) for pair in encoded for side in (pair.chosen, pair.rejected)]
     logprobs = {
-        n: reference_logprobs(p, sides, 32, work / "cache").reshape(-1, 2) for n, p in policies.items()
+        n: reference_logprobs(p, sides, 32, work / "cache", progress=True).reshape(-1, 2)
+        for n, p in policies.items()
     }
     for name, each in logprobs.items():
         per_token = each / lengths

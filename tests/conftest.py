@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -38,6 +40,9 @@ install_import_hook(SHAPED, "tests.support.typecheck.check")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from dera_jax.commands.process import streams  # noqa: E402
+from dera_jax.common.notes import Note  # noqa: E402
+
 pytest_plugins = ["tests.support.command_runs", "tests.support.outside_data", "tests.support.stub_judge"]
 
 
@@ -53,6 +58,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", 'slow: left out by `pytest` alone; `-m "slow or not slow"` runs all')
     config.addinivalue_line("markers", "bits: says what is equal to the bit; run with --compile=full, too")
+    config.addinivalue_line("filterwarnings", "ignore::dera_jax.common.notes.Note")
     if config.getoption("compile") == "quick":
         os.environ.setdefault("XLA_FLAGS", QUICKLY)
 
@@ -77,6 +83,20 @@ def toy() -> Path:
     from dera_jax.policies.policy import TOY
 
     return TOY / "reference"
+
+
+@pytest.fixture
+def terminal(capsys, monkeypatch):
+    """`capsys`, with what the library warns of as commands show it, every time."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    streams.tame_libraries()
+
+    def show(message, category, *place):
+        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    warnings.simplefilter("always", Note)
+    return capsys
 
 
 @pytest.fixture(scope="session")

@@ -121,6 +121,13 @@ def test_what_another_file_imports_has_no_underscore():
                 assert name.startswith("__") or not name.startswith("_"), (path, module, name)
 
 
+def test_the_library_prints_nothing():
+    """What a user should know is a warning, or told to whoever asks; commands print it."""
+    for module in LIBRARY:
+        for node in ast.walk(ast.parse(MODULES[module].read_text())):
+            assert not isinstance(node, ast.Call) or ast.unparse(node.func) != "print", module
+
+
 def test_public_names_are_where_the_face_says():
     """And as type checkers read them."""
     tree = ast.parse(MODULES["dera_jax"].read_text())

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lambdas, against = _strengths(args.lambda_, rows_a), _against(args.against, rows_b)
     others = lambdas if against is None else [against]
     for run, rows, strengths in ((args.run_a, rows_a, lambdas), (args.run_b, rows_b, others)):
-        check_whole(run, rows, args.allow_missing, "compares what both have", strengths)
+        check_whole(run, rows, args.allow_missing, "compares what both have", strengths, tell=cli.warn)
     names = shown(args.run_a, 200), shown(args.run_b, 200)
     found = compare(
         rows_a, rows_b, judge, lambdas=lambdas, against=against, allow_missing=args.allow_missing, names=names

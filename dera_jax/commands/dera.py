@@ -41,8 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The command is the process's own.
         sys.argv = [f"dera {words[0]}", *words[1:]]
     with called_as_dera():
-        run = importlib.import_module(f"dera_jax.commands.{words[0]}")
-        return run.main(None if argv is None else words[1:])
+        return run(words[0], None if argv is None else words[1:])
+
+
+def run(name: str, words: Sequence[str] | None) -> int:
+    """Runs a command in this process and returns its exit code; what was wrong, it has said itself.
+
+    Args:
+      name: one of `COMMANDS`.
+      words: of its command line, without its name; None takes those of this process.
+    """
+    return importlib.import_module(f"dera_jax.commands.{name}").main(words)
 
 
 @command

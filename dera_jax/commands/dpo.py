@@ -8,10 +8,26 @@ own folder.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 from dera_jax.commands.options import cli, train_checks, train_grid, training
+from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import endings
+from dera_jax.training.config import PreferenceConfig
+
+HELP: Help = {
+    "loss": (None, "sigmoid is DPO, sigmoid_norm DPO per token (default %(default)s)"),
+    "label_smoothing": ("SHARE", "share of preferences assumed to be flipped (default %(default)g)"),
+    "sync_ref_model": (None, "the reference follows the policy (TR-DPO, TR-IPO, TR-KTO)"),
+    "ref_model_mixup_alpha": (
+        "A",
+        "share of the policy in an update of the reference; 1 is a hard update (default %(default)g)",
+    ),
+    "ref_model_sync_steps": ("N", "steps between its updates (default %(default)s)"),
+    "desirable_weight": ("W", "of KTO (default %(default)g)"),
+    "undesirable_weight": ("W", "of KTO (default %(default)g)"),
+}
+"""Settings of `PreferenceConfig`."""
 
 
 def make_parser() -> cli.Parser:
@@ -20,45 +36,7 @@ def make_parser() -> cli.Parser:
     training.add_model_options(parser)
     training.add_data_options(parser, "PAIRS", "`prompt`, `chosen` and `rejected`")
     training.add_reference_options(parser)
-    group = parser.add_argument_group("loss")
-    group.add_argument(
-        "--loss",
-        default="sigmoid",
-        choices=("sigmoid", "sigmoid_norm", "ipo", "kto"),
-        help="sigmoid is DPO, sigmoid_norm DPO per token (default %(default)s)",
-    )
-    group.add_argument(
-        "--label-smoothing",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="share of preferences assumed to be flipped (default %(default)g)",
-    )
-    group.add_argument(
-        "--sync-ref-model",
-        action="store_true",
-        help="the reference follows the policy (TR-DPO, TR-IPO, TR-KTO)",
-    )
-    group.add_argument(
-        "--ref-model-mixup-alpha",
-        type=float,
-        default=0.6,
-        metavar="A",
-        help="share of the policy in an update of the reference; 1 is a hard update (default %(default)g)",
-    )
-    group.add_argument(
-        "--ref-model-sync-steps",
-        type=int,
-        default=512,
-        metavar="N",
-        help="steps between its updates (default %(default)s)",
-    )
-    group.add_argument(
-        "--desirable-weight", type=float, default=1.0, metavar="W", help="of KTO (default %(default)g)"
-    )
-    group.add_argument(
-        "--undesirable-weight", type=float, default=1.0, metavar="W", help="of KTO (default %(default)g)"
-    )
+    add_settings(parser.add_argument_group("loss"), PreferenceConfig, HELP)
     training.add_train_options(parser, learning_rate=1e-6, batch_size=32)
     return parser
 
@@ -85,20 +63,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(parser, args)
 
     from dera_jax.data.examples import encode_examples, encode_pairs
-    from dera_jax.training.config import PreferenceConfig
     from dera_jax.training.preferences import preference_method
     from dera_jax.training.runs import Best
     from dera_jax.training.samples import sampler
 
-    names = [field.name for field in fields(PreferenceConfig)]
-    given = {name: getattr(args, name) for name in names}
-    preference = train_checks.as_options(args, lambda: PreferenceConfig(**given))
+    preference = train_checks.as_options(args, lambda: read_settings(args, PreferenceConfig))
     cli.announce_devices()
-    loaded: dict = {}
+    session = training.open_session(args)
 
-    def prepare(seed, beta):
-        policy = training.load_policy(args, seed, loaded)
-        reference = training.load_reference(args, loaded)
+    def prepare(policy, seed, beta):
+        reference = session.reference
         max_length = train_checks.max_length(args, policy, reference)
 
         def encode(records):
@@ -108,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
             return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode)
 
-        if "data" not in loaded:
-            loaded["data"] = training.Data(args, encode)
-        data = loaded["data"]
+        data = session.data(args.data, encode, eval_data=args.eval_data, eval_share=args.eval_share)
         config = training.train_config(args, seed, len(data.items))
 
         def method():
@@ -124,15 +96,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 args.out / "cache",
                 held_out=data.held_out,
                 sample=sampler(policy, data.prompts, seed),
+                progress=True,
             )
 
-        settings = training.settings(args, "dpo", policy) | data.settings
+        settings = session.settings("dpo", policy) | data.settings
         settings |= {
             "beta": beta,
             "preference": asdict(preference),
             "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
             "max_length": max_length,
         }
-        return method, training.save_of(policy, args), config, settings, Best("eval_loss")
+        return method, session.save(policy), config, settings, Best("eval_loss")
 
-    train_grid.run_grid(args, cli.command_line("train.dpo", argv), prepare)
+    train_grid.run_grid(args, session, cli.command_line("train.dpo", argv), prepare)

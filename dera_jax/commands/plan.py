@@ -166,11 +166,12 @@ def _models(args: argparse.Namespace) -> tuple:
 def _mesh(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    parts = [part.strip().partition(":")[::2] for part in text.split(",")]
-    sizes = {name: int(size) for name, size in parts if size.isascii() and size.isdigit()}
-    if len(sizes) != len(parts) or not sizes.keys() <= {"data", "model"} or not all(sizes.values()):
+    from dera_jax.devices.mesh import parse_sizes
+
+    sizes = parse_sizes(text)
+    if sizes is None:
         raise ValueError(f"--mesh: expected data:N,model:M, got {text!r}")
-    return sizes.get("data", 1), sizes.get("model", 1)
+    return sizes
 
 
 def _count(name: str, text: str) -> int:

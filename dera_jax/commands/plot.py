@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = reading.read_rows(run, WHOLE)
         if not rows:
             raise ValueError(f"{shown(run, 200)}: no rows yet")
-        check_whole(run, rows, args.allow_missing, "shows what is there", to_its_end=True)
+        check_whole(run, rows, args.allow_missing, "shows what is there", to_its_end=True, tell=cli.warn)
         summaries[_name(run, args.runs)] = summarize(rows)
     if args.table:
         for name, found in summaries.items():

@@ -8,6 +8,7 @@ probabilities can be trusted.
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 from tqdm import tqdm
 
@@ -65,31 +66,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.training.runs import Best
 
     cli.announce_devices()
-    loaded: dict = {}
+    session = training.open_session(args)
+    tell_once = cache(cli.tell)
 
-    def prepare(seed, beta):
-        policy = training.load_policy(args, seed, loaded)
+    def prepare(policy, seed, beta):
         reward = fresh_reward_model(policy, seed)
-        if policy.tokenizer.pad_token_id is None and not policy.config.adapters and "padding" not in loaded:
-            loaded["padding"] = policy.tokenizer.convert_ids_to_tokens(reward.config.pad_token)
-            told = f"{policy.name}: has no pad token; {loaded['padding']!r} is that of the reward model"
-            print(shown(told, 400), file=sys.stderr)
+        if policy.tokenizer.pad_token_id is None and not policy.config.adapters:
+            padding = policy.tokenizer.convert_ids_to_tokens(reward.config.pad_token)
+            tell_once(shown(f"{policy.name}: has no pad token; {padding!r} is that of the reward model", 400))
         max_length = train_checks.max_length(args, policy, whole=True)
-        if "data" not in loaded:
-            loaded["data"] = training.Data(
-                args,
-                lambda records: encode_pairs(
-                    policy, records, max_length, truncation_mode=args.truncation_mode, whole=True
-                ),
-            )
-        data = loaded["data"]
+
+        def encode(records):
+            return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode, whole=True)
+
+        data = session.data(args.data, encode, eval_data=args.eval_data, eval_share=args.eval_share)
         config = training.train_config(args, seed, len(data.items))
         center = args.center_rewards_coefficient
 
         def method():
             return reward_method(reward, data.items, config, center=center, held_out=data.held_out)
 
-        settings = training.settings(args, "reward", policy) | data.settings
+        settings = session.settings("reward", policy) | data.settings
         settings |= {"max_length": max_length, "center_rewards_coefficient": center}
 
         def save(params, folder, manifest):
@@ -108,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         return method, save, config, settings, Best("eval_loss")
 
-    train_grid.run_grid(args, cli.command_line("train.reward", argv), prepare)
+    train_grid.run_grid(args, session, cli.command_line("train.reward", argv), prepare)

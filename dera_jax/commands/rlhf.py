@@ -8,13 +8,14 @@ a grid, each run in its own folder.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
+from functools import cache
 
 from dera_jax.commands.options import algorithms, cli, decoding, train_checks, train_grid, training
+from dera_jax.commands.options.settings import read_settings
 from dera_jax.commands.process import endings
-from dera_jax.decoding.config import DecodeConfig
+from dera_jax.training.config import PPOConfig, RolloutConfig
 
 
 def make_parser() -> cli.Parser:
@@ -42,36 +43,7 @@ def make_parser() -> cli.Parser:
     )
     training.add_reference_options(parser)
     algorithms.add_algorithm_options(parser)
-    decode = DecodeConfig()
-    group = parser.add_argument_group("completions")
-    group.add_argument(
-        "--num-samples",
-        type=int,
-        default=4,
-        metavar="N",
-        help="of each prompt in a step (default %(default)s)",
-    )
-    group.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=decode.max_new_tokens,
-        metavar="N",
-        help="longest completion, in tokens (default %(default)s)",
-    )
-    group.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help=r"end a completion at TEXT, escapes such as \n allowed; may be repeated",
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        metavar="T",
-        help="of sampling (default %(default)s, which is on-policy)",
-    )
+    decoding.add_rollout_options(parser)
     training.add_train_options(
         parser, epochs=False, learning_rate=1e-6, max_steps=100, batch_size=128,
         save_steps=20,
@@ -83,7 +55,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
     """Raises ValueError for options that cannot be, or that do nothing."""
     idle = {}
     if args.algorithm != "ppo":
-        idle |= dict.fromkeys(map(cli.option, (*algorithms.CONSTANTS, "value_head")), "--algorithm=ppo")
+        idle |= dict.fromkeys(map(cli.option, algorithms.PPO), "--algorithm=ppo")
     if args.target_kl is None:
         idle["--kl-horizon"] = "--target-kl"
     train_checks.check_rollouts(args)
@@ -101,22 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.data.encoding import encode_usable
     from dera_jax.data.prompts import check_one_turn, read_prompts
     from dera_jax.rewards.registry import parse_rewards, weigh_rewards
-    from dera_jax.training.config import PPOConfig, RolloutConfig
     from dera_jax.training.policy_gradient import policy_gradient_method
     from dera_jax.training.ppo import ppo_method
     from dera_jax.training.runs import Best, fingerprint
 
-    constants = {field.name: getattr(args, field.name) for field in fields(PPOConfig)}
-    ppo = train_checks.as_options(args, lambda: PPOConfig(**constants))
+    ppo = train_checks.as_options(args, lambda: read_settings(args, PPOConfig))
 
     def rollout_config(seed, beta):
-        decode = DecodeConfig(
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            stop=tuple(map(decoding.unescape, args.stop)),
-            seed=seed,
-        )
-        return RolloutConfig(decode, args.num_samples, beta, args.target_kl, args.kl_horizon)
+        decode = decoding.decode_config(args, seed=seed)
+        return read_settings(args, RolloutConfig, decode=decode, beta=beta, horizon=args.kl_horizon)
 
     for _, seed, beta in training.grid(args):
         train_checks.as_options(args, lambda seed=seed, beta=beta: rollout_config(seed, beta))
@@ -127,20 +92,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_one_turn([*prompts, *held_out])
     train_checks.check_prompts(args, len(prompts))
     cli.announce_devices()
-    loaded: dict = {}
+    session = training.open_session(args)
 
-    def prepare(seed, beta):
-        policy = training.load_policy(args, seed, loaded)
-        reference = training.load_reference(args, loaded)
-        rollout, config = rollout_config(seed, beta), training.train_config(args, seed)
+    @cache
+    def usable():
+        """Returns the prompts to train and to evaluate on; tells once which of them are not read."""
         # The reference reads what the policy does.
-        shortest = min((policy, reference), key=lambda one: one.config.max_positions)
-        reader = replace(policy, config=shortest.config)
+        shortest = min((session.start, session.reference), key=lambda one: one.config.max_positions)
+        reader = replace(session.start, config=shortest.config)
+        found = []
         for name, some, unread in (("data", prompts, dropped), ("eval_data", held_out, also)):
-            if some and name not in loaded:
-                _, loaded[name], unfit = encode_usable((reader,), some, args.max_new_tokens)
-                print((unread | unfit).told(getattr(args, name), len(loaded[name])), file=sys.stderr)
-        encoded, asked = loaded["data"], loaded.get("eval_data", [])
+            encoded = []
+            if some:
+                _, encoded, unfit = encode_usable((reader,), some, args.max_new_tokens)
+                cli.tell((unread | unfit).told(getattr(args, name), len(encoded)))
+            found.append(encoded)
+        return found
+
+    def prepare(policy, seed, beta):
+        reference, (encoded, asked) = session.reference, usable()
+        rollout, config = rollout_config(seed, beta), training.train_config(args, seed)
         train_checks.check_prompts(args, len(encoded))
 
         def method():
@@ -149,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 return ppo_method(*given, ppo, config, held_out=asked)
             return policy_gradient_method(*given, config, algorithm=args.algorithm, held_out=asked)
 
-        settings = training.settings(args, args.algorithm, policy) | {
+        settings = session.settings(args.algorithm, policy) | {
             "beta": beta,
             "reward": args.reward,
             **({"reward_weights": args.reward_weights} if args.reward_weights else {}),
@@ -167,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         if args.algorithm == "ppo":
             settings["ppo"] = asdict(ppo) | {"cliprange_value": str(ppo.cliprange_value)}
-        save = training.save_of(policy, args, "policy." if args.algorithm == "ppo" else "")
+        save = session.save(policy, "policy." if args.algorithm == "ppo" else "")
         return method, save, config, settings, Best("eval_reward", largest=True)
 
-    train_grid.run_grid(args, cli.command_line("train.rlhf", argv), prepare)
+    train_grid.run_grid(args, session, cli.command_line("train.rlhf", argv), prepare)

@@ -58,24 +58,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     learned = {"assistant_only_loss": True} if args.assistant_only_loss else {}
     learned |= {} if completion_only is None else {"completion_only_loss": completion_only}
     cli.announce_devices()
-    loaded: dict = {}
+    session = training.open_session(args)
 
-    def prepare(seed, beta):
-        policy = training.load_policy(args, seed, loaded)
+    def prepare(policy, seed, beta):
         max_length = train_checks.max_length(args, policy, whole=args.packing)
-        if "data" not in loaded:
-            loaded["data"] = training.Data(
-                args,
-                lambda records: encode_learned(
-                    policy,
-                    records,
-                    max_length,
-                    truncation_mode=args.truncation_mode,
-                    completion_only=completion_only,
-                    assistant_only=args.assistant_only_loss,
-                ),
+
+        def encode(records):
+            return encode_learned(
+                policy,
+                records,
+                max_length,
+                truncation_mode=args.truncation_mode,
+                completion_only=completion_only,
+                assistant_only=args.assistant_only_loss,
             )
-        data = loaded["data"]
+
+        data = session.data(args.data, encode, eval_data=args.eval_data, eval_share=args.eval_share)
         rows = pack(data.items, max_length) if args.packing else data.items
         config = training.train_config(args, seed, len(rows))
 
@@ -89,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 packed_length=max_length if args.packing else None,
             )
 
-        settings = training.settings(args, "sft", policy) | data.settings
+        settings = session.settings("sft", policy) | data.settings
         settings |= {"max_length": max_length, "packing": args.packing, **learned}
-        return method, training.save_of(policy, args), config, settings, Best("eval_loss")
+        return method, session.save(policy), config, settings, Best("eval_loss")
 
-    train_grid.run_grid(args, cli.command_line("train.sft", argv), prepare)
+    train_grid.run_grid(args, session, cli.command_line("train.sft", argv), prepare)

@@ -126,9 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     constraints = [objectives.parse_constraint(text, run.rewards) for text in args.constraint]
     names = list(dict.fromkeys([*objective.names, *(each.name for each in constraints)]))
     choosing, validation = (
-        runs.parts_of_two(run, second, names, args.allow_missing)
+        runs.parts_of_two(run, second, names, args.allow_missing, tell=cli.tell)
         if second
-        else runs.parts_of_one(run, names, share, args.seed, args.allow_missing)
+        else runs.parts_of_one(run, names, share, args.seed, args.allow_missing, cli.tell)
     )
     models = runs.model_names(run, args.aligned)
     manifests = [model_manifest(name) if name else None for name in models]

@@ -1,11 +1,12 @@
 """What closes the assistant's turn in a chat template: it ends an answer as EOS does, whatever the files call EOS."""
 
-import sys
+import warnings
 from collections.abc import Collection
 from functools import cache, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
+from dera_jax.common.notes import Note
 from dera_jax.common.shown import shown
 from dera_jax.devices.processes import leads
 from dera_jax.policies.chat_templates import render_chat
@@ -46,7 +47,7 @@ def _turn_ends(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, 
 
 
 def tell(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], name: str) -> None:
-    """Says on standard error, once, that tokens which are no EOS of the model `name` end answers."""
+    """Notes, once, that tokens which are no EOS of the model `name` end answers."""
     for end in ends:
         _tell(name, tokenizer.convert_ids_to_tokens(end), end)
 
@@ -54,8 +55,9 @@ def tell(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], name: str) -
 @cache
 def _tell(name: str, word: str, number: int) -> None:
     if leads():
-        print(
+        warnings.warn(
             f"{shown(name, 200)}: {shown(word, 60)} (token {number}) ends answers, since the chat template "
             "closes turns with it; its files do not list it as EOS",
-            file=sys.stderr,
+            Note,
+            stacklevel=2,
         )

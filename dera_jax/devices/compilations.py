@@ -1,11 +1,11 @@
 """Where compiled programs are kept from one command to the next."""
 
-import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 from dera_jax.common.folders import cache_folder
+from dera_jax.common.notes import Tell
 from dera_jax.common.shown import shown
 
 MOST_BYTES = 4 * 2**30
@@ -14,11 +14,14 @@ ROOM = 2**16
 """Bytes that must be free: a small program."""
 
 
-def keep_compilations() -> None:
+def keep_compilations(tell: Tell = warnings.warn) -> None:
     """Keeps compiled programs in the user's cache folder, so that the next command need not compile them.
 
     The folder is `dera_jax` in XDG_CACHE_HOME or ~/.cache. JAX_COMPILATION_CACHE_DIR names another;
     JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+
+    Args:
+      tell: hears the warning where nothing can be kept.
     """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
@@ -27,7 +30,7 @@ def keep_compilations() -> None:
         return
     folder = cache_folder()
     if reason := _unusable(folder):
-        print(f"warning: compiled programs are not kept: {shown(folder, 200)}: {reason}", file=sys.stderr)
+        tell(f"compiled programs are not kept: {shown(folder, 200)}: {reason}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)

@@ -1,5 +1,7 @@
 """The mesh: how many devices divide the batch, and how many a model."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,6 +10,19 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jaxtyping import PyTree
 
 MESH_AXES = ("data", "model")
+
+
+def parse_sizes(text: str) -> tuple[int, int] | None:
+    """Returns the sizes of a mesh's axes from text such as `data:2,model:4`; None for another form.
+
+    >>> parse_sizes("model:4"), parse_sizes("data:0,model:2"), parse_sizes("rows:2")
+    ((1, 4), None, None)
+    """
+    parts = [part.strip().partition(":")[::2] for part in text.split(",")]
+    sizes = {name: int(size) for name, size in parts if size.isascii() and size.isdigit()}
+    if len(sizes) != len(parts) or not sizes.keys() <= set(MESH_AXES) or not all(sizes.values()):
+        return None
+    return sizes.get("data", 1), sizes.get("model", 1)
 
 
 def parse_mesh(text: str | None = None) -> Mesh:
@@ -21,10 +36,8 @@ def parse_mesh(text: str | None = None) -> Mesh:
     """
     devices = jax.devices()
     text = f"data:{len(devices)}" if text is None else text
-    parts = [part.strip().partition(":")[::2] for part in text.split(",")]
-    sizes = {name: int(size) for name, size in parts if size.isascii() and size.isdigit()}
-    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
-    if len(sizes) != len(parts) or not sizes.keys() <= set(MESH_AXES) or np.prod(shape) != len(devices):
+    shape = parse_sizes(text)
+    if shape is None or math.prod(shape) != len(devices):
         there = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
         raise ValueError(f"mesh: expected data:N,model:M with N × M = {len(devices)} ({there}), got {text!r}")
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
@@ -70,23 +83,41 @@ def mesh_text(mesh: Mesh | AbstractMesh, groups: int = 1) -> str:
     return ",".join(f"{axis}:{size * (groups if axis == 'data' else 1)}" for axis, size in mesh.shape.items())
 
 
+def rows_for(mesh: Mesh | AbstractMesh | None, rows: int) -> int:
+    """Returns the rows of a batch: `rows`, or as many more as make them equally many on every device.
+
+    >>> rows_for(None, 5), rows_for(AbstractMesh((4, 2), MESH_AXES), 5)
+    (5, 8)
+    """
+    return rows + -rows % mesh.shape["data"] if mesh else rows
+
+
 def mesh_of(params: PyTree) -> Mesh | None:
     """Returns the mesh that parameters lie on; None where they were put on no mesh."""
     found = getattr(jax.tree.leaves(params)[0], "sharding", None)
     return found.mesh if isinstance(found, NamedSharding) else None
 
 
-def choose_mesh(bytes_held: int) -> Mesh | None:
-    """Returns a mesh of all devices for so many bytes of parameters; None where there is one device.
+def open_mesh(text: str | None, held: Callable[[], int]) -> Mesh | None:
+    """Returns the mesh of all devices of all processes; None is one device, where none is described.
 
     As few devices share the parameters as leave half of each one's memory for the rest, so that as many
     rows as can be go side by side.
+
+    Args:
+      text: as of `parse_mesh`; None leaves it to the parameters.
+      held: returns their bytes.
+
+    Raises:
+      ValueError: as `parse_mesh`.
     """
-    devices = jax.devices()
-    if len(devices) == 1:
+    if text is not None:
+        return parse_mesh(text)
+    count = jax.device_count()
+    if count == 1:
         return None
     stats = jax.local_devices()[0].memory_stats() or {}
-    return parse_mesh(_fitting(bytes_held, len(devices), stats.get("bytes_limit")))
+    return parse_mesh(_fitting(held(), count, stats.get("bytes_limit")))
 
 
 def _fitting(bytes_held: int, count: int, memory: int | None) -> str:

@@ -1,9 +1,11 @@
 """Networks: layers, attention, caches, decoder families, T5, reward head; how one is bound to its parameters.
 
 A model is a static `config` and a plain dict of arrays, `params`. Inside a jitted function,
-`bind(config, params)` makes it callable. The loop, scoring and training ask it for three things:
+`bind(config, params)` makes it callable. The loop, scoring and training ask it for this:
 
-    completion_logits(tokens, mask, count) -> logits   what the last `count` tokens were drawn from
+    completion_hidden(tokens, mask, count) -> hidden   what the head reads for the last `count` tokens
+    logits(hidden) -> logits                           what the head makes of it, of all places or a few
+    completion_logits(tokens, mask, count) -> logits   both: what the last `count` tokens were drawn from
     prefill(tokens, mask) -> cache                     a left-padded context, once
     step(token, position, cache, recent) -> logits, recent      one more token
 

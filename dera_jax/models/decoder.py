@@ -147,7 +147,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "rows last vocab"]:
         """Returns the logits after every token, or the `last` ones; padding may stand on either side."""
         hidden = self.hidden(tokens, mask)
-        return self._logits(hidden if last is None else hidden[:, -last:])
+        return self.logits(hidden if last is None else hidden[:, -last:])
 
     def hidden(
         self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
@@ -164,7 +164,11 @@ class Decoder(nnx.Module):
         starts = jnp.diff(segments, axis=1, prepend=0) != 0
         first = jax.lax.cummax(jnp.where(starts, slots, 0), axis=1)
         own = segments[:, :, None] == segments[:, None]
-        return self._logits(self._read(tokens, slots - first, own & _causal(segments > 0), segments)[0])
+        return self.logits(self._read(tokens, slots - first, own & _causal(segments > 0), segments)[0])
+
+    def logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
+        """Returns what the head makes of its input."""
+        return softcapped(vocabulary_logits(hidden, self.embed, self.head), self.config.logit_softcap)
 
     def completion_logits(
         self,
@@ -174,7 +178,7 @@ class Decoder(nnx.Module):
         starts: Int[Array, " rows"] | None = None,
     ) -> Float[Array, "rows count vocab"]:
         """Returns the logits that each of `count` tokens was drawn from: the last, or those from `starts` on."""
-        return self._logits(self.completion_hidden(tokens, mask, count, starts))
+        return self.logits(self.completion_hidden(tokens, mask, count, starts))
 
     def completion_hidden(
         self,
@@ -245,7 +249,7 @@ class Decoder(nnx.Module):
 
         hidden, present = self._trunk(token[:, None], position[:, None], seen, past)
         keys, values = zip(*present, strict=True)
-        return self._logits(hidden)[:, 0], Recent(keys, values, recent.count + 1)
+        return self.logits(hidden)[:, 0], Recent(keys, values, recent.count + 1)
 
     def _read(self, tokens, positions, mask, segments):
         """Returns what tokens leave that see each other where `mask` lets them."""
@@ -274,9 +278,6 @@ class Decoder(nnx.Module):
             x, keys_and_values = call(block, x, seen[layer], past and past[layer])
             present.append(keys_and_values)
         return self.norm(x), present
-
-    def _logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
-        return softcapped(vocabulary_logits(hidden, self.embed, self.head), self.config.logit_softcap)
 
 
 def make_norm(config: DecoderConfig, width: int) -> nnx.Module:

@@ -210,11 +210,16 @@ class T5(nnx.Module):
         shifted = jnp.where(before, jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1], self.config.start_token)
         return self.decode(shifted, mask, self.encode(tokens, mask), mask)
 
+    def logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
+        """Returns what the head makes of its input."""
+        logits = vocabulary_logits(hidden, self.embed, self.head)
+        return logits * self.config.width**-0.5 if self.config.scale_outputs else logits
+
     def completion_logits(
         self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], count: int
     ) -> Float[Array, "rows count vocab"]:
         """Returns the logits that each of the last `count` tokens was drawn from; the rest is the prompt."""
-        return self._logits(self.completion_hidden(tokens, mask, count))
+        return self.logits(self.completion_hidden(tokens, mask, count))
 
     def completion_hidden(
         self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"], count: int
@@ -268,14 +273,10 @@ class T5(nnx.Module):
         cross = tuple(zip(cache.cross_keys, cache.cross_values, strict=True))
         hidden, present = self.decoder(self.embed(token[:, None]), seen, past, cross)
         keys, values = zip(*present, strict=True)
-        return self._logits(hidden)[:, 0], Recent(keys, values, recent.count + 1)
+        return self.logits(hidden)[:, 0], Recent(keys, values, recent.count + 1)
 
     def _cross(self, encoded: Float[Array, "rows prompt width"]) -> list[KeysAndValues]:
         return [block.cross_attention.keys_and_values(encoded) for block in self.decoder.blocks]
-
-    def _logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
-        logits = vocabulary_logits(hidden, self.embed, self.head)
-        return logits * self.config.width**-0.5 if self.config.scale_outputs else logits
 
 
 def distance_buckets(count: int, max_distance: int, causal: bool) -> np.ndarray:

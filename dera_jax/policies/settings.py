@@ -3,14 +3,14 @@
 Settings of all families together: what one of them does not know, it does not read.
 """
 
-import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, TypedDict
 
 from msgspec import Meta
 
 from dera_jax.common.json_files import read_object
-from dera_jax.common.notes import note
+from dera_jax.common.notes import Note, note
 from dera_jax.common.shown import shown
 from dera_jax.policies import tensors
 
@@ -197,6 +197,6 @@ def read_beta(folder: Path) -> float | None:
     try:
         read_object(path)
     except ValueError as error:
-        print(f"passed over, so β is not known from it: {error}", file=sys.stderr)
+        warnings.warn(f"passed over, so β is not known from it: {error}", Note, stacklevel=2)
         return None
     return read_object(path, Manifest).get("beta")

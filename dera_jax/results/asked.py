@@ -7,11 +7,12 @@ prompts, the others should have. First turns are counted: a later one that does 
 rightly not there.
 """
 
-import sys
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dera_jax.common.notes import Tell
 from dera_jax.common.shown import shown
 from dera_jax.results.manifests import Asked, manifest_path, read_manifest
 from dera_jax.results.missing import Cell, cell_of, cell_order, tell_share
@@ -114,14 +115,16 @@ def check_whole(
     what: str,
     strengths: Collection[Strength] | None = None,
     to_its_end: bool = False,
+    tell: Tell = warnings.warn,
 ) -> None:
-    """Tells on standard error what a run lacks, see `tell_missing`.
+    """Tells what a run lacks, see `tell_missing`.
 
     Args:
       allowed: whether it may lack something, --allow-missing.
       what: this does then, for the error.
       strengths: that are looked at; None is all.
       to_its_end: as in `tell_missing`.
+      tell: hears the warning.
 
     Raises:
       ValueError: it lacks something, and may not.
@@ -131,7 +134,7 @@ def check_whole(
             raise ValueError(
                 f"{shown(run, 200)}: {told}; complete the run by its command, or --allow-missing {what}"
             )
-        print(f"warning: {shown(run, 200)}: {told}", file=sys.stderr)
+        tell(f"{shown(run, 200)}: {told}")
 
 
 def tell_missing(

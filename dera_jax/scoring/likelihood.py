@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from dera_jax import models
 from dera_jax.data.batches import Batch, make_batch
 from dera_jax.data.buckets import bucket_length
-from dera_jax.devices.mesh import mesh_of
+from dera_jax.devices.mesh import mesh_of, rows_for
 from dera_jax.devices.placement import shard_rows
 from dera_jax.models.places import map_places
 from dera_jax.policies.policy import Policy
@@ -63,7 +63,7 @@ def likelihoods(
         _check(policies, prompt, completion)
         stems.setdefault((tuple(prompt), tuple(completion[:-1])), []).append(number)
     mesh = mesh_of(policies[0].params)
-    rows += -rows % mesh.shape["data"] if mesh else 0
+    rows = rows_for(mesh, rows)
     choices = 1 << (max(map(len, stems.values()), default=1) - 1).bit_length()
     for _, group in groupby(sorted(stems, key=_size, reverse=True), key=lambda stem: _size(stem)[0]):
         group = list(group)
@@ -153,7 +153,7 @@ def measure_candidates(
 
     def of_places(block):
         hidden, candidates = block
-        each = [models.bind(c, p)._logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
+        each = [models.bind(c, p).logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
         logits = jnp.stack([h[..., :vocab] for h in each])
 
         def at_strength(strength):

@@ -36,6 +36,10 @@ def completion_logprobs(
     return token_logprobs(completion_logits(config, params, batch), batch)
 
 
+compiled_logprobs = jax.jit(completion_logprobs, static_argnames="config")
+"""The same, compiled once for all who call it outside a compiled function."""
+
+
 def token_logprobs(
     logits: Float[Array, "rows completion vocab"], batch: Batch
 ) -> Float[Array, "rows completion"]:

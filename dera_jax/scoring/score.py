@@ -17,7 +17,7 @@ from dera_jax.data.buckets import padded_length
 from dera_jax.data.encoding import EncodedPrompt, encode_prompts
 from dera_jax.data.prompts import as_prompts, check_one_turn
 from dera_jax.decoding.measure import TokenRecord, measure
-from dera_jax.devices.mesh import mesh_of
+from dera_jax.devices.mesh import mesh_of, rows_for
 from dera_jax.devices.placement import shard_rows
 from dera_jax.models.places import map_places
 from dera_jax.policies.policy import Policy
@@ -108,7 +108,7 @@ def score_tokens(
     configs = tuple(policy.config for policy in policies)
     params = tuple(policy.params for policy in policies)
     mesh = mesh_of(params[0])
-    rows += -rows % mesh.shape["data"] if mesh else 0
+    rows = rows_for(mesh, rows)
     for start in range(0, len(completions), rows):
         part = slice(start, start + rows)
         batches = tuple(
@@ -173,7 +173,7 @@ def score_batch(
 
     def of_places(block):
         hidden, completions = block
-        each = [models.bind(c, p)._logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
+        each = [models.bind(c, p).logits(h) for c, p, h in zip(configs, params, hidden, strict=True)]
         logits = jnp.stack([h[..., :vocab].reshape(-1, vocab) for h in each])
         token = completions.ravel()
 

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import shutil
-import sys
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import zip_longest
@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from dera_jax.common.json_files import decode_json, encode_json, read_json, write_json
+from dera_jax.common.notes import Tell
 from dera_jax.common.shown import shown
 
 
@@ -40,11 +41,15 @@ class Checkpoints(AbstractContextManager):
     array's name, type and checksum, each file's SHA-256. It is called `STEP.saving/` until it is whole.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
-        """Opens a folder of checkpoints, which only `save` makes or changes; the `keep` newest stay."""
+    def __init__(self, folder: Path, keep: int = 2, tell: Tell = warnings.warn):
+        """Opens a folder of checkpoints, which only `save` makes or changes; the `keep` newest stay.
+
+        Args:
+          tell: hears of damaged ones.
+        """
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        self.folder, self.keep = Path(folder).absolute(), keep
+        self.folder, self.keep, self._tell = Path(folder).absolute(), keep, tell
         self._worker = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future | None = None
         # Orbax tells every step it takes, and of a full disk by tracebacks, beside what it raises.
@@ -87,7 +92,7 @@ class Checkpoints(AbstractContextManager):
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict] | None:
         """Returns step, state and facts of the newest checkpoint that is whole; None if there is none.
 
-        Damaged ones are passed over, which one line on stderr tells.
+        Damaged ones are passed over, which `tell` hears in one line.
 
         Args:
           like: arrays (donated ones too) or `jax.ShapeDtypeStruct`s: the structure, shapes, types and
@@ -106,7 +111,7 @@ class Checkpoints(AbstractContextManager):
                 damages.append(f"step {step}: {damage}")
         if damages:
             start = found[0] if found else 0
-            print(f"CHECKPOINT: damaged ({'; '.join(damages)}); going on from step {start}", file=sys.stderr)
+            self._tell(f"CHECKPOINT: damaged ({'; '.join(damages)}); going on from step {start}")
         return found
 
     def wait(self) -> None:

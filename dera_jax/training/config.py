@@ -11,19 +11,21 @@ from dera_jax.common.checks import (
     check_seed,
     take_plain_numbers,
 )
-from dera_jax.common.choices import REPORTERS
+from dera_jax.common.choices import REPORTERS, one_of
 from dera_jax.decoding.config import DecodeConfig
 
 LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "kto")
 NORMALIZED = ("sigmoid_norm", "ipo")
 """Losses of log-ratios per token."""
+SCHEDULES = ("constant", "linear", "cosine")
+VALUE_HEADS = ("own", "shared")
 
 
 @dataclass(frozen=True)
 class PreferenceConfig:
     """What is minimized; beside it stands β, which is traced."""
 
-    loss: str = "sigmoid"
+    loss: str = one_of(LOSSES, "sigmoid")
     """sigmoid (DPO), sigmoid_norm (DPO per token, Tülu 3), ipo or kto."""
     label_smoothing: float = 0.0
     """Share of preferences taken to be the wrong way round, in [0, 0.5]; of the sigmoid losses."""
@@ -63,7 +65,7 @@ class TrainConfig:
     """Share of the steps in which the learning rate rises from 0, in [0, 1]."""
     warmup_steps: float = 0.0
     """The same as a number of steps, in place of the share; below 1 a share too, and 0 leaves it to that."""
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: str = one_of(SCHEDULES, "cosine")
     """constant, linear or cosine: how it falls after the warm-up (cosine and linear to 0)."""
     weight_decay: float = 0.0
     """Of AdamW; ≥ 0."""
@@ -91,7 +93,7 @@ class TrainConfig:
                 f"got {self.gradient_accumulation_steps}"
             )
         check_number("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
-        check_choice("lr_scheduler_type", self.lr_scheduler_type, ("constant", "linear", "cosine"))
+        check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         check_number("warmup_steps", self.warmup_steps, 0.0, MOST)
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             raise ValueError(
@@ -119,7 +121,7 @@ class RunConfig:
     """Checkpoints kept; ≥ 1."""
     save_only_model: bool = False
     """Whether no checkpoint stays when the run has ended: more steps then cannot go on from the last one."""
-    report_to: str = "none"
+    report_to: str = one_of(REPORTERS, "none")
     """One of `REPORTERS`: where metrics are told beside metrics.jsonl."""
 
     def __post_init__(self):
@@ -147,7 +149,7 @@ class PPOConfig:
     gamma: float = 1.0
     lam: float = 0.95
     """Discount and λ of generalized advantages, in [0, 1]."""
-    value_head: str = "own"
+    value_head: str = one_of(VALUE_HEADS, "own")
     """own: a value model with a trunk of its own, which starts as the policy's; shared: a head on the policy."""
 
     def __post_init__(self):
@@ -160,7 +162,7 @@ class PPOConfig:
         check_number("vf_coef", self.vf_coef, 0.0, math.inf)
         check_number("gamma", self.gamma, 0.0, 1.0)
         check_number("lam", self.lam, 0.0, 1.0)
-        check_choice("value_head", self.value_head, ("own", "shared"))
+        check_choice("value_head", self.value_head, VALUE_HEADS)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import time
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from dera_jax.common.files import open_to_append
 from dera_jax.common.json_files import encode_json
+from dera_jax.common.notes import Tell
 from dera_jax.training.services import Service
 
 FILES = ("metrics.jsonl", "speed.jsonl", "samples.jsonl")
@@ -33,12 +35,15 @@ class RunLog:
         report_to: str = "none",
         sizes: dict | None = None,
         writes: bool = True,
+        tell: Tell | None = None,
     ):
         """Opens the files.
 
         Args:
           sizes: bytes to keep of each file, as `sizes()` gave them; None begins anew.
           writes: whether this process is the one that does.
+          tell: hears of a service that fails, beside a bar that shows the progress. None: no bar, and
+            a warning.
         """
         out.mkdir(parents=True, exist_ok=True)
         kept, report_to = sizes or {}, report_to if writes else "none"
@@ -51,12 +56,11 @@ class RunLog:
             if report_to == "tensorboard":
                 self._board = _Board(out / "tensorboard", first)
             elif report_to != "none":
-                self._board = Service(report_to, out, first)
+                self._board = Service(report_to, out, first, tell or warnings.warn)
             if self._board:
                 opened.callback(self._board.close)
-            self._bar = tqdm(
-                total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=not writes
-            )
+            hidden = tell is None or not writes
+            self._bar = tqdm(total=max_steps, initial=first, unit="step", dynamic_ncols=True, disable=hidden)
             opened.callback(self._bar.close)
             self._opened = opened.pop_all()
 

@@ -8,9 +8,9 @@ stopped, to the bit.
 import math
 import os
 import signal
-import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from dera_jax.common.json_files import check_type
+from dera_jax.common.notes import Tell, unheard
 from dera_jax.common.shown import shown
 from dera_jax.devices import placement, processes
 from dera_jax.devices.lost import telling_of_loss
@@ -65,7 +66,12 @@ class Preempted(Exception):
 
 
 def fit(
-    method: Method, config: TrainConfig, run: RunConfig, out: Path, mesh: Mesh | None = None
+    method: Method,
+    config: TrainConfig,
+    run: RunConfig,
+    out: Path,
+    mesh: Mesh | None = None,
+    tell: Tell | None = None,
 ) -> Iterator[tuple[int, TrainState, dict]]:
     """Trains, yielding (steps done, state, metrics of an evaluation if there was one) after every step.
 
@@ -75,6 +81,7 @@ def fit(
 
     Args:
       mesh: splits parameters, the optimizer's state and batches over its devices; None is one device.
+      tell: hears how it goes, beside a bar that shows the progress. None: no bar, and warnings of damage.
 
     Raises:
       ValueError: loss or gradients are not finite; names the step and the parameter.
@@ -100,15 +107,15 @@ def fit(
     one_at_a_time = mesh is not None and mesh.devices.flat[0].platform == "cpu"
     with (
         _lost_others(out),
-        Checkpoints(out / "checkpoints", run.save_total_limit) as checkpoints,
-        _asked_to_stop() as asked,
+        Checkpoints(out / "checkpoints", run.save_total_limit, tell or warnings.warn) as checkpoints,
+        _asked_to_stop(tell or unheard) as asked,
     ):
         found = checkpoints.restore(state)
         first, state, sizes = found or (0, state, None)
-        if found and processes.leads():
-            print(f"{shown(out, 200)}: going on from step {first}", file=sys.stderr)
+        if found and tell and processes.leads():
+            tell(f"{shown(out, 200)}: going on from step {first}")
         check_type(sizes or {}, dict[str, int])
-        with RunLog(out, config.max_steps, run.report_to, sizes, processes.leads()) as log:
+        with RunLog(out, config.max_steps, run.report_to, sizes, processes.leads(), tell) as log:
             if found:
                 yield first, state, _evaluated_again(method, state, first, config, run)
             waiting, seen = None, set()
@@ -202,7 +209,7 @@ def _checked(step: int, figures: dict, names: list[str]) -> dict[str, float]:
 
 
 @contextmanager
-def _asked_to_stop():
+def _asked_to_stop(tell: Tell):
     """Gives what to raise after a step: Preempted after SIGTERM, KeyboardInterrupt after Ctrl-C.
 
     Of several processes all stop after the same step, whichever was asked. A second Ctrl-C ends at once.
@@ -225,7 +232,7 @@ def _asked_to_stop():
         asked.by = KeyboardInterrupt
         if processes.several():
             os.kill(os.getpid(), signal.SIGTERM)
-        print("\nfinishing this step; press Ctrl-C again to stop now", file=sys.stderr)
+        tell("\nfinishing this step; press Ctrl-C again to stop now")
 
     # Of several processes each hears SIGTERM by the service that they share, which has its own handler.
     handlers = {signal.SIGINT: interrupt} | ({} if processes.several() else {signal.SIGTERM: terminate})

@@ -55,12 +55,14 @@ def preference_method(
     *,
     held_out: Sequence[Pair] | Sequence[Example] = (),
     sample: Sampler | None = None,
+    progress: bool = False,
 ) -> Method:
     """Returns the training of `policy` on pairs, or for KTO on examples that are desirable or not.
 
     Args:
       beta: KL strength, > 0; one compilation serves all.
       cache: folder for the reference's log-probabilities, which are computed once.
+      progress: whether a bar shows how.
 
     Raises:
       ValueError: a reference that should follow the policy but has another shape.
@@ -74,8 +76,9 @@ def preference_method(
             "kept": {"reference": following.start(policy, reference, alpha)},
             "renew": following.follow(policy.config, alpha, every),
         }
+    stays = None if preference.sync_ref_model else reference
     sources = [
-        _source(policy, items, preference, None if preference.sync_ref_model else reference, config, cache)
+        _source(policy, items, preference, stays, config, cache, progress)
         for items in (data, held_out)
         if items
     ]
@@ -169,6 +172,7 @@ def _source(
     reference: Policy | None,
     config: TrainConfig,
     cache: Path,
+    progress: bool,
 ) -> Source:
     context = min(one.config.max_positions for one in (policy, reference or policy))
     sides = (
@@ -179,7 +183,7 @@ def _source(
     flat = [(prompt, completion) for prompt, *both in sides for completion in both]
     of_reference = np.zeros((len(sides), 2), np.float32)
     if reference is not None:
-        found = reference_logprobs(reference, flat, config.batch_size, cache)
+        found = reference_logprobs(reference, flat, config.batch_size, cache, progress=progress)
         of_reference = found.reshape(-1, 2)
     tight = not policy.config.encoder_decoder
     desirable = np.array([bool(getattr(item, "desirable", True)) for item in items])

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -14,17 +13,24 @@ from tqdm import tqdm
 from dera_jax.common.files import read_bytes, write_bytes
 from dera_jax.data.batches import make_batch
 from dera_jax.policies.policy import Policy
-from dera_jax.scoring.logprobs import completion_logprobs
-
-_logprobs = jax.jit(completion_logprobs, static_argnames="config")
+from dera_jax.scoring.logprobs import compiled_logprobs
 
 
 def reference_logprobs(
-    policy: Policy, texts: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int, folder: Path
+    policy: Policy,
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: int,
+    folder: Path,
+    *,
+    progress: bool = False,
 ) -> Float[np.ndarray, " texts"]:
     """Returns log π(y|x) of each (prompt, completion), in nats, from FOLDER where they are there already.
 
     The file's name is a hash of model and texts, so another model or other data have another file.
+
+    Args:
+      rows: of a batch.
+      progress: whether a bar shows it.
     """
     told = hashlib.sha256(f"{policy.fingerprint} {policy.config.dtype} {policy.config.quantization}".encode())
     for prompt, completion in texts:
@@ -34,7 +40,7 @@ def reference_logprobs(
         if (kept := _kept(path, len(texts))) is not None:
             return kept
         path.unlink()  # not what was written; made again
-    found = _compute(policy, texts, rows)
+    found = _compute(policy, texts, rows, progress)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save({"logprobs": found}))
     return found
@@ -50,15 +56,16 @@ def _kept(path: Path, count: int) -> np.ndarray | None:
     return found if whole and np.isfinite(found).all() else None
 
 
-def _compute(policy: Policy, texts: Sequence, rows: int) -> Float[np.ndarray, " texts"]:
+def _compute(policy: Policy, texts: Sequence, rows: int, progress: bool) -> Float[np.ndarray, " texts"]:
     found = np.zeros(len(texts), np.float32)
     # Texts of about one length together: the longest of a batch decides its shape.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
     tight = not policy.config.encoder_decoder
-    bar = tqdm(range(0, len(order), rows), unit="batch", desc="reference", dynamic_ncols=True, leave=False)
-    for start in bar:
+    starts = range(0, len(order), rows)
+    bar = {"unit": "batch", "desc": "reference", "dynamic_ncols": True, "leave": False}
+    for start in tqdm(starts, **bar, disable=not progress):
         part = order[start : start + rows]
         batch = make_batch([texts[i][0] for i in part], [texts[i][1] for i in part], rows, tight=tight)
-        logprobs = np.asarray(_logprobs(policy.config, policy.params, batch), np.float32)
+        logprobs = np.asarray(compiled_logprobs(policy.config, policy.params, batch), np.float32)
         found[part] = logprobs.sum(axis=1)[: len(part)]
     return found

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -18,9 +17,7 @@ from dera_jax.decoding.request import Completion, Request
 from dera_jax.policies.policy import Policy
 from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.registry import Reward, short_names
-from dera_jax.scoring.logprobs import completion_logprobs
-
-_logprobs = jax.jit(completion_logprobs, static_argnames="config")
+from dera_jax.scoring.logprobs import compiled_logprobs
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def draw_rollout(
     completions = [ended[request.key] for request in requests]
     drawn = time.perf_counter()
     batch = make_batch([c.request.prompt.tokens[0] for c in completions], [c.tokens for c in completions])
-    of_reference = np.asarray(_logprobs(reference.config, reference.params, batch))
+    of_reference = np.asarray(compiled_logprobs(reference.config, reference.params, batch))
     logprobs = np.zeros_like(of_reference)
     for row, completion in enumerate(completions):
         logprobs[row, : len(completion.tokens)] = completion.logprobs

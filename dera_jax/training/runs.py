@@ -3,8 +3,8 @@
 import hashlib
 import json
 import shutil
-import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +19,7 @@ from dera_jax.common.differences import differences, flat
 from dera_jax.common.files import leftovers, make_folder, remove_leftovers
 from dera_jax.common.json_files import write_json
 from dera_jax.common.locks import lock_folder, unlock
+from dera_jax.common.notes import Tell
 from dera_jax.common.shown import shown
 from dera_jax.devices import processes
 from dera_jax.policies import manifests
@@ -71,6 +72,7 @@ def run_training(
     provenance: dict,
     best: Best,
     mesh: Mesh | None = None,
+    tell: Tell | None = None,
 ) -> None:
     """Trains in OUT, to its end: the last model lies in OUT itself, the best one in OUT/best.
 
@@ -82,6 +84,7 @@ def run_training(
       save: writes a model folder, its manifest last.
       settings: everything that decides the parameters; kept in OUT/manifest.json.
       best: by which figure of the evaluations, if the method has them.
+      tell: hears how it goes, see `fit`.
 
     Raises:
       ValueError: training stopped, see `fit`.
@@ -90,7 +93,8 @@ def run_training(
     manifest = settings | {"train_config": asdict(config), "provenance": provenance}
     if writes:
         make_folder(out)
-        _tell_longer(out, config)
+        if tell and (longer := _longer(out, config)):
+            tell(longer)
         write_json(out / manifests.NAME, manifest)
 
     def keep(params: PyTree, folder: Path, told: dict) -> None:
@@ -100,7 +104,7 @@ def run_training(
 
     found: dict = processes.from_first(lambda: _best_so_far(out))
     last: dict = {}
-    for step, state, evaluated in fit(method, config, run, out, mesh):
+    for step, state, evaluated in fit(method, config, run, out, mesh, tell):
         params = state.params
         if evaluated:
             last = evaluated
@@ -178,7 +182,13 @@ def _folders(out: Path) -> list[Path]:
     return [out, out / "best", out / "cache"]
 
 
-def is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str] = ()) -> bool:
+def is_finished(
+    out: Path,
+    settings: dict,
+    config: TrainConfig,
+    given: Collection[str] = (),
+    tell: Tell = warnings.warn,
+) -> bool:
     """Whether OUT holds the finished run of these settings; False if it is not there, or half done.
 
     A run of fewer steps whose last checkpoint is there is one half done. The same data and models may lie
@@ -186,15 +196,16 @@ def is_finished(out: Path, settings: dict, config: TrainConfig, given: Collectio
 
     Args:
       given: names of settings that the user has chosen; of what differs, they are told first.
+      tell: hears of a finished model that is made again.
 
     Raises:
       ValueError: OUT holds something else; names the settings that differ. Or a finished model that is not
         what was written, and no checkpoint to make it from again.
     """
-    return processes.from_first(lambda: _is_finished(out, settings, config, given))
+    return processes.from_first(lambda: _is_finished(out, settings, config, given, tell))
 
 
-def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str]) -> bool:
+def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collection[str], tell: Tell) -> bool:
     if not (out / manifests.NAME).exists():
         if manifests.holds_model(out):
             raise ValueError(f"{out}: already holds a model; choose another --out or remove it")
@@ -236,17 +247,16 @@ def _is_finished(out: Path, settings: dict, config: TrainConfig, given: Collecti
     if damage and not steps_in(out / "checkpoints"):
         raise ValueError(f"{out}: was finished, but {damage}; choose another --out or remove it")
     if damage:
-        told = "it is made again from its last checkpoint"
-        print(f"{shown(out, 200)}: was finished, but {damage}: {told}", file=sys.stderr)
+        tell(f"{shown(out, 200)}: was finished, but {damage}: it is made again from its last checkpoint")
     return not damage
 
 
-def _tell_longer(out: Path, config: TrainConfig) -> None:
-    """Says what becomes of a run that is to have more steps than it was begun with."""
+def _longer(out: Path, config: TrainConfig) -> str | None:
+    """Returns what becomes of a run that is to have more steps than it was begun with; None of another."""
     there = manifests.read_manifest(out) if (out / manifests.NAME).exists() else {}
     before = flat(there).get(STEPS)
     if not isinstance(before, int) or before >= config.max_steps:
-        return
+        return None
     by_share = config.warmup_steps < 1 and (config.warmup_steps or config.warmup_ratio) > 0
     if config.lr_scheduler_type == "constant" and not by_share:
         told = "as if it had been begun with them"
@@ -255,7 +265,7 @@ def _tell_longer(out: Path, config: TrainConfig) -> None:
             f"from here on at the learning rates of {config.max_steps} steps (--lr-scheduler-type, warm-up): "
             "the result is not that of a run begun with them"
         )
-    print(f"{shown(out, 200)}: a run of {before} steps gets {config.max_steps}, {told}", file=sys.stderr)
+    return f"{shown(out, 200)}: a run of {before} steps gets {config.max_steps}, {told}"
 
 
 def fingerprint(items: Sequence) -> str:

@@ -6,13 +6,14 @@ WANDB_MODE=offline, TRACKIO_SPACE_ID …). What goes wrong with one is said once
 
 import os
 import secrets
-import sys
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
 from dera_jax.common.json_files import read_json, write_json
+from dera_jax.common.notes import Tell
 from dera_jax.common.shown import shown
 
 SERVICES = ("wandb", "trackio")
@@ -38,9 +39,14 @@ def check_installed(name: str) -> None:
 class Service:
     """One run's place in a service."""
 
-    def __init__(self, name: str, out: Path, first: int):
-        """Begins, or where the run goes on from a checkpoint (`first` > 0) takes up, what is told of OUT."""
+    def __init__(self, name: str, out: Path, first: int, tell: Tell = warnings.warn):
+        """Begins, or where the run goes on from a checkpoint (`first` > 0) takes up, what is told of OUT.
+
+        Args:
+          tell: hears of a service that fails.
+        """
         check_installed(name)
+        self._failed = tell
         self._name: str | None = name
         """None: nothing more is told."""
         self._module = None
@@ -80,10 +86,7 @@ class Service:
             what()
         except (Exception, SystemExit) as error:  # of any library that they stand on
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            print(
-                f"warning: {self._name}: {shown(lines[0], 200)}; the training goes on without it",
-                file=sys.stderr,
-            )
+            self._failed(f"warning: {self._name}: {shown(lines[0], 200)}; the training goes on without it")
             self._name = None
 
 

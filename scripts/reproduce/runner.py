@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dera_jax.commands import dera
 from dera_jax.common.files import make_folder, write_bytes
 from dera_jax.common.folders import data_folder, how_to_get
 from dera_jax.common.json_files import read_json, write_json
@@ -144,8 +145,7 @@ def _run(step: Step, folders: Folders) -> float:
         arguments = step.arguments(folders.work, folders.data) | {"out": out}
         getattr(importlib.import_module(module), function)(**arguments)
     else:
-        command = importlib.import_module(f"dera_jax.commands.{name}")
-        if code := command.main(words[1:]):
+        if code := dera.run(name, words[1:]):
             raise SystemExit(code)
     seconds = round(time.perf_counter() - start, 1)
     if kind == "train":

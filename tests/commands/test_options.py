@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+from functools import partial
 
 import pytest
 
@@ -63,6 +64,7 @@ def test_dera_runs_the_commands(call, refused):
     )
     assert "no command" in refused(dera.main)
     assert "--lambda" in refused(dera.main, "sweep", "--lambda=x")
+    assert "--lambda" in refused(partial(dera.run, "sweep"), "--lambda=x")
 
 
 # Wrong arguments

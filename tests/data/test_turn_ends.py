@@ -138,19 +138,19 @@ def test_answers_of_chats_end_there_and_raw_texts_do_not(closing, capsys):
     assert [each.finish_reason for each in both] == ["length", "eos"]
 
 
-def test_it_is_told_once_and_only_where_no_file_lists_it(closing, capsys):
+def test_it_is_told_once_and_only_where_no_file_lists_it(closing, terminal):
     named = tuple(replace(policy, name=f"a model {n}") for n, policy in enumerate(closing))
     prompts = [Prompt.of({"id": n, "turns": ["Who?"]}) for n in range(2)]
     assert [each.turn_ends for each in encode_prompts(named, prompts, 4)] == [(PAD,)] * 2
     encode_prompts(named, prompts, 4)
-    told = capsys.readouterr().err.splitlines()
+    told = terminal.readouterr().err.splitlines()
     assert len(told) == 1 and told[0].startswith("a model 1: <pad> (token 0) ends answers")
     listed = (replace(named[0], name="another", eos_ids=(PAD, 2)), named[1])
     assert [each.turn_ends for each in encode_prompts(listed, prompts, 4)] == [(), ()]
     raw = [Prompt.of({"prompt": "Who?"})]
     bare = tuple(replace(policy, template="") for policy in named)
     assert encode_prompts(named, raw, 4)[0].turn_ends == encode_prompts(bare, prompts, 4)[0].turn_ends == ()
-    assert not capsys.readouterr().err
+    assert not terminal.readouterr().err
 
 
 def test_rollouts_end_where_answers_do(closing):

@@ -120,13 +120,13 @@ def test_what_changes_the_computation_is_refused_by_name(name, base, tmp_path):
         load_policy(f"{base}+{tmp_path}")
 
 
-def test_what_nobody_knows_is_named_once(base, tmp_path, capsys):
+def test_what_nobody_knows_is_named_once(base, tmp_path, terminal):
     expected = write_adapter(base, tmp_path)
     edit(tmp_path, some_new_setting=3, another=None)
-    capsys.readouterr()
+    terminal.readouterr()
     for _ in range(2):
         adapter_settings.read_settings(tmp_path)
-    told = capsys.readouterr().err
+    told = terminal.readouterr().err
     assert (
         told
         == f"note: {tmp_path / 'adapter_config.json'}: not known here, and passed over: some_new_setting\n"

@@ -21,9 +21,9 @@ def add(folder, **more):
 
 
 @pytest.fixture
-def folder(tmp_path, toy, capsys):
+def folder(tmp_path, toy, terminal):
     save(random_model(SHAPES["llama"]), tmp_path, toy)
-    capsys.readouterr()
+    terminal.readouterr()
     return tmp_path
 
 
@@ -31,7 +31,7 @@ ONE = np.ones(3, np.float32)
 LAYER = "model.layers.0.self_attn."
 
 
-def test_what_nothing_reads_is_named_once_with_its_number(folder, capsys):
+def test_what_nothing_reads_is_named_once_with_its_number(folder, terminal):
     """A value head, biases that the settings do not want, a layer too many: passed over, as on torch."""
     more = {
         "v_head.summary.weight": np.ones((1, 64), np.float32),
@@ -41,17 +41,17 @@ def test_what_nothing_reads_is_named_once_with_its_number(folder, capsys):
     add(folder, **more)
     for _ in range(2):
         policy = load_policy(folder)
-    told = capsys.readouterr().err
+    told = terminal.readouterr().err
     assert told.count("\n") == 1
     assert told.startswith(f"note: {folder}: 3 of 24 tensors are not the model's")
     assert all(name in told for name in more)
     check(policy, folder)
 
 
-def test_many_are_counted(folder, capsys):
+def test_many_are_counted(folder, terminal):
     add(folder, **{f"extra.{number}": ONE for number in range(50)})
     load_policy(folder)
-    told = capsys.readouterr().err
+    told = terminal.readouterr().err
     assert "50 of 71 tensors" in told and told.count("extra.") == 4
 
 
@@ -70,11 +70,11 @@ def test_many_are_counted(folder, capsys):
         ),
     ],
 )
-def test_what_old_files_hold_beside_is_no_news(kind, more, tmp_path, toy, capsys):
+def test_what_old_files_hold_beside_is_no_news(kind, more, tmp_path, toy, terminal):
     add(save(random_model(SHAPES[kind]), tmp_path, toy), **more)
-    capsys.readouterr()
+    terminal.readouterr()
     policy = load_policy(tmp_path)
-    assert capsys.readouterr().err == ""
+    assert terminal.readouterr().err == ""
     check(policy, tmp_path)
 
 
@@ -96,29 +96,29 @@ def test_scales_are_refused_by_name(name, beside, folder):
         load_policy(folder)
 
 
-def test_shards_that_no_index_names(folder, capsys):
+def test_shards_that_no_index_names(folder, terminal):
     named = load_file(folder / "model.safetensors")
     save_file(named, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
     load_policy(folder)
     line = f"note: {folder}: not read, since no index names them: model-0000"
-    assert capsys.readouterr().err == f"{line}1-of-00001.safetensors\n"
+    assert terminal.readouterr().err == f"{line}1-of-00001.safetensors\n"
     (folder / "model.safetensors").rename(folder / "model-00003-of-00003.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(named, "model-00001-of-00001.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     policy = load_policy(folder)
-    assert capsys.readouterr().err == f"{line}3-of-00003.safetensors\n"
+    assert terminal.readouterr().err == f"{line}3-of-00003.safetensors\n"
     check(policy, folder)
 
 
-def test_embeddings_of_t5_that_are_one(tmp_path, capsys):
+def test_embeddings_of_t5_that_are_one(tmp_path, terminal):
     folder = t5_models.save(t5_models.random_model({}), tmp_path)
     shared = load_file(folder / "model.safetensors")["shared.weight"]
     add(folder, **{"encoder.embed_tokens.weight": shared, "decoder.embed_tokens.weight": shared})
     name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     add(folder, **{name: np.ones((8, 4), np.float32)})
-    capsys.readouterr()
+    terminal.readouterr()
     load_policy(folder)
-    assert capsys.readouterr().err == ""
+    assert terminal.readouterr().err == ""
     add(folder, **{"decoder.embed_tokens.weight": shared + 1})
     with pytest.raises(ValueError, match=r"shared\.weight and decoder\.embed_tokens\.weight differ"):
         load_policy(folder)

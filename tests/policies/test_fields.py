@@ -207,7 +207,7 @@ def test_what_is_refused_is_named(case):
                 load_policy(folder)
 
 
-def test_what_only_other_families_read_is_named_once_and_left_alone(tmp_path, toy, capsys):
+def test_what_only_other_families_read_is_named_once_and_left_alone(tmp_path, toy, terminal):
     """As transformers does: a window in a Llama, biases in a Mistral's attention."""
     for kind, more in (
         (
@@ -224,18 +224,18 @@ def test_what_only_other_families_read_is_named_once_and_left_alone(tmp_path, to
         plain = logits_of_torch(kind, folder)
         (folder / "config.json").write_text(json.dumps(raw | more))
         np.testing.assert_array_equal(logits_of_torch(kind, folder), plain)
-        capsys.readouterr()
+        terminal.readouterr()
         for _ in range(2):
             np.testing.assert_allclose(our_logits(kind, folder), plain, atol=1e-4)
-        told = capsys.readouterr().err
+        told = terminal.readouterr().err
         assert told.count("\n") == 1 and all(f"{name} " in told for name in more), told
 
 
-def test_published_settings_are_all_known(tmp_path, capsys):
+def test_published_settings_are_all_known(tmp_path, terminal):
     for _, raw in CONFIGS.values():
         (tmp_path / "config.json").write_text(json.dumps(raw))
         families.read_config(tmp_path)
-    assert capsys.readouterr().err == ""
+    assert terminal.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma2"])

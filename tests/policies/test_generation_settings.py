@@ -15,21 +15,21 @@ from transformers import GenerationConfig
 from transformers.generation.utils import GenerationMixin
 
 
-def test_what_is_not_applied_to_what_is_drawn_is_named_once(tmp_path, toy, capsys):
+def test_what_is_not_applied_to_what_is_drawn_is_named_once(tmp_path, toy, terminal):
     """All that transformers has a processor for, but what has an option of its own or does nothing."""
     folder = save(random_model({}), tmp_path, toy)
     file = folder / "generation_config.json"
     quiet = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "eos_token_id": 1}
     quiet |= {"repetition_penalty": 1.0, "min_p": None, "no_repeat_ngram_size": 0, "num_beams": 1}
     file.write_text(json.dumps(quiet))
-    capsys.readouterr()
+    terminal.readouterr()
     load_policy(folder)
-    assert capsys.readouterr().err == ""
+    assert terminal.readouterr().err == ""
     file.write_text(json.dumps(quiet | {"repetition_penalty": 1.05, "min_p": 0.1, "suppress_tokens": [3]}))
     for _ in range(2):
         load_policy(folder)
     line = f"note: {file}: not applied to what is drawn: repetition_penalty 1.05, min_p 0.1, suppress_tokens [3]\n"
-    assert capsys.readouterr().err == line
+    assert terminal.readouterr().err == line
 
 
 def test_every_processor_of_transformers_is_known():

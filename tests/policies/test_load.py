@@ -88,11 +88,11 @@ def test_broken_json(folder, name, content, message):
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xfd", b"[1, 2]", b"null", b"[" * 100_000])
-def test_a_manifest_of_something_else(folder, content, capsys):
+def test_a_manifest_of_something_else(folder, content, terminal):
     """Other tools write files of that name; one that is no object is none of ours."""
     (folder / "manifest.json").write_bytes(content)
     assert load_policy(str(folder)).beta is None
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = terminal.readouterr().err.splitlines()
     assert line.startswith(f"passed over, so β is not known from it: {folder / 'manifest.json'}: ")
 
 

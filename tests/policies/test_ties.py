@@ -47,15 +47,15 @@ def put(folder, named):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("said", [True, ...], ids=["tied", "silent"])
-def test_a_head_of_its_own_is_used_whatever_the_settings_say(kind, said, tmp_path, toy, capsys):
+def test_a_head_of_its_own_is_used_whatever_the_settings_say(kind, said, tmp_path, toy, terminal):
     if said is ... and kind not in SILENT:
         assert not AutoConfig.for_model(kind).tie_word_embeddings
         return
     folder = untied(kind, tmp_path / "model", toy, tie_word_embeddings=said)
-    capsys.readouterr()
+    terminal.readouterr()
     policy = load_policy(folder)
     assert not policy.config.tie_embeddings
-    told = capsys.readouterr().err
+    told = terminal.readouterr().err
     assert told.startswith(f"note: {folder}: {HEAD.get(kind, 'lm_head.weight')} differs from ")
     assert told.count("\n") == 1
     check(policy, folder)
@@ -68,7 +68,7 @@ def test_a_head_of_its_own_is_used_whatever_the_settings_say(kind, said, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("held", ["both", "head"])
-def test_of_two_that_are_one_a_file_keeps_either(kind, held, tmp_path, toy, capsys):
+def test_of_two_that_are_one_a_file_keeps_either(kind, held, tmp_path, toy, terminal):
     folder = untied(kind, tmp_path, toy, tie_word_embeddings=True)
     named, head = weights(folder), HEAD.get(kind, "lm_head.weight")
     embedding = next(name for name in named if "embed_" in name or "wte" in name if name != head)
@@ -77,9 +77,9 @@ def test_of_two_that_are_one_a_file_keeps_either(kind, held, tmp_path, toy, caps
     else:
         del named[embedding]
     put(folder, named)
-    capsys.readouterr()
+    terminal.readouterr()
     policy = load_policy(folder)
-    assert policy.config.tie_embeddings and capsys.readouterr().err == ""
+    assert policy.config.tie_embeddings and terminal.readouterr().err == ""
     check(policy, folder)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dera_jax.commands.options import cli
 from dera_jax.training.checkpoints import Checkpoints
 
 
@@ -44,5 +45,5 @@ def saved(folder, *steps, keep=2):
 
 
 def restored(folder, like=None):
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, tell=cli.tell) as checkpoints:
         return checkpoints.restore(make_state() if like is None else like)

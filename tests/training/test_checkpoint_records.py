@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
+from dera_jax.commands.options import cli
 from dera_jax.training.checkpoints import Checkpoints, _write_record
 from tests.support.json_files import read
 
@@ -18,7 +19,7 @@ def two_checkpoints(tmp_path):
 
 
 def restored(folder):
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, tell=cli.tell) as checkpoints:
         return checkpoints.restore(STATE)
 
 

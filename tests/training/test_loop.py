@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dera_jax.commands.options import cli
 from dera_jax.training import runs
 from dera_jax.training.config import RunConfig
 from dera_jax.training.log import read_metrics
@@ -82,10 +83,21 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(bytes(data))
-    params, metrics = train(sft_method(tiny, EXAMPLES, config), out, config, run)
+    params, metrics = train(sft_method(tiny, EXAMPLES, config), out, config, run, tell=cli.tell)
     assert "damaged" in (said := capsys.readouterr().err) and "going on from step 2" in said
     assert all(np.array_equal(straight[name], params[name]) for name in params)
     assert [m["step"] for m in metrics] == list(range(6))
+
+
+def test_nobody_is_told_who_does_not_ask(tiny, tmp_path, capsys):
+    straight, grown = (replace(CONFIG, max_steps=steps) for steps in (1, 2))
+    for config in (straight, grown):
+        train(sft_method(tiny, EXAMPLES, config), tmp_path, config)
+    assert capsys.readouterr() == ("", "")
+    (tmp_path / "checkpoints" / "2" / "record.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"^CHECKPOINT: damaged \(step 2: .*; going on from step 1$"):
+        train(sft_method(tiny, EXAMPLES, grown), tmp_path, grown)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_one_run_at_a_time(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from dera_jax import load_policy, save_policy
 from dera_jax.commands import combine
+from dera_jax.commands.options import cli
 from dera_jax.policies import manifests
 from dera_jax.policies.policy import TOY, with_params
 from dera_jax.training import runs
@@ -53,7 +54,7 @@ def save_with(toy):
 
 
 def train(out, save):
-    runs.run_training(descent(), save, CONFIG, RUN, out, SETTINGS, {}, BEST)
+    runs.run_training(descent(), save, CONFIG, RUN, out, SETTINGS, {}, BEST, tell=cli.tell)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def out(tmp_path, toy):
 
 
 def is_finished(out):
-    return runs.is_finished(out, SETTINGS, CONFIG)
+    return runs.is_finished(out, SETTINGS, CONFIG, tell=cli.tell)
 
 
 def test_a_manifest_speaks_for_the_weights_that_lie_there(out):
@@ -176,11 +177,11 @@ SHORTER = replace(LONGER, max_steps=2)
 
 def go(out, save, config, keep=True):
     """What a command does with a folder; returns whether there was anything to do."""
-    if runs.is_finished(out, SETTINGS, config):
+    if runs.is_finished(out, SETTINGS, config, tell=cli.tell):
         runs.tidy(out)
         return False
     run = replace(RUN, save_only_model=not keep)
-    runs.run_training(descent(), save, config, run, out, SETTINGS, {}, BEST)
+    runs.run_training(descent(), save, config, run, out, SETTINGS, {}, BEST, tell=cli.tell)
     return True
 
 

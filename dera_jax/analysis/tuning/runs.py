@@ -1,6 +1,6 @@
 """What a strength is chosen and judged on: the runs, their parts, and what is known of their models."""
 
-import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 from dera_jax.analysis.tuning.choose import check_parts, split
 from dera_jax.analysis.tuning.grid import FIELDS, Grid, read_grid, reward_names, told_names
 from dera_jax.common.differences import Difference, differences
+from dera_jax.common.notes import Tell
 from dera_jax.common.shown import shown
 from dera_jax.results.asked import check_whole
 from dera_jax.results.manifests import LATER, manifest_path, read_manifest
@@ -69,7 +70,12 @@ def read_run(path: Path) -> Run:
 
 
 def parts_of_one(
-    run: Run, names: Sequence[str], share: float, seed: int, allow_missing: bool
+    run: Run,
+    names: Sequence[str],
+    share: float,
+    seed: int,
+    allow_missing: bool,
+    tell: Tell = warnings.warn,
 ) -> tuple[Grid, Grid]:
     """Returns a run's completions to choose on, and those to validate on, on other prompts.
 
@@ -77,17 +83,28 @@ def parts_of_one(
       names: figures.
       share: of the prompts that validate.
       seed: of which.
+      tell: hears what is left out.
 
     Raises:
       ValueError: cells are missing, or there are too few prompts or strengths.
     """
-    return split(_grid(run, run.by_strength, names, allow_missing), share, seed)
+    return split(_grid(run, run.by_strength, names, allow_missing, tell), share, seed)
 
 
 def parts_of_two(
-    run: Run, second: Run, names: Sequence[str], allow_missing: bool, option: str = "--validation"
+    run: Run,
+    second: Run,
+    names: Sequence[str],
+    allow_missing: bool,
+    option: str = "--validation",
+    tell: Tell = warnings.warn,
 ) -> tuple[Grid, Grid]:
     """Returns the completions of a run to choose on, and those of a second to validate on.
+
+    Args:
+      names: figures.
+      option: that names the second run, for errors.
+      tell: hears what is left out.
 
     Raises:
       ValueError: cells are missing, or there are too few prompts or strengths; the second run is of other
@@ -107,25 +124,34 @@ def parts_of_two(
             )
     common = run.by_strength.keys() & second.by_strength.keys()
     if len(common) < len(run.by_strength):
-        print(f"{len(common)} of {len(run.by_strength)} strengths are in both runs", file=sys.stderr)
+        tell(f"{len(common)} of {len(run.by_strength)} strengths are in both runs")
     choosing, validation = (
-        _grid(each, {s: each.by_strength[s] for s in common}, names, allow_missing) for each in (run, second)
+        _grid(each, {s: each.by_strength[s] for s in common}, names, allow_missing, tell)
+        for each in (run, second)
     )
     check_parts(choosing, validation)
     return choosing, validation
 
 
 def _grid(
-    run: Run, groups: Mapping[Strength, Sequence[dict]], names: Sequence[str], allow_missing: bool
+    run: Run,
+    groups: Mapping[Strength, Sequence[dict]],
+    names: Sequence[str],
+    allow_missing: bool,
+    tell: Tell,
 ) -> Grid:
     some = None if len(groups) == len(run.by_strength) else groups
-    check_whole(run.path, run.rows, allow_missing, "leaves out what is not there at every strength", some)
+    check_whole(
+        run.path,
+        run.rows,
+        allow_missing,
+        "leaves out what is not there at every strength",
+        some,
+        tell=lambda line: tell(f"warning: {line}"),
+    )
     grid, left_out = read_grid(groups, names, run.name, allow_missing)
     if left_out:
-        print(
-            f"{shown(run.name, 100)}: {left_out} completions left out, not there at every strength",
-            file=sys.stderr,
-        )
+        tell(f"{shown(run.name, 100)}: {left_out} completions left out, not there at every strength")
     return grid
 
 

@@ -1,18 +1,20 @@
 """Options of the algorithms that train on a policy's own completions."""
 
 from dera_jax.commands.options import cli
-from dera_jax.training.config import PPOConfig
+from dera_jax.commands.options.settings import Help, add_settings
+from dera_jax.training.config import PPOConfig, RolloutConfig
 
-CONSTANTS = {
-    "num_ppo_epochs": "times that a rollout is gone through",
-    "num_mini_batches": "parts of a rollout, one update each",
-    "cliprange": "of the ratio",
-    "cliprange_value": "of the values, in the reward's unit; inf for none",
-    "vf_coef": "weight of the value loss",
-    "gamma": "discount",
-    "lam": "λ of generalized advantages",
+PPO: Help = {
+    "num_ppo_epochs": ("X", "times that a rollout is gone through (default %(default)g)"),
+    "num_mini_batches": ("X", "parts of a rollout, one update each (default %(default)g)"),
+    "cliprange": ("X", "of the ratio (default %(default)g)"),
+    "cliprange_value": ("X", "of the values, in the reward's unit; inf for none (default %(default)g)"),
+    "vf_coef": ("X", "weight of the value loss (default %(default)g)"),
+    "gamma": ("X", "discount (default %(default)g)"),
+    "lam": ("X", "λ of generalized advantages (default %(default)g)"),
+    "value_head": (None, "a trunk of its own, or the policy's (default %(default)s)"),
 }
-"""Settings of `PPOConfig`, each in the words of its option."""
+"""Settings of `PPOConfig`."""
 
 
 def add_algorithm_options(parser: cli.Parser) -> None:
@@ -30,24 +32,8 @@ def add_algorithm_options(parser: cli.Parser) -> None:
     group.add_argument(
         "--kl-horizon",
         type=int,
-        default=10_000,
+        default=RolloutConfig.horizon,
         metavar="N",
         help="completions in which β adapts by about a fifth (default %(default)s)",
     )
-    ppo = PPOConfig()
-    group = parser.add_argument_group("PPO")
-    for name, text in CONSTANTS.items():
-        value = getattr(ppo, name)
-        group.add_argument(
-            cli.option(name),
-            type=type(value),
-            default=value,
-            metavar="X",
-            help=f"{text} (default %(default)g)",
-        )
-    group.add_argument(
-        "--value-head",
-        default=ppo.value_head,
-        choices=("own", "shared"),
-        help="a trunk of its own, or the policy's (default %(default)s)",
-    )
+    add_settings(parser.add_argument_group("PPO"), PPOConfig, PPO)

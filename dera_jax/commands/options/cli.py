@@ -162,6 +162,11 @@ def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
     return ["python", "-m", name, *(sys.argv[1:] if argv is None else argv)]
 
 
+def tell(text: str) -> None:
+    """Prints a line about work on its way."""
+    print(text, file=sys.stderr)
+
+
 def warn(text: str) -> None:
     """Prints a warning, one line."""
     print(f"warning: {text}", file=sys.stderr)
@@ -282,7 +287,7 @@ def announce_devices() -> str:
             f"{present[0]} is present but JAX runs on the CPU: install requirements-cuda12.txt or "
             "requirements-tpu.txt, or set JAX_PLATFORMS=cpu"
         )
-    keep_compilations()
+    keep_compilations(warn)
     kind = devices[0].device_kind
     if jax.process_index() == 0:  # speaks for all
         print(f"devices: {len(devices)} × {kind}", file=sys.stderr)

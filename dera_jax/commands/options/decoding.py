@@ -2,59 +2,44 @@
 
 import argparse
 
+from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import streams
 from dera_jax.common.checks import MOST
 from dera_jax.common.choices import KV_CACHES
 from dera_jax.decoding.config import DecodeConfig, rows_of
+from dera_jax.training.config import RolloutConfig
+
+HELP: Help = {
+    "max_new_tokens": ("N", "longest completion, in tokens (default %(default)s)"),
+    "temperature": ("T", "0 is greedy (default %(default)s)"),
+    "top_k": ("K", "keep the K most probable tokens (default, and 0: all)"),
+    "top_p": ("P", "keep the smallest set with probability P (default: all)"),
+    "stop": ("TEXT", r"end a completion at TEXT, escapes such as \n allowed; may be repeated"),
+    "seed": ("N", "random seed (default %(default)s)"),
+}
+"""Settings of `DecodeConfig`."""
+ROLLOUTS: Help = {
+    "num_samples": ("N", "of each prompt in a step (default %(default)s)"),
+    "max_new_tokens": HELP["max_new_tokens"],
+    "stop": HELP["stop"],
+    "temperature": ("T", "of sampling (default %(default)s, which is on-policy)"),
+}
+"""Settings of `RolloutConfig`, and of how its completions are drawn."""
 
 
-def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
+def add_decode_options(parser: argparse.ArgumentParser) -> None:
     """Adds how completions are drawn."""
-    defaults = DecodeConfig(max_new_tokens=max_new_tokens)
     group = parser.add_argument_group("decoding (of the mixture)")
     group.add_argument(
         "--rule",
         metavar="RULE",
         help="linear, the mixture of logits (the default), or module:function, a rule of your own",
     )
-    group.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=defaults.max_new_tokens,
-        metavar="N",
-        help="longest completion, in tokens (default %(default)s)",
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=defaults.temperature,
-        metavar="T",
-        help="0 is greedy (default %(default)s)",
-    )
-    group.add_argument(
-        "--top-k", type=int, metavar="K", help="keep the K most probable tokens (default, and 0: all)"
-    )
-    group.add_argument(
-        "--top-p", type=float, metavar="P", help="keep the smallest set with probability P (default: all)"
-    )
-    group.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help=r"end a completion at TEXT, escapes such as \n allowed; may be repeated",
-    )
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=defaults.seed,
-        metavar="N",
-        help="random seed (default %(default)s)",
-    )
+    add_settings(group, DecodeConfig, HELP, leave_out=("kv_cache",))
     group.add_argument(
         "--kv-cache",
         choices=KV_CACHES,
-        default=defaults.kv_cache,
+        default=DecodeConfig.kv_cache,
         help="how keys and values of earlier tokens are kept; int8 takes about a quarter of float32 "
         "(default auto: in the models' type)",
     )
@@ -63,17 +48,17 @@ def add_decode_options(parser: argparse.ArgumentParser, max_new_tokens: int = 12
     )
 
 
-def decode_config(args: argparse.Namespace) -> DecodeConfig:
-    """Returns the validated decoding options."""
-    return DecodeConfig(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        stop=tuple(map(unescape, args.stop)),
-        seed=args.seed,
-        kv_cache=args.kv_cache,
-    )
+def add_rollout_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how the completions are drawn that a policy is trained on."""
+    group = parser.add_argument_group("completions")
+    elsewhere = "decode", "beta", "target_kl", "horizon", "seed"
+    fixed = "top_k", "top_p", "kv_cache"  # on-policy
+    add_settings(group, (RolloutConfig, DecodeConfig), ROLLOUTS, leave_out=(*elsewhere, *fixed))
+
+
+def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
+    """Returns the validated decoding options; settings that are given come first."""
+    return read_settings(args, DecodeConfig, stop=tuple(map(unescape, args.stop)), **given)
 
 
 def unescape(text: str) -> str:

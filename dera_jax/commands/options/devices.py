@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dera_jax.common import locks
@@ -68,21 +68,6 @@ def check_free(args: argparse.Namespace, folders: Iterable[Path]) -> None:
     if args.coordinator is None and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
         for folder in folders:
             locks.check_free(folder)
-
-
-def open_mesh(args: argparse.Namespace, held: Callable[[], int]):
-    """Returns the mesh of all devices of all processes; None is one device.
-
-    Args:
-      held: returns the bytes of parameters, which decide where --mesh is not given.
-    """
-    import jax
-
-    from dera_jax.devices.mesh import choose_mesh, parse_mesh
-
-    if args.mesh:
-        return parse_mesh(args.mesh)
-    return choose_mesh(held()) if jax.device_count() > 1 else None
 
 
 def tell_undivided(policies: Sequence) -> None:

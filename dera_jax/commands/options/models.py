@@ -86,13 +86,14 @@ def open_mesh(args: argparse.Namespace):
     """
     devices.start(args)
 
+    from dera_jax.devices import mesh
     from dera_jax.policies.policy import TOY
     from dera_jax.policies.sizes import weight_bytes
 
     reference, aligned = model_names(args)
     names = [str(TOY / "reference")] if reference is None else [reference, *aligned]
     kinds = parse_quantize(args.quantize, len(names))
-    return devices.open_mesh(args, lambda: weight_bytes(names, args.dtype, kinds))
+    return mesh.open_mesh(args.mesh, lambda: weight_bytes(names, args.dtype, kinds))
 
 
 def load_models(
@@ -107,7 +108,7 @@ def load_models(
     Args:
       names: other models than those of --reference and --aligned.
       quantize: other than --quantize.
-      mesh: of `meshes.open_mesh`.
+      mesh: of `open_mesh`.
       as_stored: as of `load_policies`.
     """
     from dera_jax.devices.processes import leads

@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from dera_jax.commands.options import training
+from dera_jax.commands.options import cli, training
 from dera_jax.commands.process import endings
 from dera_jax.common.shown import shown
 
+WORDS = {"rank": "--lora-r", "alpha": "--lora-alpha", "targets": "--lora-target-modules"}
+"""Settings of adapters, and their options."""
 
-def run_grid(
-    args: argparse.Namespace,
-    command: Sequence[str],
-    prepare: Callable[[int, float | None], tuple],
-) -> None:
+
+def run_grid(args: argparse.Namespace, session, command: Sequence[str], prepare: Callable) -> None:
     """Trains every run of the grid that is not finished.
 
     Args:
-      prepare: (seed, β) to what makes the method, save, config, settings and best, see
+      session: of `training.open_session`.
+      prepare: (policy, seed, β) to what makes the method, save, config, settings and best, see
         `runs.run_training`. The method is made once the run is known to go on: that may take a while.
     """
     from dera_jax.common.provenance import provenance
@@ -27,14 +27,14 @@ def run_grid(
     from dera_jax.training import runs
     from dera_jax.training.loop import Preempted
 
-    mesh, members, unpushed = training.open_mesh(args), list(training.grid(args)), []
-    _check_batch(args, mesh)
+    members, unpushed = list(training.grid(args)), []
+    _check_batch(args, session.mesh)
     given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command}
     for number, (out, seed, beta) in enumerate(members, 1):
         if len(members) > 1 and leads():
             print(f"{shown(out.name, 100)}, {number} of {len(members)}", file=sys.stderr)
-        make, save, config, settings, best = prepare(seed, beta)
-        finished = partial(runs.is_finished, out, settings, config, given)
+        make, save, config, settings, best = prepare(_policy(session, seed), seed, beta)
+        finished = partial(runs.is_finished, out, settings, config, given, cli.tell)
         # Looked at before the folder is touched, and again when no other run is in it.
         if not finished():
             with runs.alone(out):
@@ -49,7 +49,8 @@ def run_grid(
                         settings,
                         made,
                         best,
-                        mesh,
+                        session.mesh,
+                        cli.tell,
                     )
                     try:
                         runs.run_training(*given_run)
@@ -63,6 +64,15 @@ def run_grid(
         unpushed += _push(args, out, len(members))
     if unpushed:
         raise ValueError("; ".join(unpushed))
+
+
+def _policy(session, seed: int):
+    """Returns the policy to train; what its adapters cannot be is told in the words of the options."""
+    try:
+        return session.policy(seed)
+    except ValueError as error:
+        setting, colon, rest = str(error).partition(":")
+        raise ValueError(WORDS.get(setting, setting) + colon + rest) from error
 
 
 def _push(args: argparse.Namespace, out: Path, members: int) -> list[str]:

@@ -18,6 +18,7 @@ from dera_jax.analysis.tuning.objectives import Constraint, Objective
 from dera_jax.analysis.tuning.report import Retrained
 from dera_jax.analysis.tuning.retraining import Cost
 from dera_jax.analysis.tuning.runs import Run, differing, read_run
+from dera_jax.commands import dera
 from dera_jax.commands.options import cli
 from dera_jax.commands.parts import recorded
 from dera_jax.commands.parts.recorded import Named
@@ -138,7 +139,7 @@ def _run(module: str, words: list[str]) -> None:
       SystemExit: it failed, and has said why.
     """
     with redirect_stdout(sys.stderr):
-        code = recorded.COMMANDS[module].main(words)
+        code = dera.run(module.partition(".")[2], words)
     if code:
         raise SystemExit(code)
 

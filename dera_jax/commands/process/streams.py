@@ -9,6 +9,7 @@ import sys
 import unicodedata
 import warnings
 
+from dera_jax.common.notes import Note
 from dera_jax.common.shown import shown
 
 PLAIN = {
@@ -42,7 +43,8 @@ def tame_libraries() -> None:
 
 
 def _warning(message, category, filename, lineno, line=None) -> str:
-    return f"warning: {shown(message, keep=chr(10))}\n"
+    kind = "" if issubclass(category, Note) else "warning: "
+    return f"{kind}{shown(message, keep=chr(10))}\n"
 
 
 def begin() -> None:

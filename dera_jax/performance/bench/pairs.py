@@ -1,9 +1,10 @@
 """The pairs that are measured, and how they are told."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+from dera_jax.common.notes import note
 
 SHAPES = {
     # 15.2 M parameters with the embedding as the head; a head of its own would make them 24.4 M.
@@ -60,7 +61,7 @@ def torch_pair(policies, folder: Path, device: str):
         save_policy(policy, place)
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
     if jax.default_backend() != "cpu" and not on_gpu:
-        print(f"note: torch runs on the CPU, JAX on {device}: their ratio compares machines", file=sys.stderr)
+        note(f"torch runs on the CPU, JAX on {device}: their ratio compares machines")
     return TorchPair(*folders, device="cuda" if on_gpu else "cpu")
 
 

@@ -6,7 +6,6 @@ batch of equal lengths, so nobody pads; ours go through `fit`, as the commands d
 
 import contextlib
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -117,16 +116,13 @@ class Steps:
     def __init__(self, method: Method, config: TrainConfig, out: Path):
         """Starts nothing yet; OUT is a folder of its own."""
         run = RunConfig(save_steps=config.max_steps)
-        self._nowhere = open(os.devnull, "w")  # noqa: SIM115 (until `close`)
         self._figures: dict[str, float] = {}
         self._steps: Iterator = fit(self._noting(method), config, run, out)
 
     def run(self, count: int) -> float:
         """Returns the seconds of `count` steps, the last one's results waited for."""
         start = time.perf_counter()
-        # Where the progress bar writes.
-        with contextlib.redirect_stderr(self._nowhere):
-            *_, (_, state, _) = itertools.islice(self._steps, count)
+        *_, (_, state, _) = itertools.islice(self._steps, count)
         jax.block_until_ready(state)
         return time.perf_counter() - start
 
@@ -137,7 +133,6 @@ class Steps:
     def close(self) -> None:
         """Ends the run, saving nothing."""
         self._steps.close()
-        self._nowhere.close()
 
     def _noting(self, method: Method) -> Method:
         """Returns `method`; what is logged with its batches is kept here too."""
