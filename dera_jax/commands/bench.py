@@ -13,7 +13,9 @@ rlhf      seconds of a policy-gradient step of 128 rows and of its parts, agains
           (of the given pair)
 
 With --schedule, what sharing saves:
-strengths a sweep of 11 strengths against 11 runs of one, with prompts of 384 tokens
+share     strengths that share rows while they draw the same tokens, against rows of their own: 11 strengths,
+          41, and 3 far apart (of the given pair)
+strengths a sweep of 11 strengths against 11 runs of one, with prompts of 384 tokens (rows not shared)
 refill    slots that are refilled against fixed batches, with completions that end with a line, and the
           share of slots that is busy (of the given pair)
 lora      a base mixed with an adapter on it against the base alone at twice the rows
@@ -44,7 +46,7 @@ from dera_jax.performance.bench.pairs import SHAPES, describe, load_pairs, sweep
 
 SECTIONS = decoding_lines.SECTIONS
 LINES = decoding_lines.LINES | training_lines.LINES | sharing_lines.LINES
-ONCE = ("sweep", "rlhf", "refill", "startup", "imports")
+ONCE = ("sweep", "rlhf", "share", "refill", "startup", "imports")
 """Of the given pair alone."""
 
 

@@ -15,10 +15,16 @@ from jax.sharding import AbstractMesh
 
 from dera_jax import generate, load_policy, score
 from dera_jax.commands.options import devices
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.prompts import as_prompts
 from dera_jax.decoding import device_loop
+from dera_jax.decoding.complete import complete, complete_unshared
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Request
 from dera_jax.devices import mesh as devices_mesh
 from dera_jax.devices import placement
 from dera_jax.devices.mesh import MESH_AXES, _fitting, mesh_of, parse_mesh
+from dera_jax.devices.usage import Usage
 from dera_jax.policies import load, low_rank, sizes
 from dera_jax.policies import policy as policies_policy
 from dera_jax.policies.policy import with_params
@@ -101,7 +107,7 @@ def uneven_pair():
     )
 
 
-def complete(pair, lambda_, sampling, rows=32, samples=4):
+def completed(pair, lambda_, sampling, rows=32, samples=4):
     return generate(
         pair, PROMPTS, lambda_, num_samples=samples, rows=rows, max_new_tokens=48, seed=5, **sampling
     )
@@ -129,7 +135,7 @@ def check(make, text, samplings, lambdas):
     assert mesh_of(placed[0].params).shape == mesh.shape
     for sampling in samplings:
         for lambda_ in lambdas:
-            found = compare(complete(placed, lambda_, sampling), complete(pair, lambda_, sampling))
+            found = compare(completed(placed, lambda_, sampling), completed(pair, lambda_, sampling))
             total = [total[0] + found[0], total[1] + found[1], max(total[2], found[2])]
     return total
 
@@ -175,6 +181,25 @@ def prefills(text, rows):
     return len(calls)
 
 
+def sharing(make, text):
+    """Returns how much is shared on a mesh, and how many completions are others there than in rows of their own."""
+    pair = on_mesh(make(), parse_mesh(text))
+    strengths = [(0.2 * n,) for n in range(7)]
+    encoded = encode_prompts(pair, as_prompts(PROMPTS), 48)
+    requests = [Request(prompt, 0, strength) for prompt in encoded for strength in strengths]
+    usage, config = Usage(), DecodeConfig(max_new_tokens=48, seed=5)
+    shared = {done.request.key: done for done in complete(pair, requests, config, 16, usage=usage)}
+    alone = {done.request.key: done for done in complete_unshared(pair, requests, config, 16)}
+    assert shared.keys() == alone.keys() and len(shared) == len(requests)
+    changed = sum(done.tokens != alone[key].tokens for key, done in shared.items())
+    apart = [
+        np.abs(done.logprobs - alone[key].logprobs).max()
+        for key, done in shared.items()
+        if done.tokens == alone[key].tokens
+    ]
+    return {"shared": usage.shared, "changed": changed, "tokens": usage.tokens, "apart": float(max(apart))}
+
+
 def main():
     print(json.dumps({text: prefill_operations(text) for text in MESHES}), flush=True)
     # All rows filled at once, and refilled.
@@ -186,6 +211,8 @@ def main():
         print(
             json.dumps({"mesh": text, "changed": found[0], "tokens": found[1], "apart": found[2]}), flush=True
         )
+    places = ("data:2,model:4", plain_pair), ("data:8", plain_pair), ("data:4,model:2", adapted_pair)
+    print(json.dumps([sharing(make, text) for text, make in places]), flush=True)
     others = ("lora", adapted_pair, 0), ("int8", quantized_pair, 0), ("uneven", uneven_pair, 1)
     for name, make, sampling in others:
         found = check(make, "data:2,model:4", SAMPLINGS[sampling : sampling + 1], (0.5,))
@@ -201,6 +228,11 @@ def test_rows_on_meshes_are_those_of_one_device():
     ended = subprocess.run(command, cwd=ROOT, env=environment(8), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-3000:]
     share, calls, *lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    together = lines.pop(len(MESHES))
+    for found in together:
+        print(found)
+        assert found["shared"] > 0.05 and found["apart"] < 1e-4
+        assert found["changed"] <= CHANGED * found["tokens"]
     # An eighth, and what `model` does not divide: normalizations, masks of attention.
     assert share["data:8"] < 0.13 and max(share.values()) < 0.15, share
     assert calls == [2 + 1, 2 + 1, 5 + 1, 9 + 1]

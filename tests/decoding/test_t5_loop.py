@@ -10,6 +10,13 @@ from dera_jax import generate, load_policies, load_policy, read_rows, score
 from dera_jax.commands.rlhf import main as rlhf_command
 from dera_jax.commands.sft import main as sft_command
 from dera_jax.commands.sweep import main as sweep_command
+from dera_jax.data.encoding import encode_prompts
+from dera_jax.data.prompts import as_prompts
+from dera_jax.decoding.complete import complete, complete_unshared
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Request
+from dera_jax.devices.usage import Usage
+from tests.support.figures import assert_bit_equal
 from tests.support.t5_models import write_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -144,3 +151,16 @@ def test_policy_gradient_learns(t5_pair, tmp_path):
     # Before the first update the policy is the reference.
     assert len(lines) == 3 and abs(lines[0]["kl"]) < 1e-3 and all(np.isfinite(line["loss"]) for line in lines)
     assert AutoModelForSeq2SeqLM.from_pretrained(out).num_parameters() > 0
+
+
+def test_strengths_share_rows_behind_an_encoder(t5_pair):
+    policies = load_policies(*t5_pair)
+    encoded = encode_prompts(policies, as_prompts(PROMPTS), 40)
+    # Near one another, as random models agree on little.
+    requests = [Request(p, s, (0.02 * n,)) for p in encoded for s in range(2) for n in range(6)]
+    usage, config = Usage(), DecodeConfig(max_new_tokens=40, seed=1)
+    shared = {done.request.key: done for done in complete(policies, requests, config, 3, usage=usage)}
+    alone = {done.request.key: done for done in complete_unshared(policies, requests, config, 3)}
+    assert shared.keys() == alone.keys() and usage.shared > 0.2
+    for key, done in shared.items():
+        assert_bit_equal(done, alone[key])

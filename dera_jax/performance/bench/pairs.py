@@ -65,7 +65,7 @@ def torch_pair(policies, folder: Path, device: str):
     return TorchPair(*folders, device="cuda" if on_gpu else "cpu")
 
 
-def sweep_prompts(spec: str | None, policies, new_tokens: int):
+def sweep_prompts(spec: str | None, policies, new_tokens: int, count: int | None = None):
     from dera_jax.common.files import ASSETS
     from dera_jax.data.encoding import encode_prompts
     from dera_jax.data.prompts import as_prompts, load_prompts
@@ -74,7 +74,7 @@ def sweep_prompts(spec: str | None, policies, new_tokens: int):
 
     if spec is None and (ASSETS / SHIPPED["toy"]).is_file():
         spec = "toy"
-    prompts = load_prompts(spec, decoding.SWEEP_PROMPTS) if spec else as_prompts(OPENINGS)
+    prompts = load_prompts(spec, count or decoding.SWEEP_PROMPTS) if spec else as_prompts(OPENINGS)
     return encode_prompts(policies, prompts, new_tokens)
 
 

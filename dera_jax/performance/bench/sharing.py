@@ -1,15 +1,16 @@
-"""What sharing saves: a prompt's prefill among strengths, slots among completions, weights among models.
+"""What sharing saves: prefills and tokens among strengths, slots among completions, weights among models.
 
 Both sides are ours and make the same completions; they take turns in one run, as in `bench`.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
-from dera_jax.decoding.complete import complete
+from dera_jax.decoding.complete import complete, complete_unshared
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.decoding.room import CHUNK
@@ -27,13 +28,20 @@ LONGEST, SKEWED_ROWS = 224, 32
 """Tokens of a completion and rows, where slots are compared; most completions are much shorter."""
 SAMPLES = 96
 RANK = 8
+SHARED = {
+    "11": (STRENGTHS, 1.5),
+    "41": (tuple(i / 20 for i in range(41)), 3.0),
+    "3 far apart": ((0.0, 5.0, 10.0), 0.97),
+}
+"""Strengths that share rows, and how many times as fast as without sharing they are to be."""
+SHARE_PROMPTS, SHARE_SAMPLES, SHARE_ROWS = 64, 4, 32
 STRENGTHS_TARGET, REFILL_TARGET, UTILIZATION_TARGET, LORA_TARGET = 1.3, 1.5, 0.9, 1.15
 
 
 def bench_strengths(policies: Sequence[Policy], config: BenchConfig, progress: Progress = print) -> dict:
     """Returns the time of a sweep of 11 strengths against 11 runs of one strength each, at equal rows.
 
-    A sweep prefills every prompt once.
+    A sweep prefills every prompt once. Every strength has rows of its own: see `bench_share`.
     """
     policies, numbers = without_eos(policies), np.random.default_rng(0)
     vocab = min(len(policy.tokenizer) for policy in policies)
@@ -43,9 +51,10 @@ def bench_strengths(policies: Sequence[Policy], config: BenchConfig, progress: P
         prompts.append(EncodedPrompt(Prompt(number, "random words"), (ids,) * len(policies)))
     each = [[Request(prompt, 0, (strength,)) for prompt in prompts] for strength in STRENGTHS]
     together = [request for requests in zip(*each, strict=True) for request in requests]
+    alone = partial(complete_all, draw=complete_unshared)
     runs = {
-        "sweep": timed(lambda: complete_all(policies, together, LONG_ROWS, SHORT_COMPLETION)),
-        "runs": timed(lambda: [complete_all(policies, c, LONG_ROWS, SHORT_COMPLETION) for c in each]),
+        "sweep": timed(lambda: alone(policies, together, LONG_ROWS, SHORT_COMPLETION)),
+        "runs": timed(lambda: [alone(policies, c, LONG_ROWS, SHORT_COMPLETION) for c in each]),
     }
     seconds = interleave(runs, config.repeats, progress)
     return {
@@ -59,6 +68,49 @@ def bench_strengths(policies: Sequence[Policy], config: BenchConfig, progress: P
         "times_runs": ratio(seconds["runs"], seconds["sweep"]),
         "target": STRENGTHS_TARGET,
     }
+
+
+def bench_share(
+    policies: Sequence[Policy],
+    prompts: Sequence[EncodedPrompt],
+    config: BenchConfig,
+    progress: Progress = print,
+) -> list[dict]:
+    """Returns for some sets of strengths the time of rows that they share against rows of their own."""
+    decode, results = DecodeConfig(max_new_tokens=config.new_tokens), []
+    for name, (strengths, target) in SHARED.items():
+        requests = [
+            Request(prompt, sample, (strength,))
+            for prompt in prompts
+            for sample in range(SHARE_SAMPLES)
+            for strength in strengths
+        ]
+        used = Usage(), Usage()
+
+        def run(draw, usage=None, requests=requests) -> None:
+            made = draw(policies, requests, decode, SHARE_ROWS, usage=usage)
+            assert len(list(made)) == len(requests)
+
+        run(complete_unshared, used[0])
+        run(complete, used[1])
+        runs = {"shared": timed(partial(run, complete)), "unshared": timed(partial(run, complete_unshared))}
+        seconds = interleave(runs, config.repeats, progress)
+        results.append(
+            {
+                "model": policies[-1].name,
+                "strengths": list(strengths),
+                "name": name,
+                "completions": len(requests),
+                "rows": SHARE_ROWS,
+                "tokens": used[1].tokens,
+                "row_tokens": used[1].row_tokens,
+                "times_steps": used[0].slot_steps / used[1].slot_steps,
+                "seconds": seconds,
+                "times_unshared": ratio(seconds["unshared"], seconds["shared"]),
+                "target": target,
+            }
+        )
+    return results
 
 
 def bench_refill(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from dera_jax.performance.bench.spreads import format_spread
 
-SECTIONS = ("strengths", "refill", "lora", "startup", "imports")
+SECTIONS = ("share", "strengths", "refill", "lora", "startup", "imports")
 LORA_ROWS = (1, 8)
 
 
@@ -14,14 +14,17 @@ def measure(
     """Yields each measurement of a pair with its section.
 
     Args:
-      prompts: returns those of `refill`, encoded; told the longest completion.
+      prompts: returns those of `share` and `refill`, encoded; told the longest completion and how many.
     """
     from dera_jax.performance.bench import sharing as bench
     from dera_jax.performance.bench import starts
 
     for section in sections:
         told = progress(section)
-        if section == "strengths":
+        if section == "share":
+            texts = prompts(config.new_tokens, bench.SHARE_PROMPTS)
+            yield from ((section, result) for result in bench.bench_share(policies, texts, config, told))
+        elif section == "strengths":
             yield section, bench.bench_strengths(policies, config, told)
         elif section == "refill":
             yield section, bench.bench_refill(policies, prompts(bench.LONGEST), config, told)
@@ -41,6 +44,17 @@ def _strengths_line(result: dict) -> str:
         f"{len(result['strengths'])} strengths, {result['new_tokens']} new tokens: one sweep {seconds['sweep']:.2f} s, "
         f"a run for each {seconds['runs']:.2f} s: {format_spread(result['times_runs'])} × "
         f"(target ≥ {result['target']:g})"
+    )
+
+
+def _share_line(result: dict) -> str:
+    seconds = {name: figures["median"] for name, figures in result["seconds"].items()}
+    return (
+        f"share     {result['rows']:3} rows, {result['completions']} completions at {result['name']} strengths: shared "
+        f"{seconds['shared']:.2f} s, unshared {seconds['unshared']:.2f} s: {format_spread(result['times_unshared'])} × "
+        f"(target ≥ {result['target']:g})\n"
+        f"{' ' * 20}{result['tokens'] / result['row_tokens']:.2f} tokens for each that a row drew, "
+        f"{result['times_steps']:.2f} × fewer steps"
     )
 
 
@@ -79,6 +93,7 @@ def _imports_line(result: dict) -> str:
 
 
 LINES = {
+    "share": _share_line,
     "strengths": _strengths_line,
     "refill": _refill_line,
     "lora": _lora_line,

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
-from dera_jax.decoding.complete import complete
+from dera_jax.decoding.complete import Draw, complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.policies.load import fresh_policy
@@ -64,8 +64,9 @@ def complete_all(
     rows: int,
     new_tokens: int,
     temperature: float = 1.0,
+    draw: Draw = complete,
 ) -> list[list[int]]:
     """Returns the tokens of every request, in the order of `requests`; it takes all that a user waits for."""
     config = DecodeConfig(max_new_tokens=new_tokens, temperature=temperature)
-    tokens = {id(done.request): done.tokens for done in complete(policies, requests, config, rows)}
+    tokens = {id(done.request): done.tokens for done in draw(policies, requests, config, rows)}
     return [tokens[id(request)] for request in requests]
