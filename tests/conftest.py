@@ -24,10 +24,14 @@ for name, value in (
     ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
 ):
     os.environ.setdefault(name, value)
-# What commands compile is kept for the other tests of this run, and nowhere else.
-if "DERA_JAX_TEST_CACHE" not in os.environ:
+# What is compiled is kept for the other tests of this run (or of several, with DERA_JAX_TEST_CACHE set), and nowhere
+# else. Small programs too: `forget_compiled` lets go of them, and hundreds of modules and processes have the same.
+if "PYTEST_XDIST_WORKER" not in os.environ:
     made = tempfile.TemporaryDirectory(prefix="dera_jax-tests-")
-    os.environ["DERA_JAX_TEST_CACHE"] = os.environ["XDG_CACHE_HOME"] = made.name
+    os.environ["XDG_CACHE_HOME"] = made.name
+    programs = os.environ.get("DERA_JAX_TEST_CACHE", os.path.join(made.name, "programs"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Before the first import of dera_jax: functions of the files that speak of shapes check them. The others, which are
 # called for every completion, would take six times as long.
 SHAPED = [

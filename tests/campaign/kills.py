@@ -325,6 +325,11 @@ def _where(one, other) -> str:
     return f" ({one!s:.40}, found {other!s:.40})"
 
 
+def in_turn(names: list[str], count: int, seed: int) -> list[str]:
+    """Returns the names of the scenarios that `count` kills fall to."""
+    return random.Random(seed).sample(names, min(count, len(names)))
+
+
 def sample(tries: dict[str, list[Try]], count: int, seed: int) -> list[Try]:
     """Returns `count` tries, of all scenarios in turn; every fifth is killed once more when it goes on."""
     draw = random.Random(seed)

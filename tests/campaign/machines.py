@@ -34,7 +34,9 @@ def run(command: str, machine: str, sandbox: Path, home: Path) -> Ended:
     words = COMMANDS[command].words
     if machine.startswith("help "):
         words, machine = [*(["plot"] if module == "dera" else []), "--help"], machine.removeprefix("help ")
-    job = Job(main, words, str(sandbox), ENVIRONMENTS.get(machine, {}))
+    # Programs are kept where users have them kept: whether they can be is what some machines are about.
+    environment = {"JAX_COMPILATION_CACHE_DIR": None} | ENVIRONMENTS.get(machine, {})
+    job = Job(main, words, str(sandbox), environment)
     options = {name: act for name, act in _streams(machine).items() if act is not None}
     try:
         if machine == "reader gone":

@@ -156,7 +156,7 @@ def test_a_full_disk_keeps_what_was_written(fails, call, base, finished, tmp_pat
 
 @pytest.fixture
 def long(models, prompts):
-    return [*models, prompts, "--max-new-tokens=64", "--rows=8", "--lambda=0,0.5,1,1.5", "--num-samples=40",
+    return [*models, prompts, "--max-new-tokens=64", "--rows=8", "--lambda=0,0.5,1,1.5", "--num-samples=12",
             "--reward=length:10:64,keywords:a|the"]  # fmt: skip
 
 

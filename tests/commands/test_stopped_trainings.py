@@ -16,7 +16,7 @@ from dera_jax.policies.policy import TOY
 from dera_jax.training import runs
 from dera_jax.training.log import read_metrics
 from tests.support.json_files import read
-from tests.support.processes import ROOT, environment, finish, run, wait_for_lines
+from tests.support.processes import ROOT, environment, run, wait_for_lines
 
 
 @pytest.fixture
@@ -67,22 +67,21 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(toy, tex
     Each start of a process takes seconds; kills at every operation are those of test_crashes.
     """
     arguments = [
-        f"--model={toy}", f"--data={texts}", "--max-length=64", "--max-steps=24", "--batch-size=8",
-        "--learning-rate=0.002", "--save-steps=1", "--eval-steps=6", "--eval-share=0.1",
+        f"--model={toy}", f"--data={texts}", "--max-length=64", "--max-steps=12", "--batch-size=8",
+        "--learning-rate=0.002", "--save-steps=1", "--eval-steps=3", "--eval-share=0.1",
     ]  # fmt: skip
-    # Compiled once for all runs.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    finish(run("train.sft", *arguments, f"--out={straight}", env=cache))
+    # What nothing stops needs no process of its own.
+    assert sft.main([*arguments, f"--out={straight}"]) == 0
     random = np.random.default_rng(0)
     for attempt in range(3):
-        process = run("train.sft", *arguments, f"--out={stopped}", env=cache)
-        wait_for_lines(stopped / "metrics.jsonl", 6 * (attempt + 1), process)
+        process = run("train.sft", *arguments, f"--out={stopped}")
+        wait_for_lines(stopped / "metrics.jsonl", 3 * (attempt + 1), process)
         time.sleep(random.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL if attempt else signal.SIGTERM)
         said = process.communicate()
         assert process.returncode in ((-signal.SIGKILL, 0) if attempt else (endings.TERMINATED,)), said
-    finish(run("train.sft", *arguments, f"--out={stopped}", env=cache))
+    assert sft.main([*arguments, f"--out={stopped}"]) == 0
     for name in ("metrics.jsonl", "samples.jsonl", "model.safetensors", "best/model.safetensors"):
         assert (stopped / name).read_bytes() == (straight / name).read_bytes(), name
-    assert [line["step"] for line in read_metrics(stopped)] == list(range(24))
+    assert [line["step"] for line in read_metrics(stopped)] == list(range(12))

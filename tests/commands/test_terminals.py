@@ -148,7 +148,9 @@ POSIX = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
         (
             "",
             0,
-            POSIX | {"MPLBACKEND": "nonsense", "XDG_CACHE_HOME": "/dev/null", "COLUMNS": "x", "TERM": None},
+            POSIX
+            | {"MPLBACKEND": "nonsense", "XDG_CACHE_HOME": "/dev/null", "COLUMNS": "x", "TERM": None}
+            | {"JAX_COMPILATION_CACHE_DIR": None},
         ),
         (">&- 2>&- <&-", 0, {}),
         ("2>/dev/full", 0, {}),

@@ -13,7 +13,6 @@ from dera_jax.commands.sweep import main as sweep_command
 from dera_jax.data.encoding import encode_prompts, encode_turn
 from dera_jax.data.prompts import Prompt, load_prompts
 from dera_jax.data.tokens import encode_prompt
-from dera_jax.decoding.conversation import _key
 from dera_jax.policies.chat_templates import render_chat
 from dera_jax.policies.tokenizers import load_tokenizer, read_template
 from dera_jax.results.rows import sort_rows
@@ -338,5 +337,5 @@ def test_conversations_are_told_apart(chat_pair):
     (encoded,) = encode_prompts(chat_pair, [Prompt.of({"turns": ["a"]})], 4)
     from dera_jax.decoding.request import Request
 
-    keys = {_key(Request(encoded, s, (x,))) for s in range(2) for x in (0.0, 1.0)}
+    keys = {Request(encoded, s, (x,)).key for s in range(2) for x in (0.0, 1.0)}
     assert len(keys) == 4

@@ -10,10 +10,11 @@ from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt, encode_prompts, encode_usable
 from dera_jax.data.prompts import Prompt, load_prompts
 from dera_jax.decoding import device_loop, state
-from dera_jax.decoding.batch import Batch
-from dera_jax.decoding.complete import complete
+from dera_jax.decoding.complete import complete, complete_unshared
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
+from dera_jax.decoding.room import CHUNK
+from dera_jax.devices.usage import Usage
 from dera_jax.scoring.score import score_tokens
 from tests.support.figures import assert_bit_equal
 
@@ -95,9 +96,9 @@ def test_compilations_do_not_depend_on_the_number_of_strengths(pair):
 
     rows = 6  # a shape that no other test uses
     before = compilations()
-    list(complete(pair, cells_of(pair, TEXTS[:1], [(0.5,)]), CONFIG, rows))
+    list(complete_unshared(pair, cells_of(pair, TEXTS[:1], [(0.5,)]), CONFIG, rows))
     once = compilations()
-    list(complete(pair, cells_of(pair, TEXTS[:1], [(0.1 * i,) for i in range(11)]), CONFIG, rows))
+    list(complete_unshared(pair, cells_of(pair, TEXTS[:1], [(0.1 * i,) for i in range(11)]), CONFIG, rows))
     assert compilations() == once
     assert once[1] - before[1] == once[2] - before[2] == 1
 
@@ -128,19 +129,16 @@ def test_a_prompt_is_prefilled_once(pair, monkeypatch):
     assert len(calls) == len(TEXTS) and set(calls.values()) == {1}
 
 
-def test_the_loop_stops_when_every_row_is_done(pair, monkeypatch):
+def test_the_loop_stops_when_every_row_is_done(pair):
     """Rows that end at once take one chunk, whatever the longest completion might be."""
     from dataclasses import replace
 
     every_word = tuple(range(512))
     impatient = tuple(replace(policy, eos_ids=every_word) for policy in pair)
-    calls = []
-    original = Batch.run_chunk
-    monkeypatch.setattr(Batch, "run_chunk", lambda self: calls.append(1) or original(self))
-    config = DecodeConfig(max_new_tokens=200)
-    found = list(complete(impatient, cells_of(impatient, TEXTS[:1], samples=1), config, ROWS))
+    config, usage = DecodeConfig(max_new_tokens=200), Usage()
+    found = list(complete(impatient, cells_of(impatient, TEXTS[:1], samples=1), config, ROWS, usage=usage))
     assert [c.finish_reason for c in found] == ["eos"] * 3 and [c.length for c in found] == [0] * 3
-    assert len(calls) == 1
+    assert usage.slot_steps == ROWS * CHUNK
 
 
 def test_slots_are_refilled_while_others_go_on(pair):

@@ -111,7 +111,7 @@ def test_scripts_start_the_command(script, words, tool, tmp_path):
 # That the rows are those of one
 
 
-def sweep_by(count, out, folder, *words, devices=4):
+def sweep_by(count, out, folder, *words, devices=2):
     command = ["eval.sweep", *SWEEP, f"--out={out}", *words]
     return await_all(launch(command, devices, folder, count), folder)
 
@@ -143,7 +143,7 @@ def assert_agree(found, expected, name):
 @pytest.mark.slow
 def test_meshes_over_two_processes_give_the_rows_of_one_device(one, tmp_path):
     out = tmp_path / "run"
-    grown = [("data:8", [0, 1]), ("data:2,model:4", [0.5]), ("model:8", [1.5])]
+    grown = [("data:4", [0, 1]), ("data:2,model:2", [0.5]), ("model:4", [1.5])]
     there = []
     for mesh, lambdas in grown:
         there += lambdas
@@ -155,7 +155,7 @@ def test_meshes_over_two_processes_give_the_rows_of_one_device(one, tmp_path):
         new = [r for r in rows if r["lambda"] in lambdas]
         assert_agree(sort_rows(new), [r for r in one if r["lambda"] in lambdas], mesh)
         extent = json.loads((out / "manifest.json").read_text())["extent"]
-        assert extent["mesh"] == {"data:8": "data:8,model:1", "model:8": "data:1,model:8"}.get(mesh, mesh)
+        assert extent["mesh"] == {"data:4": "data:4,model:1", "model:4": "data:1,model:4"}.get(mesh, mesh)
         assert sorted(path.name for path in out.iterdir()) == [
             ".lock", "manifest.json", "rows.jsonl", "summary.csv", "sweep.png"
         ]  # fmt: skip

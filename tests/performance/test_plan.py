@@ -30,6 +30,10 @@ PUBLISHED = {
 }
 """Parameters, as the safetensors files of these models on the hub count them."""
 ROWS, CONTEXT = 16, 2048
+LAYERS = 8
+"""Of the models that decode: a quarter of a 7B model, which is compiled in a quarter of the time."""
+EMBEDDINGS = 2 * 32000 * 4096 / 8
+"""Bytes of Mistral's on each of eight devices, looked up and not read."""
 
 
 def shallow(model: Sized, layers: int) -> Sized:
@@ -40,12 +44,21 @@ def shallow(model: Sized, layers: int) -> Sized:
     return replace(model, config=replace(config, num_layers=layers, adapters=adapters, windows=windows))
 
 
-def compile_decoding(names, slice_name="v5e:2x4", rows=ROWS, quantize=None, layers=32):
+def compile_decoding(names, slice_name="v5e:2x4", rows=ROWS, quantize=None, layers=LAYERS):
     sized = [shallow(read_size(name, quantize=quantize), layers) for name in names]
     slice_ = parse_slice(slice_name)
     mesh = programs.tpu_mesh(slice_, (1, slice_.devices))
     sampling = Sampling.create(0.7, 50, 0.95, slice_.devices)
     return plan.compile_job(programs.decode_job(sized, mesh, rows, CONTEXT, 128, sampling))
+
+
+@pytest.fixture
+def least_effort():
+    """Lets the compiler search less for what is fastest, which memory and operations do not depend on."""
+    effort = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", effort)
 
 
 @pytest.fixture(scope="module")
@@ -64,29 +77,36 @@ def test_named_sizes_have_their_models_parameters(name):
     assert one + (model.config.num_layers - 1) * (two - one) == PUBLISHED[name]
 
 
+def least_bytes(names, layers=LAYERS) -> float:
+    """Returns a device's weights, those of one base once, and caches: models, layers, keys and values, bytes."""
+    sized = [shallow(read_size(name), layers) for name in names]
+    alone = sum(parameters(model) for model in sized if not model.config.adapters)
+    adapted = sum(parameters(model) - parameters(sized[0]) for model in sized if model.config.adapters)
+    return (2 * (alone + adapted) + len(names) * layers * 2 * ROWS * 8 * CONTEXT * 128 * 2) / 8
+
+
 @pytest.mark.slow
 @LIBTPU
 def test_the_pair_fits_and_its_arguments_are_what_arithmetic_says(pair):
-    caches = 2 * 32 * 2 * ROWS * 8 * CONTEXT * 128 * 2  # models, layers, keys and values, bytes
-    weights = 2 * PUBLISHED["mistral-7b"] * 2
-    least = (weights + caches) / 8
-    assert least == pytest.approx(4.695e9, rel=1e-3)
+    names = ["mistral-7b", "mistral-7b"]
+    whole = least_bytes(names, 32)
+    assert whole == pytest.approx(4.695e9, rel=1e-3)
     # Norms lie on every device.
-    assert sum(pair.arguments.values()) == pytest.approx(least, rel=1e-3)
+    assert sum(pair.arguments.values()) == pytest.approx(least_bytes(names), rel=1e-3)
     assert 0 <= pair.padding < 1e6
-    assert pair.total < 16e9
+    # What grows with the layers is taken to grow as they do.
+    assert whole + 32 / LAYERS * (pair.padding + pair.temporary + pair.code) < 16e9
 
 
 @pytest.mark.slow
 @LIBTPU
 def test_a_step_of_the_pair_reads_weights_and_caches_once(pair):
     assert pair.loop.trips == pair.steps
-    assert pair.loop.body.moved <= 1.02 * 4.695e9
     # Embeddings are looked up: the rest is the least that can be.
-    embeddings = 2 * 32000 * 4096 * 2 / 8
-    assert pair.loop.body.moved >= sum(pair.arguments.values()) - embeddings - 1e6
+    read = sum(pair.arguments.values()) - 2 * EMBEDDINGS
+    assert read - 1e6 <= pair.loop.body.moved <= 1.03 * read
     # With the merge of the chunk's keys and values into the caches.
-    assert pair.cost.moved / pair.steps <= 1.02 * 4.695e9
+    assert pair.cost.moved / pair.steps <= 1.03 * read
     assert pair.cost.unknown == ()
 
 
@@ -103,30 +123,32 @@ def test_nothing_of_rows_times_vocabulary_crosses_chips(pair):
 @pytest.mark.slow
 @LIBTPU
 def test_operations_of_the_pair(pair):
-    asked = Question(
-        (read_size("mistral-7b"), read_size("mistral-7b")), parse_slice("v5e:2x4"), (1, 8), ROWS, CONTEXT
-    )
+    model = shallow(read_size("mistral-7b"), LAYERS)
+    asked = Question((model, model), parse_slice("v5e:2x4"), (1, 8), ROWS, CONTEXT)
     found = plan.measure(asked, pair)
-    weights = PUBLISHED["mistral-7b"] - 32000 * 4096 - 65 * 4096  # no embedding, no norms
-    attention = 4 * 32 * 128 * 32 * CONTEXT
+    weights = parameters(model) - 32000 * 4096 - (2 * LAYERS + 1) * 4096  # no embedding, no norms
+    attention = 4 * 32 * 128 * LAYERS * CONTEXT
     assert found.least_flops == 2 * ROWS * (2 * weights + attention) / 8
     assert 1 <= found.flops / found.least_flops < 1.02
     # Decoding waits for memory.
     assert found.seconds == found.moved / 819e9
-    assert 5.6e-3 < found.seconds < 5.9e-3
+    read = least_bytes([model.name, model.name]) - 2 * EMBEDDINGS
+    assert 0.99 * read / 819e9 < found.seconds < 1.04 * read / 819e9
 
 
 @pytest.mark.slow
 @LIBTPU
 def test_a_pair_on_one_base_reads_it_once():
-    found = compile_decoding(["mistral-7b", "mistral-7b+lora:64"])
-    assert found.loop.body.moved <= 1.05 * 2.926e9
+    names = ["mistral-7b", "mistral-7b+lora:64"]
+    assert least_bytes(names, 32) == pytest.approx(2.926e9, rel=1e-3)
+    found = compile_decoding(names)
+    assert found.loop.body.moved <= 1.06 * (least_bytes(names) - EMBEDDINGS)
     assert list(found.arguments) == ["weights of mistral-7b and mistral-7b+lora:64", "caches"]
 
 
 @pytest.mark.slow
 @LIBTPU
-def test_the_pair_in_four_bits_fits_one_chip():
+def test_the_pair_in_four_bits_fits_one_chip(least_effort):
     rows, layers, whole = 8, 2, 32
     found = compile_decoding(["mistral-7b", "mistral-7b"], "v5e:1x1", rows, "nf4", layers)
     deep = read_size("mistral-7b", quantize="nf4")
@@ -144,7 +166,7 @@ def test_the_pair_in_four_bits_fits_one_chip():
 
 @pytest.mark.slow
 @LIBTPU
-def test_a_step_of_dpo_with_its_memory():
+def test_a_step_of_dpo_with_its_memory(least_effort):
     """Of a whole model: 16 pairs of 2 048 tokens."""
     policy, pairs, length = read_size("mistral-7b"), 16, 2048
     config = replace(policy.config, remat=True)
@@ -279,7 +301,7 @@ def test_devices_that_a_mesh_does_not_make_up(capsys):
 
 @pytest.mark.slow
 @LIBTPU
-def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
+def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys, least_effort):
     out = tmp_path / "plan.json"
     argv = [
         "--topology=v5litepod-4",

@@ -116,11 +116,13 @@ def test_peft_computes_what_we_do(kind, bases, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("trained", [True, False], ids=["trained", "fresh"])
+@pytest.mark.parametrize(
+    "trained", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["trained", "fresh"]
+)
 def test_saved_and_loaded_again(kind, trained, bases, tmp_path):
     name, targets = KINDS[kind]
     policy = with_lora(load_policy(bases(name)), 4, 6.0, targets)
-    policy = disturbed(policy) if parameters else policy
+    policy = disturbed(policy) if trained else policy
     save_adapter(policy, tmp_path, str(bases(name)), {"beta": 0.25})
     again = load_policy(f"{bases(name)}+{tmp_path}")
     assert again.config == policy.config

@@ -54,7 +54,7 @@ def test_plot_says_what_is_wrong_with_a_run(refused, tmp_path):
 
 
 def test_score_adds_a_reward_to_stored_rows(call, run, finished, mine, monkeypatch):
-    monkeypatch.setattr("dera_jax.decoding.device_loop.decode_chunk", None)
+    monkeypatch.setattr("dera_jax.decoding.batch.Batch.step", None)
     code, out, _ = call(score_command.main, run, f"--reward=python:{mine}:words")
     assert code == 0 and "rewards added to rows.jsonl" in out and "length:24:30" in out
     for row, before in zip(read_rows(run), read_rows(finished), strict=True):

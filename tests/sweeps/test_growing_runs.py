@@ -10,8 +10,8 @@ import pytest
 from dera_jax import parse_rewards, read_rows, sweep
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
-from dera_jax.decoding import device_loop
-from dera_jax.decoding.batch import Batch
+from dera_jax.decoding import shared_batch
+from dera_jax.decoding.batch import Batch, completion_of
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.devices.mesh import Group, parse_mesh
 from dera_jax.results.manifests import read_manifest
@@ -67,7 +67,7 @@ def test_a_folder_grows_and_changes_nothing(policies, rows, tmp_path):
 def test_asking_again_for_less_decodes_and_writes_nothing(policies, tmp_path, monkeypatch):
     list(sweep(policies, TEXTS, [0.0, 1.0], "length:1:5", out=tmp_path / "run", **SETTINGS))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    monkeypatch.setattr(device_loop, "decode_chunk", None)
+    monkeypatch.setattr(Batch, "step", None)
     found = list(sweep(policies, TEXTS[:2], [1.0], out=tmp_path / "run", **SETTINGS))
     assert len(found) == 2 and all(row["lambda"] == 1 for row in found)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
@@ -87,17 +87,15 @@ def test_an_interrupted_sweep_completes_to_the_same_rows(policies, rows, tmp_pat
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_rows_that_ended_before_an_interruption_are_kept(policies, rows, tmp_path, monkeypatch, kind):
-    batch_class = Batch
-    finish, ended = batch_class._finished, []
+    ended = []
 
-    def interrupted(batch, slot, searched):
-        completion = finish(batch, slot, searched)
-        if completion and len(ended) == 6:
+    def interrupted(*told):
+        ended.append(told)
+        if len(ended) > 6:
             raise kind("enough")
-        ended.extend([completion] if completion else [])
-        return completion
+        return completion_of(*told)
 
-    monkeypatch.setattr(batch_class, "_finished", interrupted)
+    monkeypatch.setattr(shared_batch, "completion_of", interrupted)
     with pytest.raises(kind, match="enough"):
         list(sweep(policies, TEXTS, LAMBDAS, out=tmp_path / "run", num_samples=2, **SETTINGS))
     kept = read_rows(tmp_path / "run")
