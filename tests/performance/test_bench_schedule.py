@@ -183,6 +183,6 @@ def test_training_and_sharing_are_not_measured_together(models, capsys):
     assert "expected --train or --schedule, found both" in capsys.readouterr().err
     assert main([*models, "--schedule", "--sections=decode"]) == 2
     assert (
-        "--sections: expected some of strengths, refill, lora, startup, imports, got 'decode'"
+        "--sections: expected some of share, strengths, refill, lora, startup, imports, got 'decode'"
         in capsys.readouterr().err
     )

@@ -3,14 +3,14 @@
 Both sides are ours and make the same completions; they take turns in one run, as in `bench`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
-from dera_jax.decoding.complete import complete, complete_unshared
+from dera_jax.decoding.complete import Draw, complete, complete_unshared
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.decoding.room import CHUNK
@@ -34,7 +34,7 @@ SHARED = {
     "3 far apart": ((0.0, 5.0, 10.0), 0.97),
 }
 """Strengths that share rows, and how many times as fast as without sharing they are to be."""
-SHARE_PROMPTS, SHARE_SAMPLES, SHARE_ROWS = 64, 4, 32
+SHARE_PROMPTS, SHARE_ROWS = 64, 32
 STRENGTHS_TARGET, REFILL_TARGET, UTILIZATION_TARGET, LORA_TARGET = 1.3, 1.5, 0.9, 1.15
 
 
@@ -75,42 +75,34 @@ def bench_share(
     prompts: Sequence[EncodedPrompt],
     config: BenchConfig,
     progress: Progress = print,
-) -> list[dict]:
-    """Returns for some sets of strengths the time of rows that they share against rows of their own."""
-    decode, results = DecodeConfig(max_new_tokens=config.new_tokens), []
+) -> Iterator[dict]:
+    """Yields for each set of strengths the time of rows that they share against rows of their own."""
+    decode = DecodeConfig(max_new_tokens=config.new_tokens)
     for name, (strengths, target) in SHARED.items():
-        requests = [
-            Request(prompt, sample, (strength,))
-            for prompt in prompts
-            for sample in range(SHARE_SAMPLES)
-            for strength in strengths
-        ]
-        used = Usage(), Usage()
+        requests = [Request(prompt, 0, (strength,)) for prompt in prompts for strength in strengths]
+        usage = {"shared": Usage(), "unshared": Usage()}
 
-        def run(draw, usage=None, requests=requests) -> None:
+        def run(draw: Draw, usage: Usage, requests: Sequence[Request] = requests) -> None:
             made = draw(policies, requests, decode, SHARE_ROWS, usage=usage)
             assert len(list(made)) == len(requests)
 
-        run(complete_unshared, used[0])
-        run(complete, used[1])
-        runs = {"shared": timed(partial(run, complete)), "unshared": timed(partial(run, complete_unshared))}
+        runs = {
+            "shared": timed(partial(run, complete, usage["shared"])),
+            "unshared": timed(partial(run, complete_unshared, usage["unshared"])),
+        }
         seconds = interleave(runs, config.repeats, progress)
-        results.append(
-            {
-                "model": policies[-1].name,
-                "strengths": list(strengths),
-                "name": name,
-                "completions": len(requests),
-                "rows": SHARE_ROWS,
-                "tokens": used[1].tokens,
-                "row_tokens": used[1].row_tokens,
-                "times_steps": used[0].slot_steps / used[1].slot_steps,
-                "seconds": seconds,
-                "times_unshared": ratio(seconds["unshared"], seconds["shared"]),
-                "target": target,
-            }
-        )
-    return results
+        yield {
+            "model": policies[-1].name,
+            "strengths": list(strengths),
+            "name": name,
+            "completions": len(requests),
+            "rows": SHARE_ROWS,
+            "tokens_for_each_drawn": usage["shared"].tokens / usage["shared"].row_tokens,
+            "times_steps": usage["unshared"].slot_steps / usage["shared"].slot_steps,
+            "seconds": seconds,
+            "times_unshared": ratio(seconds["unshared"], seconds["shared"]),
+            "target": target,
+        }
 
 
 def bench_refill(

@@ -53,7 +53,7 @@ def _share_line(result: dict) -> str:
         f"share     {result['rows']:3} rows, {result['completions']} completions at {result['name']} strengths: shared "
         f"{seconds['shared']:.2f} s, unshared {seconds['unshared']:.2f} s: {format_spread(result['times_unshared'])} × "
         f"(target ≥ {result['target']:g})\n"
-        f"{' ' * 20}{result['tokens'] / result['row_tokens']:.2f} tokens for each that a row drew, "
+        f"{' ' * 20}{result['tokens_for_each_drawn']:.2f} tokens for each that a row drew, "
         f"{result['times_steps']:.2f} × fewer steps"
     )
 
