@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def answer(prompt, lambdas) -> None:
         settings = {"rows": rows, "rule": rule, "num_samples": args.num_samples, **vars(decode)}
-        made = sweep(policies, [prompt], lambdas, **settings)
+        made = sweep(policies, [prompt], lambdas, draw=decoding.draw_of(args), **settings)
         _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
     if args.interactive:

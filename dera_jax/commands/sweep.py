@@ -62,13 +62,6 @@ def make_parser() -> cli.Parser:
         help="completions of each prompt at each strength (default %(default)s)",
     )
     parser.add_argument(
-        "--share",
-        choices=("on", "off"),
-        default="on",
-        help="strengths of a prompt and sample share a row while they draw the same tokens; off gives the same "
-        "rows (default %(default)s)",
-    )
-    parser.add_argument(
         "--beta",
         type=float,
         metavar="B",

@@ -91,7 +91,7 @@ class Batch:
         self.queue: deque[Request] = deque()
         self.slots: list[_Slot | None] = [None] * rows
         self.pool = PromptPool(self.configs, self.params, rows, parts["data"], self.mesh)
-        self.shared_sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
+        self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
         self.own_sampling = False
         """Whether a request has brought its own; the program for such rows serves all from then on."""
         eos_ids = {i for policy in policies for i in policy.eos_ids}
@@ -228,7 +228,7 @@ class Batch:
     def _sampling(self) -> Sampling | RowSampling:
         """Returns how the rows at work are drawn: all alike, or each as its request says."""
         if not self.own_sampling:
-            return self.shared_sampling
+            return self.sampling
         return RowSampling.of([self._config(slot.request) if slot else self.config for slot in self.slots])
 
     def _needed_room(self) -> tuple[int, ...]:

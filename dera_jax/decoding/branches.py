@@ -79,7 +79,7 @@ def copy_rows(
 
     def in_place(values: Array) -> Array:
         members = len(values) // len(slots)
-        return placement.by_rows(partial(_copy_rows, members), mesh)(values, sources, slots)
+        return _copied(values, sources, slots, members, mesh)
 
     def small(values: Array, axis: int = 0) -> Array:
         at = (slice(None),) * axis
@@ -95,6 +95,12 @@ def copy_rows(
         done=small(state.done),
     )
     return on_mesh(copied, mesh)
+
+
+# A function of its own, for the arrays of all layers: each shape is traced but once.
+@partial(jax.jit, static_argnames=("members", "mesh"))
+def _copied(values: Array, sources: Array, slots: Array, members: int, mesh: Mesh | None) -> Array:
+    return placement.by_rows(partial(_copy_rows, members), mesh)(values, sources, slots)
 
 
 def _copy_rows(

@@ -1,10 +1,10 @@
 """How completions are drawn."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from dera_jax.common.checks import check_choice, check_count, check_number, check_seed, take_plain_numbers
-from dera_jax.common.choices import KV_CACHES
+from dera_jax.common.choices import KV_CACHES, one_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DecodeConfig:
     """Texts that end a completion, or one; what is whole first ends it, and is left out of it."""
     seed: int = 0
     """Of all randomness; ≥ 0."""
-    kv_cache: str = "auto"
+    kv_cache: str = one_of(KV_CACHES, "auto")
     """auto, bfloat16 or int8 (a float scale per token and head): how keys and values are kept."""
 
     def __post_init__(self):
@@ -44,6 +44,13 @@ class DecodeConfig:
         check_seed(self.seed)
         if not all(self.stop):
             raise ValueError("stop: expected texts with at least one character, got an empty one")
+
+    def identity(self) -> dict:
+        """Returns what rows depend on; a setting that older runs did not have is left out at its default."""
+        told = asdict(self)
+        if self.kv_cache == "auto":
+            del told["kv_cache"]
+        return told
 
 
 def rows_of(rows: int | str | None, requests: int) -> int:

@@ -37,6 +37,8 @@ class _Lane:
     """Of each chunk that is behind it, this lane's column."""
     state: list[np.ndarray] | None = None
     """Of the rule, after those chunks; None: as it begins."""
+    place: int = 0
+    """On the device, in the chunk at work."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class _Branch:
     request: Request
     """One of them; of the others the strength alone is another."""
     lanes: list[_Lane]
-    """None: the row has ended, and waits to be cut back."""
+    """None of them: the row has ended, and waits to be cut back."""
     tokens: list[int] = field(default_factory=list)
     steps: int = 0
     """That the device has taken: tokens in the row's caches behind the prompt's."""
@@ -85,20 +87,21 @@ class SharedBatch(Batch):
         self.part_rows = self.rows // self.parts
         self.part_lanes = self.part_rows * min(1 << (strengths - 1).bit_length(), MOST_LANES)
         self.initial_state = getattr(rule, "initial_state", None)
-        self.places: dict[int, int] = {}
-        """Of lanes on the device, by their identity."""
         self.rule_state: list[np.ndarray] = []
         """Arrays of the rule's state behind the last chunk, by place."""
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Lets requests wait, see `Batch.submit`.
+        """Lets requests wait, those that may share a row behind one another; see `Batch.submit`.
 
         Raises:
           ValueError: one that brings its own settings.
         """
         if any(request.config for request in requests):
             raise ValueError("request: expected none with settings of its own where rows are shared")
-        super().submit(requests)
+        groups: dict[tuple, list[Request]] = {}
+        for request in requests:
+            groups.setdefault(_what_is_shared(request), []).append(request)
+        super().submit([request for group in groups.values() for request in group])
 
     def _stop_work(self, request: Request) -> bool:
         for number, branch in enumerate(self.slots):
@@ -228,7 +231,7 @@ class SharedBatch(Batch):
 
     def run_chunk(self) -> device_loop.Drawn:
         self.state, rule_state, drawn = shared_loop.decode_shared_chunk(
-            self.configs, self.params, self.state, self._lanes(), self.shared_sampling, self.eos, rule=self.rule,
+            self.configs, self.params, self.state, self._lanes(), self.sampling, self.eos, rule=self.rule,
             steps=CHUNK, mesh=self.mesh,
         )  # fmt: skip
         self.usage.slot_steps += self.rows * CHUNK
@@ -249,7 +252,6 @@ class SharedBatch(Batch):
                 self.initial_state(lanes),
             )
         leaves, counts = jax.tree.leaves(state), [0] * self.parts
-        self.places.clear()
         for number, branch in enumerate(self.slots):
             part, own = divmod(number, self.part_rows)
             for lane in branch.lanes if branch else ():
@@ -260,7 +262,7 @@ class SharedBatch(Batch):
                     leader[part, own] = place
                 for leaf, value in zip(leaves, lane.state or (), strict=lane.state is not None):
                     leaf[part, place] = value
-                self.places[id(lane)] = part * self.part_lanes + place
+                lane.place = part * self.part_lanes + place
         blocks = np.int32(-(-max(counts) // self.part_rows))
         return shared_loop.Lanes(row, leader, weights, blocks, state)
 
@@ -275,7 +277,7 @@ class SharedBatch(Batch):
         """Takes a chunk of a row: what its lanes drew, those that ended and those that left."""
 
         def column(lane: _Lane) -> device_loop.Drawn:
-            return jax.tree.map(lambda a: a[:, self.places[id(lane)]], drawn)
+            return jax.tree.map(lambda a: a[:, lane.place], drawn)
 
         known, searched = branch.tokens, len(branch.tokens)
         lead = column(branch.leader).token
@@ -301,7 +303,7 @@ class SharedBatch(Batch):
             if lane_end:
                 yield completion_of(lane.request, tokens, lane.drawn, lane_end)
             else:
-                lane.state = [leaf[self.places[id(lane)]] for leaf in self.rule_state]
+                lane.state = [leaf[lane.place] for leaf in self.rule_state]
                 stayed.append(lane)
         if left:
             branch.left.append((searched, left))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -97,9 +97,6 @@ class SweepPlan:
         reference, *aligned = (policy.fingerprint for policy in self.policies)
         kinds = [policy.config.quantization for policy in self.policies]
         templates = [policy.template for policy in self.policies]
-        decode = asdict(self.decode)
-        if decode["kv_cache"] == "auto":
-            del decode["kv_cache"]
         tokenizers = [policy.tokenizer_fingerprint for policy in self.policies]
         changing = self.lambdas is None and any(isinstance(p.lambda_, tuple) for p in self.prompts)
         return {
@@ -110,7 +107,7 @@ class SweepPlan:
             **({"quantization": kinds} if any(kinds) else {}),
             **({"templates": templates} if any(t is not None for t in templates) else {}),
             **({"lambda": "one per turn"} if changing else {}),
-            "decode": decode,
+            "decode": self.decode.identity(),
             "eos": sorted({i for policy in self.policies for i in policy.eos_ids}),
             **({"tokenizers": tokenizers} if None not in tokenizers else {}),
             **({} if (code := rule_code(self.rule.function)) is None else {"rule_code": code}),

@@ -102,6 +102,13 @@ def test_a_strength_of_each_prompt_and_a_few_of_others(toy):
     check(toy, [request for number, request in enumerate(requests) if number % 3])
 
 
+def test_the_order_of_requests_takes_nothing_from_what_is_shared(toy):
+    requests = requests_of(toy, 3)
+    _, together = check(toy, requests)
+    _, mixed = check(toy, sorted(requests, key=lambda request: request.lambda_))
+    assert mixed.row_tokens == together.row_tokens
+
+
 def every_third(logits, weights, step):
     """The aligned model's word at every third step, the mixture's at the others."""
     mixed = jnp.einsum("mrv,rm->rv", logits, weights)

@@ -5,7 +5,6 @@ import argparse
 from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import streams
 from dera_jax.common.checks import MOST
-from dera_jax.common.choices import KV_CACHES
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.training.config import RolloutConfig
 
@@ -16,6 +15,11 @@ HELP: Help = {
     "top_p": ("P", "keep the smallest set with probability P (default: all)"),
     "stop": ("TEXT", r"end a completion at TEXT, escapes such as \n allowed; may be repeated"),
     "seed": ("N", "random seed (default %(default)s)"),
+    "kv_cache": (
+        None,
+        "how keys and values of earlier tokens are kept; int8 takes about a quarter of float32 "
+        "(default auto: in the models' type)",
+    ),
 }
 """Settings of `DecodeConfig`."""
 ROLLOUTS: Help = {
@@ -35,13 +39,13 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="linear, the mixture of logits (the default), or module:function, a rule of your own",
     )
-    add_settings(group, DecodeConfig, HELP, leave_out=("kv_cache",))
+    add_settings(group, DecodeConfig, HELP)
     group.add_argument(
-        "--kv-cache",
-        choices=KV_CACHES,
-        default=DecodeConfig.kv_cache,
-        help="how keys and values of earlier tokens are kept; int8 takes about a quarter of float32 "
-        "(default auto: in the models' type)",
+        "--share",
+        choices=("on", "off"),
+        default="on",
+        help="strengths of a prompt and sample share a row while they draw the same tokens; off gives the same "
+        "rows (default %(default)s)",
     )
     group.add_argument(
         "--rows", default="auto", metavar="N|auto", help="completions decoded at a time (default auto)"
@@ -59,6 +63,13 @@ def add_rollout_options(parser: argparse.ArgumentParser) -> None:
 def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
     """Returns the validated decoding options; settings that are given come first."""
     return read_settings(args, DecodeConfig, stop=tuple(map(unescape, args.stop)), **given)
+
+
+def draw_of(args: argparse.Namespace):
+    """Returns what makes the completions: rows that strengths share, or rows of their own."""
+    from dera_jax.decoding.complete import complete, complete_unshared
+
+    return complete if args.share == "on" else complete_unshared
 
 
 def unescape(text: str) -> str:

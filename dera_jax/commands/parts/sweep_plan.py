@@ -10,7 +10,6 @@ def load_plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
     from dera_jax.data.encoding import encode_usable
     from dera_jax.data.prompts import read_prompts
-    from dera_jax.decoding.complete import complete, complete_unshared
     from dera_jax.devices.mesh import own_group
     from dera_jax.devices.processes import leads, several, together
     from dera_jax.rewards.registry import parse_rewards
@@ -40,7 +39,7 @@ def load_plan(args, decode):
         return make_plan(
             policies, fitting, encoded, lambdas, rewards, decode,
             num_samples=args.num_samples, rows=rows, rule=rule, beta=args.beta,
-            group=group if several() else None, draw=complete if args.share == "on" else complete_unshared,
+            group=group if several() else None, draw=decoding.draw_of(args),
         )  # fmt: skip
 
     return together(load)
