@@ -78,9 +78,9 @@ def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns a product as float32 rounds it, whatever is added to it.
 
     A compiler may keep all bits of a product that it adds in one instruction, and does so in one program and not
-    in another: rows would depend on what else is computed beside them. It cannot through a maximum.
+    in another: rows would depend on what else is computed beside them. It cannot through a selection.
     """
-    return jnp.maximum(product, jnp.finfo(product.dtype).min)
+    return jnp.where(jnp.isnan(product), jnp.nan, product)
 
 
 def is_large(weights: Weights) -> Bool[Array, " *rows"]:

@@ -1,15 +1,16 @@
 """A running batch whose rows carry all strengths that have drawn the same tokens so far.
 
-Requests of one prompt and sample, at several strengths, start as the lanes of one row. Where lanes draw another
-token than the leading one, they leave together and go on from the beginning of that chunk, by themselves: when the
-row has ended it is cut back to there, so that no token of a prefix is kept twice, or a copy of it is, where no
-request waits for the slot. Every chunk begins where it would if the strength were alone, and so every figure is what
-it would be.
+Requests of one prompt and sample, at several strengths, start as the lanes of one row, or of several where slots
+would be idle. Lanes that draw another token than the leading one leave, those that drew the same together, and go on
+from the beginning of that chunk: when the row has ended it is cut back to there, so that no token of a prefix is kept
+twice, or a copy of it is, where no request waits for the slot. Every chunk begins where it would if the strength were
+alone, and so every figure is what it would be.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ class _Branch:
     steps: int = 0
     """That the device has taken: tokens in the row's caches behind the prompt's."""
     left: list[tuple[int, list[_Lane]]] = field(default_factory=list)
-    """Lanes that drew otherwise, by the number of tokens at the beginning of that chunk, which rises."""
+    """Lanes that drew alike but not as the row, by the number of tokens where that chunk began, which rises."""
 
     @property
     def leader(self) -> _Lane:
@@ -161,20 +162,30 @@ class SharedBatch(Batch):
     def _take_groups(self) -> list[tuple[int, Request]]:
         """Gives free slots to the requests that wait, those of one prompt and sample together."""
         filled = []
-        for number, branch in enumerate(self.slots):
-            free = self._free_lanes(number)
-            if branch is None and self.queue and free:
-                first = self.queue[0]
-                lanes: list[_Lane] = []
-                while (
-                    self.queue
-                    and len(lanes) < free
-                    and _what_is_shared(self.queue[0]) == _what_is_shared(first)
-                ):
-                    lanes.append(_Lane(self.queue.popleft()))
-                self.slots[number] = _Branch(first, lanes)
-                filled.append((number, first))
+        rows_each = self._rows_for_each_group()
+        while self.queue:
+            group = list(takewhile(lambda r, first=self.queue[0]: _may_share(r, first), self.queue))
+            size = -(-len(group) // rows_each)
+            for start in range(0, len(group), size):
+                found = next(
+                    (n for n, slot in enumerate(self.slots) if not slot and self._free_lanes(n)), None
+                )
+                if found is None:
+                    return filled
+                count = min(len(group) - start, size, self._free_lanes(found))
+                requests = [self.queue.popleft() for _ in range(count)]
+                self.slots[found] = _Branch(requests[0], list(map(_Lane, requests)))
+                filled.append((found, requests[0]))
+                if count < size:
+                    break
         return filled
+
+    def _rows_for_each_group(self) -> int:
+        """Returns how many rows each group of requests can have without keeping others waiting."""
+        free = self.slots.count(None)
+        if len(self.queue) > free * MOST_LANES:
+            return 1
+        return max(1, free // max(1, len({_what_is_shared(request) for request in self.queue})))
 
     def _copy_branches(self) -> None:
         """Gives free slots to lanes that left rows of the same device, as copies of those that are cut back."""
@@ -286,16 +297,18 @@ class SharedBatch(Batch):
         end = self._find_end(branch.request, self.endings, branch.tokens, searched)
         count = (end.count if end else len(branch.tokens)) - searched
         self.usage.row_tokens += count
-        stayed, left = [], []
+        stayed: list[_Lane] = []
+        left: dict[tuple[int, int], list[_Lane]] = {}
         for lane in branch.lanes:
             own = column(lane)
             differs = np.flatnonzero(own.token[:count] != lead[:count])
             tokens, lane_end = branch.tokens, end
             if differs.size:
-                tokens = [*known, *own.token[: differs[0] + 1].tolist()]
+                step = int(differs[0])
+                tokens = [*known, *own.token[: step + 1].tolist()]
                 lane_end = self._find_end(branch.request, self.endings, tokens, searched)
                 if lane_end is None:
-                    left.append(lane)
+                    left.setdefault((step, tokens[-1]), []).append(lane)
                     continue
             lane.drawn.append(own)
             if not searched or lane_end:
@@ -305,8 +318,8 @@ class SharedBatch(Batch):
             else:
                 lane.state = [leaf[lane.place] for leaf in self.rule_state]
                 stayed.append(lane)
-        if left:
-            branch.left.append((searched, left))
+        # Those that drew another token, or at another step, take a row each for this chunk in any case.
+        branch.left += [(searched, lanes) for lanes in left.values()]
         branch.lanes = stayed
         self._let_go(number)
 
@@ -316,6 +329,10 @@ def most_strengths(requests: Sequence[Request]) -> int:
     if any(request.config for request in requests):
         return 1
     return max(Counter(map(_what_is_shared, requests)).values(), default=1)
+
+
+def _may_share(one: Request, other: Request) -> bool:
+    return _what_is_shared(one) == _what_is_shared(other)
 
 
 def _what_is_shared(request: Request) -> tuple:

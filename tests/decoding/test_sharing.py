@@ -127,7 +127,8 @@ def test_nothing_is_computed_for_strengths_that_agree_throughout(toy):
     """One model beside itself: all strengths are one law, and one row serves them."""
     alike = (toy[0], toy[0])
     config, requests = replace(CONFIG, temperature=0.0), requests_of(toy, 4, 1)
-    alone, shared = check(alike, requests, config)
+    # A single row: where slots are idle, strengths take several.
+    alone, shared = check(alike, requests, config, rows=1)
     assert shared.row_tokens * len(STRENGTHS) == alone.row_tokens
 
 
