@@ -158,11 +158,13 @@ def tell_missing(
       ValueError: the manifest is broken.
     """
     manifest = read_manifest(run) if manifest_path(run).exists() else {}
-    there: dict[str, set[Cell]] = {}
+    by_strength: dict[Strength, set[Cell]] = {}
     for row in rows:
-        cells = there.setdefault(format_strength(strength_from_json(row["lambda"])), set())
+        cells = by_strength.setdefault(strength_from_json(row["lambda"]), set())
         if not row.get("turn", 0):
             cells.add(cell_of(row))
+    # Rows lie as they ended; the first that is missing is that of the smallest strength.
+    there = {format_strength(strength): by_strength[strength] for strength in sorted(by_strength)}
     only = None if strengths is None else set(map(format_strength, strengths))
     if told := _tell(manifest, there, only):
         return told
