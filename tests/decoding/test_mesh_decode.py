@@ -132,7 +132,7 @@ def compare(ours, theirs):
 @cache
 def of_one_device(make, lambda_, number):
     """Returns the completions of one device, by the number of a sampling: every mesh is held against the same."""
-    return complete(make(), lambda_, SAMPLINGS[number])
+    return completed(make(), lambda_, SAMPLINGS[number])
 
 
 def check(make, text, samplings, lambdas):
