@@ -27,7 +27,7 @@ from dera_jax.decoding.request import Completion, Request, Shape, shape_of
 from dera_jax.decoding.room import CHUNK, full_room, room_for
 from dera_jax.decoding.row_sampling import RowSampling
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.devices.mesh import mesh_of
+from dera_jax.devices.mesh import mesh_of, rows_for
 from dera_jax.devices.usage import Usage
 from dera_jax.models.keys import seed_key
 from dera_jax.policies.policy import Policy
@@ -86,8 +86,8 @@ class Batch:
             self.configs, self.params = models.join_adapted(self.configs, self.params)
         self.mesh = mesh_of(self.params[0])
         parts = self.mesh.shape if self.mesh else {"data": 1, "model": 1}
-        # As many on every device; those beyond what was asked for are filled too.
-        self.rows = rows = rows + -rows % parts["data"]
+        # Those beyond what was asked for are filled too.
+        self.rows = rows = rows_for(self.mesh, rows)
         self.queue: deque[Request] = deque()
         self.slots: list[_Slot | None] = [None] * rows
         self.pool = PromptPool(self.configs, self.params, rows, parts["data"], self.mesh)

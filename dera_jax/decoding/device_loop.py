@@ -23,7 +23,7 @@ from dera_jax import models
 from dera_jax.decoding.measure import TokenRecord, measure
 from dera_jax.decoding.row_sampling import RowSampling
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.decoding.state import DecodeState, Prefilled, by_stream, on_mesh
+from dera_jax.decoding.state import DecodeState, Prefilled, advanced, by_stream, on_mesh
 from dera_jax.devices import placement
 from dera_jax.rules.rule import Context, Rule, apply_rule, is_mixture
 
@@ -88,13 +88,7 @@ def decode_step(
     keys = jax.vmap(jax.random.fold_in)(state.key, state.drawn)
     token, sampling_logprob = sampling.sample(keys, mixed)
     record = measure(logits, mixed, state.weights, token, is_mixture(rule))
-    state = state._replace(
-        token=jnp.broadcast_to(token, state.token.shape),
-        position=state.position + 1,
-        drawn=state.drawn + 1,
-        done=state.done | jnp.any(token[:, None] == eos, axis=-1),
-        rule_state=rule_state,
-    )
+    state = advanced(state, token, eos)._replace(rule_state=rule_state)
     return state, recent, Drawn(token, sampling_logprob, record)
 
 

@@ -19,7 +19,7 @@ from dera_jax import models
 from dera_jax.decoding.device_loop import Drawn, forward_step, scan_steps
 from dera_jax.decoding.measure import measure
 from dera_jax.decoding.sampling import Sampling
-from dera_jax.decoding.state import DecodeState, on_mesh
+from dera_jax.decoding.state import DecodeState, advanced, on_mesh
 from dera_jax.devices import placement
 from dera_jax.rules.rule import Context, Rule, apply_rule, is_mixture
 
@@ -79,13 +79,7 @@ def _shared_step(
     of_rows = logits, keys, Context(state.drawn, state.token, state.position)
     drawn, rule_state = _draw_lanes(of_rows, lanes, state.rule_state, sampling, rule)
     token = jnp.take_along_axis(drawn.token, lanes.leader, axis=1).ravel()
-    state = state._replace(
-        token=jnp.broadcast_to(token, state.token.shape),
-        position=state.position + 1,
-        drawn=state.drawn + 1,
-        done=state.done | jnp.any(token[:, None] == eos, axis=-1),
-        rule_state=rule_state,
-    )
+    state = advanced(state, token, eos)._replace(rule_state=rule_state)
     return state, recent, drawn
 
 

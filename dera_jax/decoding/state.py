@@ -44,6 +44,16 @@ class DecodeState(NamedTuple):
     rule_state: PyTree
 
 
+def advanced(state: DecodeState, token: Int[Array, " rows"], eos: Int[Array, " ids"]) -> DecodeState:
+    """Returns the state when every row has drawn one more token, the state of a rule apart."""
+    return state._replace(
+        token=jnp.broadcast_to(token, state.token.shape),
+        position=state.position + 1,
+        drawn=state.drawn + 1,
+        done=state.done | jnp.any(token[:, None] == eos, axis=-1),
+    )
+
+
 class Entries(NamedTuple):
     """What a prompt is put into slots with, an entry for each slot; those beyond are no slot."""
 

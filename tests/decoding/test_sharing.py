@@ -176,7 +176,7 @@ def test_settings_of_ones_own_are_drawn_in_rows_of_their_own(toy):
         batch.submit(own)
 
 
-def test_a_model_without_numbers_is_told_and_the_rows_before_it_are_kept(toy):
+def test_a_model_without_numbers_is_told(toy):
     broken = replace(toy[1], params=toy[1].params | {"norm": {"scale": jnp.full(80, jnp.nan)}})
     with pytest.raises(ValueError, match="logits are not finite at token 1"):
         list(complete((toy[0], broken), requests_of(toy, 1, 1), CONFIG, 4))
