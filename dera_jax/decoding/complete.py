@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from dera_jax.decoding.batch import Batch
@@ -21,49 +21,49 @@ It is called as `complete` is, and yields one completion of every request, with 
 """
 
 
-def complete(
-    policies: Sequence[Policy],
-    requests: Sequence[Request],
-    config: DecodeConfig,
-    rows: int,
-    rule: Rule = linear_rule,
-    usage: Usage | None = None,
-) -> Iterator[Completion]:
-    """Yields the completion of every request as it ends. The models take weights (1 − Σλ, λ…).
+@dataclass(frozen=True)
+class MixtureDraw:
+    """The draw from the realigned policy itself. However its rows are computed, they say the same."""
 
-    Strengths of one prompt and sample share a row for as long as they draw the same tokens.
+    share: bool = True
+    """Strengths of one prompt and sample share a row for as long as they draw the same tokens."""
 
-    Args:
-      rows: of a batch.
-      usage: is added to.
-    """
-    for shape, group in groupby(_in_order(requests), key=shape_of):
-        same = list(group)
-        batch = _batch(policies, shape, config, rows, rule, usage, most_strengths(same))
-        yield from _run(batch, same)
+    name = "mixture"
 
+    def __call__(
+        self,
+        policies: Sequence[Policy],
+        requests: Sequence[Request],
+        config: DecodeConfig,
+        rows: int,
+        rule: Rule = linear_rule,
+        usage: Usage | None = None,
+    ) -> Iterator[Completion]:
+        """Yields the completion of every request as it ends. The models take weights (1 − Σλ, λ…).
 
-def complete_unshared(
-    policies: Sequence[Policy],
-    requests: Sequence[Request],
-    config: DecodeConfig,
-    rows: int,
-    rule: Rule = linear_rule,
-    usage: Usage | None = None,
-) -> Iterator[Completion]:
-    """Yields what `complete` does, every request in a row of its own."""
-    for shape, group in groupby(_in_order(requests), key=shape_of):
-        yield from _run(Batch(policies, shape, config, rows, rule, usage), list(group))
+        Args:
+          rows: of a batch.
+          usage: is added to.
+        """
+        for shape, group in groupby(_in_order(requests), key=shape_of):
+            same = list(group)
+            strengths = most_strengths(same) if self.share else 1
+            yield from _run(_batch(policies, shape, config, rows, rule, usage, strengths), same)
 
 
-PLAIN = complete, complete_unshared
-"""Draws from the realigned policy itself, which say the same of every request."""
+complete = MixtureDraw()
+"""The draw of every program that is not told another."""
+complete_unshared = MixtureDraw(share=False)
+"""Every request in a row of its own."""
+
+
+def is_plain(draw: Draw) -> bool:
+    """Whether a draw is from the realigned policy itself."""
+    return isinstance(draw, MixtureDraw)
 
 
 def draw_name(draw: Draw) -> str:
     """Returns what rows call a draw: mixture, the name that it has of its own, or module:function."""
-    if draw in PLAIN:
-        return "mixture"
     name = getattr(draw, "__qualname__", type(draw).__qualname__)
     return getattr(draw, "name", f"{draw.__module__}:{name}")
 

@@ -8,6 +8,7 @@ A model is a static `config` and a plain dict of arrays, `params`. Inside a jitt
     completion_logits(tokens, mask, count) -> logits   both: what the last `count` tokens were drawn from
     prefill(tokens, mask) -> cache                     a left-padded context, once
     step(token, position, cache, recent) -> logits, recent      one more token
+    steps(tokens, positions, cache, recent) -> logits, recent   several more tokens in one pass
 
 A cache is a named tuple of arrays with rows as the first axis, `mask` and `index` among them. Steps only read
 it: what they add is in `recent` until `store_recent`. What of a prompt is context and what is the first token

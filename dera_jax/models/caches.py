@@ -41,15 +41,21 @@ class KVCache(NamedTuple):
 
 
 class Recent(NamedTuple):
-    """Keys and values of the tokens that are not in the cache yet, the same number of them in every row.
+    """Keys and values of the tokens that are not in the cache yet.
 
-    While a row is decoded its cache is only read: what is new is kept here, in slots that are the same in all
-    rows, and enters the caches together (`store_recent`). A loop that carried the caches would copy them.
+    While a row is decoded its cache is only read: what is new is kept here and enters the caches together
+    (`store_recent`). A loop that carried the caches would copy them. What lies behind a row's count is no token of
+    it: a row is cut back by a smaller count.
     """
 
     keys: tuple[Float[Array, "rows kv_heads room head_dim"], ...]
     values: tuple[Float[Array, "rows kv_heads room head_dim"], ...]
-    count: Int[Array, ""]
+    count: Int[Array, "*rows"]
+    """Of tokens: of all rows alike, or of each."""
+
+    def places(self, length: int) -> Int[Array, "*rows length"]:
+        """Returns the slots that `length` more tokens take."""
+        return self.count[..., None] + jnp.arange(length)
 
 
 class Past(NamedTuple):
@@ -60,17 +66,26 @@ class Past(NamedTuple):
     recent_keys: Float[Array, "rows kv_heads room head_dim"] | None = None
     recent_values: Float[Array, "rows kv_heads room head_dim"] | None = None
 
-    def then(self, key: Array, value: Array, count: Int[Array, ""] | None) -> "Past":
+    def then(self, key: Array, value: Array, count: Int[Array, "*rows"] | None) -> "Past":
         """Returns the same with more tokens, those after `count` recent ones; None: they are all there are."""
         if count is None:
             return self._replace(recent_keys=key, recent_values=value)
+        put = _put_alike if count.ndim == 0 else _put_by_row
         recent = (self.recent_keys, key), (self.recent_values, value)
-        return self._replace(
-            **{
-                name: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), count, axis=2)
-                for name, (slots, new) in zip(("recent_keys", "recent_values"), recent, strict=True)
-            }
-        )
+        keys, values = (put(slots, new.astype(slots.dtype), count) for slots, new in recent)
+        return self._replace(recent_keys=keys, recent_values=values)
+
+
+def _put_alike(slots: Array, new: Array, start: Int[Array, ""]) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis=2)
+
+
+def _put_by_row(slots: Array, new: Array, start: Int[Array, " rows"]) -> Array:
+    """Returns `slots` with `new` from each row's own slot `start` on."""
+    length = new.shape[2]
+    which = jnp.arange(slots.shape[2]) - start[:, None]
+    there = jnp.take_along_axis(new, jnp.clip(which, 0, length - 1)[:, None, :, None], axis=2)
+    return jnp.where(((which >= 0) & (which < length))[:, None, :, None], there, slots)
 
 
 def kept(x: Float[Array, "rows kv_heads slots head_dim"], kind: str) -> Slots:
@@ -177,23 +192,32 @@ def _sizes(layers: int, windows: Sequence[int], slots: int) -> list[int]:
     return [min(window or slots, slots) for window in windows or [0] * layers]
 
 
-def no_recent(cache: Any, room: int) -> Recent:
-    """Returns what `room` tokens after those of `cache` will be kept in; in bfloat16 before eight bits."""
+def no_recent(cache: Any, room: int, by_row: bool = False) -> Recent:
+    """Returns what `room` tokens after those of `cache` will be kept in; in bfloat16 before eight bits.
+
+    Args:
+      by_row: whether rows will have different numbers of them.
+    """
 
     def empty(layer):
         codes = jax.tree.leaves(layer)[0]
         dtype = jnp.bfloat16 if isinstance(layer, Codes) else codes.dtype
         return jnp.zeros((*codes.shape[:2], room, codes.shape[3]), dtype)
 
-    return Recent(tuple(map(empty, cache.keys)), tuple(map(empty, cache.values)), jnp.zeros((), jnp.int32))
+    count = jnp.zeros(cache.index.shape if by_row else (), jnp.int32)
+    return Recent(tuple(map(empty, cache.keys)), tuple(map(empty, cache.values)), count)
 
 
 def store_recent(cache: Any, recent: Recent) -> Any:
     """Returns `cache` with all tokens of `recent`, each row's from its own slot `index` on."""
     room, slots = recent.keys[0].shape[2], cache.mask.shape[1]
+    by_row = recent.count.ndim > 0
+    count = recent.count if by_row else room  # then the room is full
 
     def write(old, new):
         size = old.shape[2]
+        if by_row and size < slots:
+            return _put_in_window(old, new, cache.index, recent.count)
         if size == slots:
             return jax.vmap(lambda s, n, i: jax.lax.dynamic_update_slice(s, n, (0, i, 0)))(
                 old, new, cache.index
@@ -208,9 +232,22 @@ def store_recent(cache: Any, recent: Recent) -> Any:
     return cache._replace(
         keys=_write(write, cache.keys, recent.keys),
         values=_write(write, cache.values, recent.values),
-        mask=cache.mask | (behind >= 0) & (behind < room),
-        index=cache.index + room,
+        mask=cache.mask | (behind >= 0) & (behind < jnp.broadcast_to(count, cache.index.shape)[:, None]),
+        index=cache.index + count,
     )
+
+
+def _put_in_window(old: Array, new: Array, index: Int[Array, " rows"], count: Int[Array, " rows"]) -> Array:
+    """Returns a layer's window with the first `count` tokens of `new` in each row, from its slot `index` on."""
+    which = held_slots(index + count, old.shape[2]) - index[:, None]
+    there = jnp.take_along_axis(new, jnp.clip(which, 0, new.shape[2] - 1)[:, None, :, None], axis=2)
+    return jnp.where((which >= 0)[:, None, :, None], there, old)
+
+
+def held_slots(index: Int[Array, " rows"], window: int) -> Int[Array, "rows window"]:
+    """Returns which slot of a row each place of a window holds, the next one being `index`; below 0: none."""
+    last = index[:, None] - 1
+    return last - (last - jnp.arange(window)) % window
 
 
 def store_piece(cache: KVCache, present: Sequence[tuple], mask: Bool[Array, "rows length"]) -> KVCache:
@@ -270,7 +307,7 @@ def visible(cache: Any, own: Int[Array, "#rows length"], window: int) -> Bool[Ar
     if not window or window >= cache.mask.shape[1]:
         return cache.mask[:, None]
     index = cache.index[:, None]
-    held = index - 1 - (index - 1 - jnp.arange(window)) % window
+    held = held_slots(cache.index, window)
     # Padding is on the left: the tokens are the last slots.
     real = held >= index - cache.mask.sum(axis=1, keepdims=True)
     return real[:, None] & (held[:, None] > own[..., None] - window)

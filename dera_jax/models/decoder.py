@@ -48,7 +48,7 @@ class Seen(NamedTuple):
     mask: Bool[Array, "rows length slots"]
     """Of the tokens themselves, or of those in the cache."""
     recent_mask: Bool[Array, "#rows #length room"] | None = None
-    count: Int[Array, ""] | None = None
+    count: Int[Array, "*rows"] | None = None
     """Of the tokens not in the cache yet."""
     segments: Int[Array, "rows length"] | None = None
     """Of tokens that are all read at once: their texts' numbers, 0 for padding."""
@@ -238,18 +238,29 @@ class Decoder(nnx.Module):
         self, token: Int[Array, " rows"], position: Int[Array, " rows"], cache: KVCache, recent: Recent
     ) -> tuple[Float[Array, "rows vocab"], Recent]:
         """Returns the logits after one more token, and `recent` with it."""
+        logits, recent = self.steps(token[:, None], position[:, None], cache, recent)
+        return logits[:, 0], recent
+
+    def steps(
+        self,
+        tokens: Int[Array, "rows length"],
+        positions: Int[Array, "rows length"],
+        cache: KVCache,
+        recent: Recent,
+    ) -> tuple[Float[Array, "rows length vocab"], Recent]:
+        """Returns the logits after each of several more tokens, and `recent` with them."""
         past = tuple(map(Past, cache.keys, cache.values, recent.keys, recent.values))
-        slot = cache.index[:, None] + recent.count
-        room = jnp.arange(recent.keys[0].shape[2])[None, None]
+        length, room = tokens.shape[1], recent.keys[0].shape[2]
+        places = recent.places(length)
+        behind = (places[..., None] - jnp.arange(room)).reshape(-1, length, room)
 
         def seen(angles, window):
-            behind = recent.count - room
             new = (behind >= 0) & (behind < window if window else True)
-            return Seen(angles, visible(cache, slot, window), new, recent.count)
+            return Seen(angles, visible(cache, cache.index[:, None] + places, window), new, recent.count)
 
-        hidden, present = self._trunk(token[:, None], position[:, None], seen, past)
+        hidden, present = self._trunk(tokens, positions, seen, past)
         keys, values = zip(*present, strict=True)
-        return self.logits(hidden)[:, 0], Recent(keys, values, recent.count + 1)
+        return self.logits(hidden), Recent(keys, values, recent.count + length)
 
     def _read(self, tokens, positions, mask, segments):
         """Returns what tokens leave that see each other where `mask` lets them."""
@@ -265,7 +276,8 @@ class Decoder(nnx.Module):
         if config.embedding_scale != 1:
             x *= jnp.asarray(config.embedding_scale, x.dtype)
         if config.rope is None:
-            x += self.positions(positions)
+            # What is read beyond the context stands behind all that counts, and must be finite: 0 · NaN is not 0.
+            x += self.positions(jnp.minimum(positions, config.max_positions - 1))
         kinds = [(block.attention.rope, config.window(layer)) for layer, block in enumerate(self.blocks)]
         of_kind = {kind: see(_angles(config, kind[0], positions), kind[1]) for kind in dict.fromkeys(kinds)}
         # With a cache there are no gradients to save activations for.

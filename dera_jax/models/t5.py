@@ -48,9 +48,9 @@ class Seen(NamedTuple):
     mask: Bool[Array, "#rows #length slots"]
     """Of the tokens themselves, or of those in the cache; the bias likewise."""
     bias: Float[Array, "*rows heads length slots"]
-    recent_mask: Bool[Array, "1 1 room"] | None = None
-    recent_bias: Float[Array, "heads 1 room"] | None = None
-    count: Int[Array, ""] | None = None
+    recent_mask: Bool[Array, "#rows length room"] | None = None
+    recent_bias: Float[Array, "#rows heads length room"] | None = None
+    count: Int[Array, "*rows"] | None = None
     """Of the tokens not in the cache yet."""
     cross_mask: Bool[Array, "rows 1 prompt"] | None = None
 
@@ -258,22 +258,38 @@ class T5(nnx.Module):
         Args:
           position: of the token; told by its slot already.
         """
-        slot = cache.index + recent.count
-        distance = jnp.arange(cache.mask.shape[1]) - slot[:, None, None]
-        new = jnp.arange(recent.keys[0].shape[2])[None] - recent.count
+        logits, recent = self.steps(token[:, None], position[:, None], cache, recent)
+        return logits[:, 0], recent
+
+    def steps(
+        self,
+        tokens: Int[Array, "rows length"],
+        positions: Int[Array, "rows length"],
+        cache: T5Cache,
+        recent: Recent,
+    ) -> tuple[Float[Array, "rows length vocab"], Recent]:
+        """Returns the logits after each of several more tokens, and `recent` with them.
+
+        Args:
+          positions: of the tokens; told by their slots already.
+        """
+        length, room = tokens.shape[1], recent.keys[0].shape[2]
+        places = recent.places(length)
+        slots = (cache.index[:, None] + places)[..., None]
+        new = (jnp.arange(room) - places[..., None]).reshape(-1, length, room)
         seen = Seen(
             cache.mask[:, None],
-            self.decoder.bias(distance),
-            (new <= 0)[None],
+            self.decoder.bias(jnp.arange(cache.mask.shape[1]) - slots),
+            new <= 0,
             self.decoder.bias(new),
             recent.count,
             cache.cross_mask[:, None],
         )
         past = tuple(map(Past, cache.keys, cache.values, recent.keys, recent.values))
         cross = tuple(zip(cache.cross_keys, cache.cross_values, strict=True))
-        hidden, present = self.decoder(self.embed(token[:, None]), seen, past, cross)
+        hidden, present = self.decoder(self.embed(tokens), seen, past, cross)
         keys, values = zip(*present, strict=True)
-        return self.logits(hidden)[:, 0], Recent(keys, values, recent.count + 1)
+        return self.logits(hidden), Recent(keys, values, recent.count + length)
 
     def _cross(self, encoded: Float[Array, "rows prompt width"]) -> list[KeysAndValues]:
         return [block.cross_attention.keys_and_values(encoded) for block in self.decoder.blocks]

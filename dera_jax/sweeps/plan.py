@@ -10,7 +10,7 @@ from dera_jax.common.checks import check_count
 from dera_jax.common.code_hash import code_hash
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt, prompt_text
-from dera_jax.decoding.complete import PLAIN, Draw, complete, complete_unshared, draw_name
+from dera_jax.decoding.complete import Draw, MixtureDraw, complete, draw_name, is_plain
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
 from dera_jax.devices.mesh import Group, mesh_of, mesh_text
@@ -165,7 +165,7 @@ def make_plan(
 
 def _draw_identity(draw: Draw) -> dict:
     """Returns what an identity says of a draw; nothing of the plain one, as in older folders."""
-    if draw in PLAIN:
+    if is_plain(draw):
         return {}
     code = code_hash(draw)
     return {"draw": draw_name(draw), **({} if code is None else {"draw_code": code})}
@@ -207,7 +207,7 @@ def plan_keys(plan: SweepPlan) -> set[RowKey]:
 
 def most_strengths(plan: SweepPlan, there: Container[RowKey]) -> int:
     """Returns how many first turns that are not `there` may share a row at most: the strengths of one sample."""
-    if plan.draw is complete_unshared:
+    if isinstance(plan.draw, MixtureDraw) and not plan.draw.share:
         return 1
     missing = Counter(
         (c.prompt.prompt_id, c.sample) for c in own_conversations(plan, there) if turn_key(c, 0) not in there

@@ -2,7 +2,7 @@
 
 from dera_jax.data.encoding import prompt_tokens
 from dera_jax.data.prompts import prompt_text
-from dera_jax.decoding.complete import PLAIN, draw_name
+from dera_jax.decoding.complete import draw_name, is_plain
 from dera_jax.decoding.request import Completion
 from dera_jax.strengths import strength_to_json
 from dera_jax.sweeps.plan import SweepPlan
@@ -18,7 +18,7 @@ def make_row(plan: SweepPlan, completion: Completion) -> dict:
         "seed": plan.decode.seed,
         "turn": completion.request.turn,
         "rule": plan.rule.name,
-        **({} if plan.draw in PLAIN else {"draw": draw_name(plan.draw)}),
+        **({} if is_plain(plan.draw) else {"draw": draw_name(plan.draw)}),
         "lambda": strength_to_json(completion.request.lambda_),
         "beta": plan.beta,
         "prompt": prompt_text(prompt),

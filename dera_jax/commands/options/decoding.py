@@ -67,9 +67,9 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
 
 def draw_of(args: argparse.Namespace):
     """Returns what makes the completions: rows that strengths share, or rows of their own."""
-    from dera_jax.decoding.complete import complete, complete_unshared
+    from dera_jax.decoding.complete import MixtureDraw
 
-    return complete if args.share == "on" else complete_unshared
+    return MixtureDraw(share=args.share == "on")
 
 
 def unescape(text: str) -> str:
