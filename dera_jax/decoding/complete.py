@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from dera_jax.decoding.batch import Batch
-from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.drafters import check_draft
+from dera_jax.decoding.config import DecodeConfig, DrawConfig
 from dera_jax.decoding.request import Completion, Request, Shape, shape_of
 from dera_jax.decoding.room import CHUNK
 from dera_jax.decoding.shared_batch import SharedBatch, most_strengths
@@ -24,20 +23,15 @@ It is called as `complete` is, and yields one completion of every request, with 
 
 
 @dataclass(frozen=True)
-class MixtureDraw:
+class MixtureDraw(DrawConfig):
     """The draw from the realigned policy itself. However its rows are computed, they say the same."""
 
-    share: bool = True
-    """Strengths of one prompt and sample share a row for as long as they draw the same tokens."""
-    draft: str = "none"
-    """auto, reference, aligned, ngram or none: who drafts tokens ahead; auto where it pays, and no rows are shared."""
-    draft_length: int = 4
-    """Tokens drafted in each pass; ≥ 1."""
-
-    def __post_init__(self):
-        check_draft(self.draft, self.draft_length)
-
     name = "mixture"
+
+    @property
+    def shares(self) -> bool:
+        """Whether strengths share rows; those that a drafter was asked for do not."""
+        return self.share and self.draft in ("none", "auto")
 
     def __call__(
         self,
@@ -76,7 +70,7 @@ class MixtureDraw:
           strengths: that may share a row, at most.
         """
         given = policies, shape, config, rows, rule, usage
-        if strengths > 1 and self.share and self.draft in ("auto", "none"):
+        if strengths > 1 and self.shares:
             return SharedBatch(*given, strengths=strengths)
         if self.draft != "none":
             return SpeculativeBatch(*given, draft=self.draft, length=self.draft_length)

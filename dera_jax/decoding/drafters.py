@@ -1,27 +1,20 @@
 """Who drafts tokens, and when it pays: what plain chunks tell of each drafter, and what its own chunks took."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from dera_jax.common.checks import check_choice, check_count
+from dera_jax.decoding.room import CHUNK
 
-DRAFTERS = "auto", "reference", "aligned", "ngram", "none"
-LONGEST_DRAFT = 64
 NGRAM = None
 """As a drafter's number: no model, but what followed the last tokens before."""
-LEAST_GAIN = 1.1
-"""Of tokens per second that a drafter must promise to be tried."""
+LEAST_GAIN = 1.05
+"""In tokens per second, below which nothing is drafted."""
 TRIAL = 0.04
 """Of the time that is left, what trying a drafter may take at most."""
-
-
-def check_draft(draft: str, length: int) -> None:
-    """Raises ValueError for a drafter that is not there, or drafts that are too short or too long."""
-    check_choice("draft", draft, DRAFTERS)
-    check_count("draft_length", length, most=LONGEST_DRAFT)
 
 
 def expected_tokens(acceptance: float, length: int) -> float:
@@ -47,21 +40,16 @@ def acceptance_bounds(logprobs: np.ndarray, drafter_logprobs: np.ndarray) -> tup
 
 @dataclass
 class Pace:
-    """What chunks of one kind took and gave."""
+    """What chunks of one kind take."""
 
     first: float = math.inf
     """Seconds of the first, which compiles."""
     best: float = math.inf
     """Seconds of the shortest after it."""
-    tokens: float = 0.0
-    """Of a row in a chunk, lately."""
-    chunks: int = 0
 
-    def add(self, seconds: float, tokens: float) -> None:
-        """Notes a chunk: its seconds, and the tokens that a row at work drew on average."""
-        self.tokens = tokens if not self.chunks else 0.7 * self.tokens + 0.3 * tokens
-        self.chunks += 1
-        if self.chunks == 1:
+    def add(self, seconds: float) -> None:
+        """Notes a chunk."""
+        if self.first == math.inf:
             self.first = seconds
         else:
             self.best = min(self.best, seconds)
@@ -69,12 +57,7 @@ class Pace:
     @property
     def known(self) -> bool:
         """Whether a chunk has been timed that compiled nothing."""
-        return self.chunks > 1
-
-    @property
-    def rate(self) -> float:
-        """Tokens of a row in a second."""
-        return self.tokens / self.best
+        return self.best < math.inf
 
     @property
     def compiling(self) -> float:
@@ -83,30 +66,41 @@ class Pace:
 
 
 @dataclass
-class Choice:
-    """Which drafter the next chunk has: `auto`'s decisions, from plain chunks to the drafter that pays."""
+class Paces:
+    """What chunks take, plain ones and those of each drafter, for as long as the process lives."""
 
-    weights: Sequence[float]
-    """Of each model: its share of a plain step's time."""
+    plain: Pace = field(default_factory=Pace)
+    drafted: defaultdict[int | None, Pace] = field(default_factory=lambda: defaultdict(Pace))
+
+
+@dataclass
+class Choice:
+    """Who drafts the next chunk: `auto`'s decisions, from plain chunks to the drafter that pays."""
+
+    paces: Paces
+    shares: Sequence[float]
+    """Of each model: its part of a plain step's time."""
     length: int
     passes: int
     """Of a drafted chunk."""
-    plain: Pace = field(default_factory=Pace)
-    drafted: dict[int | None, Pace] = field(default_factory=dict)
-    refused: set[int | None] = field(default_factory=set)
     acceptance: dict[int | None, float] = field(default_factory=dict)
-    """Of each drafter, as plain chunks let expect: at most."""
+    """Of each drafter's tokens the share that is kept, lately: as plain chunks let expect, or as found."""
 
     def expect(self, found: Iterable[tuple[int | None, float]]) -> None:
-        """Notes the shares of drafts that would have been kept."""
+        """Notes the shares of drafts that were kept, or would have been."""
         for drafter, share in found:
-            old = self.acceptance.get(drafter, share)
-            self.acceptance[drafter] = 0.7 * old + 0.3 * share
+            self.acceptance[drafter] = (self.acceptance.get(drafter, share) + share) / 2
 
-    def promised(self, drafter: int | None) -> float:
-        """Returns the gain that a drafter promises at best: several tokens read in the time of one."""
-        steps = 1.0 if drafter is NGRAM else 1.0 + self.length * self.weights[drafter]
-        return expected_tokens(self.acceptance[drafter], self.length) / steps
+    def seconds(self, drafter: int | None) -> float:
+        """Returns what a chunk of a drafter takes: before the first, as if several tokens were read like one."""
+        pace = self.paces.drafted[drafter]
+        steps = 1.0 if drafter is NGRAM else 1.0 + self.length * self.shares[drafter]
+        return pace.best if pace.known else steps * self.passes * self.paces.plain.best / CHUNK
+
+    def gain(self, drafter: int | None) -> float:
+        """Returns how many times as many tokens a second a drafter gives as plain chunks do."""
+        tokens = self.passes * expected_tokens(self.acceptance[drafter], self.length)
+        return tokens / self.seconds(drafter) * self.paces.plain.best / CHUNK
 
     def next(self, seconds_left: float) -> tuple[bool, int | None]:
         """Returns whether the next chunk is drafted, and by whom.
@@ -114,19 +108,16 @@ class Choice:
         Args:
           seconds_left: that plain chunks would take for all that is still to be drawn.
         """
-        if not self.plain.known:
+        if not self.paces.plain.known or not self.acceptance:
             return False, None
-        kept = [d for d, pace in self.drafted.items() if d not in self.refused]
-        for drafter in kept:
-            pace = self.drafted[drafter]
-            if not pace.known or pace.rate >= self.plain.rate:
+        for drafter in sorted(self.acceptance, key=self.gain, reverse=True):
+            if self.gain(drafter) < LEAST_GAIN:
+                break
+            if self.paces.drafted[drafter].known or self._trial(drafter) <= TRIAL * seconds_left:
                 return True, drafter
-            self.refused.add(drafter)
-        for drafter in sorted(self.acceptance, key=self.promised, reverse=True):
-            gain = self.promised(drafter)
-            costs = self.plain.compiling + 2 * self.passes * self.plain.best / self.plain.tokens
-            if drafter in self.refused or gain < LEAST_GAIN or costs > TRIAL * seconds_left:
-                continue
-            self.drafted[drafter] = Pace()
-            return True, drafter
         return False, None
+
+    def _trial(self, drafter: int | None) -> float:
+        """Returns the seconds that finding out about a drafter costs: its compilation, and what does not pay."""
+        begun = self.paces.drafted[drafter].first < math.inf
+        return (0.0 if begun else self.paces.plain.compiling) + self.seconds(drafter)

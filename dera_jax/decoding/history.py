@@ -68,5 +68,5 @@ def matches(before: Sequence[int], tokens: Sequence[int]) -> int:
             run[back:] &= known[: end - 1 - back] == known[-1 - back] if end - 1 > back else False
             match += run
         found = int(np.argmax(match * end + np.arange(end - 1))) if end > 1 else -1
-        count += everything[found + 1] == everything[end]
+        count += int(everything[found + 1] == everything[end])
     return count

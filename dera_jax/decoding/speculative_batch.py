@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 import jax
 import numpy as np
 
+from dera_jax import models
 from dera_jax.decoding import device_loop, speculation
 from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.drafters import NGRAM, Choice, acceptance_bounds, check_draft
+from dera_jax.decoding.drafters import NGRAM, Choice, Paces, acceptance_bounds
 from dera_jax.decoding.history import History, matches
 from dera_jax.decoding.request import Shape
 from dera_jax.decoding.room import CHUNK, room_for
@@ -41,10 +43,9 @@ class SpeculativeBatch(Batch):
           length: tokens drafted in each pass; ≥ 1.
 
         Raises:
-          ValueError: there is no such drafter, or the rule has no endpoint to draft from.
+          ValueError: the rule or the models have no such endpoint.
         """
-        check_draft(draft, length)
-        check_endpoint(draft, rule, len(policies))
+        check_drafter(draft, rule, len(policies))
         self.draft, self.length = draft, length
         self.passes = -(-CHUNK // (length + 1))
         self.chunk = max(CHUNK, self.passes * (length + 1))
@@ -52,7 +53,9 @@ class SpeculativeBatch(Batch):
         self.kept: np.ndarray | None = None
         """Of the last chunk, which of what was drawn counts [steps, rows]; None: all of it."""
         sizes = [sum(leaf.size for leaf in jax.tree.leaves(policy.params)) for policy in policies]
-        self.choice = Choice([size / sum(sizes) for size in sizes], length, self.passes)
+        shares = [size / sum(sizes) for size in sizes]
+        paces = _paces(self.configs, self.rows, rule, length, self.mesh)
+        self.choice = Choice(paces, shares, length, self.passes)
         self.models = range(len(policies)) if len(self.configs) == len(policies) and is_mixture(rule) else ()
         """That may draft: members of one model run together as fast as one of them alone."""
 
@@ -65,11 +68,10 @@ class SpeculativeBatch(Batch):
         drafted, drafter = self.choice.next(self._seconds_left())
         start = time.perf_counter()
         drawn = self._run_drafted(drafter) if drafted else self._run_plain()
-        seconds = time.perf_counter() - start
-        pace = self.choice.drafted[drafter] if drafted else self.choice.plain
-        pace.add(seconds, self._tokens_of_a_row())
-        if not drafted:
-            self._expect(drawn)
+        paces = self.choice.paces
+        (paces.drafted[drafter] if drafted else paces.plain).add(time.perf_counter() - start)
+        if any(self.slots):
+            self.choice.expect([(drafter, self._kept_share())] if drafted else self._expected(drawn))
         return drawn
 
     def _asked(self) -> int | None:
@@ -97,10 +99,22 @@ class SpeculativeBatch(Batch):
 
     def _count(self) -> None:
         """Adds the chunk to the usage."""
-        each = self._kept_of_working().reshape(self.passes, self.length + 1, -1).sum(axis=1)
-        self.usage.slot_steps += round(self.rows * self._tokens_of_a_row())
-        self.usage.drafts += int(np.minimum(each, self.length).sum())
-        self.usage.drafts_kept += int((each - 1).sum())
+        tokens, kept = self._kept_of_working().sum(), self._kept_drafts().sum()
+        working = max(1, len(self._working()))
+        self.usage.slot_steps += round(self.rows * tokens / working)
+        self.usage.drafts += self._checked()
+        self.usage.drafts_kept += int(kept)
+
+    def _kept_drafts(self) -> np.ndarray:
+        """Returns how many drafts were kept in each pass of each row at work [passes, rows]."""
+        return self._kept_of_working().reshape(self.passes, self.length + 1, -1).sum(axis=1) - 1
+
+    def _checked(self) -> int:
+        """Returns how many drafts were checked: those that were kept, and the first behind them."""
+        return int(np.minimum(self._kept_drafts() + 1, self.length).sum())
+
+    def _kept_share(self) -> float:
+        return float(self._kept_drafts().sum() / self._checked())
 
     def _working(self) -> list[int]:
         return [number for number, slot in enumerate(self.slots) if slot is not None]
@@ -108,12 +122,6 @@ class SpeculativeBatch(Batch):
     def _kept_of_working(self) -> np.ndarray:
         assert self.kept is not None
         return self.kept[:, self._working()]
-
-    def _tokens_of_a_row(self) -> float:
-        """Returns how many tokens of the last chunk a row at work has drawn, on average."""
-        if self.kept is None:
-            return float(CHUNK)
-        return float(self._kept_of_working().sum(axis=0).mean()) if self._working() else 0.0
 
     def _column(self, drawn: device_loop.Drawn, row: int) -> device_loop.Drawn:
         column = super()._column(drawn, row)
@@ -130,37 +138,42 @@ class SpeculativeBatch(Batch):
 
     def _seconds_left(self) -> float:
         """Returns how long plain chunks would take for all that may still be drawn."""
-        if not self.choice.plain.known:
-            return 0.0
         longest = [self._config(request).max_new_tokens for request in self.queue]
         working = [
             self._config(slot.request).max_new_tokens - len(slot.tokens) for slot in self.slots if slot
         ]
-        return (sum(longest) + sum(working)) / self.rows / self.choice.plain.rate
+        return (sum(longest) + sum(working)) / self.rows * self.choice.paces.plain.best / CHUNK
 
-    def _expect(self, drawn: device_loop.Drawn) -> None:
-        """Notes of a plain chunk what each drafter would have kept."""
+    def _expected(self, drawn: device_loop.Drawn) -> list[tuple[int | None, float]]:
+        """Returns of a plain chunk what each drafter would have kept."""
         working = self._working()
         record = jax.tree.map(lambda a: a[:, working], drawn.record)
-        found: list[tuple[int | None, float]] = [
-            (model, acceptance_bounds(record.logprob, record.model_logprobs[..., model])[1])
-            for model in self.models
-        ]
+        bounds = [acceptance_bounds(record.logprob, record.model_logprobs[..., m]) for m in self.models]
+        slots = [slot for slot in self.slots if slot is not None]
         tokens = drawn.token[:, working].T.tolist()
-        shares = [
-            matches([*self._prompt(slot), *slot.tokens], new) / len(new)
-            for slot, new in zip((self.slots[number] for number in working), tokens, strict=True)
-            if slot is not None
+        found = [
+            matches([*self._prompt(slot), *slot.tokens], new) for slot, new in zip(slots, tokens, strict=True)
         ]
-        self.choice.expect([*found, (NGRAM, float(np.mean(shares)))])
+        ngram = sum(found) / (len(found) * CHUNK)
+        return [*((m, sum(each) / 2) for m, each in zip(self.models, bounds, strict=True)), (NGRAM, ngram)]
 
 
-def check_endpoint(draft: str, rule: Rule, models: int) -> None:
-    """Raises ValueError where a drafter is asked for that the rule or the models do not have."""
+@lru_cache(maxsize=64)
+def _paces(configs: tuple[models.ModelConfig, ...], rows: int, rule: Rule, length: int, mesh) -> Paces:
+    """Returns what is known of the chunks of such a batch: the next batch need not find it out anew."""
+    return Paces()
+
+
+def check_drafter(draft: str, rule: Rule, models: int) -> None:
+    """Raises ValueError where a model is to draft that the rule, or the models, do not have.
+
+    Args:
+      models: how many there are.
+    """
     if draft in ("reference", "aligned") and not is_mixture(rule):
         raise ValueError(
-            f"--draft={draft}: rule {named(rule).name} has no strength at which it is one of the models; "
-            "expected ngram, auto or none"
+            f"draft: rule {named(rule).name} is at no strength one of the models; expected ngram, auto or none, "
+            f"got {draft}"
         )
     if draft == "aligned" and models < 2:
-        raise ValueError("--draft=aligned: expected an aligned model, found the reference alone")
+        raise ValueError("draft: expected reference, ngram, auto or none for one model alone, got aligned")

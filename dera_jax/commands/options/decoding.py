@@ -5,7 +5,7 @@ import argparse
 from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import streams
 from dera_jax.common.checks import MOST
-from dera_jax.decoding.config import DecodeConfig, rows_of
+from dera_jax.decoding.config import DecodeConfig, DrawConfig, rows_of
 from dera_jax.training.config import RolloutConfig
 
 HELP: Help = {
@@ -31,8 +31,24 @@ ROLLOUTS: Help = {
 """Settings of `RolloutConfig`, and of how its completions are drawn."""
 
 
-def add_decode_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how completions are drawn."""
+DRAFT: Help = {
+    "draft": (
+        None,
+        "who drafts tokens ahead, which the mixture then checks several at a time: the reference, the aligned model, "
+        "or what followed the last tokens before (ngram). The text is the same; auto drafts where it is faster and no "
+        "strengths share rows (default %(default)s)",
+    ),
+    "draft_length": ("N", "tokens drafted at a time (default %(default)s)"),
+}
+"""Settings of `DrawConfig`."""
+
+
+def add_decode_options(parser: argparse.ArgumentParser, draft: str = "none") -> None:
+    """Adds how completions are drawn.
+
+    Args:
+      draft: the default of the option of that name.
+    """
     group = parser.add_argument_group("decoding (of the mixture)")
     group.add_argument(
         "--rule",
@@ -47,6 +63,7 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         help="strengths of a prompt and sample share a row while they draw the same tokens; off gives the same "
         "rows (default %(default)s)",
     )
+    add_settings(group, DrawConfig, DRAFT, leave_out=("share",), draft=draft)
     group.add_argument(
         "--rows", default="auto", metavar="N|auto", help="completions decoded at a time (default auto)"
     )
@@ -66,10 +83,10 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
 
 
 def draw_of(args: argparse.Namespace):
-    """Returns what makes the completions: rows that strengths share, or rows of their own."""
+    """Returns what makes the completions, as the options have it."""
     from dera_jax.decoding.complete import MixtureDraw
 
-    return MixtureDraw(share=args.share == "on")
+    return read_settings(args, MixtureDraw, share=args.share == "on")
 
 
 def unescape(text: str) -> str:

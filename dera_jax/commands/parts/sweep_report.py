@@ -24,6 +24,8 @@ def _used(resources: dict) -> str:
     ]
     shared = resources.get("shared_tokens", 0)
     told = f"strengths shared {shared:.0%} of their tokens; " if shared else ""
+    if "drafts_kept" in resources:
+        told += f"{resources['drafts_kept']:.0%} of the drafts kept; "
     return (
         f"{told}slots busy {resources['slot_utilization']:.0%} (steps of all --rows that drew a token); "
         f"peak memory: {', '.join(memory)}"
