@@ -44,15 +44,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     lambdas = parsed(args.lambda_)
     prompt = _prompt(args.prompt, args.chat)
-    rule, _ = load_rule(args.rule)
+    rule = load_rule(args.rule)
+    draw = decoding.draw_of(args, rule, len(aligned or [1]))
     rows = decoding.parse_rows(args.rows, len(lambdas) * args.num_samples)
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
 
     def answer(prompt, lambdas) -> None:
-        settings = {"rows": rows, "rule": rule, "num_samples": args.num_samples, **vars(decode)}
-        made = sweep(policies, [prompt], lambdas, draw=decoding.draw_of(args), **settings)
+        settings = {"rows": rows, "rule": rule.function, "num_samples": args.num_samples, **vars(decode)}
+        made = sweep(policies, [prompt], lambdas, draw=draw, **settings)
         _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
     if args.interactive:

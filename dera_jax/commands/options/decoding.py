@@ -6,6 +6,7 @@ from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import streams
 from dera_jax.common.checks import MOST
 from dera_jax.decoding.config import DecodeConfig, DrawConfig, rows_of
+from dera_jax.rules.known import NamedRule
 from dera_jax.training.config import RolloutConfig
 
 HELP: Help = {
@@ -82,10 +83,19 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
     return read_settings(args, DecodeConfig, stop=tuple(map(unescape, args.stop)), **given)
 
 
-def draw_of(args: argparse.Namespace):
-    """Returns what makes the completions, as the options have it."""
-    from dera_jax.decoding.complete import MixtureDraw
+def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int):
+    """Returns what makes the completions, as the options have it.
 
+    Args:
+      aligned: how many aligned models there are.
+
+    Raises:
+      ValueError: a drafter that is not there, or that the rule does not have.
+    """
+    from dera_jax.decoding.complete import MixtureDraw
+    from dera_jax.decoding.speculative_batch import check_drafter
+
+    check_drafter(args.draft, rule.function, 1 + aligned)
     return read_settings(args, MixtureDraw, share=args.share == "on")
 
 

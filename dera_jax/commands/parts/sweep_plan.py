@@ -26,6 +26,7 @@ def load_plan(args, decode):
     check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
     rule = load_rule(args.rule)
     rows = args.rows if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
+    draw = decoding.draw_of(args, rule, len(aligned or [1]))
     mesh = models.open_mesh(args)
 
     def load() -> SweepPlan:
@@ -39,7 +40,7 @@ def load_plan(args, decode):
         return make_plan(
             policies, fitting, encoded, lambdas, rewards, decode,
             num_samples=args.num_samples, rows=rows, rule=rule, beta=args.beta,
-            group=group if several() else None, draw=decoding.draw_of(args),
+            group=group if several() else None, draw=draw,
         )  # fmt: skip
 
     return together(load)
