@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dera_jax.rewards.registry import parse_rewards as parse_rewards
     from dera_jax.scoring.score import Scored as Scored
     from dera_jax.scoring.score import score as score
+    from dera_jax.search.best_of import best_of as best_of
     from dera_jax.strengths import parse_strengths as parse_strengths
     from dera_jax.sweeps.run import sweep as sweep
 
@@ -38,6 +39,7 @@ _PLACES = {
     "Policy": "policies.policy",
     "Prompt": "data.prompts",
     "Scored": "scoring.score",
+    "best_of": "search.best_of",
     "effective_beta": "realign",
     "format_table": "analysis.tables",
     "generate": "decoding.generate",

@@ -29,12 +29,13 @@ def log_weight(row: dict, ends: Collection[str] = ("eos",)) -> float | None:
     """Returns the log importance weight of a row for the sequence-level mixture, up to a constant; in nats.
 
     log w = log π(y|x) + Σ log zₜ − log q(y|x),  q being what was drawn from. None where it is unknown: the
-    completion was cut off, by its length or at a stop text, or the rule is no mixture.
+    completion was cut off, by its length or at a stop text, the rule is no mixture, or it was chosen from several
+    candidates, so that its q is not what `sampling_logprob` tells.
 
     Args:
       ends: finish reasons of whole texts; with `stop` the mixture is that of texts up to the stop text.
     """
-    if row["finish_reason"] not in ends or row["log_normalizer"] is None:
+    if row["finish_reason"] not in ends or row["log_normalizer"] is None or "search" in row:
         return None
     return row["logprob"] + row["log_normalizer"] - row["sampling_logprob"]
 

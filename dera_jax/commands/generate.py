@@ -9,20 +9,16 @@ of standard input is a prompt; /lambda 0,0.7 changes the strengths, /quit or the
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import zip_longest
 
 from tqdm import tqdm
 
-from dera_jax.commands.options import cli, decoding, models
+from dera_jax.commands.options import cli, decoding, drawing, models
+from dera_jax.commands.parts.side_by_side import side_by_side
 from dera_jax.commands.process import endings, streams
 from dera_jax.common.checks import check_count
 from dera_jax.common.shown import shown
 from dera_jax.rules.known import load_rule
-
-NARROWEST, WIDEST = 28, 1000
-"""Columns of text narrower than this are not read with pleasure; no terminal is wider."""
 
 
 @endings.command
@@ -45,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lambdas = parsed(args.lambda_)
     prompt = _prompt(args.prompt, args.chat)
     rule = load_rule(args.rule)
-    draw = decoding.draw_of(args, rule, len(aligned or [1]))
-    rows = decoding.parse_rows(args.rows, len(lambdas) * args.num_samples)
+    draw = drawing.draw_of(args, rule, len(aligned or [1]))
+    rows = args.rows if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
@@ -91,6 +87,7 @@ def make_parser() -> cli.Parser:
     )
     models.add_model_options(parser)
     decoding.add_decode_options(parser, draft="auto")
+    drawing.add_draw_option(parser)
     return parser
 
 
@@ -161,39 +158,8 @@ def _show(rows: Sequence[Mapping], lambdas: Sequence, samples: int) -> None:
 def _note(row: Mapping) -> str:
     """Returns what stands under a completion: its length, its distance, and whether it was cut off."""
     cut = "cut off at " if row["finish_reason"] == "length" else ""
-    return f"[{cut}{row['length']} tokens, KL {row['kl_to_reference']:.2f} nats]"
-
-
-def side_by_side(texts: Mapping[str, str], width: int, notes: Mapping[str, str] | None = None) -> str:
-    """Returns titled texts in as many columns as fit into `width` characters, the rest below.
-
-    Args:
-      notes: what stands under a text, by its title.
-    """
-    notes, width = notes or {}, min(width, WIDEST)
-    per_row = max(1, min(len(texts), (width + 3) // (NARROWEST + 3)))
-    column = (width - 3 * (per_row - 1)) // per_row
-    titles = list(texts)
-    blocks = []
-    for start in range(0, len(titles), per_row):
-        names = titles[start : start + per_row]
-        wrapped = [_wrap(texts[name], column) for name in names]
-        height = max(map(len, wrapped))
-        lines = [
-            [name, "─" * column, *body, *[""] * (height - len(body)), *_wrap(notes.get(name, ""), column)]
-            for name, body in zip(names, wrapped, strict=True)
-        ]
-        blocks.append(
-            "\n".join(
-                " │ ".join(cell.ljust(column) for cell in row).rstrip()
-                for row in zip_longest(*lines, fillvalue="")
-            )
-        )
-    return "\n\n".join(blocks) + "\n"
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    # A model may draw any character, those that steer a terminal too.
-    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    paragraphs = text.strip().split("\n")
-    return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, width) or [""]]
+    told = f"{cut}{row['length']} tokens, KL {row['kl_to_reference']:.2f} nats"
+    if found := row.get("search"):
+        told += f", chosen from {found['candidates']}: score {found['score']:.3g}"
+        told += "" if found["runner_up"] is None else f", next {found['runner_up']:.3g}"
+    return f"[{told}]"

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dera_jax.commands.options import cli, decoding, devices, models
+from dera_jax.commands.options import cli, decoding, devices, drawing, models
 from dera_jax.commands.parts.sweep_plan import load_plan, prompts_of
 from dera_jax.commands.parts.sweep_progress import run_with_progress
 from dera_jax.commands.parts.sweep_report import folder_name, report, tell_plan
@@ -83,6 +83,7 @@ def make_parser() -> cli.Parser:
     )
     models.add_model_options(parser)
     decoding.add_decode_options(parser)
+    drawing.add_draw_option(parser)
     return parser
 
 

@@ -8,7 +8,7 @@
 It prints λ*, its value with a 95 % interval on prompts that had no say in the choice, and β* = β/λ*, at
 which a retrained model would do the same. --retrain trains that model, by the aligned model's own recorded
 command, decodes it as RUN was and compares; stopped anywhere, the same command goes on. Both commands are
-shown first. Code that they name (--reward=python:…, --rule) runs only if it is named here as well.
+shown first. Code that they name (--reward=python:…, --rule, --draw) runs only if it is named here as well.
 
 A constraint bounds the mean of a reward, of `kl` (nats) or of `length` (tokens): NAME>=NUMBER or
 NAME<=NUMBER; a number with % is the change allowed from λ = 0 (>=-2%: it falls by 2 % at most). The choice
@@ -95,9 +95,9 @@ def make_parser() -> cli.Parser:
         metavar="REWARD[,REWARD…]",
         help="rewards of the recorded commands that are code and may run: python:module:function",
     )
-    group.add_argument(
-        "--rule", metavar="MODULE:FUNCTION", help="rule of the recorded command that may run, for it is code"
-    )
+    for name, metavar in (("--rule", "MODULE:FUNCTION"), ("--draw", "DRAW")):
+        told = f"{name[2:]} of the recorded command that may run, for it is code"
+        group.add_argument(name, metavar=metavar, help=told)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="all figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the objective against λ on both parts")
     return parser
@@ -107,7 +107,7 @@ def make_parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.tune`."""
     args = make_parser().parse_args(argv)
-    for name in ("retrain_out", "reward", "rule"):
+    for name in ("retrain_out", "reward", "rule", "draw"):
         if getattr(args, name) and not args.retrain:
             raise ValueError(f"{cli.option(name)} has no meaning without --retrain")
     cli.check_file("--out", args.out, ".json")
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan = retrain.Plan(
             run, second or run, validation, objective, constraints, names, models, manifests, targets
         )
-        named = retrain.Named(retrain.recorded.split_rewards(args.reward), args.rule)
+        named = retrain.Named(retrain.recorded.split_rewards(args.reward), args.rule, args.draw)
         retrained = retrain.retrain(
             plan, found.choice, args.retrain_out, args.prompts, args.allow_missing, named
         )

@@ -19,6 +19,9 @@ Draw = Callable[..., Iterator[Completion]]
 """How requests become completions: `complete`, or what draws more and keeps the best.
 
 It is called as `complete` is, and yields one completion of every request, with that very object as its `request`.
+One that is an object may say more: its `name`, which rows and folders know it by; its `fingerprint`, the hash of what
+it reads beside that; `plain`, the draw of its candidates, and `tries`, how many of them a request has on average;
+`check(prompts, aligned)`, which raises ValueError where it cannot answer them.
 """
 
 
@@ -92,6 +95,17 @@ def draw_name(draw: Draw) -> str:
     """Returns what rows call a draw: mixture, the name that it has of its own, or module:function."""
     name = getattr(draw, "__qualname__", type(draw).__qualname__)
     return getattr(draw, "name", f"{draw.__module__}:{name}")
+
+
+def plain_draw(draw: Draw) -> MixtureDraw:
+    """Returns the draw from the realigned policy that a draw is, or that it says it is made of."""
+    plain = getattr(draw, "plain", draw)
+    return plain if isinstance(plain, MixtureDraw) else complete
+
+
+def tries_of(draw: Draw) -> float:
+    """Returns how many completions a draw makes for each that it yields, on average, as far as it says."""
+    return getattr(draw, "tries", 1)
 
 
 def _run(batch: Batch, requests: Sequence[Request]) -> Iterator[Completion]:

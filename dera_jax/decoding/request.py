@@ -47,6 +47,19 @@ def shape_of(request: Request) -> Shape:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """What a completion was chosen from, where several candidates were drawn."""
+
+    candidates: int
+    tokens: int
+    """Of all candidates together, EOS included."""
+    score: float
+    """Of the chosen one."""
+    runner_up: float | None
+    """The highest score among the others; None if there are none."""
+
+
+@dataclass(frozen=True)
 class Completion:
     """One completion with the figures of each of its tokens, in nats."""
 
@@ -62,6 +75,8 @@ class Completion:
     sampling_logprobs: np.ndarray
     kl_to_reference: np.ndarray
     log_normalizers: np.ndarray | None
+    search: Searched | None = None
+    """What it was chosen from, if several candidates were drawn."""
 
     @property
     def prompt(self) -> str | tuple[dict, ...]:

@@ -40,6 +40,15 @@ class Message(TypedDict):
     content: str
 
 
+class Search(TypedDict, total=False):
+    """What a completion was chosen from."""
+
+    candidates: Count
+    tokens: Count
+    score: Number
+    runner_up: Number | None
+
+
 Row = TypedDict(
     "Row",
     {
@@ -64,11 +73,12 @@ Row = TypedDict(
         "sampling_logprob": Number,
         "kl_to_reference": Number,
         "log_normalizer": Number | None,
+        "search": Search,
     },
     total=False,
 )
 """Types of a row's fields, see `results.folder`; what else there is may be anything."""
-OPTIONAL = ("seed", "turn", "rule", "draw", "prompt_tokens", "tokens")
+OPTIONAL = ("seed", "turn", "rule", "draw", "prompt_tokens", "tokens", "search")
 """Fields that kept rows may lack."""
 WHOLE = tuple(name for name in Row.__annotations__ if name not in OPTIONAL)
 """Fields that summaries and figures are made of."""

@@ -44,9 +44,17 @@ class Reward:
           UserCodeError: the function returned another count, or what is no finite number; or it failed.
         """
         found = taken(self.function(completions), len(completions.completions), self.name)
-        return [self._checked(value, position) for position, value in enumerate(found)]
+        return [self.checked(value, f"completion {position}") for position, value in enumerate(found)]
 
-    def _checked(self, value: object, position: int) -> float | None:
+    def checked(self, value: object, where: str) -> float | None:
+        """Returns what the function gave for one completion as a number.
+
+        Args:
+          where: the completion, for errors.
+
+        Raises:
+          UserCodeError: it is no finite number and not None.
+        """
         if value is None:
             return None
         try:
@@ -60,8 +68,7 @@ class Reward:
         if math.isfinite(number):
             return number
         raise UserCodeError(
-            f"reward {self.name}: expected a finite number or None, found {repr_of(value)} "
-            f"for completion {position}"
+            f"reward {self.name}: expected a finite number or None, found {repr_of(value)} for {where}"
         )
 
 

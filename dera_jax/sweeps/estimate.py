@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import jax
 
-from dera_jax.decoding.complete import warm_up
+from dera_jax.decoding.complete import plain_draw, tries_of, warm_up
 from dera_jax.decoding.room import full_room
 from dera_jax.devices.usage import memory_limit
 from dera_jax.models.binding import cache_bytes
 from dera_jax.policies.policy import held_bytes
-from dera_jax.sweeps.plan import SweepPlan, most_strengths, plain_draw
+from dera_jax.sweeps.plan import SweepPlan, most_strengths
 
 
 def estimate_seconds(plan: SweepPlan, completions: int) -> float:
@@ -24,9 +24,10 @@ def estimate_seconds(plan: SweepPlan, completions: int) -> float:
         plan.rule.function,
         full=True,
         strengths=most_strengths(plan, ()),
-        draw=plain_draw(plan),
+        draw=plain_draw(plan.draw),
     )
-    return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
+    drawn = completions * tries_of(plan.draw)
+    return math.ceil(drawn / plan.rows) * plan.decode.max_new_tokens * step
 
 
 def check_memory(plan: SweepPlan) -> None:
@@ -57,7 +58,7 @@ def memory_bytes(plan: SweepPlan) -> dict[str, int]:
 
 def _places(plan: SweepPlan) -> int:
     """Returns how many logits of a row there are at a time: of drafts, or of a strength beside its row's."""
-    draw = plain_draw(plan)
+    draw = plain_draw(plan.draw)
     if draw.draft not in ("none", "auto"):
         return draw.draft_length + 1
     return 2 if most_strengths(plan, ()) > 1 else 1

@@ -1,5 +1,6 @@
 """What a sweep is to decode: cells, prompts × strengths × samples, and which of them are whose."""
 
+import math
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from dera_jax.common.checks import check_count
 from dera_jax.common.code_hash import code_hash
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt, prompt_text
-from dera_jax.decoding.complete import Draw, MixtureDraw, complete, draw_name, is_plain
+from dera_jax.decoding.complete import Draw, complete, draw_name, is_plain, plain_draw, tries_of
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
 from dera_jax.decoding.speculative_batch import check_drafter
@@ -56,6 +57,7 @@ class SweepPlan:
         if self.lambdas is None and aligned != 1:
             raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
         check_rewards(self.rewards, self.prompts)
+        check_draw(self.draw, self.prompts, aligned)
         for strength in {s for prompt in self.prompts for each in self._strengths(prompt) for s in each}:
             if len(strength) != aligned:
                 raise ValueError(f"lambda: expected a number for each of {aligned} aligned, found {strength}")
@@ -146,8 +148,7 @@ def make_plan(
     Raises:
       ValueError: a drafter that the rule or the models do not have.
     """
-    if isinstance(draw, MixtureDraw):
-        check_drafter(draw.draft, rule.function, len(policies))
+    check_drafter(plain_draw(draw).draft, rule.function, len(policies))
     groups = group.count if group else 1
     given = rows_of(rows, 1)
     plan = SweepPlan(
@@ -165,7 +166,8 @@ def make_plan(
         draw=draw,
     )
     if rows is None or rows == "auto":
-        return replace(plan, rows=rows_of(rows, -(-len(plan.conversations) // groups)))
+        completions = math.ceil(len(plan.conversations) * tries_of(draw))
+        return replace(plan, rows=rows_of(rows, -(-completions // groups)))
     return plan
 
 
@@ -173,6 +175,9 @@ def _draw_identity(draw: Draw) -> dict:
     """Returns what an identity says of a draw; nothing of the plain one, as in older folders."""
     if is_plain(draw):
         return {}
+    if hasattr(draw, "name"):  # it says itself all that makes its rows
+        reads = getattr(draw, "fingerprint", None)
+        return {"draw": draw_name(draw), **({} if reads is None else {"draw_reads": reads})}
     code = code_hash(draw)
     return {"draw": draw_name(draw), **({} if code is None else {"draw_code": code})}
 
@@ -213,17 +218,12 @@ def plan_keys(plan: SweepPlan) -> set[RowKey]:
 
 def most_strengths(plan: SweepPlan, there: Container[RowKey]) -> int:
     """Returns how many first turns that are not `there` may share a row at most: the strengths of one sample."""
-    if isinstance(plan.draw, MixtureDraw) and not plan.draw.shares:
+    if not plain_draw(plan.draw).shares:
         return 1
     missing = Counter(
         (c.prompt.prompt_id, c.sample) for c in own_conversations(plan, there) if turn_key(c, 0) not in there
     )
     return max(missing.values(), default=1)
-
-
-def plain_draw(plan: SweepPlan) -> MixtureDraw:
-    """Returns the draw from the realigned policy that the plan has, or that its own is made of."""
-    return plan.draw if isinstance(plan.draw, MixtureDraw) else complete
 
 
 def turn_keys(conversation: Conversation) -> list[RowKey]:
@@ -233,6 +233,16 @@ def turn_keys(conversation: Conversation) -> list[RowKey]:
 
 def check_rewards(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> None:
     """Raises ValueError where a reward cannot judge answers to the prompts."""
-    asked = [prompt_text(prompt.at_turn(())) for prompt in prompts]
+    asked = _asked(prompts)
     for reward in rewards:
         reward.check(asked)
+
+
+def check_draw(draw: Draw, prompts: Sequence[Prompt], aligned: int) -> None:
+    """Raises ValueError where a draw cannot answer the prompts, or not with so many aligned models."""
+    if hasattr(draw, "check"):
+        draw.check(_asked(prompts), aligned)
+
+
+def _asked(prompts: Sequence[Prompt]) -> list:
+    return [prompt_text(prompt.at_turn(())) for prompt in prompts]

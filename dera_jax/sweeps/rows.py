@@ -1,5 +1,7 @@
 """A completion as a row."""
 
+from dataclasses import asdict
+
 from dera_jax.data.encoding import prompt_tokens
 from dera_jax.data.prompts import prompt_text
 from dera_jax.decoding.complete import draw_name, is_plain
@@ -34,6 +36,7 @@ def make_row(plan: SweepPlan, completion: Completion) -> dict:
         "sampling_logprob": _total(completion.sampling_logprobs),
         "kl_to_reference": _total(completion.kl_to_reference),
         "log_normalizer": None if completion.log_normalizers is None else _total(completion.log_normalizers),
+        **({} if completion.search is None else {"search": asdict(completion.search)}),
     }
 
 

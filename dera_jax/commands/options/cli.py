@@ -69,6 +69,7 @@ HABITS = {
     "--rloo-k": "--num-samples",
     "--hub-model-id": "--push-to-hub",
     "--hub-private-repo": "--hub-private",
+    "--best-of": "--draw=best-of:N:SCORE",
     "--assistant-model": "--draft=reference or aligned",
     "--prompt-lookup-num-tokens": "--draft=ngram --draft-length",
     "--num-assistant-tokens": "--draft-length",

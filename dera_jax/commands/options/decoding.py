@@ -84,7 +84,7 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
 
 
 def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int):
-    """Returns what makes the completions, as the options have it.
+    """Returns the draw from the realigned policy, as the options have it.
 
     Args:
       aligned: how many aligned models there are.

@@ -18,6 +18,7 @@ from dera_jax.commands.options import cli
 from dera_jax.common.shown import shown
 from dera_jax.common.spelling import spelled
 from dera_jax.rules.known import known_name
+from dera_jax.search.notation import LOG_RATIO, split_draw, split_score
 
 COMMANDS = {"train.dpo": dpo, "train.rlhf": rlhf, "eval.sweep": sweep}
 """All that is ever repeated."""
@@ -35,9 +36,9 @@ REPEATED = {
         temperature""",
     "eval.sweep": """reference aligned lambda prompts reward rule num-prompts num-samples beta out preset dtype
         chat-template reference-chat-template quantize mesh max-new-tokens temperature top-k top-p stop seed
-        kv-cache share draft draft-length rows""",
+        kv-cache share draft draft-length draw rows""",
 }
-"""Options that are repeated, by command. They name models, data and numbers; `reward` and `rule` are looked into."""
+"""Options that are repeated, by command. They name models, data and numbers; `reward`, `rule`, `draw` are looked into."""
 LEFT_OUT = (
     "config", "coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run", "report-to",
     "push-to-hub", "hub-private",
@@ -53,6 +54,7 @@ class Named:
 
     rewards: tuple[str, ...] = ()
     rule: str | None = None
+    draw: str | None = None
 
 
 def split_rewards(text: str | None) -> tuple[str, ...]:
@@ -88,6 +90,9 @@ def _check(module: str, words: Sequence[str], where: str, named: Named) -> None:
     rule = getattr(args, "rule", None)
     if rule is not None and rule != named.rule and known_name(rule) is None:
         raise _unnamed(module, where, f"--rule={rule}")
+    draw = getattr(args, "draw", None)
+    if draw not in (None, "mixture", named.draw):
+        _check_draw(module, draw, where)
 
 
 def _check_reward(module: str, spec: str, where: str) -> None:
@@ -97,6 +102,20 @@ def _check_reward(module: str, spec: str, where: str) -> None:
         raise _unnamed(module, where, f"--reward={spec}")
     if kind not in REWARDS:
         raise _refusal(module, where, f"has the reward {shown(spec, 100)}, of a kind that is not repeated")
+
+
+def _check_draw(module: str, draw: str, where: str) -> None:
+    """Raises ValueError where a draw that is not named today goes by more than a computation on data."""
+    try:
+        scores = split_score(split_draw(draw)[2])
+    except ValueError as error:
+        raise _refusal(module, where, f"cannot be repeated: --draw: {error}") from None
+    for spec, _ in scores:
+        kind = spec.partition(":")[0]
+        if kind == "python":
+            raise _unnamed(module, where, f"--draw={draw}")
+        if kind not in (*REWARDS, LOG_RATIO):
+            raise _refusal(module, where, f"has the score {shown(spec, 100)}, of a kind that is not repeated")
 
 
 def line(module: str, words: Sequence[str]) -> str:

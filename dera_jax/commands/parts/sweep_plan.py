@@ -2,7 +2,7 @@
 
 import sys
 
-from dera_jax.commands.options import cli, decoding, models
+from dera_jax.commands.options import cli, decoding, drawing, models
 from dera_jax.rules.known import load_rule
 
 
@@ -14,7 +14,7 @@ def load_plan(args, decode):
     from dera_jax.devices.processes import leads, several, together
     from dera_jax.rewards.registry import parse_rewards
     from dera_jax.strengths import PER_PROMPT, parse_strengths
-    from dera_jax.sweeps.plan import SweepPlan, check_extent, check_rewards, make_plan
+    from dera_jax.sweeps.plan import SweepPlan, check_draw, check_extent, check_rewards, make_plan
 
     reference, aligned = models.model_names(args)
     # Everything that can be wrong without a model is checked before one is loaded.
@@ -26,7 +26,8 @@ def load_plan(args, decode):
     check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
     rule = load_rule(args.rule)
     rows = args.rows if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
-    draw = decoding.draw_of(args, rule, len(aligned or [1]))
+    draw = drawing.draw_of(args, rule, len(aligned or [1]))
+    check_draw(draw, prompts, len(aligned or [1]))
     mesh = models.open_mesh(args)
 
     def load() -> SweepPlan:

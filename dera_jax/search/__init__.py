@@ -1,0 +1,1 @@
+"""Ways to a whole answer of high reward: candidates of the realigned policy, and the scores they are ranked by."""

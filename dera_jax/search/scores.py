@@ -1,0 +1,179 @@
+"""What candidates are ranked by: a reward, the pair's own log-ratio, or a weighted sum of several."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dera_jax.common.user_code import UserCodeError, describe
+from dera_jax.data.prompts import prompt_text
+from dera_jax.decoding.request import Completion
+from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.registry import Reward, as_rewards, parse_rewards
+from dera_jax.rewards.user import taken
+from dera_jax.search.notation import LOG_RATIO, split_score
+
+Decode = Callable[[Sequence[int]], str]
+LARGEST = 1e100
+"""Of a score, as of a row's numbers."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A weighted sum of rewards and of the log-ratio; a function of completions."""
+
+    name: str
+    """The specification as written, or the name of the reward or function it was made of."""
+    rewards: tuple[Reward, ...] = ()
+    """With their weights."""
+    log_ratio: float | None = None
+    """Weight of the log-ratio; None: it is no part of the sum."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of the models, files and code that are read; None where the name alone decides it."""
+        found = [reward.fingerprint for reward in self.rewards]
+        if not any(found):
+            return None
+        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+    def check(self, prompts: Sequence[str | Sequence[Mapping]]) -> None:
+        """Raises ValueError where a reward cannot judge answers to the prompts."""
+        for reward in self.rewards:
+            reward.check(prompts)
+
+    def check_models(self, aligned: int) -> None:
+        """Raises ValueError where there is no one aligned model, which the log-ratio needs."""
+        if self.log_ratio is not None and aligned != 1:
+            raise ValueError(f"{LOG_RATIO}: expected one aligned model, found {aligned}")
+
+    def __call__(self, completions: Sequence[Completion], decode: Decode) -> list[float]:
+        """Returns the score of each completion.
+
+        Args:
+          decode: token ids to text.
+
+        Raises:
+          UserCodeError: a reward gave another count, or what is no finite number, or it failed; the prompt and
+            the candidates are named.
+        """
+        totals = np.zeros(len(completions))
+        if self.log_ratio is not None:
+            totals += self.log_ratio * np.array([log_ratio(each) for each in completions])
+        seen = as_rewards_see(completions, decode) if self.rewards else None
+        for reward in self.rewards:
+            totals += reward.weight * np.array(_values(reward, completions, seen))
+        for completion, total in zip(completions, totals, strict=True):
+            if not abs(total) <= LARGEST:
+                raise UserCodeError(
+                    f"score {self.name}: expected a number of at most {LARGEST:g}, found {total} for "
+                    f"{_named(completion)}"
+                )
+        return totals.tolist()
+
+
+def parse_score(text: str) -> Score:
+    """Returns the score that `SCORE[*WEIGHT+SCORE*WEIGHT…]` says; files and modules are read now.
+
+    Raises:
+      ValueError: a score that is unknown or broken, or a weight that is no number.
+    """
+    rewards, weight = [], None
+    for spec, each in split_score(text):
+        if spec == LOG_RATIO:
+            weight = each + (weight or 0.0)
+        else:
+            rewards.append(replace(_reward(spec), weight=each))
+    return Score(text, tuple(rewards), weight)
+
+
+def as_score(value: object) -> Score:
+    """Returns the score that Python code gives.
+
+    Args:
+      value: text such as "length:40:60", a function with TRL's signature, a `Reward` or a `Score`.
+
+    Raises:
+      TypeError: it is something else.
+      ValueError: a broken specification.
+    """
+    if isinstance(value, Score):
+        return value
+    if isinstance(value, str):
+        return parse_score(value)
+    if not callable(value):
+        raise TypeError(
+            f"score: expected text such as 'length:40:60', a function, a Reward or a Score, found {value!r:.60}"
+        )
+    (reward,) = as_rewards(value)
+    return Score(reward.name, (reward,))
+
+
+def log_ratio(completion: Completion) -> float:
+    """Returns Σₜ log π_aligned − log π_reference of a completion's tokens, in nats."""
+    reference, aligned = completion.model_logprobs.sum(axis=0, dtype=np.float64)
+    return float(aligned - reference)
+
+
+def as_rewards_see(completions: Sequence[Completion], decode: Decode) -> Completions:
+    """Returns completions as rewards see them.
+
+    Args:
+      decode: token ids to text.
+    """
+    prompts = [completion.request.prompt.prompt for completion in completions]
+    rows = [
+        {
+            "prompt": prompt_text(prompt),
+            "completion": completion.text,
+            "tokens": completion.tokens,
+            "length": completion.length,
+            "finish_reason": completion.finish_reason,
+        }
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    return Completions.of(rows, [prompt.columns for prompt in prompts], decode)
+
+
+def _reward(spec: str) -> Reward:
+    try:
+        (reward,) = parse_rewards(spec)
+    except ValueError as error:
+        raise type(error)(str(error).removeprefix("--reward: ")) from None
+    return reward
+
+
+def _values(reward: Reward, completions: Sequence[Completion], seen: Completions) -> list[float]:
+    """Returns what a reward gives; errors name prompt and candidates."""
+    try:
+        found = taken(reward.function(seen), len(completions), reward.name)
+    except (UserCodeError, ValueError) as error:
+        kind = UserCodeError if isinstance(error, UserCodeError) else ValueError
+        raise kind(f"{_all_named(completions)}: {error}") from error
+    except Exception as error:
+        raise UserCodeError(f"{_all_named(completions)}: reward {reward.name}: {describe(error)}") from error
+    return [_number(reward, value, _named(each)) for value, each in zip(found, completions, strict=True)]
+
+
+def _number(reward: Reward, value: object, where: str) -> float:
+    number = reward.checked(value, where)
+    if number is None:
+        raise UserCodeError(
+            f"reward {reward.name}: expected a finite number to rank candidates by, found None for {where}"
+        )
+    return number
+
+
+def _named(completion: Completion) -> str:
+    return f"prompt {completion.request.prompt.id!r}, candidate {completion.request.attempt}"
+
+
+def _all_named(completions: Sequence[Completion]) -> str:
+    """Returns the prompt and candidates of completions, of which there is at least one."""
+    first, last = completions[0], completions[-1]
+    if first is last:
+        return _named(first)
+    if first.request.prompt.id != last.request.prompt.id:
+        return f"{_named(first)} to {_named(last)}"
+    return f"prompt {first.request.prompt.id!r}, candidates {first.request.attempt} to {last.request.attempt}"
