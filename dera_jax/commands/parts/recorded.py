@@ -38,7 +38,7 @@ REPEATED = {
         chat-template reference-chat-template quantize mesh max-new-tokens temperature top-k top-p stop seed
         kv-cache share draft draft-length draw rows""",
 }
-"""Options that are repeated, by command. They name models, data and numbers; `reward`, `rule`, `draw` are looked into."""
+"""Options that are repeated, by command: models, data and numbers; `reward`, `rule`, `draw` are looked into."""
 LEFT_OUT = (
     "config", "coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run", "report-to",
     "push-to-hub", "hub-private",
