@@ -8,6 +8,7 @@ Candidate k is the request's attempt k, so candidate 0 is what the plain draw sa
 noise of a soft choice hang on seed, prompt, turn and sample alone: strengths share them.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dera_jax.common.checks import check_count, check_number
+from dera_jax.common.checks import check_count, take_plain_numbers
 from dera_jax.data.prompts import prompt_text
 from dera_jax.decoding.complete import Draw, complete
 from dera_jax.decoding.config import DecodeConfig
@@ -136,6 +137,7 @@ class BestOf(Search):
     n: int
 
     def __post_init__(self):
+        take_plain_numbers(self)
         check_count("N", self.n, most=MOST)
 
     @property
@@ -157,9 +159,8 @@ class BestOfPoisson(Search):
     mu: float
 
     def __post_init__(self):
-        check_number("MU", self.mu, 0.0, LARGEST_MEAN)
-        if self.mu == 0:
-            raise ValueError("MU: expected a number above 0, got 0: that is the plain draw")
+        take_plain_numbers(self)
+        _check_positive("MU", self.mu, LARGEST_MEAN)
 
     @property
     def name(self) -> str:
@@ -181,10 +182,9 @@ class SoftBestOf(Search):
     beta: float
 
     def __post_init__(self):
+        take_plain_numbers(self)
         check_count("N", self.n, most=MOST)
-        check_number("BETA", self.beta, 0.0, 1e30)
-        if self.beta == 0:
-            raise ValueError("BETA: expected a number above 0, got 0: that is best-of")
+        _check_positive("BETA", self.beta)
 
     @property
     def name(self) -> str:
@@ -201,6 +201,12 @@ class SoftBestOf(Search):
         noise = [gumbel(uniform(request, config, "choice", number)) for number in range(len(scores))]
         # Differences from the highest: β may be as small as it likes.
         return int(np.argmax((scores - scores.max()) / self.beta + noise))
+
+
+def _check_positive(name: str, value: float, most: float = math.inf) -> None:
+    if not isinstance(value, int | float) or not 0 < value <= most or math.isinf(value):
+        told = "" if most == math.inf else f" and at most {most:g}"
+        raise ValueError(f"{name}: expected a number above 0{told}, got {value!r:.40}")
 
 
 def best_of(n: int, score: object, plain: Draw = complete) -> BestOf:

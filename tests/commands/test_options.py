@@ -21,7 +21,7 @@ from dera_jax.policies import sizes
 
 MODEL = ["--reference", "--aligned", "--dtype"]
 DECODE = [
-    "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--stop", "--seed", "--rows", "--rule"
+    "--draw", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--stop", "--seed", "--rows", "--rule"
 ]  # fmt: skip
 TRAIN = [
     "--model", "--data", "--out", "--dtype", "--learning-rate", "--max-steps", "--batch-size",

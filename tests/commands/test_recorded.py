@@ -49,6 +49,7 @@ MINE = "python:mine:f"
         ("eval.sweep", [f"--reward=mine={MINE}"], f"--reward=mine={MINE}"),
         ("eval.sweep", ["--rule=os:getcwd"], "--rule=os:getcwd"),
         ("eval.sweep", ["--rule", "antigravity"], "--rule=antigravity"),
+        ("eval.sweep", [f"--draw=best-of:4:slots+{MINE}"], f"--draw=best-of:4:slots+{MINE}"),
     ],
 )
 def test_code_runs_only_where_it_is_named_again(module, words, code):
@@ -56,9 +57,13 @@ def test_code_runs_only_where_it_is_named_again(module, words, code):
         repeatable(module, words, "m", Named())
     assert f"name it here too: {shlex.quote(code)}" in str(caught.value)
     name, _, value = code.partition("=")
-    given = Named((value, f"mine={MINE}")) if name == "--reward" else Named(rule=value)
-    assert repeatable(module, words, "m", given) == words
-    other = Named((value + "x", "slots"), value + "x")
+    given = {
+        "--reward": Named((value, f"mine={MINE}")),
+        "--rule": Named(rule=value),
+        "--draw": Named(draw=value),
+    }
+    assert repeatable(module, words, "m", given[name]) == words
+    other = Named((value + "x", "slots"), value + "x", value + "x")
     with pytest.raises(ValueError, match="would run code"):
         repeatable(module, words, "m", other)
 
@@ -90,6 +95,19 @@ def test_what_is_no_option_is_said_in_a_line(words, problem, capsys):
 def test_other_kinds_of_rewards_are_asked_for_by_nobody_else(spec):
     with pytest.raises(ValueError, match="of a kind that is not repeated"):
         repeatable("eval.sweep", [f"--reward=slots,{spec}"], "m", Named())
+
+
+@pytest.mark.parametrize(
+    "draw", ["mixture", "best-of:8:length:1:2", "soft-best-of:2:0.1:log-ratio*2+model:DIR"]
+)
+def test_draws_by_computations_on_data_are_repeated(draw):
+    assert repeatable("eval.sweep", [f"--draw={draw}"], "m", Named()) == [f"--draw={draw}"]
+
+
+@pytest.mark.parametrize("draw", ["best-of:8", "mine:draw", "best-of:8:gold:http://host/v1"])
+def test_draws_that_cannot_be_read_are_not_repeated(draw):
+    with pytest.raises(ValueError, match="recorded in m cannot be repeated: --draw: "):
+        repeatable("eval.sweep", [f"--draw={draw}"], "m", Named())
 
 
 @pytest.mark.parametrize("rule", ["linear", "dera_jax.realign:linear_rule"])

@@ -1,0 +1,66 @@
+"""--draw as users write it, rightly and wrongly."""
+
+import pytest
+
+from dera_jax.commands import generate, sweep
+
+FORMS = "best-of:N:SCORE, best-of-poisson:MU:SCORE, soft-best-of:N:BETA:SCORE"
+MU = "MU: expected a number above 0 and at most 1000, got"
+BAD = {
+    "mixtur": f"unknown draw 'mixtur'; known: mixture, {FORMS}",
+    "best-of": "expected best-of:N:SCORE, found 'best-of'; SCORE is one of length:MIN:MAX",
+    "best-of:8": "expected best-of:N:SCORE, found 'best-of:8'",
+    "best-of::slots": "expected best-of:N:SCORE",
+    "best-of:8:": "expected best-of:N:SCORE",
+    "soft-best-of:8:slots": "expected soft-best-of:N:BETA:SCORE",
+    "best-of:8:polite": "unknown score 'polite'; known: length:MIN:MAX[:STOP], lexicon:FILE, keywords:a|b, ",
+    "best-of:8:python:json:gone": "has no function gone",
+    "best-of:8:length:9": "expected length:MIN:MAX",
+    "best-of:8:log-ratio*x": "expected SCORE*WEIGHT with a finite number as WEIGHT, found 'log-ratio*x'",
+    "best-of:0:log-ratio": "N: expected a whole number, at least 1, got 0",
+    "best-of:-3:log-ratio": "N: expected a whole number, at least 1, got -3",
+    "best-of:2.5:log-ratio": "N: expected a whole number, at least 1, got '2.5'",
+    "best-of:5000:log-ratio": "N: expected a whole number, at most 4096, got 5000",
+    "best-of-poisson:0:log-ratio": f"{MU} 0",
+    "best-of-poisson:-1:log-ratio": f"{MU} -1",
+    "best-of-poisson:1e9:log-ratio": f"{MU} 1000000000.0",
+    "best-of-poisson:nan:log-ratio": f"{MU} nan",
+    "best-of-poisson:few:log-ratio": "MU: expected a number above 0, got 'few'",
+    "soft-best-of:2:0:log-ratio": "BETA: expected a number above 0, got 0",
+    "soft-best-of:2:-1:log-ratio": "BETA: expected a number above 0, got -1",
+    "soft-best-of:2:inf:log-ratio": "BETA: expected a number above 0, got inf",
+    "soft-best-of:0:1:log-ratio": "N: expected a whole number, at least 1, got 0",
+}
+
+
+@pytest.mark.parametrize("draw", BAD)
+@pytest.mark.parametrize("command", [sweep, generate], ids=["sweep", "generate"])
+def test_a_bad_draw_is_one_line(call, tmp_path, monkeypatch, command, draw):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(command.main, f"--draw={draw}")
+    assert (code, out) == (2, "") and err.startswith("error: --draw: ") and err.count("\n") == 1
+    assert BAD[draw] in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_log_ratio_needs_one_aligned_model(refused, models):
+    words = [
+        models[0],
+        f"{models[1]},{models[1].partition('=')[2]}",
+        "--lambda=0.5+0.5",
+        "--draw=best-of:2:log-ratio",
+    ]
+    assert "--draw: log-ratio: expected one aligned model, found 2" in refused(sweep.main, *words)
+
+
+def test_the_terminal_shows_what_was_chosen(call):
+    draw = "--draw=best-of:4:length:10:20*2+log-ratio"
+    code, out, _ = call(generate.main, "--lambda=0.5", "--max-new-tokens=24", draw)
+    assert code == 0 and "chosen from 4: score" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("draft", ["none", "ngram"])
+def test_a_plan_counts_candidates(call, tmp_path, draft):
+    words = ["--dry-run", "--num-prompts=2", "--lambda=0,1", f"--out={tmp_path / 'run'}", f"--draft={draft}"]
+    code, out, _ = call(sweep.main, *words, "--draw=best-of:4:log-ratio")
+    assert code == 0 and "16 rows at a time" in out
