@@ -2,6 +2,7 @@
 
   python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
   python -m eval.score RUN --judge=URL,model --question=mt-bench    a judge's grades, as a reward
+  python -m eval.score RUN --best-of=REWARD              best of 1, 2, … of the stored samples
   python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
   python -m eval.score --models=A,B --prompts=FILE.txt   KL of A against B per token, on given text
   python -m eval.score --models=A,B --quantize=nf4 --prompts=FILE.txt   quantized against full
@@ -22,7 +23,7 @@ from dera_jax.commands.process import endings
 
 TEMPLATES = ("chat_template", "reference_chat_template")
 OPTIONS = {
-    "run": {"reward", "prompts", "judge", "question", *NAMES},
+    "run": {"reward", "best_of", "prompts", "judge", "question", *NAMES},
     "pairs": {
         "lambda_",
         "num_prompts",
@@ -47,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_file("--out", args.out, ".json")
     modes = [mode for mode in OPTIONS if getattr(args, mode)]
     if len(modes) != 1:
-        raise ValueError("expected one of RUN with --reward, --pairs=FILE, or --models=A,B with --prompts")
+        raise ValueError(
+            "expected one of RUN with --reward or --best-of, --pairs=FILE, or --models=A,B with --prompts"
+        )
     for name, value in vars(args).items():
         if name not in {*modes, *OPTIONS[modes[0]]} and value != parser.get_default(name):
             raise ValueError(
@@ -91,6 +94,12 @@ def make_parser() -> cli.Parser:
         help="what it is asked, and the reward's name: hallucination (1 if the completion says what the "
         "prompt does not, else 0) or mt-bench (1 to 10)",
     )  # fmt: skip
+    parser.add_argument(
+        "--best-of",
+        metavar="REWARD",
+        help="with RUN: rank the samples of each prompt by a reward of its rows, or by log-ratio, and show what the "
+        "best of n would give",
+    )
     parser.add_argument("--pairs", metavar="FILE", help="preference pairs, as train.dpo reads them")
     parser.add_argument(
         "--models",

@@ -40,7 +40,7 @@ class Message(TypedDict):
     content: str
 
 
-class Search(TypedDict, total=False):
+class Search(TypedDict):
     """What a completion was chosen from."""
 
     candidates: Count

@@ -14,7 +14,8 @@ def add_draw_option(parser: argparse.ArgumentParser) -> None:
         default="mixture",
         metavar="DRAW",
         help=f"mixture, a draw from the realigned policy (the default); or {FORMS}: several are drawn and one is "
-        "chosen. SCORE is a reward or log-ratio, or a sum such as length:40:60*2+log-ratio",
+        "chosen, at N (or 1 + MU) times the tokens. SCORE is a reward or log-ratio, or a sum such as "
+        "length:40:60*2+log-ratio",
     )
 
 

@@ -5,7 +5,20 @@ from dera_jax.commands.options.judges import endpoint_settings, refuse_without_e
 
 
 def score_run(args, parser: cli.Parser) -> None:
-    """Judges the rows of a run and shows its table."""
+    """Judges the rows of a run and shows its table, and what the best of its samples are worth."""
+    if args.reward or args.judge or not args.best_of:
+        _judge(args, parser)
+    else:
+        refuse_without_endpoint(args, parser, "question")
+        if args.prompts:
+            raise ValueError("--prompts has a meaning only with --reward or --models")
+    if args.best_of:
+        from dera_jax.commands.parts.score_best_of import tell_best_of
+
+        print(tell_best_of(args.run, args.best_of))
+
+
+def _judge(args, parser: cli.Parser) -> None:
     from dera_jax.analysis import plots, reports, tables
     from dera_jax.analysis.summaries import summarize
     from dera_jax.common.shown import shown
@@ -15,7 +28,7 @@ def score_run(args, parser: cli.Parser) -> None:
     from dera_jax.sweeps.judging import judge_run
 
     if bool(args.reward) == bool(args.judge):
-        raise ValueError("RUN: expected --reward or --judge, what to score its rows with")
+        raise ValueError("RUN: expected --reward or --judge, what to score its rows with, or --best-of")
     if args.judge:
         rewards, more = _grades(args)
     else:

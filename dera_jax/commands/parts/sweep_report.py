@@ -39,6 +39,7 @@ def report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> No
       used: `resources`, if anything was decoded.
     """
     from dera_jax.analysis import plots, reports, tables
+    from dera_jax.analysis.best_of import tell_search
     from dera_jax.analysis.summaries import summarize
     from dera_jax.results.asked import tell_missing
 
@@ -50,6 +51,8 @@ def report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> No
         cli.warn(warning)
     if told := tell_missing(out, rows):
         cli.warn(f"{told}; rerun the command that asked for them")
+    if told := tell_search(rows):
+        print(told)
     if seconds:
         print(_speed(summaries, seconds))
     if used:
