@@ -43,7 +43,7 @@ def tell_search(rows: Sequence[dict]) -> str | None:
     bound = math.fsum(choice_bound(row["search"]["candidates"]) for row in found) / len(found)
     return (
         f"chosen from {candidates:.3g} candidates on average, which took {times:.3g} times the tokens; KL is that of "
-        f"the law they are drawn from: choosing adds at most {bound:.2f} nats"
+        f"the policy they are drawn from, and choosing adds at most {bound:.2f} nats"
     )
 
 

@@ -161,5 +161,5 @@ def _note(row: Mapping) -> str:
     told = f"{cut}{row['length']} tokens, KL {row['kl_to_reference']:.2f} nats"
     if found := row.get("search"):
         told += f", chosen from {found['candidates']}: score {found['score']:.3g}"
-        told += "" if found["runner_up"] is None else f", next {found['runner_up']:.3g}"
+        told += "" if found["runner_up"] is None else f", runner-up {found['runner_up']:.3g}"
     return f"[{told}]"

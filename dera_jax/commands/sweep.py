@@ -132,11 +132,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _mendable(out: Path) -> Iterator[None]:
-    """Adds to a failure of the user's own reward that no completion is lost."""
+    """Adds to a failure of the user's own reward which completions are kept."""
     try:
         yield
     except UserCodeError as error:
+        from dera_jax.search.scores import ScoreError
+
         kept = f"{out} keeps all completions; once the reward is mended, the same command goes on"
+        if isinstance(error, ScoreError):
+            kept = f"{out} keeps those that have ended; other code is another draw, which needs another --out"
         raise ValueError(f"{error}; {kept}") from error
 
 

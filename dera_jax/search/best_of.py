@@ -86,7 +86,7 @@ class Search:
           named: the same by name.
 
         Raises:
-          UserCodeError: the score fails; prompt and candidates are named.
+          ScoreError: the score fails; prompt and candidates are named.
         """
         self.check([prompt_text(request.prompt.prompt) for request in requests], len(policies) - 1)
         decode = partial(policies[-1].tokenizer.decode, skip_special_tokens=True)

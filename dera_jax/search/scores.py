@@ -19,6 +19,10 @@ LARGEST = 1e100
 """Of a score, as of a row's numbers."""
 
 
+class ScoreError(UserCodeError):
+    """A score has failed for candidates, which are named with their prompt."""
+
+
 @dataclass(frozen=True)
 class Score:
     """A weighted sum of rewards and of the log-ratio; a function of completions."""
@@ -55,7 +59,7 @@ class Score:
           decode: token ids to text.
 
         Raises:
-          UserCodeError: a reward gave another count, or what is no finite number, or it failed; the prompt and
+          ScoreError: a reward gave another count, or what is no finite number, or it failed; the prompt and
             the candidates are named.
         """
         totals = np.zeros(len(completions))
@@ -66,7 +70,7 @@ class Score:
             totals += reward.weight * np.array(_values(reward, completions, seen))
         for completion, total in zip(completions, totals, strict=True):
             if not abs(total) <= LARGEST:
-                raise UserCodeError(
+                raise ScoreError(
                     f"score {self.name}: expected a number of at most {LARGEST:g}, found {total} for "
                     f"{_named(completion)}"
                 )
@@ -148,18 +152,22 @@ def _values(reward: Reward, completions: Sequence[Completion], seen: Completions
     """Returns what a reward gives; errors name prompt and candidates."""
     try:
         found = taken(reward.function(seen), len(completions), reward.name)
-    except (UserCodeError, ValueError) as error:
-        kind = UserCodeError if isinstance(error, UserCodeError) else ValueError
-        raise kind(f"{_all_named(completions)}: {error}") from error
+    except UserCodeError as error:
+        raise ScoreError(f"{_all_named(completions)}: {error}") from error
+    except ValueError as error:  # of the reward itself, such as a text beyond a model's context
+        raise ValueError(f"{_all_named(completions)}: {error}") from error
     except Exception as error:
-        raise UserCodeError(f"{_all_named(completions)}: reward {reward.name}: {describe(error)}") from error
+        raise ScoreError(f"{_all_named(completions)}: reward {reward.name}: {describe(error)}") from error
     return [_number(reward, value, _named(each)) for value, each in zip(found, completions, strict=True)]
 
 
 def _number(reward: Reward, value: object, where: str) -> float:
-    number = reward.checked(value, where)
+    try:
+        number = reward.checked(value, where)
+    except UserCodeError as error:
+        raise ScoreError(str(error)) from error
     if number is None:
-        raise UserCodeError(
+        raise ScoreError(
             f"reward {reward.name}: expected a finite number to rank candidates by, found None for {where}"
         )
     return number

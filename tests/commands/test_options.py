@@ -165,7 +165,7 @@ def test_a_wrong_argument_is_one_line(refused, base, tmp_path, monkeypatch, word
         (plot, [], "the following arguments are required: RUN"),
         (plot, ["gone"], "gone"),
         (plot, ["gone", "--table=html"], "invalid choice: 'html'"),
-        (score_command, [], "expected one of RUN with --reward, --pairs=FILE, or --models=A,B"),
+        (score_command, [], "expected one of RUN with --reward or --best-of, --pairs=FILE, or --models=A,B"),
         (score_command, ["run", "--pairs=x"], "expected one of RUN"),
         (score_command, ["run"], "RUN: expected --reward"),
         (score_command, ["gone", "--reward=length:1:2"], "gone: no such folder"),

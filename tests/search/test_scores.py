@@ -5,13 +5,12 @@ import sys
 import numpy as np
 import pytest
 
-from dera_jax.common.user_code import UserCodeError
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
 from dera_jax.decoding.request import Completion, Request
 from dera_jax.rewards.registry import KNOWN, Reward, parse_rewards
 from dera_jax.search.notation import SCORES, split_draw, split_score
-from dera_jax.search.scores import as_rewards_see, as_score, parse_score
+from dera_jax.search.scores import ScoreError, as_rewards_see, as_score, parse_score
 
 
 def completion(attempt, tokens=(5, 6, 7), reason="length", **columns):
@@ -139,7 +138,7 @@ def fails(seen):
     ],
 )
 def test_a_failure_names_prompt_and_candidate(found, told):
-    with pytest.raises(UserCodeError, match=told):
+    with pytest.raises(ScoreError, match=told):
         as_score(Reward("mine", found))(CANDIDATES, decode)
 
 
@@ -148,7 +147,5 @@ def test_user_code_that_exits_is_a_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     score = parse_score("python:exits_here:f")
-    with pytest.raises(
-        UserCodeError, match="prompt 'p3', candidate 0: reward python:exits_here:f: SystemExit"
-    ):
+    with pytest.raises(ScoreError, match="prompt 'p3', candidate 0: reward python:exits_here:f: SystemExit"):
         score(CANDIDATES[:1], decode)

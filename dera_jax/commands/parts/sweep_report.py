@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def folder_name(plan) -> str:
 
 def tell_plan(plan, out: Path) -> str:
     """Returns what a plan would decode, and its memory and time at most."""
+    from dera_jax.decoding.complete import tries_of
     from dera_jax.results.reading import read_rows
     from dera_jax.results.rows import row_key
     from dera_jax.sweeps.estimate import estimate_seconds, memory_bytes
@@ -86,6 +88,7 @@ def tell_plan(plan, out: Path) -> str:
     wanted = plan_keys(plan)
     missing = len(wanted - there)
     found = f", {len(wanted) - missing} of them there already" if there else ""
+    tokens = math.ceil(missing * tries_of(plan.draw)) * plan.decode.max_new_tokens
     turns = plan.num_rows / len(plan.conversations)
     return (
         f"{plan.num_rows} completions: {len(plan.prompts)} prompts × {plan.num_samples} samples × "
@@ -93,6 +96,6 @@ def tell_plan(plan, out: Path) -> str:
         f"{plan.rows} rows at a time{found}\n"
         f"memory: {sum(memory.values()) / 2**20:.1f} MiB ({parts})\n"
         f"time: at most {estimate_seconds(plan, missing):.0f} s, "
-        f"if all {missing * plan.decode.max_new_tokens} tokens are drawn\n"
+        f"if all {tokens} tokens are drawn\n"
         f"folder: {shown(out)}"
     )
