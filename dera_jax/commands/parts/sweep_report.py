@@ -23,9 +23,9 @@ def _used(resources: dict) -> str:
         if (key := f"peak_{place}_bytes") in resources
     ]
     shared = resources.get("shared_tokens", 0)
-    told = f"strengths shared {shared:.0%} of their tokens; " if shared else ""
+    told = f"{shared:.0%} of the tokens were decoded once for several strengths; " if shared else ""
     return (
-        f"{told}slots busy {resources['slot_utilization']:.0%} (steps of all --rows that drew a token); "
+        f"{told}batch {resources['slot_utilization']:.0%} full (rows that drew a token, mean over all steps); "
         f"peak memory: {', '.join(memory)}"
     )
 
@@ -69,7 +69,7 @@ def folder_name(plan) -> str:
 
 
 def tell_plan(plan, out: Path) -> str:
-    """Returns what a plan would decode, and its memory and time at most."""
+    """Returns what a plan would decode, and its memory and its time."""
     from dera_jax.results.reading import read_rows
     from dera_jax.results.rows import row_key
     from dera_jax.sweeps.estimate import estimate_seconds, memory_bytes
@@ -87,7 +87,7 @@ def tell_plan(plan, out: Path) -> str:
         f"{len(plan.lambdas or [1])} strengths{f' × {turns:g} turns' if turns > 1 else ''}, "
         f"{plan.rows} rows at a time{found}\n"
         f"memory: {sum(memory.values()) / 2**20:.1f} MiB ({parts})\n"
-        f"time: at most {estimate_seconds(plan, missing):.0f} s, "
-        f"if all {missing * plan.decode.max_new_tokens} tokens are drawn\n"
+        f"time: about {estimate_seconds(plan, missing):.0f} s of decoding if no completion ends early "
+        f"({missing * plan.decode.max_new_tokens} tokens); loading and compiling come on top\n"
         f"folder: {shown(out)}"
     )
