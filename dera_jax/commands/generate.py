@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
+    models.tell_raw(policies, not args.chat, "add --chat to use it")
 
     def answer(prompt, lambdas) -> None:
         settings = {"rows": rows, "rule": rule, "num_samples": args.num_samples, **vars(decode)}

@@ -42,7 +42,7 @@ def add_pair_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
     group.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
-        help="of parameters and activations; auto is the files' own, on processors float32 (default %(default)s)",
+        help="of parameters and activations; auto is that of the files, on CPUs float32 (default %(default)s)",
     )  # fmt: skip
     return group
 
@@ -142,6 +142,19 @@ def load_models(
     return policies
 
 
+def tell_raw(policies, raw: int, how: str) -> None:
+    """Prints a line where an aligned model has a chat template and `raw` prompts do not go through it.
+
+    Args:
+      how: what would put them through it.
+    """
+    from dera_jax.devices.processes import leads
+
+    if raw and leads() and any(p.template or p.tokenizer.chat_template for p in policies[1:]):
+        prompts = "the prompt is" if raw == 1 else f"{raw} prompts are"
+        print(f"note: {prompts} raw text, without the aligned model's chat template: {how}", file=sys.stderr)
+
+
 def _templates(args: argparse.Namespace) -> dict[str, str | None]:
     """Returns the texts of --chat-template and --reference-chat-template."""
     from dera_jax.policies.tokenizers import read_template
@@ -190,7 +203,7 @@ def _described(policy) -> str:
     if stored in (None, dtype):
         return told
     widened = dtype == "float32" and jax.default_backend() == "cpu"
-    return f"{told} of {stored} files{', as processors compute in it' if widened else ''}"
+    return f"{told} from {stored} files{', as CPUs compute faster in it' if widened else ''}"
 
 
 def format_bytes(count: int) -> str:
