@@ -222,7 +222,7 @@ def test_raw_prompts_of_a_chat_model_are_told(tmp_path, capsys):
         (tmp_path / "p.jsonl").write_text(json.dumps(fields))
         command = [f"--prompts={tmp_path / 'p.jsonl'}", "--lambda=1", "--max-new-tokens=1", "--dry-run"]
         assert sweep_command(command + [f"--chat-template={tmp_path / 't.jinja'}"] * template) == 0
-        note = "note: the prompt is raw text, without the aligned model's chat template: write `messages`"
+        note = "note: 1 prompt is raw text, without the aligned model's chat template: write `messages`"
         assert (note in capsys.readouterr().err) == told
 
 

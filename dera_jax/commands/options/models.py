@@ -151,7 +151,7 @@ def tell_raw(policies, raw: int, how: str) -> None:
     from dera_jax.devices.processes import leads
 
     if raw and leads() and any(p.template or p.tokenizer.chat_template for p in policies[1:]):
-        prompts = "the prompt is" if raw == 1 else f"{raw} prompts are"
+        prompts = "1 prompt is" if raw == 1 else f"{raw} prompts are"
         print(f"note: {prompts} raw text, without the aligned model's chat template: {how}", file=sys.stderr)
 
 

@@ -84,7 +84,7 @@ def tell_plan(plan, out: Path) -> str:
     turns = plan.num_rows / len(plan.conversations)
     return (
         f"{plan.num_rows} completions: {len(plan.prompts)} prompts × {plan.num_samples} samples × "
-        f"{len(plan.lambdas or [1])} strengths{f' × {turns:g} turns' if turns > 1 else ''}, "
+        f"{len(plan.lambdas or [1])} strengths{f' × {turns:.3g} turns' if turns > 1 else ''}, "
         f"{plan.rows} rows at a time{found}\n"
         f"memory: {sum(memory.values()) / 2**20:.1f} MiB ({parts})\n"
         f"time: about {estimate_seconds(plan, missing):.0f} s of decoding if no completion ends early "
