@@ -17,16 +17,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chat-template",
         metavar="FILE",
-        help="Jinja file that `messages` go through (default: the aligned model's own, else the reference's)",
+        help="Jinja file to use as chat template (default: that of the aligned model, else of the reference)",
     )
     group.add_argument(
         "--reference-chat-template", metavar="FILE|none",
-        help="of the reference alone; none: the messages' contents as raw text",
+        help="chat template of the reference alone; none: it reads the messages' contents as raw text",
     )  # fmt: skip
     group.add_argument(
         "--quantize",
         metavar="int8|nf4",
-        help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",
+        help="quantize the linear layers to 8 or 4 bits; one value per model is possible, such as none,int8",
     )
     devices.add_mesh_options(parser)
 
@@ -42,7 +42,7 @@ def add_pair_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
     group.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
-        help="of parameters and activations; auto is that of the files, on CPUs float32 (default %(default)s)",
+        help="type of parameters and activations; auto: that of the files, on CPUs float32 (default %(default)s)",
     )  # fmt: skip
     return group
 
