@@ -212,20 +212,6 @@ def test_turns_that_do_not_fit_are_left_out_and_told(chat_pair, pair, tmp_path, 
     assert "warning: 1 later turns did not fit" in capsys.readouterr().err
 
 
-def test_raw_prompts_of_a_chat_model_are_told(tmp_path, capsys):
-    (tmp_path / "t.jinja").write_text(CHATML)
-    for template, fields, told in (
-        (True, {"prompt": "Hi"}, True),
-        (True, {"messages": [user("Hi")]}, False),
-        (False, {"prompt": "Hi"}, False),
-    ):
-        (tmp_path / "p.jsonl").write_text(json.dumps(fields))
-        command = [f"--prompts={tmp_path / 'p.jsonl'}", "--lambda=1", "--max-new-tokens=1", "--dry-run"]
-        assert sweep_command(command + [f"--chat-template={tmp_path / 't.jinja'}"] * template) == 0
-        note = "note: 1 prompt is raw text, without the aligned model's chat template: write `messages`"
-        assert (note in capsys.readouterr().err) == told
-
-
 def test_the_reference_reads_its_own_text(pair):
     for template, expected in (("", "Hi there\n\nWhat?"), ("R{{ messages[0].content }}", "RHi there")):
         reference, aligned = replace(pair[0], template=template), replace(pair[1], template=CHATML)
