@@ -74,6 +74,13 @@ def test_a_sweep_prints_its_table_and_where_the_files_are(call, base, run):
     assert 1.0 in cut and re.search(r"warning: λ = [0-9., ]*1: .*% of the completions were cut off", err)
 
 
+def test_progress_in_a_log_is_a_few_lines(call, base, tmp_path):
+    words = ["--num-samples=4", "--reward=length:24:30", f"--out={tmp_path / 'run'}"]
+    code, _, err = call(sweep.main, *base, *words)
+    shown = [line for line in re.split("[\r\n]", err) if "completion/s" in line]
+    assert code == 0 and 0 < len(shown) <= 4 and "36/36" in shown[-1]
+
+
 def test_a_smaller_rerun_changes_no_file(call, base, run):
     call(sweep.main, *base, f"--out={run}", "--beta=0.1")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
