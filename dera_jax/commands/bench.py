@@ -1,4 +1,4 @@
-"""Measure speed as ratios, in one run that takes turns: mixing against one model, bare passes and torch.
+"""Measures speed as ratios: the mixture against one model, bare forward passes and torch, in turns.
 
 decode    tokens per second of one model and of the mixture; the mixture against `transformers` on
           torch with a logits processor that caches the reference (prefill included, on both sides)

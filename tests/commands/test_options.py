@@ -72,7 +72,7 @@ def test_dera_runs_the_commands(call, refused):
 
 WRONG = {
     "--lambda=nan": "expected a finite number such as 0.5 or 1/6, found 'nan'",
-    "--lambda=strong": "expected a finite number such as 0.5 or 1/6, found 'strong'",
+    "--lambda=strong": "such as 0.5 or 1/6, found 'strong' in 'strong'; write several as 0,0.5,1 or 0:2:0.5",
     "--lambda=": "--lambda: expected a value, found an empty one",
     "--lambda=0,": "a number is missing",
     "--lambda=0:1": "the range '0:1' has no step",

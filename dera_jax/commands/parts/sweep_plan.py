@@ -37,6 +37,8 @@ def load_plan(args, decode):
         fitting, encoded, unfit = encode_usable(policies, prompts, decode.max_new_tokens)
         if (dropped := unread | unfit).count and leads():
             print(dropped.told(prompts_of(args), len(fitting)), file=sys.stderr)
+        raw = sum(prompt.text is not None for prompt in fitting)
+        models.tell_raw(policies, raw, "write `messages` instead of `prompt` to use it")
         return make_plan(
             policies, fitting, encoded, lambdas, rewards, decode,
             num_samples=args.num_samples, rows=rows, rule=rule, beta=args.beta,
