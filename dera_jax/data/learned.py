@@ -63,15 +63,18 @@ def encode_learned(
     def use(record: Record) -> tuple[Example, bool]:
         pair = fields.has_pair(record)
         row = fields.read_pair(record) if pair else fields.read_row(record, every=assistant_only)
+        asked: tuple[int, ...] | None = None
         if assistant_only:
             whole = _with_answers(policy, record, row, completion_only is False or not row.completions[0])
         else:
             prompt, (completion, *_) = encode_record(policy, record, row)
             whole = [*prompt, *completion], [True] * (len(prompt) + len(completion))
+            asked = prompt if len(prompt) > 1 else None
         ids, learned = _cut(whole, max_length, truncation_mode)
         first = learned.index(True)
         made, rest = (tuple(ids[:first]), tuple(ids[first:])), tuple(learned[first:])
-        return Example(*made) if all(rest) else Partly(*made, learned=rest), len(whole[0]) > max_length
+        example = Example(*made, asked=asked) if all(rest) else Partly(*made, learned=rest)
+        return example, len(whole[0]) > max_length
 
     made, dropped = keep_usable(records, use, lambda record: record.where)
     cut, chosen = sum(cut for _, cut in made), sum(map(fields.has_pair, records))

@@ -50,7 +50,7 @@ class Data:
     @property
     def prompts(self) -> list:
         """Those that samples are drawn for."""
-        return [item.prompt for item in self.held_out or self.items]
+        return [item.asked or item.prompt for item in self.held_out or self.items]
 
 
 @dataclass(frozen=True)
