@@ -206,7 +206,8 @@ def encode_record(
       Unusable: a completion has no tokens.
       ValueError: a chat template that fails, or a word the model does not have; with file and line.
     """
-    variables = template_variables(record.fields, record.where) if not isinstance(row.prompt, str) else {}
+    is_text = isinstance(row.prompt, str)
+    variables = {} if is_text else template_variables(record.fields, record.where, record.settings)
     try:
         prompt, completions = (_whole_ids if whole else _ids)(policy, row, variables)
     except Unusable:
