@@ -305,7 +305,8 @@ def decode_config(settings: Mapping, eos: str | None, seed: int) -> tuple[Decode
       ValueError: a setting that there is not here, or out of its range.
     """
     kwargs = normalize_gen_kwargs(dict(settings))
-    until = handle_stop_sequences(kwargs.pop("until"), eos)
+    # Of `until: null` it makes a list of nothing.
+    until = handle_stop_sequences([text for text in kwargs.pop("until") if text is not None], eos)
     for name, value in kwargs.items():
         if name not in SETTINGS and NEUTRAL.get(name) != value:
             raise ValueError(

@@ -100,6 +100,15 @@ def test_texts_equal_those_of_hf(ours, theirs):
         assert ours.at(number).generate_until(asked) == other.generate_until(asked)
 
 
+def test_no_stop_texts_are_a_null(ours):
+    """`until: null` of a task; `hf` fails at it."""
+    (found,), (expected,) = (
+        ours.generate_until(requests("generate_until", (STORY, {"until": none, "max_gen_toks": 7})))
+        for none in (None, [])
+    )
+    assert found == expected
+
+
 def test_strengths_between_and_beyond_are_the_normalized_mixture(ours, theirs):
     """Directly, from both models' logits on torch."""
     for number in (1, 3):
