@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.interactive and args.prompt is not None:
         raise ValueError("expected --prompt or --interactive, found both")
 
+    from dera_jax.data.prompts import with_settings
     from dera_jax.strengths import parse_strengths
     from dera_jax.sweeps.run import sweep
 
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def answer(prompt, lambdas) -> None:
         settings = {"rows": rows, "rule": rule.function, "num_samples": args.num_samples, **vars(decode)}
-        made = sweep(policies, [prompt], lambdas, draw=draw, **settings)
+        asked = with_settings(prompt, args.chat_template_kwargs)
+        made = sweep(policies, [asked], lambdas, draw=draw, **settings)
         _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
     if args.interactive:

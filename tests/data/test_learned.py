@@ -18,6 +18,7 @@ from dera_jax.policies.tokenizers import load_tokenizer
 from dera_jax.training.config import TrainConfig
 from dera_jax.training.packing import packed_source
 from dera_jax.training.sft import sft_method, source_of
+from dera_jax.training.supervised import hold_out
 
 LONG = 10**6
 CHAT = [
@@ -169,6 +170,19 @@ def test_prompts_are_learned_where_completions_only_is_false():
             assert encode_learned(policy, rows, LONG, completion_only=True)[0] == [example]
     with pytest.raises(ValueError, match=r"f:1: --completion-only-loss expects `prompt` and `completion`"):
         encode_learned(policy, rows, LONG, completion_only=True)
+
+
+def test_answers_of_a_prompt_stay_on_one_side_where_prompts_are_learned_too():
+    """The held out prompts are those that are held out where completions alone are learned."""
+    policy = policy_with(ENDED)
+    asked = [f"Mira visits {n} houses." for n in range(12)]
+    rows = [record(prompt=prompt, completion=f" She {verb}.") for prompt in asked for verb in ("ran", "sat")]
+    alone, every = (encode_learned(policy, rows, LONG, completion_only=only)[0] for only in (None, False))
+    assert [example.asked for example in every] == [example.prompt for example in alone]
+    sides = [
+        [[e.prompt + e.completion for e in side] for side in hold_out(each, 0.3)] for each in (alone, every)
+    ]
+    assert sides[0] == sides[1]
 
 
 @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])

@@ -207,12 +207,33 @@ def test_what_is_refused_is_named(case):
                 load_policy(folder)
 
 
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "gemma", "gpt2", "gpt_neox"])
+def test_a_window_of_a_family_without_is_refused(kind, tmp_path, toy):
+    """In transformers it is there in caches alone: a text that is generated is another than one that is read."""
+    model = random_model(BASES[kind])
+    save(model, tmp_path, toy)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"sliding_window": 5}))
+    with pytest.raises(
+        ValueError, match=rf"sliding_window: expected null, .* a model of type {kind} has no windows"
+    ):
+        load_policy(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokens = torch.tensor(tokens_of(kind))
+    with torch.no_grad():
+        cache = model(tokens[:, :20]).past_key_values
+        found = torch.stack([model(t[None], past_key_values=cache).logits[0, 0] for t in tokens[:, 20:].T])
+        assert abs(found - model(tokens).logits[0, 20:]).max() > 1e-3
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"sliding_window": 10**6}))
+    load_policy(tmp_path)
+
+
 def test_what_only_other_families_read_is_named_once_and_left_alone(tmp_path, toy, terminal):
-    """As transformers does: a window in a Llama, biases in a Mistral's attention."""
+    """As transformers does: a window that a Llama's context lies in, biases in a Mistral's attention."""
     for kind, more in (
         (
             "llama",
-            {"sliding_window": 5, "layer_types": ["sliding_attention"] * 2, "hidden_activation": "relu"},
+            {"sliding_window": 512, "layer_types": ["sliding_attention"] * 2, "hidden_activation": "relu"},
         ),
         ("mistral", {"attention_bias": True, "mlp_bias": True}),
         ("qwen2", {"logits_scaling": 8.0, "attention_bias": True}),
