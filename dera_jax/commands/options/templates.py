@@ -13,8 +13,8 @@ def add_template_settings(parser: argparse.ArgumentParser | argparse._ArgumentGr
         type=_settings,
         default={},
         metavar="JSON",
-        help="variables for the chat template, such as '{\"enable_thinking\": false}'; a record's own field of that "
-        "name counts",
+        help="variables for the chat template, such as '{\"enable_thinking\": false}'; a record's own "
+        "chat_template_kwargs come first",
     )
 
 
