@@ -153,19 +153,6 @@ TOO_LONG = {
 """Programs that no limit but that of time ends; each of the last is below it, and many together are not."""
 
 
-@pytest.fixture
-def hurried(tmp_path, monkeypatch):
-    """The process with a fifth of its time."""
-    there = Path(untrusted_worker.__file__).read_text()
-    hurried = there.replace("SECONDS = 5.0", "SECONDS = 1.0").replace("EACH = 0.1", "EACH = 0.02")
-    assert hurried.count("SECONDS = 1.0") == hurried.count("EACH = 0.02") == 1
-    (tmp_path / "worker.py").write_text(hurried)
-    monkeypatch.setattr(untrusted_worker, "__file__", str(tmp_path / "worker.py"))
-    untrusted._WORKER.stop()
-    yield
-    untrusted._WORKER.stop()
-
-
 @pytest.mark.parametrize("template", TOO_LONG.values(), ids=TOO_LONG)
 def test_what_takes_too_long_is_ended(template, tokenizer, hurried):
     with pytest.raises(ValueError, match=r"^the chat template .* takes more than 5 s of computing$"):
