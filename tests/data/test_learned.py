@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -221,8 +222,9 @@ def test_losses_read_the_whole_and_count_what_is_learned():
     mean = sum(loss for loss, _ in expected) / sum(count for _, count in expected)
     policy = replace(policy, config=replace(policy.config, vocab_size=512))
     method = sft_method(policy, examples, TrainConfig())
+    loss = jax.jit(method.loss)
     for source in (source_of(policy, examples), packed_source(examples, 256)):
-        terms = method.loss(method.trained, method.constants, source.make(range(source.count), 2))
+        terms = loss(method.trained, method.constants, source.make(range(source.count), 2))
         ours = np.sum(np.where(terms.weights, terms.values, 0)) / np.sum(terms.weights)
         assert ours == pytest.approx(mean, abs=1e-5)
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import load_policy, models
+from dera_jax import load_policy
 from dera_jax.models.layers import ACTIVATIONS
 from dera_jax.policies import families
 from dera_jax.policies.fields import FIELDS
-from tests.support import t5_models
+from tests.support import t5_models, torch_models
 from tests.support.published import CONFIGS
 from tests.support.shapes import BASE, GEMMA2, GEMMA3, GPT2, NEOX
 from tests.support.torch_models import random_model, save
@@ -126,13 +126,14 @@ def logits_of_torch(kind, folder):
 
 
 def our_logits(kind, folder):
-    policy, tokens = load_policy(folder, "float32"), jnp.asarray(tokens_of(kind), jnp.int32)
-    model = models.bind(policy.config, policy.params)
+    policy, tokens = load_policy(folder, "float32"), tokens_of(kind).astype(np.int32)
     if kind in ("t5", "mt5"):
         # Its own first token is put before a completion.
-        both = jnp.concatenate([tokens, tokens[:, 1:], tokens[:, :1]], axis=1)
-        return np.asarray(model.completion_logits(both, jnp.ones_like(both, bool), tokens.shape[1]))
-    return np.asarray(model.forward(tokens, jnp.ones_like(tokens, bool)))
+        both = np.concatenate([tokens, tokens[:, 1:], tokens[:, :1]], axis=1)
+        return np.asarray(
+            t5_models.jitted_logits(policy.config, policy.params, both, both >= 0, tokens.shape[1])
+        )
+    return np.asarray(torch_models.our_logits(policy, tokens, tokens >= 0))
 
 
 @pytest.mark.parametrize("kind", FIELDS)
