@@ -1,10 +1,11 @@
 """Answers a prompt at several strengths, side by side, or many prompts one after the other.
 
-  python -m eval.generate --prompt="Once upon a time" --lambda=0,0.5,1,2
+  python -m eval.generate --prompt="Who helps Tom?" --lambda=0,0.5,1,2
   python -m eval.generate --interactive
 
-All strengths share their random numbers: what differs is the strength. With --interactive each line
-of standard input is a prompt; /lambda 0,0.7 changes the strengths, /quit or the end of input ends.
+All strengths share their random numbers, so that completions differ because of the strength alone.
+With --interactive each line of standard input is a prompt of its own, which does not see earlier
+answers; /lambda 0,0.7 changes the strengths, and /quit or the end of input stops.
 """
 
 import shutil
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.interactive and args.prompt is not None:
         raise ValueError("expected --prompt or --interactive, found both")
 
+    from dera_jax.data.prompts import with_settings
     from dera_jax.strengths import parse_strengths
     from dera_jax.sweeps.run import sweep
 
@@ -46,10 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
+    models.tell_raw(policies, not args.chat, "add --chat to use it")
 
     def answer(prompt, lambdas) -> None:
         settings = {"rows": rows, "rule": rule.function, "num_samples": args.num_samples, **vars(decode)}
-        made = sweep(policies, [prompt], lambdas, draw=draw, **settings)
+        asked = with_settings(prompt, args.chat_template_kwargs)
+        made = sweep(policies, [asked], lambdas, draw=draw, **settings)
         _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
     if args.interactive:
@@ -63,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_parser() -> cli.Parser:
     parser = cli.Parser("generate", __doc__)
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="what to continue (default: the first shipped prompt)"
+        "--prompt", metavar="TEXT", help="the prompt (default: the first prompt that ships with the toy pair)"
     )
     parser.add_argument(
         "--interactive",
         action="store_true",
-        help="load the models once and answer each line of standard input",
+        help="load the models once and answer every line of standard input",
     )
-    parser.add_argument("--chat", action="store_true", help="put the prompt through the chat template")
+    parser.add_argument("--chat", action="store_true", help="apply the chat template to the prompt")
     parser.add_argument(
         "--lambda",
         dest="lambda_",

@@ -1,10 +1,10 @@
 """Alignment of a model with a reward by PPO or policy gradient, held near its reference by β · KL.
 
-Each step draws --num-samples completions of each of its prompts from the policy and judges
-them. `rloo` and `pg` follow REINFORCE (Eq. 13) with the mean of a prompt's, or of all, other
-samples as a baseline; `ppo` goes through the completions several times. The model's β is kept
-in its manifest, so that sweeps over it can show β/λ. Several values of --beta and --seed train
-a grid, each run in its own folder.
+Each step samples --num-samples completions of each of its prompts from the policy and scores
+them. `rloo` and `pg` are REINFORCE (Eq. 13); the baseline is the mean of the other samples of
+the prompt (`rloo`), or of all other samples (`pg`). `ppo` makes several passes over the
+completions. The model's β is recorded in its manifest, so that sweeps over it can show β/λ.
+Several values of --beta and --seed train a grid, each run in its own folder.
 """
 
 import argparse
@@ -87,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_checks.as_options(args, lambda seed=seed, beta=beta: rollout_config(seed, beta))
     rewards = weigh_rewards(parse_rewards(args.reward), args.reward_weights)
     hashes = {reward.name: reward.fingerprint for reward in rewards if reward.fingerprint}
-    prompts, dropped = read_prompts(args.data, args.num_prompts)
-    held_out, also = read_prompts(args.eval_data) if args.eval_data else ([], Dropped())
+    prompts, dropped = read_prompts(args.data, args.num_prompts, args.chat_template_kwargs)
+    held_out, also = [], Dropped()
+    if args.eval_data:
+        held_out, also = read_prompts(args.eval_data, settings=args.chat_template_kwargs)
     check_one_turn([*prompts, *held_out])
     train_checks.check_prompts(args, len(prompts))
     cli.announce_devices()

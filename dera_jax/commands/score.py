@@ -1,6 +1,6 @@
-"""Scores given text: stored rows, preference pairs, or a model's text under another.
+"""Scores given text: the completions of a run, preference pairs, or texts under two models.
 
-  python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
+  python -m eval.score RUN --reward=lexicon:FILE         adds a reward to a run, without decoding
   python -m eval.score RUN --judge=URL,model --question=mt-bench    a judge's grades, as a reward
   python -m eval.score RUN --best-of=REWARD              best of 1, 2, … of the stored samples
   python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
@@ -21,9 +21,9 @@ from dera_jax.commands.parts.score_given import score_models, score_pairs
 from dera_jax.commands.parts.score_run import score_run
 from dera_jax.commands.process import endings
 
-TEMPLATES = ("chat_template", "reference_chat_template")
+TEMPLATES = ("chat_template", "reference_chat_template", "chat_template_kwargs")
 OPTIONS = {
-    "run": {"reward", "best_of", "prompts", "judge", "question", *NAMES},
+    "run": {"reward", "best_of", "prompts", "chat_template_kwargs", "judge", "question", *NAMES},
     "pairs": {
         "lambda_",
         "num_prompts",

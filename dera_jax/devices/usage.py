@@ -28,7 +28,7 @@ class Usage:
     """Of completions."""
     drafts: int = 0
     """Tokens that were drafted ahead and checked."""
-    drafts_kept: int = 0
+    drafts_accepted: int = 0
     """Of them, those that were drawn."""
 
     @property
@@ -39,7 +39,7 @@ class Usage:
     @property
     def acceptance(self) -> float:
         """Of the drafts the share that was kept, from 0 to 1."""
-        return self.drafts_kept / self.drafts if self.drafts else 0.0
+        return self.drafts_accepted / self.drafts if self.drafts else 0.0
 
     @property
     def shared(self) -> float:
@@ -78,7 +78,7 @@ def resources(usage: Usage) -> dict:
     return {
         "slot_utilization": round(usage.share, 4),
         **({"shared_tokens": round(usage.shared, 4)} if usage.shared else {}),
-        **({"drafts_kept": round(usage.acceptance, 4)} if usage.drafts else {}),
+        **({"drafts_accepted": round(usage.acceptance, 4)} if usage.drafts else {}),
         "peak_host_bytes": peak_host_bytes(),
         **({} if device is None else {"peak_device_bytes": device}),
     }

@@ -85,7 +85,7 @@ class Resources(TypedDict, total=False):
 
     slot_utilization: float
     shared_tokens: float
-    drafts_kept: float
+    drafts_accepted: float
     peak_host_bytes: Count
     peak_device_bytes: Count
 

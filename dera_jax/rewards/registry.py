@@ -43,10 +43,14 @@ class Reward:
         Raises:
           UserCodeError: the function returned another count, or what is no finite number; or it failed.
         """
-        found = taken(self.function(completions), len(completions.completions), self.name)
-        return [self.checked(value, f"completion {position}") for position, value in enumerate(found)]
+        return self.checked(self.function(completions), completions)
 
-    def checked(self, value: object, where: str) -> float | None:
+    def checked(self, found: object, completions: Completions) -> list[float | None]:
+        """Returns what the function gave, as `__call__` does."""
+        values = taken(found, len(completions.completions), self.name)
+        return [self.number(value, f"completion {position}") for position, value in enumerate(values)]
+
+    def number(self, value: object, where: str) -> float | None:
         """Returns what the function gave for one completion as a number.
 
         Args:

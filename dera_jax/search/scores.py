@@ -163,7 +163,7 @@ def _values(reward: Reward, completions: Sequence[Completion], seen: Completions
 
 def _number(reward: Reward, value: object, where: str) -> float:
     try:
-        number = reward.checked(value, where)
+        number = reward.number(value, where)
     except UserCodeError as error:
         raise ScoreError(str(error)) from error
     if number is None:

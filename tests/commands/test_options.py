@@ -72,7 +72,7 @@ def test_dera_runs_the_commands(call, refused):
 
 WRONG = {
     "--lambda=nan": "expected a finite number such as 0.5 or 1/6, found 'nan'",
-    "--lambda=strong": "expected a finite number such as 0.5 or 1/6, found 'strong'",
+    "--lambda=strong": "such as 0.5 or 1/6, found 'strong' in 'strong'; write several as 0,0.5,1 or 0:2:0.5",
     "--lambda=": "--lambda: expected a value, found an empty one",
     "--lambda=0,": "a number is missing",
     "--lambda=0:1": "the range '0:1' has no step",
@@ -109,6 +109,10 @@ WRONG = {
     "--mesh=": "--mesh: expected a value, found an empty one",
     "--config=": "--config: expected a value, found an empty one",
     "--chat-template=": "--chat-template: expected a value, found an empty one",
+    "--chat-template-kwargs=[1]": "expected an object as JSON such as {\"enable_thinking\": false}, found '[1]'",
+    "--chat-template-kwargs={": "--chat-template-kwargs: expected an object as JSON",
+    "--chat-template-kwargs={\"messages\": 1}": "expected settings of the template, found 'messages'",
+    "--enable-thinking": "unknown option --enable-thinking: here it is --chat-template-kwargs",
     "--reward=": "--reward: expected a value, found an empty one",
     "--out=": "--out: expected a value, found an empty one",
     "": "an argument: expected a value, found an empty one",

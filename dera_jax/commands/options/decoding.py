@@ -11,23 +11,23 @@ from dera_jax.training.config import RolloutConfig
 
 HELP: Help = {
     "max_new_tokens": ("N", "longest completion, in tokens (default %(default)s)"),
-    "temperature": ("T", "0 is greedy (default %(default)s)"),
+    "temperature": ("T", "sampling temperature; 0 is greedy (default %(default)s)"),
     "top_k": ("K", "keep the K most probable tokens (default, and 0: all)"),
     "top_p": ("P", "keep the smallest set with probability P (default: all)"),
     "stop": ("TEXT", r"end a completion at TEXT, escapes such as \n allowed; may be repeated"),
     "seed": ("N", "random seed (default %(default)s)"),
     "kv_cache": (
         None,
-        "how keys and values of earlier tokens are kept; int8 takes about a quarter of float32 "
-        "(default auto: in the models' type)",
+        "type of the cached keys and values; int8 takes about a quarter of the memory of float32 "
+        "(default auto: the type of the models)",
     ),
 }
 """Settings of `DecodeConfig`."""
 ROLLOUTS: Help = {
-    "num_samples": ("N", "of each prompt in a step (default %(default)s)"),
+    "num_samples": ("N", "completions of each prompt in a step (default %(default)s)"),
     "max_new_tokens": HELP["max_new_tokens"],
     "stop": HELP["stop"],
-    "temperature": ("T", "of sampling (default %(default)s, which is on-policy)"),
+    "temperature": ("T", "sampling temperature (default %(default)s, which is on-policy)"),
 }
 """Settings of `RolloutConfig`, and of how its completions are drawn."""
 
@@ -35,11 +35,11 @@ ROLLOUTS: Help = {
 DRAFT: Help = {
     "draft": (
         None,
-        "who drafts tokens ahead, which the mixture then checks several at a time: the reference, the aligned model, "
-        "or what followed the last tokens before (ngram). The text is the same; auto drafts where it is faster and no "
-        "strengths share rows (default %(default)s)",
+        "speculative decoding: the reference, the aligned model or the text so far (ngram) drafts tokens, which are "
+        "checked several at a time; the text stays the same. auto drafts where that is faster and no strengths share "
+        "rows (default %(default)s)",
     ),
-    "draft_length": ("N", "tokens drafted at a time (default %(default)s)"),
+    "draft_length": ("N", "number of tokens in a draft (default %(default)s)"),
 }
 """Settings of `DrawConfig`."""
 
@@ -54,19 +54,22 @@ def add_decode_options(parser: argparse.ArgumentParser, draft: str = "none") -> 
     group.add_argument(
         "--rule",
         metavar="RULE",
-        help="linear, the mixture of logits (the default), or module:function, a rule of your own",
+        help="linear, the mixture of logits (default), or module:function, your own rule",
     )
     add_settings(group, DecodeConfig, HELP)
     group.add_argument(
         "--share",
         choices=("on", "off"),
         default="on",
-        help="strengths of a prompt and sample share a row while they draw the same tokens; off gives the same "
-        "rows (default %(default)s)",
+        help="decode the common beginning of several strengths once; off is slower and gives the same completions "
+        "(default %(default)s)",
     )
     add_settings(group, DrawConfig, DRAFT, leave_out=("share",), draft=draft)
     group.add_argument(
-        "--rows", default="auto", metavar="N|auto", help="completions decoded at a time (default auto)"
+        "--rows",
+        default="auto",
+        metavar="N|auto",
+        help="batch size: completions decoded at a time (default auto)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Texts beside one another, in as many columns as a terminal has room for."""
+"""Texts in columns, side by side, as wide as the terminal."""
 
 import textwrap
 from collections.abc import Mapping

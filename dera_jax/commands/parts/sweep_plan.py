@@ -21,7 +21,7 @@ def load_plan(args, decode):
     lambdas = None if args.lambda_ == PER_PROMPT else parse_strengths(args.lambda_, len(aligned or [1]))
     reward = args.reward or (cli.toy_reward() if reference is None else None)
     rewards = parse_rewards(reward) if reward else ()
-    prompts, unread = read_prompts(prompts_of(args), args.num_prompts)
+    prompts, unread = read_prompts(prompts_of(args), args.num_prompts, args.chat_template_kwargs)
     check_rewards(rewards, prompts)
     check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
     rule = load_rule(args.rule)
@@ -38,6 +38,8 @@ def load_plan(args, decode):
         fitting, encoded, unfit = encode_usable(policies, prompts, decode.max_new_tokens)
         if (dropped := unread | unfit).count and leads():
             print(dropped.told(prompts_of(args), len(fitting)), file=sys.stderr)
+        raw = sum(prompt.text is not None for prompt in fitting)
+        models.tell_raw(policies, raw, "write `messages` instead of `prompt` to use it")
         return make_plan(
             policies, fitting, encoded, lambdas, rewards, decode,
             num_samples=args.num_samples, rows=rows, rule=rule, beta=args.beta,

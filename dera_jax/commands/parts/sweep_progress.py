@@ -1,12 +1,17 @@
 """A sweep as it is watched: compiling, and then completion by completion."""
 
 import sys
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 from tqdm import tqdm
 
 from dera_jax.commands.options import cli
 from dera_jax.commands.process import interrupts
+
+LOGGED = 10.0
+"""Seconds between lines of progress in a file."""
 
 
 def run_with_progress(plan, folder) -> tuple:
@@ -41,7 +46,7 @@ def run_with_progress(plan, folder) -> tuple:
     with (
         interrupts.raised(),  # completions that wait to be written are not lost
         _bar(there, len(missing)) as bar,
-        closing(run_sweep(plan, folder, watch, usage, bar.set_postfix_str)) as found,
+        closing(run_sweep(plan, folder, watch, usage, _shown_by(bar))) as found,
     ):
         for number, _ in enumerate(found):
             bar.update(number >= there)
@@ -55,8 +60,14 @@ def _bar(there: int, missing: int):
     from dera_jax.devices.processes import leads
 
     return tqdm(
-        total=there + missing, initial=there, unit="completion", dynamic_ncols=True, disable=not leads()
-    )
+        total=there + missing, initial=there, unit="completion", dynamic_ncols=True, disable=not leads(),
+        mininterval=0.1 if sys.stderr.isatty() else LOGGED,
+    )  # fmt: skip
+
+
+def _shown_by(bar) -> Callable[[str], None]:
+    """Returns what shows a text behind the bar: at once on a terminal, with the next line of a log."""
+    return partial(bar.set_postfix_str, refresh=sys.stderr.isatty())
 
 
 def _first_requests(plan, conversations, there) -> list:
