@@ -42,8 +42,8 @@ def tell_search(rows: Sequence[dict]) -> str | None:
     times = sum(row["search"]["tokens"] for row in found) / max(1, sum(len(row["tokens"]) for row in found))
     bound = math.fsum(choice_bound(row["search"]["candidates"]) for row in found) / len(found)
     return (
-        f"chosen from {candidates:.3g} candidates on average, which took {times:.3g} times the tokens; KL is that of "
-        f"the policy they are drawn from, and choosing adds at most {bound:.2f} nats"
+        f"each completion is chosen from {candidates:.3g} candidates on average, for {times:.3g} times the tokens; "
+        f"KL is that of the policy that draws them: the choice adds at most {bound:.2f} nats"
     )
 
 

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_file("--out", args.out, ".png")
 
     from dera_jax.analysis import reports, tables
+    from dera_jax.analysis.best_of import tell_search
     from dera_jax.analysis.summaries import summarize
     from dera_jax.common.shown import shown
     from dera_jax.results import reading
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not rows:
             raise ValueError(f"{shown(run, 200)}: no rows yet")
         check_whole(run, rows, args.allow_missing, "shows what is there", to_its_end=True, tell=cli.warn)
+        if told := tell_search(rows):
+            cli.warn(f"{shown(run, 200)}: {told}")
         summaries[_name(run, args.runs)] = summarize(rows)
     if args.table:
         for name, found in summaries.items():

@@ -2,7 +2,7 @@
 
   python -m eval.score RUN --reward=lexicon:FILE         adds a reward to a run, without decoding
   python -m eval.score RUN --judge=URL,model --question=mt-bench    a judge's grades, as a reward
-  python -m eval.score RUN --best-of=REWARD              best of 1, 2, … of the stored samples
+  python -m eval.score RUN --best-of=REWARD              what the best of n samples would give
   python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
   python -m eval.score --models=A,B --prompts=FILE.txt   KL of A against B per token, on given text
   python -m eval.score --models=A,B --quantize=nf4 --prompts=FILE.txt   quantized against full

@@ -4,8 +4,8 @@
   best of Poisson      the same with n = 1 + Poisson(μ), so that the price is a real number
   soft best of n       one of n candidates, with probabilities softmax(score / β)
 
-Candidate k is the request's attempt k, so candidate 0 is what the plain draw says. The number of candidates and the
-noise of a soft choice hang on seed, prompt, turn and sample alone: strengths share them.
+Candidate k is the request's attempt k, so candidate 0 is the plain draw's completion. The number of candidates and the
+noise of a soft choice depend on seed, prompt, turn and sample alone: strengths share them.
 """
 
 import math
@@ -36,7 +36,7 @@ LARGEST_MEAN = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """A draw that makes several candidates of each request and yields one; its kinds say how many, and which."""
+    """A draw that makes several candidates for each request and yields one; subclasses say how many, and which."""
 
     score: Score
     plain: Draw = complete

@@ -175,9 +175,9 @@ def _draw_identity(draw: Draw) -> dict:
     """Returns what an identity says of a draw; nothing of the plain one, as in older folders."""
     if is_plain(draw):
         return {}
-    if hasattr(draw, "name"):  # it says itself all that makes its rows
-        reads = getattr(draw, "fingerprint", None)
-        return {"draw": draw_name(draw), **({} if reads is None else {"draw_reads": reads})}
+    if hasattr(draw, "name"):  # which with its fingerprint decides the rows
+        found = getattr(draw, "fingerprint", None)
+        return {"draw": draw_name(draw), **({} if found is None else {"draw_fingerprint": found})}
     code = code_hash(draw)
     return {"draw": draw_name(draw), **({} if code is None else {"draw_code": code})}
 

@@ -1,6 +1,7 @@
 """Runs whose completions are chosen among candidates: what folders hold, how they go on, and what is refused."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -90,7 +91,7 @@ def test_a_score_that_reads_another_file_is_another_draw(policies, tmp_path):
     swept(policies, out=tmp_path / "run", draw=parse_draw(draw))
     swept(policies, out=tmp_path / "run", draw=parse_draw(draw))
     ratings.write_text("happy\t2.0\n")
-    with pytest.raises(ValueError, match="draw_reads is"):
+    with pytest.raises(ValueError, match="draw_fingerprint is"):
         swept(policies, out=tmp_path / "run", draw=parse_draw(draw))
 
 
@@ -116,6 +117,29 @@ def test_single_calls_take_it(policies):
         generate(policies, TEXTS, 0.5, draw=best_of(4, "slots"), max_new_tokens=24)
     with pytest.raises(ValueError, match="N: expected a whole number, at least 1, got 0"):
         best_of(0, "log-ratio")
+
+
+def test_a_turn_follows_the_chosen_answers(policies):
+    """Each turn of a conversation has candidates of its own."""
+    templated = [
+        replace(policy, template="{% for m in messages %}{{ m['content'] }} {% endfor %}")
+        for policy in policies
+    ]
+    rows = list(
+        sweep(
+            templated,
+            [{"turns": ["Mira visits Ida.", "And Tom?"]}],
+            [0, 1],
+            draw=best_of(3, SCORE),
+            **SETTINGS,
+        )
+    )
+    first = {(row["sample"], row["lambda"]): row for row in rows if row["turn"] == 0}
+    second = [row for row in rows if row["turn"] == 1]
+    assert len(first) == len(second) == 4
+    for row in second:
+        assert row["search"]["candidates"] == 3
+        assert row["prompt"][1]["content"] == first[row["sample"], row["lambda"]]["completion"]
 
 
 def words(out):

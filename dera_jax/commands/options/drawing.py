@@ -13,9 +13,8 @@ def add_draw_option(parser: argparse.ArgumentParser) -> None:
         "--draw",
         default="mixture",
         metavar="DRAW",
-        help=f"mixture, a draw from the realigned policy (the default); or {FORMS}: several are drawn and one is "
-        "chosen, at N (or 1 + MU) times the tokens. SCORE is a reward or log-ratio, or a sum such as "
-        "length:40:60*2+log-ratio",
+        help=f"mixture: one completion of the realigned policy (the default); {FORMS}: the best of several, at "
+        "N (or 1 + MU) times the tokens. SCORE is a reward, log-ratio, or a sum such as length:40:60*2+log-ratio",
     )
 
 

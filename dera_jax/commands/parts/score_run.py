@@ -20,6 +20,7 @@ def score_run(args, parser: cli.Parser) -> None:
 
 def _judge(args, parser: cli.Parser) -> None:
     from dera_jax.analysis import plots, reports, tables
+    from dera_jax.analysis.best_of import tell_search
     from dera_jax.analysis.summaries import summarize
     from dera_jax.common.shown import shown
     from dera_jax.data.prompts import read_prompts
@@ -43,6 +44,8 @@ def _judge(args, parser: cli.Parser) -> None:
     about = reports.describe_models(args.run)
     plots.plot_sweep({args.run.resolve().name: summaries}, args.run / "sweep.png", about)
     print(tables.format_table(summaries))
+    if told := tell_search(rows):
+        print(told)
     for warning in reports.warnings_of(summaries, args.run):
         cli.warn(warning)
     if told := asked.tell_missing(args.run, rows):
