@@ -203,7 +203,8 @@ def test_neighbours_order_and_rows_change_nothing(policies, draw):
     asked = [Request(prompt, s, (x,)) for prompt in prompts for s in range(4) for x in (0.0, 0.5, 2.0)]
 
     def found(requests, rows, draw=draw):
-        return {c.request.key: c for c in draw(policies, requests, CONFIG, rows)}
+        again = [replace(request) for request in requests]
+        return {c.request.key: c for c in draw(policies, again, CONFIG, rows)}
 
     there = found(asked, 8)
     assert there.keys() == {request.key for request in asked}
