@@ -7,6 +7,7 @@ from itertools import groupby
 
 from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.prefix_cache import PrefixCache
 from dera_jax.decoding.request import Completion, Request, shape_of
 from dera_jax.decoding.room import CHUNK
 from dera_jax.decoding.shared_batch import SharedBatch, most_strengths
@@ -28,6 +29,9 @@ class MixtureDraw:
     share: bool = True
     """Strengths of one prompt and sample share a row for as long as they draw the same tokens."""
 
+    prefixes: PrefixCache | None = None
+    """Prompts go on from what earlier ones, of this call or another, left there; equal except for rounding."""
+
     name = "mixture"
 
     def __call__(
@@ -48,7 +52,10 @@ class MixtureDraw:
         for shape, group in groupby(_in_order(requests), key=shape_of):
             same = list(group)
             strengths = most_strengths(same) if self.share else 1
-            yield from _run(_batch(policies, shape, config, rows, rule, usage, strengths), same)
+            batch = _batch(policies, shape, config, rows, rule, usage, strengths)
+            if self.prefixes is not None:
+                same = batch.pool.keep_prefixes(self.prefixes, batch.usage).known_first(same)
+            yield from _run(batch, same)
 
 
 complete = MixtureDraw()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+PROMPT_TOKENS = ("prompt_tokens_read", "prompt_tokens_cached")
 STATUS = Path("/proc/self/status")
 """What Linux tells of this process."""
 
@@ -26,6 +27,10 @@ class Usage:
     """That rows drew for completions; one that several completions share counts once, one drawn anew twice."""
     tokens: int = 0
     """Of completions."""
+    prompt_tokens_read: int = 0
+    """Of prompts, where prefixes are cached: those that each model read, all models together."""
+    prompt_tokens_cached: int = 0
+    """Those that it had in caches of earlier prompts."""
 
     @property
     def share(self) -> float:
@@ -69,6 +74,7 @@ def resources(usage: Usage) -> dict:
     return {
         "slot_utilization": round(usage.share, 4),
         **({"shared_tokens": round(usage.shared, 4)} if usage.shared else {}),
+        **({name: getattr(usage, name) for name in PROMPT_TOKENS} if usage.prompt_tokens_read + usage.prompt_tokens_cached else {}),
         "peak_host_bytes": peak_host_bytes(),
         **({} if device is None else {"peak_device_bytes": device}),
     }
