@@ -16,6 +16,7 @@ With --schedule, what sharing saves:
 share     strengths that share rows while they draw the same tokens, against rows of their own: 11 strengths,
           41, and 3 far apart (of the given pair)
 strengths a sweep of 11 strengths against 11 runs of one, with prompts of 384 tokens (rows not shared)
+prefix    the first token of a conversation's second turn, its first turn cached, against all of it read anew
 refill    slots that are refilled against fixed batches, with completions that end with a line, and the
           share of slots that is busy (of the given pair)
 lora      a base mixed with an adapter on it against the base alone at twice the rows

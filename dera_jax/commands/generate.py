@@ -49,10 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
+    # For the whole session; no line asks what goes on from an answer.
+    draw = decoding.draw_of(args, answers=False)
 
     def answer(prompt, lambdas) -> None:
         settings = {"rows": rows, "rule": rule, "num_samples": args.num_samples, **vars(decode)}
-        made = sweep(policies, [prompt], lambdas, draw=decoding.draw_of(args), **settings)
+        made = sweep(policies, [prompt], lambdas, draw=draw, **settings)
         _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
     if args.interactive:
@@ -89,7 +91,7 @@ def make_parser() -> cli.Parser:
         help="completions at each strength (default %(default)s)",
     )
     models.add_model_options(parser)
-    decoding.add_decode_options(parser)
+    decoding.add_decode_options(parser, prefix_cache="on")
     return parser
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 
-PROMPT_TOKENS = ("prompt_tokens_read", "prompt_tokens_cached")
 STATUS = Path("/proc/self/status")
 """What Linux tells of this process."""
 
@@ -68,13 +67,19 @@ def memory_limit() -> int | None:
     return sum(limits) if all(limits) else None
 
 
+def _prompt_tokens(usage: Usage) -> dict:
+    names = ("prompt_tokens_read", "prompt_tokens_cached")
+    counts = {name: getattr(usage, name) for name in names}
+    return counts if any(counts.values()) else {}
+
+
 def resources(usage: Usage) -> dict:
     """Returns what a manifest keeps of a run's use of slots and memory; of several processes, this one's."""
     device = peak_device_bytes()
     return {
         "slot_utilization": round(usage.share, 4),
         **({"shared_tokens": round(usage.shared, 4)} if usage.shared else {}),
-        **({name: getattr(usage, name) for name in PROMPT_TOKENS} if usage.prompt_tokens_read + usage.prompt_tokens_cached else {}),
+        **_prompt_tokens(usage),
         "peak_host_bytes": peak_host_bytes(),
         **({} if device is None else {"peak_device_bytes": device}),
     }

@@ -16,14 +16,14 @@ from tests.decoding.test_prefix_cache import TURNS, chatting, talk
 from tests.support.processes import ROOT, environment
 
 MESHES = ("data:8", "data:2,model:4", "model:8")
-PROMPTS = [{"id": n, "turns": [f"{n}. {TURNS[0]}", *TURNS[1:]]} for n in range(10)]
+PROMPTS = [{"id": n, "turns": [f"{n}. {TURNS[0]}", *TURNS[1:]]} for n in range(4)]
 STRENGTHS = ((0.0,), (1.0,))
 
 
 def check(make, text, **how):
     """Returns rows that part from one device's, tokens before that, how far apart they are, and what was read."""
     pair = chatting(make())
-    how = {"strengths": STRENGTHS, "rows": 8, **how}
+    how = {"strengths": STRENGTHS, "rows": 32, **how}
     expected, _ = talk(pair, PROMPTS, None, **how)
     found, usage = talk(on_mesh(pair, parse_mesh(text)), PROMPTS, PrefixCache(most=1.0), **how)
     assert found.keys() == expected.keys()
@@ -48,7 +48,8 @@ def test_prefixes_on_meshes_are_those_of_one_device():
     for line in lines:
         print(line)
         assert line["apart"] < 1e-5 and line["changed"] == 0, line
-        assert line["cached"] > line["read"] > 0, line
+        # Every part of `data` has a copy of each entry, so that the store holds fewer of them.
+        assert line["cached"] > (0.3 if "data" in line["mesh"] else 1) * line["read"] > 0, line
 
 
 if __name__ == "__main__":

@@ -31,8 +31,12 @@ ROLLOUTS: Help = {
 """Settings of `RolloutConfig`, and of how its completions are drawn."""
 
 
-def add_decode_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how completions are drawn."""
+def add_decode_options(parser: argparse.ArgumentParser, prefix_cache: str = "off") -> None:
+    """Adds how completions are drawn.
+
+    Args:
+      prefix_cache: on or off, unless it is said.
+    """
     group = parser.add_argument_group("decoding (of the mixture)")
     group.add_argument(
         "--rule",
@@ -46,6 +50,13 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         default="on",
         help="strengths of a prompt and sample share a row while they draw the same tokens; off gives the same "
         "rows (default %(default)s)",
+    )
+    group.add_argument(
+        "--prefix-cache",
+        choices=("on", "off"),
+        default=prefix_cache,
+        help="prompts go on from the caches of earlier ones that begin alike; on gives the same rows except for "
+        "rounding (default %(default)s)",
     )
     group.add_argument(
         "--rows", default="auto", metavar="N|auto", help="completions decoded at a time (default auto)"
@@ -65,11 +76,17 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
     return read_settings(args, DecodeConfig, stop=tuple(map(unescape, args.stop)), **given)
 
 
-def draw_of(args: argparse.Namespace):
-    """Returns what makes the completions: rows that strengths share, or rows of their own."""
-    from dera_jax.decoding.complete import MixtureDraw
+def draw_of(args: argparse.Namespace, answers: bool = True):
+    """Returns what makes the completions: in rows that strengths share or not, from cached prefixes or not.
 
-    return MixtureDraw(share=args.share == "on")
+    Args:
+      answers: whether what a later prompt begins with may be an earlier one's with its answer.
+    """
+    from dera_jax.decoding.complete import MixtureDraw
+    from dera_jax.decoding.prefix_cache import PrefixCache
+
+    prefixes = PrefixCache(answers=answers) if args.prefix_cache == "on" else None
+    return MixtureDraw(share=args.share == "on", prefixes=prefixes)
 
 
 def unescape(text: str) -> str:

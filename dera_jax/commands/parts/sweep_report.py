@@ -24,6 +24,9 @@ def _used(resources: dict) -> str:
     ]
     shared = resources.get("shared_tokens", 0)
     told = f"strengths shared {shared:.0%} of their tokens; " if shared else ""
+    if "prompt_tokens_read" in resources:
+        read, cached = resources["prompt_tokens_read"], resources["prompt_tokens_cached"]
+        told += f"prefix cache: {cached / (read + cached):.0%} of the prompts' tokens; "
     return (
         f"{told}slots busy {resources['slot_utilization']:.0%} (steps of all --rows that drew a token); "
         f"peak memory: {', '.join(memory)}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from dera_jax.performance.bench.spreads import format_spread
 
-SECTIONS = ("share", "strengths", "refill", "lora", "startup", "imports")
+SECTIONS = ("share", "strengths", "prefix", "refill", "lora", "startup", "imports")
 LORA_ROWS = (1, 8)
 
 
@@ -16,8 +16,8 @@ def measure(
     Args:
       prompts: returns those of `share` and `refill`, encoded; told the longest completion and how many.
     """
+    from dera_jax.performance.bench import prefixes, starts
     from dera_jax.performance.bench import sharing as bench
-    from dera_jax.performance.bench import starts
 
     for section in sections:
         told = progress(section)
@@ -26,6 +26,8 @@ def measure(
             yield from ((section, result) for result in bench.bench_share(policies, texts, config, told))
         elif section == "strengths":
             yield section, bench.bench_strengths(policies, config, told)
+        elif section == "prefix":
+            yield section, prefixes.bench_prefix(policies, config, told)
         elif section == "refill":
             yield section, bench.bench_refill(policies, prompts(bench.LONGEST), config, told)
         elif section == "startup":
@@ -44,6 +46,15 @@ def _strengths_line(result: dict) -> str:
         f"{len(result['strengths'])} strengths, {result['new_tokens']} new tokens: one sweep {seconds['sweep']:.2f} s, "
         f"a run for each {seconds['runs']:.2f} s: {format_spread(result['times_runs'])} × "
         f"(target ≥ {result['target']:g})"
+    )
+
+
+def _prefix_line(result: dict) -> str:
+    cached, anew = (result["seconds"][name]["median"] * 1e3 for name in ("cached", "anew"))
+    return (
+        f"prefix    a second turn of {result['conversation_tokens']} tokens, {result['new_tokens']} of them new, to its "
+        f"first token: cached {cached:.0f} ms, read anew {anew:.0f} ms: {format_spread(result['cached_to_anew'])} × "
+        f"(target ≤ {result['target']:g})"
     )
 
 
@@ -95,6 +106,7 @@ def _imports_line(result: dict) -> str:
 LINES = {
     "share": _share_line,
     "strengths": _strengths_line,
+    "prefix": _prefix_line,
     "refill": _refill_line,
     "lora": _lora_line,
     "startup": _startup_line,
