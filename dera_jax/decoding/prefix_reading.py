@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
 from dera_jax import models
-from dera_jax.data.buckets import bucket_length
+from dera_jax.data.buckets import padded_length
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.decoding.branches import can_be_cut
 from dera_jax.decoding.prefix_cache import Entry, Owner, PrefixCache, Tokens
@@ -196,10 +196,10 @@ def _pieces(length: int) -> list[int]:
     """Returns how many tokens are read at a time, the last ones filled up to a bucket.
 
     >>> _pieces(0), _pieces(20), _pieces(1100)
-    ([], [32], [512, 512, 128])
+    ([], [24], [512, 512, 96])
     """
     whole, rest = divmod(length, PIECE)
-    return [PIECE] * whole + ([bucket_length(rest)] if rest else [])
+    return [PIECE] * whole + ([padded_length(rest)] if rest else [])
 
 
 # Static: configs, rooms, mesh. Traced: the row and how much of it. One compilation per size of both caches.

@@ -54,7 +54,8 @@ def _prefix_line(result: dict) -> str:
     return (
         f"prefix    a second turn of {result['conversation_tokens']} tokens, {result['new_tokens']} of them new, to its "
         f"first token: cached {cached:.0f} ms, read anew {anew:.0f} ms: {format_spread(result['cached_to_anew'])} × "
-        f"(target ≤ {result['target']:g})"
+        f"(target ≤ {result['target']:g})\n"
+        f"{' ' * 20}to the end of its first chunk: {format_spread(result['chunk_cached_to_anew'])} ×"
     )
 
 
