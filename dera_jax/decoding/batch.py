@@ -277,7 +277,9 @@ class Batch:
             slot.drawn.append(column)
             if completion := self._finished(slot, searched):
                 self.slots[number] = None
-                self.pool.keep_row(self.state, number, slot.request.prompt, slot.tokens, len(completion.tokens))
+                self.pool.keep_row(
+                    self.state, number, slot.request.prompt, slot.tokens, len(completion.tokens)
+                )
                 self.usage.tokens += len(completion.tokens)
                 self.usage.row_tokens += len(completion.tokens)
                 yield completion

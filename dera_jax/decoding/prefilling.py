@@ -100,9 +100,9 @@ class PromptPool:
         for each in then:
             if len(found) == self.together:
                 break
-            if each.buckets == prompt.buckets and each.tokens not in self.kept:
-                if not (self.prefixes and self.prefixes.has(each)):
-                    found.setdefault(each.tokens, each)
+            known = each.tokens in self.kept or (self.prefixes and self.prefixes.has(each))
+            if each.buckets == prompt.buckets and not known:
+                found.setdefault(each.tokens, each)
         return list(found.values())
 
     def _prefilled(self, prompts: Sequence[EncodedPrompt]) -> Prefilled:

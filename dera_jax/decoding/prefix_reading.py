@@ -105,8 +105,8 @@ class PrefixReader:
         if self.encoded or not self.store.answers or prompt.prompt.messages is None:
             return
         read = drawn[: min(count, len(drawn) - 1)]
-        taken = [max(each) for each in by_stream([len(t) + len(drawn) - 1 for t in prompt.tokens], self.counts)]
-        if len(read) < len(drawn) - 1 and not can_be_cut(self.configs, taken):
+        there = [len(ids) + len(drawn) - 1 for ids in prompt.tokens]
+        if len(read) < len(drawn) - 1 and not self._can_be_cut(there):
             return
         tokens = tuple(np.array([*ids, *read], np.int32) for ids in prompt.tokens)
         lengths = list(map(len, tokens))
@@ -164,11 +164,12 @@ class PrefixReader:
         lengths = list(map(len, tokens))
         if self.encoded or min(lengths) < LEAST:
             return
-        taken = [max(each) for each in by_stream(lengths, self.counts)]
-        rooms = [cache.mask.shape[1] for cache in prefilled.caches]
-        cuttable = can_be_cut(self.configs, taken)
-        entry = Entry(self.owner, tokens, prefilled, row, self._slots(rooms), cuttable)
+        slots = self._slots([cache.mask.shape[1] for cache in prefilled.caches])
+        entry = Entry(self.owner, tokens, prefilled, row, slots, self._can_be_cut(lengths))
         self.store.add(entry, self.limit)
+
+    def _can_be_cut(self, lengths: Sequence[int]) -> bool:
+        return can_be_cut(self.configs, [max(each) for each in by_stream(lengths, self.counts)])
 
     def _rooms(self, lengths: Sequence[int]) -> tuple[int, ...]:
         return tuple(room_for(max(each)) for each in by_stream(lengths, self.counts))

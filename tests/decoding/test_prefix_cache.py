@@ -25,7 +25,9 @@ CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-OPENING = "Once upon a time, there was a little girl named Lily. She went to the park with her mom and her dog."
+OPENING = (
+    "Once upon a time, there was a little girl named Lily. She went to the park with her mom and her dog."
+)
 TURNS = [f"{OPENING} {OPENING}", "And then? What did the dog say to her?", "Why?"]
 CONFIG = DecodeConfig(max_new_tokens=24, seed=1)
 FIGURES = ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers")
@@ -55,9 +57,15 @@ def talk(policies, prompts, store=None, config=CONFIG, strengths=((0.5,),), rows
     return {done.request.key: done for done in made}, usage
 
 
+def request_of(ids, prompt=Prompt(0)):
+    return Request(EncodedPrompt(prompt, (tuple(ids),) * 2), 0, (0.5,))
+
+
 def read_anew(answers):
     """Returns how many prompt tokens the answers' models would read without a cache."""
-    prompts = {(done.request.key[0], done.request.prompt.tokens): done.request.prompt for done in answers.values()}
+    prompts = {
+        (done.request.key[0], done.request.prompt.tokens): done.request.prompt for done in answers.values()
+    }
     return sum(len(context) for prompt in prompts.values() for context, _ in prompt.parts)
 
 
@@ -113,8 +121,7 @@ def test_of_an_answer_its_last_token_alone_is_read(toy):
     chat = Prompt(0, messages=({"role": "user", "content": "words"},))
 
     def ask(ids, draw, usage=None):
-        request = Request(EncodedPrompt(chat, (tuple(ids),) * 2), 0, (0.5,))
-        (done,) = draw(toy, [request], config, 1, usage=usage)
+        (done,) = draw(toy, [request_of(ids, chat)], config, 1, usage=usage)
         return done
 
     for new_tokens, read in ((16, 10), (20, 9)):
@@ -201,7 +208,9 @@ def test_models_of_one_base_and_a_template_for_each(toy):
     assert used.prompt_tokens_cached > used.prompt_tokens_read
 
 
-@pytest.mark.parametrize("content", ["m.content | trim | upper", "m.content[:12]", "m.content | replace('e', 'a')"])
+@pytest.mark.parametrize(
+    "content", ["m.content | trim | upper", "m.content[:12]", "m.content | replace('e', 'a')"]
+)
 def test_a_template_that_tells_earlier_answers_otherwise(toy, content):
     """What was read and what is to be read part within the answer, or at its beginning."""
     shown = "{% if m.role == 'assistant' %}{{ " + content + " }}{% else %}{{ m.content }}{% endif %}"
@@ -220,7 +229,7 @@ def test_an_answer_that_a_stop_text_cuts(toy):
     """The caches go as far as the completion's tokens do, whatever the row drew behind them."""
     (free, *_) = talk(toy, [{"turns": TURNS[:1]}])[0].values()
     config = replace(CONFIG, stop=(free.text[20:23],))
-    found, usage, store = check(toy, [{"turns": TURNS}], config=config)
+    found, usage, _ = check(toy, [{"turns": TURNS}], config=config)
     first = found[0, 0, 0, (0.5,), 0]
     assert first.finish_reason == "stop" and len(first.tokens) % 16
     assert usage.prompt_tokens_cached > usage.prompt_tokens_read
@@ -255,7 +264,7 @@ def test_what_is_new_is_read_in_pieces(toy):
     pair = [replace(p, config=replace(p.config, max_positions=4096)) for p in toy]
     for own, rest in ((700, 1), (700, 512), (640, 513), (1000, 900)):
         beginning, whole = words[:own], words[: own + rest]
-        requests = [Request(EncodedPrompt(Prompt(0), (tuple(ids),) * 2), 0, (0.5,)) for ids in (beginning, whole)]
+        requests = [request_of(ids) for ids in (beginning, whole)]
         config, draw = DecodeConfig(max_new_tokens=4), MixtureDraw(prefixes=PrefixCache())
         list(draw(pair, requests[:1], config, 1))
         usage = Usage()
@@ -271,7 +280,7 @@ def test_a_prompt_of_which_little_is_known_is_read_anew(toy):
 
     def cached(ids):
         usage = Usage()
-        list(draw(toy, [Request(EncodedPrompt(Prompt(0), (tuple(ids),) * 2), 0, (0.5,))], config, 1, usage=usage))
+        list(draw(toy, [request_of(ids)], config, 1, usage=usage))
         return usage.prompt_tokens_cached // 2
 
     assert cached(words[:101]) == 0

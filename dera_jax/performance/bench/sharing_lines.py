@@ -52,8 +52,8 @@ def _strengths_line(result: dict) -> str:
 def _prefix_line(result: dict) -> str:
     cached, anew = (result["seconds"][name]["median"] * 1e3 for name in ("cached", "anew"))
     return (
-        f"prefix    a second turn of {result['conversation_tokens']} tokens, {result['new_tokens']} of them new, to its "
-        f"first token: cached {cached:.0f} ms, read anew {anew:.0f} ms: {format_spread(result['cached_to_anew'])} × "
+        f"prefix    a second turn of {result['conversation_tokens']} tokens, {result['new_tokens']} of them new, to "
+        f"its first token: cached {cached:.0f} ms, read anew {anew:.0f} ms: {format_spread(result['cached_to_anew'])} × "
         f"(target ≤ {result['target']:g})\n"
         f"{' ' * 20}to the end of its first chunk: {format_spread(result['chunk_cached_to_anew'])} ×"
     )
