@@ -30,6 +30,7 @@ OPENING = (
 )
 TURNS = [f"{OPENING} {OPENING}", "And then? What did the dog say to her?", "Why?"]
 CONFIG = DecodeConfig(max_new_tokens=24, seed=1)
+WORDS = Prompt(0)
 FIGURES = ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers")
 
 
@@ -57,7 +58,7 @@ def talk(policies, prompts, store=None, config=CONFIG, strengths=((0.5,),), rows
     return {done.request.key: done for done in made}, usage
 
 
-def request_of(ids, prompt=Prompt(0)):
+def request_of(ids, prompt=WORDS):
     return Request(EncodedPrompt(prompt, (tuple(ids),) * 2), 0, (0.5,))
 
 

@@ -51,9 +51,10 @@ def _strengths_line(result: dict) -> str:
 
 def _prefix_line(result: dict) -> str:
     cached, anew = (result["seconds"][name]["median"] * 1e3 for name in ("cached", "anew"))
+    times = format_spread(result["cached_to_anew"])
     return (
         f"prefix    a second turn of {result['conversation_tokens']} tokens, {result['new_tokens']} of them new, to "
-        f"its first token: cached {cached:.0f} ms, read anew {anew:.0f} ms: {format_spread(result['cached_to_anew'])} × "
+        f"its first token: cached {cached:.0f} ms, read anew {anew:.0f} ms: {times} × "
         f"(target ≤ {result['target']:g})\n"
         f"{' ' * 20}to the end of its first chunk: {format_spread(result['chunk_cached_to_anew'])} ×"
     )
