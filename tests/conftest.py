@@ -10,6 +10,7 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 import tests.support.typecheck  # noqa: F401  (the hook looks it up by name)
+from dera_jax.common.folders import data_folder
 from tests.support.processes import QUICKLY, ROOT
 
 # Torch with several threads on models this small waits for them most of the time.
@@ -27,6 +28,8 @@ for name, value in (
 # What is compiled is kept for the other tests of this run (or of several, with DERA_JAX_TEST_CACHE set), and nowhere
 # else. Small programs too: `forget_compiled` lets go of them, and hundreds of modules and processes have the same.
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Where it is by default, before that is another place.
+    os.environ.setdefault("DERA_JAX_TEST_DATA", str(data_folder().absolute()))
     made = tempfile.TemporaryDirectory(prefix="dera_jax-tests-")
     os.environ["XDG_CACHE_HOME"] = made.name
     programs = os.environ.get("DERA_JAX_TEST_CACHE", os.path.join(made.name, "programs"))

@@ -15,6 +15,7 @@ rlhf      seconds of a policy-gradient step of 128 rows and of its parts, agains
 With --schedule, what sharing saves:
 share     strengths that share rows while they draw the same tokens, against rows of their own: 11 strengths,
           41, and 3 far apart (of the given pair)
+draft     tokens drafted ahead and checked several at a time, against plain steps, one row at a time
 strengths a sweep of 11 strengths against 11 runs of one, with prompts of 384 tokens (rows not shared)
 prefix    the first token of a conversation's second turn, its first turn cached, against all of it read anew
 refill    slots that are refilled against fixed batches, with completions that end with a line, and the
@@ -122,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             elif args.schedule:
                 prompts = partial(sweep_prompts, args.prompts, policies)
                 given = [name for name in names if name]
-                found = sharing_lines.measure(chosen, policies, given, prompts, config, _progress)
+                found = sharing_lines.measure(
+                    chosen, policies, given, prompts, config, _progress, random=number > 0
+                )
             else:
                 beside = torch_pair(policies, place, device) if with_torch else None
                 found = decoding_lines.measure(

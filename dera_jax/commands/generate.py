@@ -91,7 +91,7 @@ def make_parser() -> cli.Parser:
         help="completions at each strength (default %(default)s)",
     )
     models.add_model_options(parser)
-    decoding.add_decode_options(parser, prefix_cache="on")
+    decoding.add_decode_options(parser, draft="auto", prefix_cache="on")
     return parser
 
 

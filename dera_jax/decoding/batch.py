@@ -61,6 +61,9 @@ class _Slot:
 class Batch:
     """Slots, the queue of requests that wait for one, and the state on the device."""
 
+    chunk = CHUNK
+    """Tokens that a row draws between two looks, at most."""
+
     def __init__(
         self,
         policies: Sequence[Policy],
@@ -82,7 +85,7 @@ class Batch:
         self.usage = usage or Usage()
         self.configs = tuple(replace(policy.config, kv_cache=config.kv_cache) for policy in policies)
         self.params = tuple(policy.params for policy in policies)
-        if shape.alike:
+        if shape.alike and self._reads_together():
             self.configs, self.params = models.join_adapted(self.configs, self.params)
         self.mesh = mesh_of(self.params[0])
         parts = self.mesh.shape if self.mesh else {"data": 1, "model": 1}
@@ -101,6 +104,10 @@ class Batch:
         """Slots of caches that any request so far can need."""
         self.room: tuple[int, ...] = self.most
         self.state: state.DecodeState | None = None
+
+    def _reads_together(self) -> bool:
+        """Whether models on one base are run as one."""
+        return True
 
     @property
     def waiting(self) -> int:
@@ -126,7 +133,7 @@ class Batch:
                     f"request: expected kv_cache {self.config.kv_cache}, got {request.config.kv_cache}"
                 )
         full = [
-            full_room(taken, self._config(request).max_new_tokens)
+            full_room(taken, self._config(request).max_new_tokens, self.chunk)
             for request in requests
             for taken in self._taken([request.prompt])
         ]
@@ -245,7 +252,7 @@ class Batch:
     def _room_for(self, taken: Sequence[int]) -> tuple[int, ...]:
         """Returns the slots of each cache, the longest row of which has `taken` so many."""
         pairs = zip(taken, self.most, strict=True)
-        return tuple(min(room_for(slots + CHUNK), most) for slots, most in pairs)
+        return tuple(min(room_for(slots + self.chunk), most) for slots, most in pairs)
 
     def _taken(self, prompts: Sequence[EncodedPrompt], drawn: int = 0) -> tuple[int, ...]:
         """Returns how many slots of each cache the longest of `prompts` takes with tokens drawn."""
@@ -271,7 +278,7 @@ class Batch:
         for number, slot in enumerate(self.slots):
             if slot is None:
                 continue
-            column = jax.tree.map(lambda a, row=number: a[:, row], drawn)
+            column = self._column(drawn, number)
             searched = len(slot.tokens)
             slot.tokens.extend(column.token.tolist())
             slot.drawn.append(column)
@@ -283,6 +290,10 @@ class Batch:
                 self.usage.tokens += len(completion.tokens)
                 self.usage.row_tokens += len(completion.tokens)
                 yield completion
+
+    def _column(self, drawn: device_loop.Drawn, row: int) -> device_loop.Drawn:
+        """Returns what a row has drawn in the last chunk."""
+        return jax.tree.map(lambda a: a[:, row], drawn)
 
     def _finished(self, slot: _Slot, searched: int) -> Completion | None:
         """Returns the slot's completion if it has ended; `searched` of its tokens were looked at before."""

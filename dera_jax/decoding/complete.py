@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from dera_jax.decoding.batch import Batch
-from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.config import DecodeConfig, DrawConfig
 from dera_jax.decoding.prefix_cache import PrefixCache
-from dera_jax.decoding.request import Completion, Request, shape_of
+from dera_jax.decoding.request import Completion, Request, Shape, shape_of
 from dera_jax.decoding.room import CHUNK
 from dera_jax.decoding.shared_batch import SharedBatch, most_strengths
+from dera_jax.decoding.speculative_batch import SpeculativeBatch
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule, linear_rule
@@ -23,16 +24,18 @@ It is called as `complete` is, and yields one completion of every request, with 
 
 
 @dataclass(frozen=True)
-class MixtureDraw:
+class MixtureDraw(DrawConfig):
     """The draw from the realigned policy itself. However its rows are computed, they say the same."""
-
-    share: bool = True
-    """Strengths of one prompt and sample share a row for as long as they draw the same tokens."""
 
     prefixes: PrefixCache | None = None
     """Prompts go on from what earlier ones, of this call or another, left there; equal except for rounding."""
 
     name = "mixture"
+
+    @property
+    def shares(self) -> bool:
+        """Whether strengths share rows; those that a drafter was asked for do not."""
+        return self.share and self.draft in ("none", "auto")
 
     def __call__(
         self,
@@ -51,11 +54,32 @@ class MixtureDraw:
         """
         for shape, group in groupby(_in_order(requests), key=shape_of):
             same = list(group)
-            strengths = most_strengths(same) if self.share else 1
-            batch = _batch(policies, shape, config, rows, rule, usage, strengths)
+            batch = self.batch(policies, shape, config, rows, rule, usage, most_strengths(same))
             if self.prefixes is not None:
                 same = batch.pool.keep_prefixes(self.prefixes, batch.usage).known_first(same)
             yield from _run(batch, same)
+
+    def batch(
+        self,
+        policies: Sequence[Policy],
+        shape: Shape,
+        config: DecodeConfig,
+        rows: int,
+        rule: Rule = linear_rule,
+        usage: Usage | None = None,
+        strengths: int = 1,
+    ) -> Batch:
+        """Returns the batch of the draw.
+
+        Args:
+          strengths: that may share a row, at most.
+        """
+        given = policies, shape, config, rows, rule, usage
+        if strengths > 1 and self.shares:
+            return SharedBatch(*given, strengths=strengths)
+        if self.draft != "none":
+            return SpeculativeBatch(*given, draft=self.draft, length=self.draft_length)
+        return Batch(*given)
 
 
 complete = MixtureDraw()
@@ -73,12 +97,6 @@ def draw_name(draw: Draw) -> str:
     """Returns what rows call a draw: mixture, the name that it has of its own, or module:function."""
     name = getattr(draw, "__qualname__", type(draw).__qualname__)
     return getattr(draw, "name", f"{draw.__module__}:{name}")
-
-
-def _batch(policies, shape, config, rows, rule, usage, strengths: int) -> Batch:
-    if strengths == 1:
-        return Batch(policies, shape, config, rows, rule, usage)
-    return SharedBatch(policies, shape, config, rows, rule, usage, strengths=strengths)
 
 
 def _run(batch: Batch, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -110,7 +128,7 @@ def warm_up(
 
     def run_once(group: Sequence[Request]) -> float:
         start = time.perf_counter()
-        batch = _batch(policies, shape_of(group[0]), config, rows, rule, None, strengths)
+        batch = complete.batch(policies, shape_of(group[0]), config, rows, rule, None, strengths)
         # As many samples as fill the rows, each by itself.
         count = max(rows, len(group))
         batch.submit([replace(group[n % len(group)], sample=n) for n in range(count)])

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from dera_jax.common.checks import check_choice, check_count, check_number, check_seed, take_plain_numbers
 from dera_jax.common.choices import KV_CACHES, one_of
 
+DRAFTERS = ("none", "auto", "reference", "aligned", "ngram")
+LONGEST_DRAFT = 64
+
 
 @dataclass(frozen=True)
 class DecodeConfig:
@@ -51,6 +54,24 @@ class DecodeConfig:
         if self.kv_cache == "auto":
             del told["kv_cache"]
         return told
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """How completions of the realigned policy are computed: what they say does not depend on it."""
+
+    share: bool = True
+    """Strengths of one prompt and sample share a row for as long as they draw the same tokens."""
+    draft: str = one_of(DRAFTERS, "none")
+    """Who drafts tokens that are then checked several at a time: nobody (none), the reference, the aligned model, or
+    what followed the last tokens before (ngram); auto: whoever makes it faster, where no rows are shared."""
+    draft_length: int = 4
+    """Tokens drafted at a time; ≥ 1."""
+
+    def __post_init__(self):
+        take_plain_numbers(self)
+        check_choice("draft", self.draft, DRAFTERS)
+        check_count("draft_length", self.draft_length, most=LONGEST_DRAFT)
 
 
 def rows_of(rows: int | str | None, requests: int) -> int:

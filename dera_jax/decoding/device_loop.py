@@ -83,13 +83,24 @@ def decode_step(
       eos: ids that end a row.
     """
     logits, recent = forward_step(bound, state, recent)
+    drawn, rule_state = draw_token(logits, state, sampling, rule)
+    state = advanced(state, drawn.token, eos)._replace(rule_state=rule_state)
+    return state, recent, drawn
+
+
+def draw_token(
+    logits: Float[Array, "models rows vocab"],
+    state: DecodeState,
+    sampling: Sampling | RowSampling,
+    rule: Rule,
+) -> tuple[Drawn, PyTree]:
+    """Returns what every row draws where the models gave `logits`, and the rule's state after it."""
     context = Context(state.drawn, state.token, state.position)
     mixed, rule_state = apply_rule(rule, logits, state.weights, state.rule_state, context)
     keys = jax.vmap(jax.random.fold_in)(state.key, state.drawn)
     token, sampling_logprob = sampling.sample(keys, mixed)
     record = measure(logits, mixed, state.weights, token, is_mixture(rule))
-    state = advanced(state, token, eos)._replace(rule_state=rule_state)
-    return state, recent, Drawn(token, sampling_logprob, record)
+    return Drawn(token, sampling_logprob, record), rule_state
 
 
 def forward_step(

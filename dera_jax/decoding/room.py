@@ -6,10 +6,15 @@ CHUNK = 16
 """Steps between two looks at which rows have ended: a row idles half as many on average."""
 
 
-def full_room(prompt: int, max_new_tokens: int) -> int:
-    """Returns the slots of a cache in which a prompt takes `prompt` and completions are as long as may be."""
+def full_room(prompt: int, max_new_tokens: int, chunk: int = CHUNK) -> int:
+    """Returns the slots of a cache in which a prompt takes `prompt` and completions are as long as may be.
+
+    Args:
+      chunk: steps of the last chunk, which may begin at any token unless all have `CHUNK` steps.
+    """
     # Whole chunks: the last one may reach beyond the longest completion.
-    return models.whole_blocks(prompt + max_new_tokens + -max_new_tokens % CHUNK)
+    beyond = -max_new_tokens % CHUNK if chunk == CHUNK else chunk
+    return models.whole_blocks(prompt + max_new_tokens + beyond)
 
 
 def room_for(slots: int) -> int:

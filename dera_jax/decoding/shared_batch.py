@@ -259,8 +259,10 @@ class SharedBatch(Batch):
         if self.initial_state:
             lanes = self.parts * self.part_lanes
             state = jax.tree.map(
-                lambda a: np.array(a).reshape(self.parts, self.part_lanes, *a.shape[1:]),
-                self.initial_state(lanes),
+                lambda a: np.repeat(np.asarray(a), lanes, axis=0).reshape(
+                    self.parts, self.part_lanes, *a.shape[1:]
+                ),
+                self.initial_state(1),
             )
         leaves, counts = jax.tree.leaves(state), [0] * self.parts
         for number, branch in enumerate(self.slots):

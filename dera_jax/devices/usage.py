@@ -30,11 +30,20 @@ class Usage:
     """Of prompts, where prefixes are cached: those that each model read, all models together."""
     prompt_tokens_cached: int = 0
     """Those that it had in caches of earlier prompts."""
+    drafts: int = 0
+    """Tokens that were drafted ahead and checked."""
+    drafts_kept: int = 0
+    """Of them, those that were drawn."""
 
     @property
     def share(self) -> float:
         """Tokens that rows drew for each row and step, from 0 to 1."""
         return self.row_tokens / self.slot_steps if self.slot_steps else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Of the drafts the share that was kept, from 0 to 1."""
+        return self.drafts_kept / self.drafts if self.drafts else 0.0
 
     @property
     def shared(self) -> float:
@@ -80,6 +89,7 @@ def resources(usage: Usage) -> dict:
         "slot_utilization": round(usage.share, 4),
         **({"shared_tokens": round(usage.shared, 4)} if usage.shared else {}),
         **_prompt_tokens(usage),
+        **({"drafts_kept": round(usage.acceptance, 4)} if usage.drafts else {}),
         "peak_host_bytes": peak_host_bytes(),
         **({} if device is None else {"peak_device_bytes": device}),
     }

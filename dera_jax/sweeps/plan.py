@@ -13,6 +13,7 @@ from dera_jax.data.prompts import Prompt, prompt_text
 from dera_jax.decoding.complete import Draw, MixtureDraw, complete, draw_name, is_plain
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
+from dera_jax.decoding.speculative_batch import check_drafter
 from dera_jax.devices.mesh import Group, mesh_of, mesh_text
 from dera_jax.devices.processes import share
 from dera_jax.policies.policy import Policy
@@ -141,7 +142,12 @@ def make_plan(
       beta: KL strength of the aligned model; None: what the aligned models say.
       group: this process's own.
       draw: what makes the completions.
+
+    Raises:
+      ValueError: a drafter that the rule or the models do not have.
     """
+    if isinstance(draw, MixtureDraw):
+        check_drafter(draw.draft, rule.function, len(policies))
     groups = group.count if group else 1
     given = rows_of(rows, 1)
     plan = SweepPlan(
@@ -207,7 +213,7 @@ def plan_keys(plan: SweepPlan) -> set[RowKey]:
 
 def most_strengths(plan: SweepPlan, there: Container[RowKey]) -> int:
     """Returns how many first turns that are not `there` may share a row at most: the strengths of one sample."""
-    if isinstance(plan.draw, MixtureDraw) and not plan.draw.share:
+    if isinstance(plan.draw, MixtureDraw) and not plan.draw.shares:
         return 1
     missing = Counter(
         (c.prompt.prompt_id, c.sample) for c in own_conversations(plan, there) if turn_key(c, 0) not in there

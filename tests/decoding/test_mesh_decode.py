@@ -19,7 +19,7 @@ from dera_jax.commands.options import devices
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
 from dera_jax.decoding import device_loop
-from dera_jax.decoding.complete import complete, complete_unshared
+from dera_jax.decoding.complete import MixtureDraw, complete, complete_unshared
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.devices import mesh as devices_mesh
@@ -198,14 +198,30 @@ def sharing(make, text):
     usage, config = Usage(), DecodeConfig(max_new_tokens=48, seed=5)
     shared = {done.request.key: done for done in complete(pair, requests, config, 16, usage=usage)}
     alone = {done.request.key: done for done in complete_unshared(pair, requests, config, 16)}
-    assert shared.keys() == alone.keys() and len(shared) == len(requests)
+    return {"shared": usage.shared} | compared(shared, alone)
+
+
+def drafting(make, text, draft):
+    """Returns how many drafts are kept on a mesh, and how many completions are others there than without."""
+    pair = on_mesh(make(), parse_mesh(text))
+    encoded = encode_prompts(pair, as_prompts(PROMPTS), 32)
+    requests = [Request(prompt, 0, (0.5,)) for prompt in encoded]
+    usage, config = Usage(), DecodeConfig(max_new_tokens=32, seed=5)
+    found = MixtureDraw(draft=draft)(pair, requests, config, 8, usage=usage)
+    plain = {done.request.key: done for done in complete_unshared(pair, requests, config, 8)}
+    return {"kept": usage.acceptance} | compared({done.request.key: done for done in found}, plain)
+
+
+def compared(shared, alone):
+    assert shared.keys() == alone.keys()
     changed = sum(done.tokens != alone[key].tokens for key, done in shared.items())
     apart = [
         np.abs(done.logprobs - alone[key].logprobs).max()
         for key, done in shared.items()
         if done.tokens == alone[key].tokens
     ]
-    return {"shared": usage.shared, "changed": changed, "tokens": usage.tokens, "apart": float(max(apart))}
+    tokens = sum(len(done.tokens) for done in alone.values())
+    return {"changed": changed, "tokens": tokens, "apart": float(max(apart))}
 
 
 def main():
@@ -221,6 +237,8 @@ def main():
         )
     places = ("data:2,model:4", plain_pair), ("data:8", plain_pair), ("data:4,model:2", adapted_pair)
     print(json.dumps([sharing(make, text) for text, make in places]), flush=True)
+    drafts = ("data:2,model:4", plain_pair, "reference"), ("data:4,model:2", adapted_pair, "ngram")
+    print(json.dumps([drafting(make, text, draft) for text, make, draft in drafts]), flush=True)
     others = ("lora", adapted_pair, 0), ("int8", quantized_pair, 0), ("uneven", uneven_pair, 1)
     for name, make, sampling in others:
         found = check(make, "data:2,model:4", [sampling], (0.5,))
@@ -237,9 +255,11 @@ def test_rows_on_meshes_are_those_of_one_device():
     assert ended.returncode == 0, ended.stderr[-3000:]
     share, calls, *lines = [json.loads(line) for line in ended.stdout.splitlines()]
     together = lines.pop(len(MESHES))
-    for found in together:
+    drafted = lines.pop(len(MESHES))
+    assert drafted[0]["kept"] > 0.5
+    for found in [*together, *drafted]:
         print(found)
-        assert found["shared"] > 0.05 and found["apart"] < 1e-4
+        assert found.get("shared", 1) > 0.05 and found["apart"] < 1e-4
         assert found["changed"] <= CHANGED * found["tokens"]
     # An eighth, and what `model` does not divide: normalizations, masks of attention.
     assert share["data:8"] < 0.13 and max(share.values()) < 0.15, share

@@ -12,7 +12,7 @@ from dera_jax.commands.sft import main as sft_command
 from dera_jax.commands.sweep import main as sweep_command
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
-from dera_jax.decoding.complete import complete, complete_unshared
+from dera_jax.decoding.complete import MixtureDraw, complete, complete_unshared
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.devices.usage import Usage
@@ -151,6 +151,21 @@ def test_policy_gradient_learns(t5_pair, tmp_path):
     # Before the first update the policy is the reference.
     assert len(lines) == 3 and abs(lines[0]["kl"]) < 1e-3 and all(np.isfinite(line["loss"]) for line in lines)
     assert AutoModelForSeq2SeqLM.from_pretrained(out).num_parameters() > 0
+
+
+@pytest.mark.parametrize("draft", ["reference", "ngram"])
+def test_drafts_behind_an_encoder_change_nothing(t5_pair, draft):
+    """Look-ups find what stands in the prompt, which the encoder reads."""
+    policies = load_policies(*t5_pair)
+    encoded = encode_prompts(policies, as_prompts(PROMPTS), 40)
+    requests = [Request(p, s, (0.02,)) for p in encoded for s in range(2)]
+    config = DecodeConfig(max_new_tokens=40, seed=1)
+    found = {d.request.key: d for d in MixtureDraw(draft=draft)(policies, requests, config, 3)}
+    plain = {done.request.key: done for done in complete_unshared(policies, requests, config, 3)}
+    assert found.keys() == plain.keys()
+    for key, done in found.items():
+        assert done.tokens == plain[key].tokens
+        np.testing.assert_allclose(done.logprobs, plain[key].logprobs, atol=1e-4)
 
 
 def test_strengths_share_rows_behind_an_encoder(t5_pair):

@@ -5,7 +5,7 @@ import argparse
 from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import streams
 from dera_jax.common.checks import MOST
-from dera_jax.decoding.config import DecodeConfig, rows_of
+from dera_jax.decoding.config import DecodeConfig, DrawConfig, rows_of
 from dera_jax.training.config import RolloutConfig
 
 HELP: Help = {
@@ -31,11 +31,25 @@ ROLLOUTS: Help = {
 """Settings of `RolloutConfig`, and of how its completions are drawn."""
 
 
-def add_decode_options(parser: argparse.ArgumentParser, prefix_cache: str = "off") -> None:
+DRAFT: Help = {
+    "draft": (
+        None,
+        "who drafts tokens ahead, which the mixture then checks several at a time: the reference, the aligned model, "
+        "or what followed the last tokens before (ngram). The text is the same; auto drafts where it is faster and no "
+        "strengths share rows (default %(default)s)",
+    ),
+    "draft_length": ("N", "tokens drafted at a time (default %(default)s)"),
+}
+"""Settings of `DrawConfig`."""
+
+
+def add_decode_options(
+    parser: argparse.ArgumentParser, draft: str = "none", prefix_cache: str = "off"
+) -> None:
     """Adds how completions are drawn.
 
     Args:
-      prefix_cache: on or off, unless it is said.
+      draft: the default of the option of that name; so is `prefix_cache`.
     """
     group = parser.add_argument_group("decoding (of the mixture)")
     group.add_argument(
@@ -51,6 +65,7 @@ def add_decode_options(parser: argparse.ArgumentParser, prefix_cache: str = "off
         help="strengths of a prompt and sample share a row while they draw the same tokens; off gives the same "
         "rows (default %(default)s)",
     )
+    add_settings(group, DrawConfig, DRAFT, leave_out=("share",), draft=draft)
     group.add_argument(
         "--prefix-cache",
         choices=("on", "off"),
@@ -77,7 +92,7 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
 
 
 def draw_of(args: argparse.Namespace, answers: bool = True):
-    """Returns what makes the completions: in rows that strengths share or not, from cached prefixes or not.
+    """Returns what makes the completions, as the options have it.
 
     Args:
       answers: whether what a later prompt begins with may be an earlier one's with its answer.
@@ -86,7 +101,7 @@ def draw_of(args: argparse.Namespace, answers: bool = True):
     from dera_jax.decoding.prefix_cache import PrefixCache
 
     prefixes = PrefixCache(answers=answers) if args.prefix_cache == "on" else None
-    return MixtureDraw(share=args.share == "on", prefixes=prefixes)
+    return read_settings(args, MixtureDraw, share=args.share == "on", prefixes=prefixes)
 
 
 def unescape(text: str) -> str:

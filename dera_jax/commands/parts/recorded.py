@@ -35,7 +35,7 @@ REPEATED = {
         temperature""",
     "eval.sweep": """reference aligned lambda prompts reward rule num-prompts num-samples beta out preset dtype
         chat-template reference-chat-template quantize mesh max-new-tokens temperature top-k top-p stop seed
-        kv-cache share rows""",
+        kv-cache share draft draft-length rows""",
 }
 """Options that are repeated, by command. They name models, data and numbers; `reward` and `rule` are looked into."""
 LEFT_OUT = (

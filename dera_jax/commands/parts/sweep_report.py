@@ -27,6 +27,8 @@ def _used(resources: dict) -> str:
     if "prompt_tokens_read" in resources:
         read, cached = resources["prompt_tokens_read"], resources["prompt_tokens_cached"]
         told += f"prefix cache: {cached / (read + cached):.0%} of the prompts' tokens; "
+    if "drafts_kept" in resources:
+        told += f"{resources['drafts_kept']:.0%} of the drafts kept; "
     return (
         f"{told}slots busy {resources['slot_utilization']:.0%} (steps of all --rows that drew a token); "
         f"peak memory: {', '.join(memory)}"

@@ -2,21 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 
+from dera_jax.performance.bench.drafting_lines import draft_line
 from dera_jax.performance.bench.spreads import format_spread
 
-SECTIONS = ("share", "strengths", "prefix", "refill", "lora", "startup", "imports")
+SECTIONS = ("share", "draft", "strengths", "prefix", "refill", "lora", "startup", "imports")
 LORA_ROWS = (1, 8)
 
 
 def measure(
-    sections: Sequence[str], policies, names: Sequence[str], prompts, config, progress
+    sections: Sequence[str], policies, names: Sequence[str], prompts, config, progress, random: bool
 ) -> Iterator[tuple[str, dict]]:
     """Yields each measurement of a pair with its section.
 
     Args:
-      prompts: returns those of `share` and `refill`, encoded; told the longest completion and how many.
+      prompts: returns those of `share`, `draft` and `refill`, encoded; told the longest completion and how many.
+      random: whether the pair has no language.
     """
-    from dera_jax.performance.bench import prefixes, starts
+    from dera_jax.performance.bench import drafting, prefixes, starts
     from dera_jax.performance.bench import sharing as bench
 
     for section in sections:
@@ -24,6 +26,13 @@ def measure(
         if section == "share":
             texts = prompts(config.new_tokens, bench.SHARE_PROMPTS)
             yield from ((section, result) for result in bench.bench_share(policies, texts, config, told))
+        elif section == "draft":
+            if random:
+                found = drafting.bench_random(policies, config, told)
+            else:
+                texts = prompts(config.new_tokens, drafting.PROMPTS)
+                found = drafting.bench_prompts(policies, texts, config, told)
+            yield from ((section, result) for result in found)
         elif section == "strengths":
             yield section, bench.bench_strengths(policies, config, told)
         elif section == "prefix":
@@ -107,6 +116,7 @@ def _imports_line(result: dict) -> str:
 
 LINES = {
     "share": _share_line,
+    "draft": draft_line,
     "strengths": _strengths_line,
     "prefix": _prefix_line,
     "refill": _refill_line,
