@@ -44,7 +44,7 @@ def chatting(policies, template=CHATML):
     return tuple(replace(policy, template=template, eos_ids=()) for policy in policies)
 
 
-def talk(policies, prompts, store=None, config=CONFIG, strengths=((0.5,),), rows=1, share=True):
+def talk(policies, prompts, store=None, config=CONFIG, strengths=((0.5,),), rows=1, **how):
     """Returns all answers of conversations at all strengths, and what was used."""
     prompts = as_prompts(prompts)
     encoded = encode_prompts(policies, prompts, config.max_new_tokens)
@@ -53,7 +53,7 @@ def talk(policies, prompts, store=None, config=CONFIG, strengths=((0.5,),), rows
         for prompt, first in zip(prompts, encoded, strict=True)
         for strength in strengths
     ]
-    usage, draw = Usage(), MixtureDraw(share=share, prefixes=store)
+    usage, draw = Usage(), MixtureDraw(prefixes=store, **how)
     made = list(converse(policies, conversations, config, rows, usage=usage, draw=draw))
     return {done.request.key: done for done in made}, usage
 
@@ -383,3 +383,13 @@ def test_generate_with_one_store_for_several_calls(toy):
     assert_alike({0: second}, {0: alone})
     assert len(draw.prefixes.entries) == 1
     assert hash(draw) == hash(replace(draw)) and draw == replace(draw) != MixtureDraw()
+
+
+@pytest.mark.parametrize("draft", ["ngram", "aligned"])
+def test_rows_that_were_drafted_ahead(toy, draft):
+    """They end where their drafts were kept, each at a number of tokens of its own."""
+    prompts = [{"id": n, "turns": [f"{n}. {TURNS[0]}", TURNS[1]]} for n in range(2)]
+    expected, _ = talk(toy, prompts, rows=2)
+    found, usage = talk(toy, prompts, PrefixCache(most=1.0), rows=2, draft=draft)
+    assert usage.drafts_kept > 0 and usage.prompt_tokens_cached > 4 * 120
+    assert_alike(found, expected)
