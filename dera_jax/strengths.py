@@ -157,7 +157,10 @@ def _number(text: str, item: str) -> Fraction:
     """Returns the exact value of `0.5`, `-1e-2` or `1/6`."""
     text = text.strip()
     if not _NUMBER.fullmatch(text):
-        raise ValueError(f"--lambda: expected a finite number such as 0.5 or 1/6, found {text!r} in {item!r}")
+        raise ValueError(
+            f"--lambda: expected a finite number such as 0.5 or 1/6, found {text!r} in {item!r}; "
+            "write several as 0,0.5,1 or 0:2:0.5"
+        )
     numerator, _, denominator = text.partition("/")
     try:
         value = Fraction(numerator) / Fraction(denominator or 1)

@@ -4,9 +4,9 @@
   python -m eval.compare RUN RUN --against=0 --judge=URL,model       one run against its reference
   python -m eval.compare A B --lambda=2 --against=1 --judge=…        against a model retrained at β/2
 
-Completions of one prompt, sample and turn are compared; ties count half. The judge is a reward, the
-larger one wins, or a language model behind an OpenAI-compatible URL, http://host/v1,model, which sees the
-two in an order drawn for each pair. Its answers are kept: the same command goes on where it ended.
+Completions of the same prompt, sample and turn are compared; ties count half. The judge is a reward (the
+larger value wins) or a language model behind an OpenAI-compatible URL, http://host/v1,model, which sees the
+two in random order. Its answers are stored; rerun the command to resume.
 """
 
 import sys
@@ -77,7 +77,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "run_a", type=Path, metavar="RUN_A", help="a sweep's folder, or its rows.jsonl[.gz|.xz]"
     )
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="what it is compared with; may be the same")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the run to compare with; may be the same")
     parser.add_argument(
         "--judge",
         required=True,
@@ -88,10 +88,12 @@ def make_parser() -> cli.Parser:
         "--lambda",
         dest="lambda_",
         metavar="STRENGTHS",
-        help="of A, as in eval.sweep (default: all there are)",
+        help="strengths of A, as in eval.sweep (default: all)",
     )
     parser.add_argument(
-        "--against", metavar="STRENGTH", help="of B, for all strengths of A (default: the same strength)"
+        "--against",
+        metavar="STRENGTH",
+        help="one strength of B to compare all those of A with (default: the same strength)",
     )
     parser.add_argument(
         "--prompts",

@@ -1,7 +1,7 @@
-"""Alignment of a model by preferences: DPO, IPO, KTO; the reference stays or follows (TR-DPO).
+"""Alignment of a model by preferences: DPO, IPO, KTO; the reference is fixed or follows (TR-DPO).
 
-Data: `prompt`, `chosen` and `rejected`; or whole transcripts in the last two, as Anthropic's;
-for KTO also `prompt`, `completion` and `label`. The model's β is kept in its manifest, so that
+Data: `prompt`, `chosen` and `rejected`; or whole transcripts in the last two, as in HH;
+for KTO also `prompt`, `completion` and `label`. The model's β is recorded in its manifest, so that
 sweeps over it can show β/λ. Several values of --beta and --seed train a grid, each run in its
 own folder.
 """
@@ -24,8 +24,8 @@ HELP: Help = {
         "share of the policy in an update of the reference; 1 is a hard update (default %(default)g)",
     ),
     "ref_model_sync_steps": ("N", "steps between its updates (default %(default)s)"),
-    "desirable_weight": ("W", "of KTO (default %(default)g)"),
-    "undesirable_weight": ("W", "of KTO (default %(default)g)"),
+    "desirable_weight": ("W", "weight of desirable completions in KTO (default %(default)g)"),
+    "undesirable_weight": ("W", "weight of undesirable completions in KTO (default %(default)g)"),
 }
 """Settings of `PreferenceConfig`."""
 

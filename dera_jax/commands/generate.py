@@ -1,10 +1,11 @@
 """Answers a prompt at several strengths, side by side, or many prompts one after the other.
 
-  python -m eval.generate --prompt="Once upon a time" --lambda=0,0.5,1,2
+  python -m eval.generate --prompt="Who helps Tom?" --lambda=0,0.5,1,2
   python -m eval.generate --interactive
 
-All strengths share their random numbers: what differs is the strength. With --interactive each line
-of standard input is a prompt; /lambda 0,0.7 changes the strengths, /quit or the end of input ends.
+All strengths share their random numbers, so that completions differ because of the strength alone.
+With --interactive each line of standard input is a prompt of its own, which does not see earlier
+answers; /lambda 0,0.7 changes the strengths, and /quit or the end of input stops.
 """
 
 import shutil
@@ -44,16 +45,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     lambdas = parsed(args.lambda_)
     prompt = _prompt(args.prompt, args.chat)
-    rule, _ = load_rule(args.rule)
+    rule = load_rule(args.rule)
+    draw = decoding.draw_of(args, rule, len(aligned or [1]), answers=False)
     rows = decoding.parse_rows(args.rows, len(lambdas) * args.num_samples)
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
-    # For the whole session; no line asks what goes on from an answer.
-    draw = decoding.draw_of(args, answers=False)
+    models.tell_raw(policies, not args.chat, "add --chat to use it")
 
     def answer(prompt, lambdas) -> None:
-        settings = {"rows": rows, "rule": rule, "num_samples": args.num_samples, **vars(decode)}
+        settings = {"rows": rows, "rule": rule.function, "num_samples": args.num_samples, **vars(decode)}
         made = sweep(policies, [prompt], lambdas, draw=draw, **settings)
         _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
@@ -68,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_parser() -> cli.Parser:
     parser = cli.Parser("generate", __doc__)
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="what to continue (default: the first shipped prompt)"
+        "--prompt", metavar="TEXT", help="the prompt (default: the first prompt that ships with the toy pair)"
     )
     parser.add_argument(
         "--interactive",
         action="store_true",
-        help="load the models once and answer each line of standard input",
+        help="load the models once and answer every line of standard input",
     )
-    parser.add_argument("--chat", action="store_true", help="put the prompt through the chat template")
+    parser.add_argument("--chat", action="store_true", help="apply the chat template to the prompt")
     parser.add_argument(
         "--lambda",
         dest="lambda_",

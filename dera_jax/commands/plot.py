@@ -4,7 +4,7 @@
   python -m eval.plot runs/A runs/B --out=both.png
   python -m eval.plot runs/RUN --table=markdown
 
-Several sweeps share their panels, a colour and a marker each.
+Several sweeps are drawn in the same panels, each with its own colour and marker.
 """
 
 from collections.abc import Sequence

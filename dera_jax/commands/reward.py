@@ -1,9 +1,9 @@
 """Training of a reward model on preferences (Bradley–Terry), as a …ForSequenceClassification
 folder or a PEFT adapter with the head.
 
-Data: `prompt`, `chosen` and `rejected`; or whole transcripts in the last two, as Anthropic's.
-Evaluated on held-out pairs, it says how often it prefers the chosen one and how far its
-probabilities can be trusted.
+Data: `prompt`, `chosen` and `rejected`; or whole transcripts in the last two, as in HH.
+On held-out pairs it reports how often the model prefers the chosen one, and how well its
+probabilities are calibrated.
 """
 
 import sys

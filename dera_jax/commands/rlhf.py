@@ -1,10 +1,10 @@
 """Alignment of a model with a reward by PPO or policy gradient, held near its reference by β · KL.
 
-Each step draws --num-samples completions of each of its prompts from the policy and judges
-them. `rloo` and `pg` follow REINFORCE (Eq. 13) with the mean of a prompt's, or of all, other
-samples as a baseline; `ppo` goes through the completions several times. The model's β is kept
-in its manifest, so that sweeps over it can show β/λ. Several values of --beta and --seed train
-a grid, each run in its own folder.
+Each step samples --num-samples completions of each of its prompts from the policy and scores
+them. `rloo` and `pg` are REINFORCE (Eq. 13); the baseline is the mean of the other samples of
+the prompt (`rloo`), or of all other samples (`pg`). `ppo` makes several passes over the
+completions. The model's β is recorded in its manifest, so that sweeps over it can show β/λ.
+Several values of --beta and --seed train a grid, each run in its own folder.
 """
 
 import argparse

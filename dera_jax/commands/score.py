@@ -1,6 +1,6 @@
-"""Scores given text: stored rows, preference pairs, or a model's text under another.
+"""Scores given text: the completions of a run, preference pairs, or texts under two models.
 
-  python -m eval.score RUN --reward=lexicon:FILE         adds a reward to stored rows, no decoding
+  python -m eval.score RUN --reward=lexicon:FILE         adds a reward to a run, without decoding
   python -m eval.score RUN --judge=URL,model --question=mt-bench    a judge's grades, as a reward
   python -m eval.score --pairs=FILE --lambda=0:2:0.5     pairwise accuracy per strength (Eq. 14)
   python -m eval.score --models=A,B --prompts=FILE.txt   KL of A against B per token, on given text

@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a model on text, as a Hugging Face folder or a PEFT adapter.
 
-Data: `prompt` and `completion` (texts or messages), `messages`, or `text`; or .txt, a text a line.
-Learned are completions, the last answer of `messages`, and all of a `text`.
+Data: `prompt` and `completion` (texts or messages), `messages`, or `text`; or .txt with one
+text per line. The loss covers completions, the last answer of `messages`, and all of a `text`.
 """
 
 from collections.abc import Sequence

@@ -3,14 +3,15 @@
   python -m eval.sweep --lambda=0:2:0.2
   python -m eval.sweep --reference=DIR --aligned=DIR --lambda=0,1/2,1 --prompts=FILE.jsonl
 
-Larger λ means smaller β/λ: weaker regularization. λ = 0 is the reference, 1 the aligned model, more
-extrapolates, less than 0 moves away from the aligned model. Rerunning a command completes its
-folder; more strengths, samples, prompts or rewards add to it.
+Larger λ means smaller β/λ: weaker regularization. λ = 0 is the reference and λ = 1 the aligned
+model; λ > 1 extrapolates, and λ < 0 moves away from the aligned model. Rerun a command to complete
+its folder; more strengths, samples, prompts or rewards are added to it.
 
-Several processes divide the work: start the same command in each, with --coordinator and its two
-companions, or as scripts/tpu_pod.sh and scripts/slurm.sh do. All of them must see the folder --out.
-Each writes rows-<process>.jsonl, which become rows.jsonl at the end; if one is killed, a rerun with
-any number of processes keeps its rows and makes the rest. --rows=N is of all of them together.
+Several processes can divide the work: start the same command in each, with --coordinator,
+--num-processes and --process-id, or as scripts/tpu_pod.sh and scripts/slurm.sh do. All of them must
+see the folder --out. Each writes rows-<process>.jsonl; these files become rows.jsonl at the end. If
+a process is killed, a rerun with any number of processes keeps its rows and makes the rest.
+--rows=N counts the rows of all processes together.
 """
 
 import argparse
@@ -36,9 +37,8 @@ def make_parser() -> cli.Parser:
         dest="lambda_",
         default="0:2:0.2",
         metavar="STRENGTHS",
-        help="0,0.5,1 or 1/6 or 0:2:0.2, up to 2 where a step meets it; for two aligned models 0.5+0.5 or the grid "
-        "0:1:0.5x0:1:0.5; "
-        "prompt: each prompt's own (default %(default)s)",
+        help="a list 0,0.5,1 (1/6 is fine) or a range start:stop:step, 0:2:0.2; for two aligned models 0.5+0.5 or "
+        "the grid 0:1:0.5x0:1:0.5; prompt: the strength in each prompt's field `lambda` (default %(default)s)",
     )
     parser.add_argument(
         "--prompts",
@@ -49,10 +49,14 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--reward",
         metavar="REWARD[,REWARD…]",
-        help=f"{cli.REWARDS} (default: none; the toy pair has its own)",
+        help=f"{cli.REWARDS} (default: none; for the toy pair length:16:24)",
     )
     parser.add_argument(
-        "--num-prompts", type=int, default=64, metavar="N", help="the first N prompts (default %(default)s)"
+        "--num-prompts",
+        type=int,
+        default=64,
+        metavar="N",
+        help="use the first N prompts (default %(default)s)",
     )
     parser.add_argument(
         "--num-samples",
@@ -65,7 +69,7 @@ def make_parser() -> cli.Parser:
         "--beta",
         type=float,
         metavar="B",
-        help="KL strength the aligned model was trained with (default: what its manifest says)",
+        help="KL strength that the aligned model was trained with, to show β/λ (default: as in its manifest)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the run's folder (default runs/<reference>-<aligned>-<hash>)"
@@ -73,13 +77,15 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="decode as an experiment of the paper does, zephyr-7b for instance; other options win",
+        help="settings of an experiment of the paper, such as zephyr-7b; other options win",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="JSON with option names as keys; options on the command line win"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be decoded, its memory and time, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print what would be decoded, the memory and the time, and stop",
     )
     models.add_model_options(parser)
     decoding.add_decode_options(parser)

@@ -5,14 +5,14 @@
   python -m eval.tune RUN --objective=win-rate --judge=model:DIR --against=0
   python -m eval.tune RUN --retrain
 
-It prints λ*, its value with a 95 % interval on prompts that had no say in the choice, and β* = β/λ*, at
-which a retrained model would do the same. --retrain trains that model, by the aligned model's own recorded
-command, decodes it as RUN was and compares; stopped anywhere, the same command goes on. Both commands are
-shown first. Code that they name (--reward=python:…, --rule) runs only if it is named here as well.
+It prints λ*, its value with a 95 % interval on prompts that were not used for the choice, and β* = β/λ*,
+the β to retrain with. --retrain trains that model with the command that the aligned model recorded,
+decodes it as RUN was decoded, and compares the two; rerun the command to resume. Both commands are shown
+first. Code that they name (`--reward=python:…`, --rule) runs only if it is named here as well.
 
 A constraint bounds the mean of a reward, of `kl` (nats) or of `length` (tokens): NAME>=NUMBER or
-NAME<=NUMBER; a number with % is the change allowed from λ = 0 (>=-2%: it falls by 2 % at most). The choice
-is among strengths that meet them on its own prompts; whether they hold on the others is told.
+NAME<=NUMBER; a number with % is the change allowed from λ = 0 (>=-2%: it falls by 2 % at most). λ* meets
+all constraints on the prompts of the choice; the report says whether they hold on the others.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.tune`."""
     parser = cli.Parser("tune", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a sweep's folder, or its rows.jsonl[.gz|.xz]")
-    group = parser.add_argument_group("what is best")
+    group = parser.add_argument_group("objective")
     group.add_argument(
         "--objective",
         metavar="REWARD|win-rate",
@@ -34,17 +34,17 @@ def make_parser() -> cli.Parser:
         "(default: the only reward)",
     )
     group.add_argument(
-        "--judge", metavar="REWARD", help="of a win rate: who has more of it wins, a tie is half a win"
+        "--judge", metavar="REWARD", help="of a win rate: the larger value wins, a tie is half a win"
     )
     group.add_argument(
-        "--against", metavar="STRENGTH", help="λ that a win rate is against (default: 0, the reference)"
+        "--against", metavar="STRENGTH", help="λ to compute win rates against (default: 0, the reference)"
     )
     group.add_argument(
         "--kl-price",
         type=float,
         default=0.0,
         metavar="PRICE",
-        help="taken off the objective for each nat of KL from the reference (default %(default)g)",
+        help="what each nat of KL from the reference costs, in units of the objective (default %(default)g)",
     )
     group.add_argument(
         "--constraint",
@@ -53,53 +53,53 @@ def make_parser() -> cli.Parser:
         metavar="BOUND",
         help="such as 'slots>=-2%%', 'slots>=0.8' or 'kl<=5'; may be repeated",
     )
-    group = parser.add_argument_group("on which prompts")
+    group = parser.add_argument_group("validation")
     group.add_argument(
         "--validation",
         default="0.5",
         metavar="SHARE|RUN",
-        help="share of the prompts that judge the choice, or a second run of the same models on others "
+        help="share of the prompts to evaluate the choice on, or a second run of the same models on other prompts "
         "(default %(default)s)",
     )
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of which prompts those are (default %(default)s)"
+        "--seed", type=int, default=0, metavar="N", help="seed of that selection (default %(default)s)"
     )
     group.add_argument(
         "--allow-missing",
         action="store_true",
-        help="leave out completions that are not there at every strength",
+        help="leave out completions that are missing at some strength",
     )
     group = parser.add_argument_group("retraining")
     group.add_argument(
         "--beta",
         metavar="B[,B…]",
-        help="KL strength of the aligned model, or of each (default: what rows and manifests say)",
+        help="KL strength of the aligned model, or of each (default: as in the rows and manifests)",
     )
     group.add_argument(
         "--aligned",
         metavar="MODEL[,MODEL…]",
-        help="where the aligned models lie now (default: where they did)",
+        help="where the aligned models are now, if they were moved",
     )
     group.add_argument("--retrain", action="store_true", help="train at β* and compare")
     group.add_argument(
         "--retrain-out",
         type=Path,
         metavar="DIR",
-        help="folder for its model and its sweep (default runs/<aligned>-beta=<β*>)",
+        help="folder for the retrained model and its sweep (default runs/<aligned>-beta=<β*>)",
     )
     group.add_argument(
-        "--prompts", metavar="PROMPTS", help="where the run's prompts lie now (default: where they did)"
+        "--prompts", metavar="PROMPTS", help="where the prompts of the run are now, if they were moved"
     )
     group.add_argument(
         "--reward",
         metavar="REWARD[,REWARD…]",
-        help="rewards of the recorded commands that are code and may run: python:module:function",
+        help="rewards of the recorded commands that are code and may be run: python:module:function",
     )
     group.add_argument(
-        "--rule", metavar="MODULE:FUNCTION", help="rule of the recorded command that may run, for it is code"
+        "--rule", metavar="MODULE:FUNCTION", help="rule of the recorded command that is code and may be run"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="all figures")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the objective against λ on both parts")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write all numbers as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot the objective against λ")
     return parser
 
 

@@ -114,6 +114,7 @@ def warm_up(
     *,
     full: bool = False,
     strengths: int = 1,
+    draw: MixtureDraw = complete,
 ) -> tuple[float, float]:
     """Compiles what `complete` will begin with for prompts like the requests'.
 
@@ -121,6 +122,7 @@ def warm_up(
       requests: the longest of each shape of prompts.
       full: with caches that have room for the longest completion.
       strengths: that may share a row.
+      draw: whose batch it is.
 
     Returns:
       The seconds that compiling took, and the seconds of one step of a full batch after that.
@@ -128,7 +130,7 @@ def warm_up(
 
     def run_once(group: Sequence[Request]) -> float:
         start = time.perf_counter()
-        batch = complete.batch(policies, shape_of(group[0]), config, rows, rule, None, strengths)
+        batch = draw.batch(policies, shape_of(group[0]), config, rows, rule, None, strengths)
         # As many samples as fill the rows, each by itself.
         count = max(rows, len(group))
         batch.submit([replace(group[n % len(group)], sample=n) for n in range(count)])

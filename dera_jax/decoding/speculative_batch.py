@@ -103,7 +103,7 @@ class SpeculativeBatch(Batch):
         working = max(1, len(self._working()))
         self.usage.slot_steps += round(self.rows * tokens / working)
         self.usage.drafts += self._checked()
-        self.usage.drafts_kept += int(kept)
+        self.usage.drafts_accepted += int(kept)
 
     def _kept_drafts(self) -> np.ndarray:
         """Returns how many drafts were kept in each pass of each row at work [passes, rows]."""

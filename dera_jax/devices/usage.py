@@ -32,7 +32,7 @@ class Usage:
     """Those that it had in caches of earlier prompts."""
     drafts: int = 0
     """Tokens that were drafted ahead and checked."""
-    drafts_kept: int = 0
+    drafts_accepted: int = 0
     """Of them, those that were drawn."""
 
     @property
@@ -43,7 +43,7 @@ class Usage:
     @property
     def acceptance(self) -> float:
         """Of the drafts the share that was kept, from 0 to 1."""
-        return self.drafts_kept / self.drafts if self.drafts else 0.0
+        return self.drafts_accepted / self.drafts if self.drafts else 0.0
 
     @property
     def shared(self) -> float:
@@ -89,7 +89,7 @@ def resources(usage: Usage) -> dict:
         "slot_utilization": round(usage.share, 4),
         **({"shared_tokens": round(usage.shared, 4)} if usage.shared else {}),
         **_prompt_tokens(usage),
-        **({"drafts_kept": round(usage.acceptance, 4)} if usage.drafts else {}),
+        **({"drafts_accepted": round(usage.acceptance, 4)} if usage.drafts else {}),
         "peak_host_bytes": peak_host_bytes(),
         **({} if device is None else {"peak_device_bytes": device}),
     }

@@ -48,7 +48,7 @@ def load_policies(
       reference: MODEL, a folder or hub id, optionally with an adapter; None is the shipped toy pair.
       aligned: one MODEL or several (Appendix B).
       dtype: of parameters and activations: float32, bfloat16, float16 or auto: the files' own, but float32
-        on processors, which compute faster in it, with twice the memory of 16-bit types.
+        on CPUs, which compute faster in it and then take twice the memory of 16-bit types.
       quantize: int8 or nf4 for all; or one for each model, the reference first, None for full precision.
       chat_template: text of the template of all models (default: the aligned model's own, else the
         reference's).
@@ -56,7 +56,7 @@ def load_policies(
         line between the messages and has no template.
       started: shows progress.
       mesh: devices that parameters are split over, and rows decoded on; None is one device.
-      as_stored: whether auto is the files' own on processors too, for models that are to be saved again.
+      as_stored: whether auto is the files' own on CPUs too, for models that are to be saved again.
 
     Raises:
       ValueError: a model that cannot be loaded, vocabularies that differ, or a mesh that does not divide

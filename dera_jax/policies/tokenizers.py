@@ -83,7 +83,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     found = [name for name in FILES if (folder / name).exists()]
     if not found:
-        raise ValueError(f"{shown(folder, 200)}: expected tokenizer files (tokenizer.json), found none")
+        raise ValueError(
+            f"{shown(folder, 200)}: expected tokenizer files (tokenizer.json), found none; "
+            "copy them from the model that this one was trained from"
+        )
     for name, schema in SCHEMAS.items():
         read_object(folder / name, schema)
     try:

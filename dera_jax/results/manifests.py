@@ -87,7 +87,7 @@ class Resources(TypedDict, total=False):
     shared_tokens: float
     prompt_tokens_read: Count
     prompt_tokens_cached: Count
-    drafts_kept: float
+    drafts_accepted: float
     peak_host_bytes: Count
     peak_device_bytes: Count
 

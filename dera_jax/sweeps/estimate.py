@@ -10,7 +10,7 @@ from dera_jax.decoding.room import full_room
 from dera_jax.devices.usage import memory_limit
 from dera_jax.models.binding import cache_bytes
 from dera_jax.policies.policy import held_bytes
-from dera_jax.sweeps.plan import SweepPlan, most_strengths
+from dera_jax.sweeps.plan import SweepPlan, most_strengths, plain_draw
 
 
 def estimate_seconds(plan: SweepPlan, completions: int) -> float:
@@ -24,6 +24,7 @@ def estimate_seconds(plan: SweepPlan, completions: int) -> float:
         plan.rule.function,
         full=True,
         strengths=most_strengths(plan, ()),
+        draw=plain_draw(plan),
     )
     return math.ceil(completions / plan.rows) * plan.decode.max_new_tokens * step
 
@@ -50,4 +51,13 @@ def memory_bytes(plan: SweepPlan) -> dict[str, int]:
         more = full_room(taken, plan.decode.max_new_tokens) - (bucket if taken else 0)
         caches += cache_bytes(config, plan.rows, bucket, more)
         logits += plan.rows * policy.config.vocab_size * 4
+    logits *= _places(plan)
     return {"weights": held_bytes(plan.policies), "caches": caches, "logits": logits}
+
+
+def _places(plan: SweepPlan) -> int:
+    """Returns how many logits of a row there are at a time: of drafts, or of a strength beside its row's."""
+    draw = plain_draw(plan)
+    if draw.draft not in ("none", "auto"):
+        return draw.draft_length + 1
+    return 2 if most_strengths(plan, ()) > 1 else 1

@@ -221,6 +221,11 @@ def most_strengths(plan: SweepPlan, there: Container[RowKey]) -> int:
     return max(missing.values(), default=1)
 
 
+def plain_draw(plan: SweepPlan) -> MixtureDraw:
+    """Returns the draw from the realigned policy that the plan has, or that its own is made of."""
+    return plan.draw if isinstance(plan.draw, MixtureDraw) else complete
+
+
 def turn_keys(conversation: Conversation) -> list[RowKey]:
     """Returns what `row_key` gives for the row of each of a conversation's turns."""
     return [turn_key(conversation, turn) for turn in range(len(conversation.strengths))]

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 from safetensors.numpy import load_file, save_file
 
 from dera_jax import read_rows
 from dera_jax.commands import sweep
 from dera_jax.commands.process import endings
 from dera_jax.common import spelling
+from dera_jax.decoding import branches
 from dera_jax.results.rows import sort_rows
 from tests.support.processes import ROOT
 
@@ -152,6 +154,28 @@ def test_a_full_disk_keeps_what_was_written(fails, call, base, finished, tmp_pat
     code, _, _ = call(sweep.main, *base, f"--out={tmp_path / 'run'}", "--beta=0.1", "--reward=length:24:30")
     assert code == 0
     assert sort_rows(read_rows(tmp_path / "run")) == sort_rows(read_rows(finished))
+
+
+def test_a_branch_that_finds_no_memory_loses_no_completion(fails, call, base, tmp_path, monkeypatch):
+    """A row is copied where strengths part and slots are idle; the rerun makes what is missing."""
+    words = [*base, "--lambda=0:2:0.2", "--rows=4", "--max-new-tokens=32"]
+    whole, run = f"--out={tmp_path / 'whole'}", f"--out={tmp_path / 'run'}"
+    assert call(sweep.main, *words, whole)[0] == 0
+    copies, copy_rows = [], branches.copy_rows
+
+    def full(*args, **settings):
+        copies.append(1)
+        if len(copies) == 2:
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+        return copy_rows(*args, **settings)
+
+    monkeypatch.setattr(branches, "copy_rows", full)
+    assert "--rows" in fails(sweep.main, *words, run)
+    kept, expected = read_rows(tmp_path / "run"), read_rows(tmp_path / "whole")
+    assert 0 < len(kept) < len(expected)
+    monkeypatch.setattr(branches, "copy_rows", copy_rows)
+    assert call(sweep.main, *words, run)[0] == 0
+    assert sort_rows(read_rows(tmp_path / "run")) == sort_rows(expected)
 
 
 @pytest.fixture

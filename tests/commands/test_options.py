@@ -72,7 +72,7 @@ def test_dera_runs_the_commands(call, refused):
 
 WRONG = {
     "--lambda=nan": "expected a finite number such as 0.5 or 1/6, found 'nan'",
-    "--lambda=strong": "expected a finite number such as 0.5 or 1/6, found 'strong'",
+    "--lambda=strong": "such as 0.5 or 1/6, found 'strong' in 'strong'; write several as 0,0.5,1 or 0:2:0.5",
     "--lambda=": "--lambda: expected a value, found an empty one",
     "--lambda=0,": "a number is missing",
     "--lambda=0:1": "the range '0:1' has no step",
@@ -93,6 +93,8 @@ WRONG = {
     "--temperature=-1": "temperature: expected a number from 0 to inf, got -1.0",
     "--temperature=nan": "temperature: expected a number",
     "--temperature=warm": "invalid float value: 'warm'",
+    "--draft-length=0": "draft_length: expected a whole number, at least 1, got 0",
+    "--draft=medusa": "argument --draft: invalid choice: 'medusa'",
     "--top-p=0": "top_p: expected a number in (0, 1], got 0",
     "--top-p=2": "top_p: expected a number from 0 to 1, got 2.0",
     "--top-k=-2": "top_k: expected a whole number, at least 1, got -2",

@@ -39,7 +39,10 @@ def test_rewards_and_strengths_as_python_gives_them(toy, tmp_path):
     assert sorted(map(str, again)) == sorted(map(str, rows)) == sorted(map(str, read_rows(tmp_path / "run")))
 
 
-def test_a_reward_that_fails_keeps_the_rows(toy, tmp_path):
+def test_a_reward_that_fails_keeps_the_rows(toy, tmp_path, monkeypatch):
+    # Else a slow compilation has the first row written, and judged, before the second one is there.
+    monkeypatch.setattr("dera_jax.sweeps.run.FLUSH_SECONDS", float("inf"))
+
     def broken(completions):
         raise SystemExit(0)
 

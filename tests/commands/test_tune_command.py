@@ -98,6 +98,12 @@ def test_whether_the_choice_is_surely_better_is_told(means, noise, verdict, tmp_
     assert code == 0 and f"verdict: {verdict}" in text
 
 
+def test_the_reference_as_the_best_is_said_to_be_the_reference(peaked, capsys):
+    code, text, _ = run_command(capsys, peaked, "--objective=gold", "--kl-price=10")
+    assert code == 0 and "λ* is the reference: by this objective the alignment does not pay" in text
+    assert "the best may lie beyond" not in text and "(--lambda=-2:-0.4:0.4)" in text
+
+
 def test_a_win_rate_on_a_second_run(peaked, tmp_path, capsys):
     other = gridded(PEAK, 60, seed=9)
     rows = [row | {"prompt": f"another {row['prompt_id']}"} for row in rows_of(other) if row["lambda"] != 2]

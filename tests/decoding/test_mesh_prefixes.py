@@ -11,8 +11,8 @@ import pytest
 
 from dera_jax.decoding.prefix_cache import PrefixCache
 from dera_jax.devices.mesh import parse_mesh
-from tests.decoding.test_mesh_decode import adapted_pair, compare, on_mesh, plain_pair
-from tests.decoding.test_prefix_cache import TURNS, chatting, talk
+from tests.support.conversations import TURNS, chatting, talk
+from tests.support.on_meshes import adapted_pair, compare, on_mesh, plain_pair
 from tests.support.processes import ROOT, environment
 
 MESHES = ("data:8", "data:2,model:4", "model:8")

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from dera_jax import generate, load_policies
-from dera_jax.data.encoding import EncodedPrompt, encode_prompts
+from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import Prompt, as_prompts
 from dera_jax.decoding.complete import MixtureDraw, complete
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.conversation import Conversation, converse
 from dera_jax.decoding.prefix_cache import Entry, Owner, PrefixCache
 from dera_jax.decoding.prefix_reading import LEAST, cut_row, read_piece
 from dera_jax.decoding.request import Request
@@ -20,76 +19,24 @@ from dera_jax.devices.usage import Usage
 from dera_jax.policies import low_rank
 from dera_jax.policies.policy import with_params
 from tests.support import tiny_models
-
-CHATML = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
+from tests.support.conversations import (
+    CHATML,
+    CONFIG,
+    OPENING,
+    TURNS,
+    assert_alike,
+    chatting,
+    check,
+    read_anew,
+    request_of,
+    talk,
 )
-OPENING = (
-    "Once upon a time, there was a little girl named Lily. She went to the park with her mom and her dog."
-)
-TURNS = [f"{OPENING} {OPENING}", "And then? What did the dog say to her?", "Why?"]
-CONFIG = DecodeConfig(max_new_tokens=24, seed=1)
-WORDS = Prompt(0)
-FIGURES = ("logprobs", "model_logprobs", "sampling_logprobs", "kl_to_reference", "log_normalizers")
 
 
 @pytest.fixture(scope="module")
 def toy():
     """The toy pair as chat models; nothing ends their answers but their length."""
     return chatting(load_policies())
-
-
-def chatting(policies, template=CHATML):
-    return tuple(replace(policy, template=template, eos_ids=()) for policy in policies)
-
-
-def talk(policies, prompts, store=None, config=CONFIG, strengths=((0.5,),), rows=1, **how):
-    """Returns all answers of conversations at all strengths, and what was used."""
-    prompts = as_prompts(prompts)
-    encoded = encode_prompts(policies, prompts, config.max_new_tokens)
-    conversations = [
-        Conversation(prompt, first, 0, (strength,) * prompt.num_turns)
-        for prompt, first in zip(prompts, encoded, strict=True)
-        for strength in strengths
-    ]
-    usage, draw = Usage(), MixtureDraw(prefixes=store, **how)
-    made = list(converse(policies, conversations, config, rows, usage=usage, draw=draw))
-    return {done.request.key: done for done in made}, usage
-
-
-def request_of(ids, prompt=WORDS):
-    return Request(EncodedPrompt(prompt, (tuple(ids),) * 2), 0, (0.5,))
-
-
-def read_anew(answers):
-    """Returns how many prompt tokens the answers' models would read without a cache."""
-    prompts = {
-        (done.request.key[0], done.request.prompt.tokens): done.request.prompt for done in answers.values()
-    }
-    return sum(len(context) for prompt in prompts.values() for context, _ in prompt.parts)
-
-
-def assert_alike(found, expected, within=1e-4):
-    """Fails unless both have the same answers, tokens alike and figures except for rounding."""
-    assert found.keys() == expected.keys()
-    apart = 0.0
-    for key, done in found.items():
-        other = expected[key]
-        assert done.tokens == other.tokens and done.text == other.text, key
-        pairs = [(getattr(done, name), getattr(other, name)) for name in FIGURES]
-        apart = max([apart, *(np.abs(one - two).max(initial=0) for one, two in pairs)])
-    print(f"figures of {len(found)} answers are within {apart:.1e}")
-    assert apart <= within
-
-
-def check(policies, prompts, *, within=1e-4, **how):
-    """Compares conversations with and without a store; returns what was used with it, and the store."""
-    expected, _ = talk(policies, prompts, **how)
-    store = PrefixCache(most=1.0)
-    found, usage = talk(policies, prompts, store, **how)
-    assert_alike(found, expected, within)
-    return found, usage, store
 
 
 def with_windows(policies, size):
@@ -391,5 +338,5 @@ def test_rows_that_were_drafted_ahead(toy, draft):
     prompts = [{"id": n, "turns": [f"{n}. {TURNS[0]}", TURNS[1]]} for n in range(2)]
     expected, _ = talk(toy, prompts, rows=2)
     found, usage = talk(toy, prompts, PrefixCache(most=1.0), rows=2, draft=draft)
-    assert usage.drafts_kept > 0 and usage.prompt_tokens_cached > 4 * 120
+    assert usage.drafts_accepted > 0 and usage.prompt_tokens_cached > 4 * 120
     assert_alike(found, expected)

@@ -151,6 +151,25 @@ def test_the_number_of_strengths_is_not_compiled_for(toy):
     assert sum(compiled(1)) == 1
 
 
+def test_memory_does_not_grow_with_the_number_of_strengths(toy, monkeypatch):
+    """Lanes are mixed and measured in blocks of as many as there are rows."""
+    held, original = [], shared_loop.decode_shared_chunk
+
+    def measured(*args, **settings):
+        memory = original.lower(*args, **settings).compile().memory_analysis()
+        held.append(memory.temp_size_in_bytes + memory.argument_size_in_bytes)
+        return original(*args, **settings)
+
+    monkeypatch.setattr(shared_loop, "decode_shared_chunk", measured)
+    for count in (2, 41):
+        requests = requests_of(toy, 1, 1, [(2.0 * n / count,) for n in range(count)])
+        batch = SharedBatch(toy, shape_of(requests[0]), CONFIG, 8, strengths=count)
+        batch.submit(requests)
+        list(batch.step())
+    print(f"a chunk with 2 strengths holds {held[0]:,} bytes, with 41 {held[1]:,}")
+    assert held[1] < 1.03 * held[0]
+
+
 def test_what_is_cancelled_is_not_answered_and_the_others_are(toy):
     requests = requests_of(toy, 3, 1)
     expected = by_key(complete_unshared(toy, requests, CONFIG, 2))

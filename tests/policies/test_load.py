@@ -136,7 +136,8 @@ def test_no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
     assert (
         refusal(load_policy, str(folder))
-        == f"{folder}: expected tokenizer files (tokenizer.json), found none"
+        == f"{folder}: expected tokenizer files (tokenizer.json), found none; "
+        "copy them from the model that this one was trained from"
     )
 
 

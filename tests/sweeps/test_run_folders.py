@@ -66,12 +66,19 @@ def test_a_sweep_prints_its_table_and_where_the_files_are(call, base, run):
     code, out, err = call(sweep.main, *base, f"--out={run}", "--beta=0.1")
     assert code == 0 and re.search(r"^devices: \d+ × ", err, re.MULTILINE)
     # Nothing was decoded.
-    assert "slots busy" not in out
+    assert "% full" not in out
     for word in ("λ", "β/λ", "length:24:30", "KL (nats)", "larger λ = smaller β = weaker regularization"):
         assert word in out
     assert f"{run}/: rows.jsonl (9 rows), manifest.json, summary.csv, sweep.png" in out
     cut = {row["lambda"] for row in read_rows(run) if row["finish_reason"] == "length"}
     assert 1.0 in cut and re.search(r"warning: λ = [0-9., ]*1: .*% of the completions were cut off", err)
+
+
+def test_progress_in_a_log_is_a_few_lines(call, base, tmp_path):
+    words = ["--num-samples=4", "--reward=length:24:30", f"--out={tmp_path / 'run'}"]
+    code, _, err = call(sweep.main, *base, *words)
+    shown = [line for line in re.split("[\r\n]", err) if "completion/s" in line]
+    assert code == 0 and 0 < len(shown) <= 4 and "36/36" in shown[-1]
 
 
 def test_a_smaller_rerun_changes_no_file(call, base, run):
@@ -86,7 +93,7 @@ def test_options_may_be_written_with_underscores_and_strengths_begin_with_minus(
     words = ["--num_samples", "1", "--num_prompts=2", "--lambda", "-0.5,1", "--beta=0.1", f"--out={run}"]
     code, out, _ = call(sweep.main, *base, *words)
     assert code == 0 and re.search(
-        r"^slots busy \d+% \(.+\); peak memory: host \d+\.\d [GM]iB$", out, re.MULTILINE
+        r"^batch \d+% full \(.+\); peak memory: host \d+\.\d [GM]iB$", out, re.MULTILINE
     )
     strengths = {prompt: set() for prompt in range(3)}
     for row in read_rows(run):
@@ -161,7 +168,7 @@ def test_a_dry_run_writes_nothing(call, base, run, tmp_path, monkeypatch):
     assert "18 completions: 3 prompts × 2 samples × 3 strengths, 4 rows at a time" in out
     # Two models of 318 160 parameters of 4 bytes.
     assert re.search(r"memory: \d+\.\d MiB \(weights 2\.4 MiB, caches \d+\.\d MiB, logits", out)
-    assert re.search(rf"time: at most \d+ s, if all {18 * 24} tokens are drawn", out)
+    assert re.search(rf"time: about \d+ s of decoding if no completion ends early \({18 * 24} tokens\)", out)
     assert "folder: runs/reference-aligned-" in out
 
 
@@ -169,7 +176,7 @@ def test_a_dry_run_knows_what_is_there(call, base, run):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     _, out, _ = call(sweep.main, *base, f"--out={run}", "--num-samples=2", "--dry-run")
     assert "18 completions" in out and "9 of them there already" in out
-    assert f"if all {9 * 24} tokens are drawn" in out
+    assert f"if no completion ends early ({9 * 24} tokens)" in out
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -236,4 +243,4 @@ def test_a_prefix_cache_is_told_and_is_no_part_of_the_run(call, tmp_path):
     used = manifest()["resources"]
     assert used["prompt_tokens_cached"] > used["prompt_tokens_read"] > 0
     assert manifest()["identity"] == before["identity"] and len(read_rows(tmp_path / "run")) == 8
-    assert re.search(r"prefix cache: \d+% of the prompts' tokens", told)
+    assert re.search(r"\d+% of the prompt tokens came from the prefix cache", told)

@@ -162,6 +162,12 @@ def _edges(tuning: Tuning) -> list[str]:
     for number, (wider, value) in enumerate(zip(_wider(tuning), star, strict=True), start=1):
         if wider:
             which = "λ*" if len(star) == 1 else f"λ* of aligned model {number}"
+            if value == 0 == min(s[number - 1] for s in tuning.choosing.objective):
+                lines.append(
+                    f"  {which} is the reference: by this objective the alignment does not pay; "
+                    f"strengths below 0 move further away from the aligned model ({wider})"
+                )
+                continue
             side = "largest" if value == max(s[number - 1] for s in tuning.choosing.objective) else "smallest"
             lines.append(
                 f"  {which} is the {side} strength tried: the best may lie beyond; add {wider} to the sweep"

@@ -5,14 +5,17 @@ from dera_jax.commands.options.settings import Help, add_settings
 from dera_jax.training.config import PPOConfig, RolloutConfig
 
 PPO: Help = {
-    "num_ppo_epochs": ("X", "times that a rollout is gone through (default %(default)g)"),
-    "num_mini_batches": ("X", "parts of a rollout, one update each (default %(default)g)"),
-    "cliprange": ("X", "of the ratio (default %(default)g)"),
-    "cliprange_value": ("X", "of the values, in the reward's unit; inf for none (default %(default)g)"),
+    "num_ppo_epochs": ("X", "passes over each rollout (default %(default)g)"),
+    "num_mini_batches": ("X", "mini-batches per pass, with one update each (default %(default)g)"),
+    "cliprange": ("X", "clip range of the probability ratio (default %(default)g)"),
+    "cliprange_value": (
+        "X",
+        "clip range of the values, in the unit of the reward; inf for none (default %(default)g)",
+    ),
     "vf_coef": ("X", "weight of the value loss (default %(default)g)"),
-    "gamma": ("X", "discount (default %(default)g)"),
-    "lam": ("X", "λ of generalized advantages (default %(default)g)"),
-    "value_head": (None, "a trunk of its own, or the policy's (default %(default)s)"),
+    "gamma": ("X", "discount factor (default %(default)g)"),
+    "lam": ("X", "λ of generalized advantage estimation (default %(default)g)"),
+    "value_head": (None, "own: a network of its own; shared: a head on the policy (default %(default)s)"),
 }
 """Settings of `PPOConfig`."""
 
@@ -27,7 +30,7 @@ def add_algorithm_options(parser: cli.Parser) -> None:
         "--target-kl",
         type=float,
         metavar="NATS",
-        help="adapt β so that a completion's KL divergence from the reference is this (default: β stays)",
+        help="adapt β so that the KL of a completion from the reference is this (default: β is fixed)",
     )
     group.add_argument(
         "--kl-horizon",

@@ -69,6 +69,10 @@ HABITS = {
     "--rloo-k": "--num-samples",
     "--hub-model-id": "--push-to-hub",
     "--hub-private-repo": "--hub-private",
+    "--assistant-model": "--draft=reference or aligned",
+    "--prompt-lookup-num-tokens": "--draft=ngram --draft-length",
+    "--num-assistant-tokens": "--draft-length",
+    "--num-speculative-tokens": "--draft-length",
     "--logging-steps": "every step is logged (--report-to)",
     "--logging-strategy": "every step is logged (--report-to)",
 }

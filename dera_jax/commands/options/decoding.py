@@ -6,27 +6,28 @@ from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import streams
 from dera_jax.common.checks import MOST
 from dera_jax.decoding.config import DecodeConfig, DrawConfig, rows_of
+from dera_jax.rules.known import NamedRule
 from dera_jax.training.config import RolloutConfig
 
 HELP: Help = {
     "max_new_tokens": ("N", "longest completion, in tokens (default %(default)s)"),
-    "temperature": ("T", "0 is greedy (default %(default)s)"),
+    "temperature": ("T", "sampling temperature; 0 is greedy (default %(default)s)"),
     "top_k": ("K", "keep the K most probable tokens (default, and 0: all)"),
     "top_p": ("P", "keep the smallest set with probability P (default: all)"),
     "stop": ("TEXT", r"end a completion at TEXT, escapes such as \n allowed; may be repeated"),
     "seed": ("N", "random seed (default %(default)s)"),
     "kv_cache": (
         None,
-        "how keys and values of earlier tokens are kept; int8 takes about a quarter of float32 "
-        "(default auto: in the models' type)",
+        "type of the cached keys and values; int8 takes about a quarter of the memory of float32 "
+        "(default auto: the type of the models)",
     ),
 }
 """Settings of `DecodeConfig`."""
 ROLLOUTS: Help = {
-    "num_samples": ("N", "of each prompt in a step (default %(default)s)"),
+    "num_samples": ("N", "completions of each prompt in a step (default %(default)s)"),
     "max_new_tokens": HELP["max_new_tokens"],
     "stop": HELP["stop"],
-    "temperature": ("T", "of sampling (default %(default)s, which is on-policy)"),
+    "temperature": ("T", "sampling temperature (default %(default)s, which is on-policy)"),
 }
 """Settings of `RolloutConfig`, and of how its completions are drawn."""
 
@@ -34,11 +35,11 @@ ROLLOUTS: Help = {
 DRAFT: Help = {
     "draft": (
         None,
-        "who drafts tokens ahead, which the mixture then checks several at a time: the reference, the aligned model, "
-        "or what followed the last tokens before (ngram). The text is the same; auto drafts where it is faster and no "
-        "strengths share rows (default %(default)s)",
+        "speculative decoding: the reference, the aligned model or the text so far (ngram) drafts tokens, which are "
+        "checked several at a time; the text stays the same. auto drafts where that is faster and no strengths share "
+        "rows (default %(default)s)",
     ),
-    "draft_length": ("N", "tokens drafted at a time (default %(default)s)"),
+    "draft_length": ("N", "number of tokens in a draft (default %(default)s)"),
 }
 """Settings of `DrawConfig`."""
 
@@ -55,26 +56,29 @@ def add_decode_options(
     group.add_argument(
         "--rule",
         metavar="RULE",
-        help="linear, the mixture of logits (the default), or module:function, a rule of your own",
+        help="linear, the mixture of logits (default), or module:function, your own rule",
     )
     add_settings(group, DecodeConfig, HELP)
     group.add_argument(
         "--share",
         choices=("on", "off"),
         default="on",
-        help="strengths of a prompt and sample share a row while they draw the same tokens; off gives the same "
-        "rows (default %(default)s)",
+        help="decode the common beginning of several strengths once; off is slower and gives the same completions "
+        "(default %(default)s)",
     )
     add_settings(group, DrawConfig, DRAFT, leave_out=("share",), draft=draft)
     group.add_argument(
         "--prefix-cache",
         choices=("on", "off"),
         default=prefix_cache,
-        help="prompts go on from the caches of earlier ones that begin alike; on gives the same rows except for "
-        "rounding (default %(default)s)",
+        help="read a beginning that prompts have in common once, and of a later turn only what is new; the "
+        "completions are the same except for rounding (default %(default)s)",
     )
     group.add_argument(
-        "--rows", default="auto", metavar="N|auto", help="completions decoded at a time (default auto)"
+        "--rows",
+        default="auto",
+        metavar="N|auto",
+        help="batch size: completions decoded at a time (default auto)",
     )
 
 
@@ -91,15 +95,21 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
     return read_settings(args, DecodeConfig, stop=tuple(map(unescape, args.stop)), **given)
 
 
-def draw_of(args: argparse.Namespace, answers: bool = True):
+def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bool = True):
     """Returns what makes the completions, as the options have it.
 
     Args:
-      answers: whether what a later prompt begins with may be an earlier one's with its answer.
+      aligned: how many aligned models there are.
+      answers: whether a later prompt may continue an earlier one and its answer.
+
+    Raises:
+      ValueError: a drafter that is not there, or that the rule does not have.
     """
     from dera_jax.decoding.complete import MixtureDraw
     from dera_jax.decoding.prefix_cache import PrefixCache
+    from dera_jax.decoding.speculative_batch import check_drafter
 
+    check_drafter(args.draft, rule.function, 1 + aligned)
     prefixes = PrefixCache(answers=answers) if args.prefix_cache == "on" else None
     return read_settings(args, MixtureDraw, share=args.share == "on", prefixes=prefixes)
 

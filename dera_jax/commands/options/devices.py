@@ -18,20 +18,23 @@ def add_mesh_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mesh",
         metavar="data:N,model:M",
-        help="devices to split rows (data) and parameters (model) over (default: rows over all devices, or "
-        "as many devices for the parameters as their memory asks for)",
+        help="number of devices to split rows (data) and parameters (model) over (default: parameters over as "
+        "many devices as their memory requires, rows over the others)",
     )
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT|auto",
-        help="address of the first of several processes; auto: as Slurm or the TPU pod tells "
+        help="address of the first of several processes; auto: ask Slurm or the TPU pod "
         "(default: JAX_COORDINATOR_ADDRESS)",
     )
     group.add_argument(
-        "--num-processes", type=int, metavar="N", help="of this run (default: JAX_NUM_PROCESSES)"
+        "--num-processes",
+        type=int,
+        metavar="N",
+        help="number of processes of this run (default: JAX_NUM_PROCESSES)",
     )
     group.add_argument(
-        "--process-id", type=int, metavar="I", help="of this one, from 0 (default: JAX_PROCESS_ID)"
+        "--process-id", type=int, metavar="I", help="number of this process, from 0 (default: JAX_PROCESS_ID)"
     )
     group.add_argument(
         "--coordinator-timeout",

@@ -7,15 +7,15 @@ from dera_jax.commands.options.settings import Help, add_settings, values_of
 from dera_jax.rewards.endpoint import KEY_ENV, Endpoint
 
 HELP: Help = {
-    "concurrency": ("N", "requests under way at a time (default %(default)s)"),
+    "concurrency": ("N", "requests at a time (default %(default)s)"),
     "cache": (
         "DIR",
-        "where answers are kept; none is asked for twice (default: dera_jax/judge in XDG_CACHE_HOME or ~/.cache)",
+        "where answers are stored and looked up (default: dera_jax/judge in XDG_CACHE_HOME or ~/.cache)",
     ),
-    "temperature": ("T", "of the judge; none leaves it to the endpoint (default %(default)s)"),
+    "temperature": ("T", "temperature of the judge; none leaves it to the endpoint (default %(default)s)"),
     "max_new_tokens": (
         "N",
-        "longest answer of the judge; none leaves it to the endpoint (default %(default)s)",
+        "longest answer of the judge, in tokens; none leaves it to the endpoint (default %(default)s)",
     ),
     "timeout": ("SECONDS", "time limit of an answer (default %(default)g)"),
     "retries": (
@@ -34,15 +34,15 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     add_settings(group, Endpoint, HELP, leave_out=("url", "model", "backoff", "key_env"))
     group.add_argument(
         "--judge-key-env", metavar="NAME",
-        help="environment variable with the key, which is kept nowhere and shown nowhere "
-        f"(default {KEY_ENV}, whose key goes over https or to this machine only)",
+        help="environment variable with the API key, which is never stored or shown "
+        f"(default {KEY_ENV}, which is sent only over https or to this machine)",
     )  # fmt: skip
     group.add_argument(
         "--max-failures", type=float, default=0.1, metavar="SHARE",
-        help="largest share of answers without a verdict; more end the command (default %(default)g)",
+        help="stop if more than this share of the answers has no verdict (default %(default)g)",
     )  # fmt: skip
     group.add_argument(
-        "--ask-again", action="store_true", help="ask again where the answer kept has no verdict"
+        "--ask-again", action="store_true", help="ask again where the stored answer has no verdict"
     )
 
 

@@ -17,16 +17,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chat-template",
         metavar="FILE",
-        help="Jinja file that `messages` go through (default: the aligned model's own, else the reference's)",
+        help="Jinja file to use as chat template (default: that of the aligned model, else of the reference)",
     )
     group.add_argument(
         "--reference-chat-template", metavar="FILE|none",
-        help="of the reference alone; none: the messages' contents as raw text",
+        help="chat template of the reference alone; none: it reads the messages' contents as raw text",
     )  # fmt: skip
     group.add_argument(
         "--quantize",
         metavar="int8|nf4",
-        help="linear maps in 8 or 4 bits; or one for each model, such as none,int8",
+        help="quantize the linear layers to 8 or 4 bits; one value per model is possible, such as none,int8",
     )
     devices.add_mesh_options(parser)
 
@@ -42,7 +42,7 @@ def add_pair_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     group.add_argument("--aligned", metavar="MODEL[,MODEL…]", help="the aligned model(s), λ = 1")
     group.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
-        help="of parameters and activations; auto is the files' own, on processors float32 (default %(default)s)",
+        help="type of parameters and activations; auto: that of the files, on CPUs float32 (default %(default)s)",
     )  # fmt: skip
     return group
 
@@ -142,6 +142,19 @@ def load_models(
     return policies
 
 
+def tell_raw(policies, raw: int, how: str) -> None:
+    """Prints a line where an aligned model has a chat template and `raw` prompts do not go through it.
+
+    Args:
+      how: what would put them through it.
+    """
+    from dera_jax.devices.processes import leads
+
+    if raw and leads() and any(p.template or p.tokenizer.chat_template for p in policies[1:]):
+        prompts = "1 prompt is" if raw == 1 else f"{raw} prompts are"
+        print(f"note: {prompts} raw text, without the aligned model's chat template: {how}", file=sys.stderr)
+
+
 def _templates(args: argparse.Namespace) -> dict[str, str | None]:
     """Returns the texts of --chat-template and --reference-chat-template."""
     from dera_jax.policies.tokenizers import read_template
@@ -190,7 +203,7 @@ def _described(policy) -> str:
     if stored in (None, dtype):
         return told
     widened = dtype == "float32" and jax.default_backend() == "cpu"
-    return f"{told} of {stored} files{', as processors compute in it' if widened else ''}"
+    return f"{told} from {stored} files{', as CPUs compute faster in it' if widened else ''}"
 
 
 def format_bytes(count: int) -> str:

@@ -13,29 +13,32 @@ from dera_jax.common.usable import TRUNCATION
 from dera_jax.training.config import RunConfig, TrainConfig
 
 HELP: Help = {
-    "learning_rate": ("RATE", "peak (default %(default)g, which is TRL's)"),
+    "learning_rate": ("RATE", "peak learning rate (default %(default)g, as in TRL)"),
     "batch_size": ("N", "sequences or pairs in an update, over all devices (default %(default)s)"),
-    "gradient_accumulation_steps": ("N", "parts of a batch, one after the other (default %(default)s)"),
-    "warmup_ratio": ("SHARE", "of the steps (default %(default)s)"),
-    "warmup_steps": ("N", "steps, instead of --warmup-ratio; below 1 a share too (default: the ratio)"),
-    "weight_decay": ("W", "of AdamW (default %(default)s)"),
-    "adam_beta1": ("B", "decay of its first moment (default %(default)s)"),
-    "adam_beta2": ("B", "of the second (default %(default)s)"),
-    "adam_epsilon": ("E", "beside the root of the second (default %(default)g)"),
-    "max_grad_norm": ("NORM", "clip gradients (default %(default)s)"),
-    "eval_steps": ("N", "steps between evaluations (default: only after the last)"),
+    "gradient_accumulation_steps": ("N", "number of parts that a batch is split into (default %(default)s)"),
+    "warmup_ratio": ("SHARE", "warm-up, as a share of the steps (default %(default)s)"),
+    "warmup_steps": (
+        "N",
+        "warm-up in steps, instead of --warmup-ratio; a number below 1 is a share (default: the ratio)",
+    ),
+    "weight_decay": ("W", "weight decay of AdamW (default %(default)s)"),
+    "adam_beta1": ("B", "decay of the first moment of AdamW (default %(default)s)"),
+    "adam_beta2": ("B", "decay of the second moment of AdamW (default %(default)s)"),
+    "adam_epsilon": ("E", "ε of AdamW, added to the root of the second moment (default %(default)g)"),
+    "max_grad_norm": ("NORM", "clip gradients to this norm (default %(default)s)"),
+    "eval_steps": ("N", "steps between evaluations (default: only after the last step)"),
     "save_steps": ("N", "steps between checkpoints (default %(default)s)"),
-    "save_total_limit": ("N", "checkpoints kept (default %(default)s)"),
-    "lr_scheduler_type": (None, "after the warm-up (default %(default)s)"),
-    "gradient_checkpointing": (None, "less memory, about a third more time"),
+    "save_total_limit": ("N", "number of checkpoints kept (default %(default)s)"),
+    "lr_scheduler_type": (None, "schedule after the warm-up (default %(default)s)"),
+    "gradient_checkpointing": (None, "recompute activations: less memory, about a third more time"),
     "save_only_model": (
         None,
-        "no checkpoint stays at the end; from the one that does by default, the same command with more "
-        "--max-steps goes on",
+        "keep no checkpoint at the end; by default the last one is kept, so that the same command with a larger "
+        "--max-steps continues",
     ),
     "report_to": (
         None,
-        "also tell the metrics there; offline with WANDB_MODE=offline (default %(default)s)",
+        "report the metrics there too; WANDB_MODE=offline works offline (default %(default)s)",
     ),
 }
 """Settings of `TrainConfig` and `RunConfig`."""
@@ -47,19 +50,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="MODEL",
-        help="where to start: a folder or org/name, optionally @revision and +ADAPTER",
+        help="the model to start from: a folder or org/name, optionally @revision and +ADAPTER",
     )
     parser.add_argument(
         "--out",
         required=True,
         type=Path,
         metavar="DIR",
-        help="folder for the model, manifest.json and metrics.jsonl; the same command goes on where it stopped",
+        help="folder for the model, manifest.json and metrics.jsonl; rerun the same command to resume",
     )
     parser.add_argument(
         "--chat-template",
         metavar="FILE",
-        help="Jinja file that `messages` go through, kept in the model's folder (default: the tokenizer's own)",
+        help="Jinja file to use as chat template, saved with the model (default: that of the tokenizer)",
     )
     parser.add_argument(
         "--dtype",
@@ -67,7 +70,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16"),
         help="type to compute in; trained parameters stay float32 (default %(default)s)",
     )
-    group = parser.add_argument_group("low-rank adapters (LoRA), written as PEFT's")
+    group = parser.add_argument_group("low-rank adapters (LoRA), saved in PEFT's format")
     group.add_argument(
         "--lora-r", type=int, metavar="R", help="train adapters of rank R (default: all weights)"
     )
@@ -76,13 +79,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=16.0,
         metavar="A",
-        help="what is added is A/R of it (default %(default)g)",
+        help="the adapter's output is scaled by A/R (default %(default)g)",
     )
     group.add_argument(
         "--lora-target-modules",
         default="all-linear",
         metavar="NAMES",
-        help="such as q_proj,v_proj (default %(default)s)",
+        help="layers that get adapters, such as q_proj,v_proj (default %(default)s)",
     )
 
 
@@ -94,34 +97,37 @@ def add_data_options(parser: argparse.ArgumentParser, metavar: str, fields_: str
         metavar=metavar,
         help=f"FILE.jsonl|.json|.csv|.parquet|.txt, hf:org/set[:split] or tfds:name[:split] with {fields_}",
     )
-    parser.add_argument("--eval-data", metavar=metavar, help="the same, to evaluate on")
+    parser.add_argument("--eval-data", metavar=metavar, help="data to evaluate on, in the same formats")
     parser.add_argument(
         "--eval-share",
         type=float,
         metavar="SHARE",
-        help="of the prompts of --data, held out to evaluate on; by a hash of the prompt",
+        help="share of the prompts of --data that is held out to evaluate on, chosen by a hash of the prompt",
     )
     parser.add_argument(
-        "--max-length", type=int, metavar="N", help="prompt and completion, in tokens (default: the context)"
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="longest prompt and completion together, in tokens (default: the context)",
     )
     parser.add_argument(
         "--truncation-mode",
         default=TRUNCATION[0],
         choices=TRUNCATION,
-        help="of longer ones: keep_start cuts completions, keep_end prompts' starts (default %(default)s)",
+        help="what is kept of longer ones: keep_start cuts the end, keep_end the start (default %(default)s)",
     )
 
 
 def add_reference_options(parser: argparse.ArgumentParser) -> None:
     """Adds what the policy is held near, and how much."""
     parser.add_argument(
-        "--reference", metavar="MODEL", help="what the policy is held near (default: --model)"
+        "--reference", metavar="MODEL", help="the model that the KL penalty refers to (default: --model)"
     )
     parser.add_argument(
         "--beta",
         default="0.1",
         metavar="B[,B…]",
-        help="KL strength β; several are trained one after the other (default %(default)s)",
+        help="KL strength β; several values are trained one after the other (default %(default)s)",
     )
 
 

@@ -26,6 +26,7 @@ def load_plan(args, decode):
     check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
     rule = load_rule(args.rule)
     rows = args.rows if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
+    draw = decoding.draw_of(args, rule, len(aligned or [1]))
     mesh = models.open_mesh(args)
 
     def load() -> SweepPlan:
@@ -36,10 +37,12 @@ def load_plan(args, decode):
         fitting, encoded, unfit = encode_usable(policies, prompts, decode.max_new_tokens)
         if (dropped := unread | unfit).count and leads():
             print(dropped.told(prompts_of(args), len(fitting)), file=sys.stderr)
+        raw = sum(prompt.text is not None for prompt in fitting)
+        models.tell_raw(policies, raw, "write `messages` instead of `prompt` to use it")
         return make_plan(
             policies, fitting, encoded, lambdas, rewards, decode,
             num_samples=args.num_samples, rows=rows, rule=rule, beta=args.beta,
-            group=group if several() else None, draw=decoding.draw_of(args),
+            group=group if several() else None, draw=draw,
         )  # fmt: skip
 
     return together(load)

@@ -1,12 +1,17 @@
 """A sweep as it is watched: compiling, and then completion by completion."""
 
 import sys
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 from tqdm import tqdm
 
 from dera_jax.commands.options import cli
 from dera_jax.commands.process import interrupts
+
+LOGGED = 10.0
+"""Seconds between lines of progress in a file."""
 
 
 def run_with_progress(plan, folder) -> tuple:
@@ -18,7 +23,7 @@ def run_with_progress(plan, folder) -> tuple:
     from dera_jax.devices.processes import leads
     from dera_jax.devices.stopwatch import Stopwatch
     from dera_jax.devices.usage import Usage
-    from dera_jax.sweeps.plan import most_strengths, own_conversations, plan_keys, turn_keys
+    from dera_jax.sweeps.plan import most_strengths, own_conversations, plain_draw, plan_keys, turn_keys
     from dera_jax.sweeps.run import run_sweep
 
     before, wanted = len(folder.rows), plan_keys(plan)
@@ -32,15 +37,16 @@ def run_with_progress(plan, folder) -> tuple:
         requests = _first_requests(plan, own, folder.keys)
         strengths = most_strengths(plan, folder.keys)
         compiling, _ = warm_up(
-            plan.policies, requests, plan.decode, plan.rows, plan.rule.function, strengths=strengths
-        )
+            plan.policies, requests, plan.decode, plan.rows, plan.rule.function, strengths=strengths,
+            draw=plain_draw(plan),
+        )  # fmt: skip
         if leads():
             print(f"compiled in {max(0.0, compiling):.1f} s", file=sys.stderr)
     there = len(wanted & folder.keys)
     with (
         interrupts.raised(),  # completions that wait to be written are not lost
         _bar(there, len(missing)) as bar,
-        closing(run_sweep(plan, folder, watch, usage, bar.set_postfix_str)) as found,
+        closing(run_sweep(plan, folder, watch, usage, _shown_by(bar))) as found,
     ):
         for number, _ in enumerate(found):
             bar.update(number >= there)
@@ -54,8 +60,14 @@ def _bar(there: int, missing: int):
     from dera_jax.devices.processes import leads
 
     return tqdm(
-        total=there + missing, initial=there, unit="completion", dynamic_ncols=True, disable=not leads()
-    )
+        total=there + missing, initial=there, unit="completion", dynamic_ncols=True, disable=not leads(),
+        mininterval=0.1 if sys.stderr.isatty() else LOGGED,
+    )  # fmt: skip
+
+
+def _shown_by(bar) -> Callable[[str], None]:
+    """Returns what shows a text behind the bar: at once on a terminal, with the next line of a log."""
+    return partial(bar.set_postfix_str, refresh=sys.stderr.isatty())
 
 
 def _first_requests(plan, conversations, there) -> list:

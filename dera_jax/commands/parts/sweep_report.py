@@ -23,14 +23,15 @@ def _used(resources: dict) -> str:
         if (key := f"peak_{place}_bytes") in resources
     ]
     shared = resources.get("shared_tokens", 0)
-    told = f"strengths shared {shared:.0%} of their tokens; " if shared else ""
-    if "prompt_tokens_read" in resources:
-        read, cached = resources["prompt_tokens_read"], resources["prompt_tokens_cached"]
-        told += f"prefix cache: {cached / (read + cached):.0%} of the prompts' tokens; "
-    if "drafts_kept" in resources:
-        told += f"{resources['drafts_kept']:.0%} of the drafts kept; "
+    told = f"{shared:.0%} of the tokens were decoded once for several strengths; " if shared else ""
+    if "drafts_accepted" in resources:
+        told += f"{resources['drafts_accepted']:.0%} of the draft tokens accepted; "
+    if "prompt_tokens_cached" in resources:
+        cached = resources["prompt_tokens_cached"]
+        share = cached / (cached + resources["prompt_tokens_read"])
+        told += f"{share:.0%} of the prompt tokens came from the prefix cache; "
     return (
-        f"{told}slots busy {resources['slot_utilization']:.0%} (steps of all --rows that drew a token); "
+        f"{told}batch {resources['slot_utilization']:.0%} full (rows that drew a token, mean over all steps); "
         f"peak memory: {', '.join(memory)}"
     )
 
@@ -74,7 +75,7 @@ def folder_name(plan) -> str:
 
 
 def tell_plan(plan, out: Path) -> str:
-    """Returns what a plan would decode, and its memory and time at most."""
+    """Returns what a plan would decode, and its memory and its time."""
     from dera_jax.results.reading import read_rows
     from dera_jax.results.rows import row_key
     from dera_jax.sweeps.estimate import estimate_seconds, memory_bytes
@@ -89,10 +90,10 @@ def tell_plan(plan, out: Path) -> str:
     turns = plan.num_rows / len(plan.conversations)
     return (
         f"{plan.num_rows} completions: {len(plan.prompts)} prompts × {plan.num_samples} samples × "
-        f"{len(plan.lambdas or [1])} strengths{f' × {turns:g} turns' if turns > 1 else ''}, "
+        f"{len(plan.lambdas or [1])} strengths{f' × {turns:.3g} turns' if turns > 1 else ''}, "
         f"{plan.rows} rows at a time{found}\n"
         f"memory: {sum(memory.values()) / 2**20:.1f} MiB ({parts})\n"
-        f"time: at most {estimate_seconds(plan, missing):.0f} s, "
-        f"if all {missing * plan.decode.max_new_tokens} tokens are drawn\n"
+        f"time: about {estimate_seconds(plan, missing):.0f} s of decoding if no completion ends early "
+        f"({missing * plan.decode.max_new_tokens} tokens); loading and compiling come on top\n"
         f"folder: {shown(out)}"
     )
