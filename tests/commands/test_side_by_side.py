@@ -67,18 +67,20 @@ def test_lines_of_standard_input_are_answered_at_strengths_that_change(call, mon
 
 def test_what_lines_begin_with_is_read_once(call, monkeypatch):
     """One cache serves all lines, and says no other text."""
-    lines = "".join(f"{'Mira visits Ida. ' * 20}{end}\n" for end in ("Tom", "Ida", "Lily")) + "/quit\n"
+    lines = "".join(f"{'Mira visits Ida. ' * 20}{end}\n" for end in ("Tom ran home", "Ida sat", "Lily saw a cat")) + "/quit\n"
     read, piece = [], prefix_reading.read_piece
-    stores, made = [], prefix_cache.PrefixCache
+    stores, make = [], prefix_cache.PrefixCache.__init__
     monkeypatch.setattr(
         prefix_reading, "read_piece", lambda *args, **more: read.append(args) or piece(*args, **more)
     )
-    monkeypatch.setattr(prefix_cache, "PrefixCache", lambda **how: stores.append(made(**how)) or stores[-1])
+    monkeypatch.setattr(
+        prefix_cache.PrefixCache, "__init__", lambda self, **how: stores.append(self) or make(self, **how)
+    )
 
     def said(*words):
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-        code, out, _ = call(generate.main, "--interactive", "--max-new-tokens=4", "--lambda=0,1", *words)
-        assert code == 0
+        code, out, err = call(generate.main, "--interactive", "--max-new-tokens=4", "--lambda=0,1", *words)
+        assert code == 0, err
         return out
 
     with_cache, counted = said(), len(read)

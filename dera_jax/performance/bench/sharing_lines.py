@@ -62,8 +62,8 @@ def _prefix_line(result: dict) -> str:
     cached, anew = (result["seconds"][name]["median"] * 1e3 for name in ("cached", "anew"))
     times = format_spread(result["cached_to_anew"])
     return (
-        f"prefix    a second turn of {result['conversation_tokens']} tokens, {result['new_tokens']} of them new, time to "
-        f"first token: cached {cached:.0f} ms, not cached {anew:.0f} ms: {times} × "
+        f"prefix    a second turn of {result['conversation_tokens']} tokens, {result['new_tokens']} of them new, time "
+        f"to first token: cached {cached:.0f} ms, not cached {anew:.0f} ms: {times} × "
         f"(target ≤ {result['target']:g})\n"
         f"{' ' * 20}time to the end of the first chunk: {format_spread(result['chunk_cached_to_anew'])} ×"
     )
