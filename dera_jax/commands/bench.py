@@ -39,6 +39,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dera_jax.commands.options.cli import Parser, announce_devices, check_file, command_line
+from dera_jax.commands.options.decoding import unescape
 from dera_jax.commands.options.models import model_names
 from dera_jax.commands.process.endings import command
 from dera_jax.common.json_files import write_json
@@ -78,6 +79,16 @@ def make_parser() -> Parser:
         metavar="A,B…",
         help=f"(default: {','.join(SECTIONS)}; all of --train's or --schedule's)",
     )
+    result.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="of each prompt in `share` (default 1)"
+    )
+    result.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="ends completions in `share`; escapes such as \\n",
+    )
     result.add_argument("--prompts", metavar="PROMPTS", help="of the sweep: its first 8 (default: the toy's)")
     result.add_argument("--no-torch", action="store_true", help="leave out the comparison with torch")
     result.add_argument("--out", type=Path, metavar="FILE.json", help="write every repeat")
@@ -97,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sections, rows, names = _chosen(args.sections, known), _counts(args.rows), _pair_names(args)
     from dera_jax.performance.bench import sides, timing
 
-    config = timing.BenchConfig(args.new_tokens, args.repeats)
+    stop = tuple(map(unescape, args.stop))
+    config = timing.BenchConfig(args.new_tokens, args.repeats, args.num_samples, stop)
     device = announce_devices()
     needed = ("torch", "trl", "datasets") if args.train else ("torch",)
     with_torch = not args.schedule and _torch_wanted(args.no_torch, needed)

@@ -10,20 +10,16 @@ answers; /lambda 0,0.7 changes the strengths, and /quit or the end of input stop
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import zip_longest
 
 from tqdm import tqdm
 
 from dera_jax.commands.options import cli, decoding, models
+from dera_jax.commands.parts.side_by_side import side_by_side
 from dera_jax.commands.process import endings, streams
 from dera_jax.common.checks import check_count
 from dera_jax.common.shown import shown
 from dera_jax.rules.known import load_rule
-
-NARROWEST, WIDEST = 28, 1000
-"""Columns of text narrower than this are not read with pleasure; no terminal is wider."""
 
 
 @endings.command
@@ -35,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.interactive and args.prompt is not None:
         raise ValueError("expected --prompt or --interactive, found both")
 
+    from dera_jax.data.prompts import with_settings
     from dera_jax.strengths import parse_strengths
     from dera_jax.sweeps.run import sweep
 
@@ -55,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def answer(prompt, lambdas) -> None:
         settings = {"rows": rows, "rule": rule.function, "num_samples": args.num_samples, **vars(decode)}
-        made = sweep(policies, [prompt], lambdas, draw=draw, **settings)
+        asked = with_settings(prompt, args.chat_template_kwargs)
+        made = sweep(policies, [asked], lambdas, draw=draw, **settings)
         _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
     if args.interactive:
@@ -164,38 +162,3 @@ def _note(row: Mapping) -> str:
     """Returns what stands under a completion: its length, its distance, and whether it was cut off."""
     cut = "cut off at " if row["finish_reason"] == "length" else ""
     return f"[{cut}{row['length']} tokens, KL {row['kl_to_reference']:.2f} nats]"
-
-
-def side_by_side(texts: Mapping[str, str], width: int, notes: Mapping[str, str] | None = None) -> str:
-    """Returns titled texts in as many columns as fit into `width` characters, the rest below.
-
-    Args:
-      notes: what stands under a text, by its title.
-    """
-    notes, width = notes or {}, min(width, WIDEST)
-    per_row = max(1, min(len(texts), (width + 3) // (NARROWEST + 3)))
-    column = (width - 3 * (per_row - 1)) // per_row
-    titles = list(texts)
-    blocks = []
-    for start in range(0, len(titles), per_row):
-        names = titles[start : start + per_row]
-        wrapped = [_wrap(texts[name], column) for name in names]
-        height = max(map(len, wrapped))
-        lines = [
-            [name, "─" * column, *body, *[""] * (height - len(body)), *_wrap(notes.get(name, ""), column)]
-            for name, body in zip(names, wrapped, strict=True)
-        ]
-        blocks.append(
-            "\n".join(
-                " │ ".join(cell.ljust(column) for cell in row).rstrip()
-                for row in zip_longest(*lines, fillvalue="")
-            )
-        )
-    return "\n\n".join(blocks) + "\n"
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    # A model may draw any character, those that steer a terminal too.
-    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    paragraphs = text.strip().split("\n")
-    return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, width) or [""]]

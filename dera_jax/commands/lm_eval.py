@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
     tasks = harness_runs.load_tasks(settings)
     policies = models.load_models(args, mesh=mesh)
     seed = (settings.seed or [None] * 3)[2] or 0
-    model = harness.Realigned(policies, lambdas, rows, args.max_length, seed)
+    model = harness.Realigned(policies, lambdas, rows, args.max_length, seed, args.chat_template_kwargs)
     if settings.apply_chat_template and not model.tokenizer.chat_template:
         raise ValueError("--apply-chat-template: neither model has one; --chat-template=FILE gives one")
     found = {}

@@ -87,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_checks.as_options(args, lambda seed=seed, beta=beta: rollout_config(seed, beta))
     rewards = weigh_rewards(parse_rewards(args.reward), args.reward_weights)
     hashes = {reward.name: reward.fingerprint for reward in rewards if reward.fingerprint}
-    prompts, dropped = read_prompts(args.data, args.num_prompts)
-    held_out, also = read_prompts(args.eval_data) if args.eval_data else ([], Dropped())
+    prompts, dropped = read_prompts(args.data, args.num_prompts, args.chat_template_kwargs)
+    held_out, also = [], Dropped()
+    if args.eval_data:
+        held_out, also = read_prompts(args.eval_data, settings=args.chat_template_kwargs)
     check_one_turn([*prompts, *held_out])
     train_checks.check_prompts(args, len(prompts))
     cli.announce_devices()

@@ -20,9 +20,9 @@ from dera_jax.commands.parts.score_given import score_models, score_pairs
 from dera_jax.commands.parts.score_run import score_run
 from dera_jax.commands.process import endings
 
-TEMPLATES = ("chat_template", "reference_chat_template")
+TEMPLATES = ("chat_template", "reference_chat_template", "chat_template_kwargs")
 OPTIONS = {
-    "run": {"reward", "prompts", "judge", "question", *NAMES},
+    "run": {"reward", "prompts", "chat_template_kwargs", "judge", "question", *NAMES},
     "pairs": {
         "lambda_",
         "num_prompts",

@@ -51,6 +51,17 @@ def run(what: str, function: Callable[[], T]) -> T:
     return found
 
 
+@contextmanager
+def described(what: str) -> Iterator[None]:
+    """Raises UserCodeError, one line, where the code in the block, named `what`, raises an error."""
+    try:
+        yield
+    except UserCodeError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"{what}: {describe(error)}") from error
+
+
 def load_function(spec: str, what: str) -> Callable:
     """Returns the function that `module:function` names; the current folder is looked in first.
 

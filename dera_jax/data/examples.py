@@ -26,6 +26,9 @@ class Example:
     """With EOS at its end, unless it was cut."""
     desirable: bool | None = None
     """Whether to write it or not; None where that is not told."""
+    # Not in its `repr`, by which trainings know their data.
+    asked: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
+    """The whole prompt, where it is learned too and `prompt` is but its first token."""
     learned: ClassVar[tuple[bool, ...] | None] = None
     """Which tokens of the completion are learned; None is all of them."""
 
@@ -39,6 +42,7 @@ class Pair:
     rejected: tuple[int, ...]
     margin: float = 0.0
     """By how much chosen is better, in reward."""
+    asked: ClassVar[tuple[int, ...] | None] = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,8 @@ def encode_record(
       Unusable: a completion has no tokens.
       ValueError: a chat template that fails, or a word the model does not have; with file and line.
     """
-    variables = template_variables(record.fields, record.where) if not isinstance(row.prompt, str) else {}
+    is_text = isinstance(row.prompt, str)
+    variables = {} if is_text else template_variables(record.fields, record.where, record.settings)
     try:
         prompt, completions = (_whole_ids if whole else _ids)(policy, row, variables)
     except Unusable:

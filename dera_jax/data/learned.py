@@ -1,6 +1,6 @@
 """Which tokens of a whole text are learned: every answer of a chat, or the prompt too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dera_jax.common.usable import KEEP_END, KEEP_START, Unusable, keep_usable
@@ -63,15 +63,18 @@ def encode_learned(
     def use(record: Record) -> tuple[Example, bool]:
         pair = fields.has_pair(record)
         row = fields.read_pair(record) if pair else fields.read_row(record, every=assistant_only)
+        asked: tuple[int, ...] | None = None
         if assistant_only:
             whole = _with_answers(policy, record, row, completion_only is False or not row.completions[0])
         else:
             prompt, (completion, *_) = encode_record(policy, record, row)
             whole = [*prompt, *completion], [True] * (len(prompt) + len(completion))
+            asked = prompt if len(prompt) > 1 else None
         ids, learned = _cut(whole, max_length, truncation_mode)
         first = learned.index(True)
         made, rest = (tuple(ids[:first]), tuple(ids[first:])), tuple(learned[first:])
-        return Example(*made) if all(rest) else Partly(*made, learned=rest), len(whole[0]) > max_length
+        example = Example(*made, asked=asked) if all(rest) else Partly(*made, learned=rest)
+        return example, len(whole[0]) > max_length
 
     made, dropped = keep_usable(records, use, lambda record: record.where)
     cut, chosen = sum(cut for _, cut in made), sum(map(fields.has_pair, records))
@@ -81,12 +84,9 @@ def encode_learned(
 
 def _with_answers(policy: Policy, record: Record, row: Row, prompt_too: bool) -> Whole:
     """Returns what `learn_answers` does, errors with file and line."""
-    if name := next(iter(template_variables(record.fields, record.where)), None):
-        raise ValueError(
-            f"{record.where}: --assistant-only-loss: expected nothing for the template, found {name}"
-        )
+    variables = template_variables(record.fields, record.where, record.settings)
     try:
-        ids, learned = learn_answers(policy, row, prompt_too)
+        ids, learned = learn_answers(policy, row, prompt_too, variables)
     except Unusable:
         raise
     except ValueError as error:
@@ -97,7 +97,7 @@ def _with_answers(policy: Policy, record: Record, row: Row, prompt_too: bool) ->
     return ids, learned
 
 
-def learn_answers(policy: Policy, row: Row, prompt_too: bool) -> Whole:
+def learn_answers(policy: Policy, row: Row, prompt_too: bool, variables: Mapping | None = None) -> Whole:
     """Returns a chat up to its last answer, with every answer learned and what other roles say read.
 
     An answer's end of turn is learned where the template writes a token that ends a completion. Behind the
@@ -105,6 +105,7 @@ def learn_answers(policy: Policy, row: Row, prompt_too: bool) -> Whole:
 
     Args:
       prompt_too: whether answers in the prompt are learned too.
+      variables: what else the template reads.
 
     Raises:
       Unusable: there is no answer, or no token in it.
@@ -115,9 +116,9 @@ def learn_answers(policy: Policy, row: Row, prompt_too: bool) -> Whole:
     chat = (*row.prompt, *row.completions[0])
     if all(message["role"] != "assistant" for message in chat):
         raise Unusable("no answer in it")
-    text, spans, marked = render_answers(policy.tokenizer, chat, policy.template)
+    text, spans, marked = render_answers(policy.tokenizer, chat, policy.template, variables)
     if not prompt_too:
-        border = len(render_chat(policy.tokenizer, row.prompt, policy.template))
+        border = len(render_chat(policy.tokenizer, row.prompt, policy.template, variables=variables))
         spans = [span for span in spans if span[1] > border]
     ids, parts = _tokens(policy, text, spans)
     learned, end = [False] * len(ids), []

@@ -38,13 +38,16 @@ def _joined(parts: list | tuple, where: str) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def template_variables(fields: Mapping, where: str) -> dict:
+def template_variables(fields: Mapping, where: str, settings: Mapping | None = None) -> dict:
     """Returns what `tools` and `chat_template_kwargs` of a record tell the chat template; TRL's names.
+
+    Args:
+      settings: of all records; what a record says itself counts.
 
     Raises:
       ValueError: they are of another kind.
     """
-    tools, settings = fields.get("tools"), fields.get("chat_template_kwargs")
+    tools, own = fields.get("tools"), fields.get("chat_template_kwargs")
     if isinstance(tools, str) and tools:
         try:
             tools = json.loads(tools)
@@ -52,13 +55,18 @@ def template_variables(fields: Mapping, where: str) -> dict:
             tools = fields["tools"]
     if tools and not (isinstance(tools, (list, tuple)) and all(isinstance(tool, Mapping) for tool in tools)):
         raise ValueError(f"{where}: tools: expected a list of objects, found {json_kind(tools)}")
-    if settings and not isinstance(settings, Mapping):
+    if own and not isinstance(own, Mapping):
         raise ValueError(
             f"{where}: chat_template_kwargs: expected an object such as {{'enable_thinking': false}}, "
-            f"found {json_kind(settings)}"
+            f"found {json_kind(own)}"
         )
     # Tables fill the names a row does not have with null.
-    given = {name: value for name, value in (settings or {}).items() if value is not None}
-    if wrong := next((name for name in given if name in TAKEN), None):
-        raise ValueError(f"{where}: chat_template_kwargs: expected settings of the template, found {wrong!r}")
-    return given | ({"tools": list(tools)} if tools else {})
+    given = {name: value for name, value in (own or {}).items() if value is not None}
+    check_settings(given, f"{where}: chat_template_kwargs")
+    return dict(settings or {}) | given | ({"tools": list(tools)} if tools else {})
+
+
+def check_settings(settings: Mapping, where: str) -> None:
+    """Raises ValueError where settings of a chat template have the name of what it is told otherwise."""
+    if wrong := next((name for name in settings if name in TAKEN), None):
+        raise ValueError(f"{where}: expected settings of the template, found {wrong!r}")

@@ -165,9 +165,24 @@ def load_prompts(spec: str, limit: int | None = None) -> list[Prompt]:
     return prompts
 
 
-def read_prompts(spec: str, limit: int | None = None) -> tuple[list[Prompt], Dropped]:
-    """Returns what `load_prompts` does, and what became of the other records."""
-    return _usable([(r.fields, r.number, r.where) for r in load_records(spec, limit)])
+def read_prompts(
+    spec: str, limit: int | None = None, settings: Mapping | None = None
+) -> tuple[list[Prompt], Dropped]:
+    """Returns what `load_prompts` does, and what became of the other records.
+
+    Args:
+      settings: of the chat template, for chats that do not say otherwise.
+    """
+    prompts, dropped = _usable([(r.fields, r.number, r.where) for r in load_records(spec, limit)])
+    return [with_settings(prompt, settings or {}) for prompt in prompts], dropped
+
+
+def with_settings(prompt: Prompt, settings: Mapping) -> Prompt:
+    """Returns a chat that tells its template `settings` too; they reach rewards as its own do."""
+    if not settings or prompt.messages is None:
+        return prompt
+    told = template_variables({**prompt.columns, "tools": None}, prompt.where, settings)
+    return replace(prompt, columns=prompt.columns | {"chat_template_kwargs": told})
 
 
 def usable_prompts(prompts: object) -> tuple[list[Prompt], Dropped]:

@@ -6,7 +6,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from gzip import GzipFile
 from io import BufferedIOBase, TextIOWrapper
 from itertools import islice
@@ -36,12 +36,17 @@ class Record:
     """File and line, counted from 1, for errors."""
     number: int
     """The line's number, counted from 0."""
+    settings: Mapping = field(default_factory=dict)
+    """What chat templates are told, unless the row says otherwise; see `messages.template_variables`."""
 
 
-def load_records(spec: str, limit: int | None = None) -> list[Record]:
+def load_records(spec: str, limit: int | None = None, settings: Mapping | None = None) -> list[Record]:
     """Returns the first `limit` rows of `spec` (see `prompts.load_prompts`), or all, whatever their fields.
 
     Rows after the first `limit` are not read; a compressed file is, to see whether it is whole.
+
+    Args:
+      settings: of `Record`.
 
     Raises:
       ValueError: no such data, an unknown form, nothing in it, or a broken line.
@@ -53,7 +58,7 @@ def load_records(spec: str, limit: int | None = None) -> list[Record]:
         raise ValueError(f"{shown(spec, 200)}: no prompts in it")
     if len(records) == limit and spec.lower().endswith(".gz"):
         _check_whole(spec)
-    return records
+    return [replace(record, settings=settings) for record in records] if settings else records
 
 
 def _rows(spec: str, limit: int | None) -> Iterator[Record]:

@@ -75,7 +75,10 @@ def render_chat(
 
 
 def render_answers(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], template: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping],
+    template: str | None = None,
+    variables: Mapping | None = None,
 ) -> tuple[str, list[Span], bool]:
     """Returns a chat's text, where the assistant's answers are in it, and whether the template says so itself.
 
@@ -86,12 +89,13 @@ def render_answers(
       ValueError: as `render_chats`; or a chat is not written as its first messages are, and the rest behind.
     """
     if (template or tokenizer.chat_template) and _MARKED.search(tokenizer.get_chat_template(template)):
-        return *_between_marks(tokenizer, messages, template), True
+        return *_between_marks(tokenizer, messages, template, variables), True
     answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     before = [messages[:n] for n in answers if n]
     ends = [messages[: n + 1] for n in answers]
     begins = [True] * len(before) + [False] * (len(ends) + 1)
-    texts = render_chats(tokenizer, [*before, *ends, messages], template, answer=begins)
+    chats = [*before, *ends, messages]
+    texts = render_chats(tokenizer, chats, template, answer=begins, variables=variables)
     starts, whole = texts[: len(before)], texts[-1]
     ends = [_without_eos(end, whole, tokenizer.eos_token) for end in texts[len(before) : -1]]
     if len(starts) < len(ends):  # Nothing is before a first message but its header.
@@ -117,24 +121,30 @@ _MARKED = re.compile(r"{%[-+]?\s*endgeneration\b")
 
 
 def _between_marks(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], template: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping],
+    template: str | None,
+    variables: Mapping | None,
 ) -> tuple[str, list[Span]]:
     """Returns a chat's text, and what its template marks in it."""
     marks = f"<{token_hex(8)}>", f"</{token_hex(8)}>"
-    (text,) = render_chats(tokenizer, [messages], template, answer=False, marks=marks)
+    (text,) = render_chats(tokenizer, [messages], template, answer=False, marks=marks, variables=variables)
     parts = re.split("|".join(marks), text)
     ends = list(accumulate(map(len, parts)))
     return "".join(parts), list(zip(ends[::2], ends[1::2], strict=False))
 
 
-def render_started(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping]) -> str:
+def render_started(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], variables: Mapping | None = None
+) -> str:
     """Returns the text of a chat up to the end of its last message, which is to be continued.
 
     Raises:
       ValueError: as `render_chats`, or the template does not write the message.
     """
     *before, last = messages
-    text = render_chat(tokenizer, [*before, last | {"content": last["content"] + MARK}], answer=False)
+    chat = [*before, last | {"content": last["content"] + MARK}]
+    text = render_chat(tokenizer, chat, answer=False, variables=variables)
     start, mark, _ = text.rpartition(MARK.strip())
     if not mark or last["content"].strip() not in text:
         raise ValueError("the chat template does not write the message that is to be continued")

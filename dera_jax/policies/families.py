@@ -222,7 +222,8 @@ def read_config(folder: Path) -> dict:
         raise ValueError(f"{where}: the model brings its own code (auto_map), which is never run")
     if kind not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ValueError(f"{where}: model_type {shown(repr(kind), 100)} is not supported; supported: {known}")
+        told = f"model_type {shown(repr(kind), 100)} is not supported{_instead(raw)}; supported: {known}"
+        raise ValueError(f"{where}: {told}")
     if (quantized := raw.get("quantization_config")) is not None:
         method = shown(quantized.get("quant_method", "an unknown method"), 100)
         raise ValueError(
@@ -235,6 +236,33 @@ def read_config(folder: Path) -> dict:
         # Old files tell it by another setting, which what we save may have to change.
         raw.setdefault("scale_decoder_outputs", raw.get("tie_word_embeddings") is not False)
     return raw
+
+
+ENCODERS = (
+    "bert",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "albert",
+    "electra",
+    "deberta",
+    "deberta-v2",
+    "modernbert",
+)
+"""Kinds that read a text and write none."""
+
+
+def _instead(raw: dict) -> str:
+    """Returns what would work in the place of a model of an unknown kind, where that can be told."""
+    if raw.get("model_type") in ENCODERS:
+        return ", an encoder, which draws no text: expected a decoder, or a T5"
+    within = raw.get("text_config")
+    kind = within.get("model_type") if isinstance(within, dict) else None
+    if not isinstance(kind, str):
+        return ""
+    if kind in FAMILIES:
+        return f", but the language model within, a {kind}, is if it is saved by itself"
+    return f", nor is the language model within, a {shown(kind, 100)}"
 
 
 def _found(folder: Path) -> str:

@@ -4,6 +4,7 @@ A name that a family does not know is read by neither transformers nor this libr
 something in another family, a line on stderr says so.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +52,8 @@ PLAIN = INERT | _names("pad_token_id attention_dropout")
 POOLED = _names(
     "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout"
 )
-REFUSED = {"per_layer_config": (None, {})}
+# What transformers reads of the configuration of any family.
+REFUSED = {"per_layer_config": (None, {}), "is_causal": (None, True), "transformers_weights": (None,)}
 ONE_STACK = REFUSED | {"is_encoder_decoder": OFF}
 WHOLE = ONE_STACK | {"partial_rotary_factor": (None, 1)}
 # An encoder alone, which a reward model may be, says that it is no encoder-decoder; a language model lacks tensors.
@@ -118,10 +120,26 @@ def check_fields(file: Path, raw: dict) -> None:
         if raw.get(name, supported[0]) not in supported:
             expected, found = supported[-1], shown(raw[name], 100)
             raise ValueError(f"{where}: {name}: expected {expected}, found {found}, which is not supported")
+    _check_no_window(where, raw)
     known = own.obeyed | own.inert | own.refused.keys()
     if unread := sorted(name for name in CHANGING - known if raw.get(name)):
         told = ", ".join(f"{name} {shown(raw[name], 40)}" for name in unread)
         note(f"{where}: {told}: nothing that a model of type {kind} reads, here as in transformers")
+
+
+def _check_no_window(where: str, raw: dict) -> None:
+    """Raises ValueError where a model of a family without windows has one that is narrower than its context.
+
+    In transformers such a model reads all of a text, but a window of it where it generates, as its caches know
+    no families.
+    """
+    kind, window = raw["model_type"], raw.get("sliding_window")
+    context = raw.get("max_position_embeddings") or raw.get("n_positions") or math.inf
+    if "sliding_window" not in FIELDS[kind].obeyed and window and window < context:
+        raise ValueError(
+            f"{where}: sliding_window: expected null, or the context ({context}) or more, as a model of type {kind} "
+            f"has no windows; found {window}, which is not supported"
+        )
 
 
 def own_fields(raw: dict) -> dict:

@@ -6,6 +6,7 @@ from dera_jax.common.shown import shown
 from dera_jax.results.rows import LARGEST
 from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.registry import Reward
+from dera_jax.rewards.together import call_all
 
 Decode = Callable[[Sequence[int]], str]
 Tell = Callable[[str], None]
@@ -26,20 +27,20 @@ def judge(
       decode: token ids to text.
       tell: a reward may take long.
     """
-    added = False
-    for reward in rewards:
-        lacking = [row for row in rows if reward.name not in row["rewards"]]
-        if not lacking:
-            continue
+    asked = [(reward, [row for row in rows if reward.name not in row["rewards"]]) for reward in rewards]
+    asked = [(reward, lacking) for reward, lacking in asked if lacking]
+    seen = [
+        Completions.of(lacking, [columns.get(row["prompt_id"], {}) for row in lacking], decode)
+        for _, lacking in asked
+    ]
+    found = call_all([reward for reward, _ in asked], seen)
+    for reward, lacking in asked:
         tell(f"rewards: {shown(reward.name, 60)}")
-        values = reward(
-            Completions.of(lacking, [columns.get(row["prompt_id"], {}) for row in lacking], decode)
-        )
+        values = next(found)
         if any(value is not None and abs(value) > LARGEST for value in values):
             raise ValueError(f"reward {reward.name}: expected numbers of at most {LARGEST:g}")
         for row, value in zip(lacking, values, strict=True):
             row["rewards"][reward.name] = value
-        added = True
-    if added:
+    if asked:
         tell("")
-    return added
+    return bool(asked)

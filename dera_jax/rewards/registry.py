@@ -43,8 +43,12 @@ class Reward:
         Raises:
           UserCodeError: the function returned another count, or what is no finite number; or it failed.
         """
-        found = taken(self.function(completions), len(completions.completions), self.name)
-        return [self._checked(value, position) for position, value in enumerate(found)]
+        return self.checked(self.function(completions), completions)
+
+    def checked(self, found: object, completions: Completions) -> list[float | None]:
+        """Returns what the function gave, as `__call__` does."""
+        values = taken(found, len(completions.completions), self.name)
+        return [self._checked(value, position) for position, value in enumerate(values)]
 
     def _checked(self, value: object, position: int) -> float | None:
         if value is None:

@@ -2,14 +2,14 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 from dera_jax.common.code_hash import code_hash
 from dera_jax.common.shown import shown
-from dera_jax.common.user_code import UserCodeError, load_function, run
+from dera_jax.common.user_code import UserCodeError, described, load_function, run
 from dera_jax.rewards.completions import Completions
 
 NO_LISTS = str, bytes, bytearray, memoryview, Mapping, Set
@@ -33,7 +33,7 @@ def reward_of(function: Callable, name: str) -> Callable[[Completions], list]:
     """
     names, takes_all = _parameters(function)
 
-    def reward(completions: Completions) -> list:
+    def asked(completions: Completions) -> dict:
         offered = {name: list(values) for name, values in completions.columns.items()} | {
             "prompts": [seen if isinstance(seen, str) else list(seen) for seen in completions.prompts],
             "completions": [
@@ -50,11 +50,33 @@ def reward_of(function: Callable, name: str) -> Callable[[Completions], list]:
             "log_metric": _ignore,
         }
         arguments |= {key: of_training[key] for key in names & of_training.keys() if key not in arguments}
-        count = len(completions.completions)
+        return arguments
+
+    def reward(completions: Completions) -> list:
+        arguments, count = asked(completions), len(completions.completions)
         return run(f"reward {name}", lambda: taken(_awaited(function(**arguments)), count, name))
 
+    async def wait(completions: Completions) -> list:
+        with described(f"reward {name}"):
+            return taken(await function(**asked(completions)), len(completions.completions), name)
+
     reward.fingerprint = code_hash(function)
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        reward.wait = wait
     return reward
+
+
+def wait_for_all(waits: Sequence[Callable[[], Awaitable[list]]]) -> list[list]:
+    """Returns what async rewards give, which are waited for at the same time, as in TRL.
+
+    Raises:
+      UserCodeError: one of them failed; the first to fail is told.
+    """
+
+    async def all_of_them() -> list[list]:
+        return list(await asyncio.gather(*(wait() for wait in waits)))
+
+    return run("rewards", lambda: _awaited(all_of_them()))
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Realigned(TemplateLM):
         rows: int | None = None,
         max_length: int | None = None,
         seed: int = 0,
+        chat_template_args: Mapping | None = None,
     ):
         """Takes policies of `load_policies`, the reference first.
 
@@ -75,13 +76,14 @@ class Realigned(TemplateLM):
           rows: of a batch; None is 8 where completions are given and 32 where they are generated.
           max_length: tokens that models read at a time; None is what lm-eval finds for them.
           seed: of what is sampled, ≥ 0.
+          chat_template_args: what the chat template is told, by the name that `hf` has for it.
 
         Raises:
           ValueError: `max_length` beyond the models' context; a tokenizer without BOS and EOS.
         """
         super().__init__()
         self.policies, self.lambdas, self.rows, self.seed = policies, lambdas, rows, seed
-        self.number = 0
+        self.number, self.variables = 0, chat_template_args
         self.backend = "seq2seq" if policies[0].config.encoder_decoder else "causal"
         self.tokenizer = _tokenizer(policies)
         if self.prefix_token_id is None:
@@ -151,8 +153,8 @@ class Realigned(TemplateLM):
 
         def text(chat: list[dict]) -> str:
             if add_generation_prompt:
-                return render_chat(self.tokenizer, chat)
-            return render_started(self.tokenizer, chat)
+                return render_chat(self.tokenizer, chat, variables=self.variables)
+            return render_started(self.tokenizer, chat, self.variables)
 
         self._end_turns()
         try:
@@ -303,7 +305,8 @@ def decode_config(settings: Mapping, eos: str | None, seed: int) -> tuple[Decode
       ValueError: a setting that there is not here, or out of its range.
     """
     kwargs = normalize_gen_kwargs(dict(settings))
-    until = handle_stop_sequences(kwargs.pop("until"), eos)
+    # Of `until: null` it makes a list of nothing.
+    until = handle_stop_sequences([text for text in kwargs.pop("until") if text is not None], eos)
     for name, value in kwargs.items():
         if name not in SETTINGS and NEUTRAL.get(name) != value:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Preference pairs: how often a policy at each strength prefers the chosen completion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,13 +35,18 @@ class EncodedPair(NamedTuple):
     """The chosen and the rejected one, with EOS."""
 
 
-def load_pairs(spec: str, limit: int | None = None) -> tuple[list[Pair], Dropped]:
+def load_pairs(
+    spec: str, limit: int | None = None, settings: Mapping | None = None
+) -> tuple[list[Pair], Dropped]:
     """Returns the pairs of a data set that trainings read too, and what became of the other records.
+
+    Args:
+      settings: of the chat template, for records that do not say otherwise.
 
     Raises:
       ValueError: a field is missing or of the wrong kind, with file and line; or no pair can be used.
     """
-    records = load_records(spec, limit)
+    records = load_records(spec, limit, settings)
     return keep_usable(records, lambda r: Pair(r, read_pair(_asked(r))), lambda r: r.where)
 
 

@@ -17,6 +17,7 @@ from dera_jax.decoding.request import Completion, Request
 from dera_jax.policies.policy import Policy
 from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.registry import Reward, short_names
+from dera_jax.rewards.together import call_all
 from dera_jax.scoring.logprobs import compiled_logprobs
 
 
@@ -77,7 +78,7 @@ def draw_rollout(
     for row, completion in enumerate(completions):
         logprobs[row, : len(completion.tokens)] = completion.logprobs
     read = time.perf_counter()
-    each = [judge(reward, completions, policy, step) for reward in rewards]
+    each = judge(rewards, completions, policy, step)
     judged = sum((r.weight * found for r, found in zip(rewards, each, strict=True)), np.zeros(len(requests)))
     seconds = {
         "rollout_seconds": drawn - start,
@@ -90,10 +91,18 @@ def draw_rollout(
 
 
 def judge(
-    reward: Reward, completions: Sequence[Completion], policy: Policy, step: int
+    rewards: Sequence[Reward], completions: Sequence[Completion], policy: Policy, step: int
+) -> list[Float[np.ndarray, " rows"]]:
+    """Returns what each reward gives each completion; raises ValueError where that is no finite number."""
+    seen = seen_by_rewards(completions, policy, step)
+    values = call_all(rewards, [seen] * len(rewards))
+    return [_finite(*each, completions, step) for each in zip(rewards, values, strict=True)]
+
+
+def _finite(
+    reward: Reward, values: Sequence[float | None], completions: Sequence[Completion], step: int
 ) -> Float[np.ndarray, " rows"]:
-    """Returns what `reward` gives each completion; raises ValueError where that is no finite number."""
-    found = np.array(reward_values(reward, completions, policy, step), float)
+    found = np.array(values, float)
     bad = np.flatnonzero(~np.isfinite(found))
     if bad.size:
         raise ValueError(
@@ -103,10 +112,8 @@ def judge(
     return found
 
 
-def reward_values(
-    reward: Reward, completions: Sequence[Completion], policy: Policy, step: int = 0
-) -> list[float | None]:
-    """Returns what `reward` gives each completion, of which it sees what it sees of a sweep's rows."""
+def seen_by_rewards(completions: Sequence[Completion], policy: Policy, step: int) -> Completions:
+    """Returns of completions what rewards see of a sweep's rows."""
     prompts = [c.request.prompt.prompt for c in completions]
     rows = [
         {
@@ -119,4 +126,4 @@ def reward_values(
         for c, prompt in zip(completions, prompts, strict=True)
     ]
     decode = partial(policy.tokenizer.decode, skip_special_tokens=True)
-    return reward(Completions.of(rows, [prompt.columns for prompt in prompts], decode, max(step, 0)))
+    return Completions.of(rows, [prompt.columns for prompt in prompts], decode, max(step, 0))

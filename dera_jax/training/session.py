@@ -1,7 +1,7 @@
 """What the trainings of a grid share: the mesh, the models and the data, each opened once."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,7 @@ class Data:
     @property
     def prompts(self) -> list:
         """Those that samples are drawn for."""
-        return [item.prompt for item in self.held_out or self.items]
+        return [item.asked or item.prompt for item in self.held_out or self.items]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Session:
     """Such as data:2,model:4; None leaves it to the devices there are and to their memory."""
     chat_template: str | None = None
     """Text of a Jinja template, which is saved with the model; None is the tokenizer's own."""
+    chat_template_kwargs: Mapping = field(default_factory=dict)
+    """What it is told, unless a record says otherwise."""
     adapters: Adapters | None = None
     """None trains all weights."""
     from_scratch: bool = False
@@ -126,6 +128,8 @@ class Session:
             told["lora"] = {"r": rank, "alpha": alpha, "targets": targets}
         if self.chat_template is not None:
             told["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()[:16]
+        if self.chat_template_kwargs:
+            told["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         return told | {"dtype": policy.config.dtype}
 
     def data(
@@ -200,6 +204,6 @@ class Session:
         return Data(items, list(held_out), settings)
 
     def _encoded(self, data: str, encode: Callable) -> list:
-        items, report = encode(load_records(data))
+        items, report = encode(load_records(data, settings=self.chat_template_kwargs))
         self.tell(report.told(data))
         return items

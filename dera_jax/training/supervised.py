@@ -98,7 +98,8 @@ def hold_out(items: Sequence, share: float) -> tuple[list, list]:
 
     def bucket(item) -> int:
         # Whole texts have no prompt but the first token.
-        told = item.prompt if len(item.prompt) > 1 else (*item.prompt, *item.completion)
+        whole = item.prompt if len(item.prompt) > 1 else (*item.prompt, *item.completion)
+        told = item.asked or whole
         return zlib.crc32(np.array(told, np.int64).tobytes()) % 10_000
 
     sides = [], []

@@ -7,6 +7,7 @@ import pytest
 
 from dera_jax import read_rows
 from dera_jax.commands import generate
+from dera_jax.commands.parts.side_by_side import side_by_side
 from dera_jax.decoding import prefix_cache, prefix_reading
 from dera_jax.results.rows import sort_rows
 from tests.support.command_runs import TEXTS
@@ -38,7 +39,7 @@ def test_generate_shows_strengths_side_by_side(call, models, finished):
 @pytest.mark.parametrize("width, across", [(200, 4), (100, 3), (60, 2), (28, 1), (10, 1)])
 def test_columns_fit_the_terminal(width, across):
     texts = {f"λ = {i}": " ".join(f"word{i}{j}" for j in range(30)) + "\nEnd.\x1b[2J" for i in range(4)}
-    shown = generate.side_by_side(texts, width)
+    shown = side_by_side(texts, width)
     assert all(len(line) <= width for line in shown.splitlines())
     assert "\x1b" not in shown
     assert shown.splitlines()[0].count("│") == across - 1
@@ -67,7 +68,10 @@ def test_lines_of_standard_input_are_answered_at_strengths_that_change(call, mon
 
 def test_what_lines_begin_with_is_read_once(call, monkeypatch):
     """One cache serves all lines, and says no other text."""
-    lines = "".join(f"{'Mira visits Ida. ' * 20}{end}\n" for end in ("Tom ran home", "Ida sat", "Lily saw a cat")) + "/quit\n"
+    lines = (
+        "".join(f"{'Mira visits Ida. ' * 20}{end}\n" for end in ("Tom ran home", "Ida sat", "Lily saw a cat"))
+        + "/quit\n"
+    )
     read, piece = [], prefix_reading.read_piece
     stores, make = [], prefix_cache.PrefixCache.__init__
     monkeypatch.setattr(

@@ -78,6 +78,7 @@ def test_huge_counts_are_refused_before_anything_is_loaded(refused, tmp_path):
 
 # Chat templates
 
+TOLD = '--chat-template-kwargs={"ending": " Orsa."}'
 PLAIN = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 OTHER = PLAIN.replace(" {% end", ". {% end")
 
@@ -126,12 +127,27 @@ def test_a_chat_template_is_given_and_kept(name, chats, call):
     # It decides what was trained on.
     code, _, err = call(command.main, *words, f"--chat-template={chats / 'other.jinja'}")
     assert code == 2 and "chat_template" in err.splitlines()[-1]
+    ending = chats / "ending.jinja"
+    ending.write_text(PLAIN.replace(" {% end", "{{ ending }} {% end"))
+    there = [*words[:-1], f"--out={chats / 'told'}", f"--chat-template={ending}"]
+    assert call(command.main, *there, TOLD)[0] == 0
+    assert json.loads((chats / "told" / "manifest.json").read_text())["chat_template_kwargs"] == {
+        "ending": " Orsa."
+    }
+    code, _, err = call(command.main, *there)
+    assert code == 2 and "chat_template_kwargs" in err.splitlines()[-1]
     if name != "sft":
         return
     pair = [f"--reference={TOY / 'reference'}", f"--aligned={out}", f"--prompts={chats / 'prompts.jsonl'}"]
     run = [*pair, "--lambda=1", "--num-prompts=1", "--max-new-tokens=4", f"--out={chats / 'run'}"]
     assert call(sweep.main, *run)[0] == 0
-    assert read_rows(chats / "run")[0]["prompt"] == [{"role": "user", "content": "Mira visits Ida."}]
+    (row,) = read_rows(chats / "run")
+    assert row["prompt"] == [{"role": "user", "content": "Mira visits Ida."}]
+    assert call(sweep.main, *run[:-1], f"--out={chats / 'other'}", f"--chat-template={ending}", TOLD)[0] == 0
+    read = load_tokenizer(out).decode(
+        read_rows(chats / "other")[0]["prompt_tokens"], skip_special_tokens=True
+    )
+    assert read.split() == "Mira visits Ida. Orsa.".split()
 
 
 def test_a_broken_chat_template_is_told_first(refused, tmp_path):

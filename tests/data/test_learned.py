@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from dera_jax.policies.tokenizers import load_tokenizer
 from dera_jax.training.config import TrainConfig
 from dera_jax.training.packing import packed_source
 from dera_jax.training.sft import sft_method, source_of
+from dera_jax.training.supervised import hold_out
 
 LONG = 10**6
 CHAT = [
@@ -171,6 +173,19 @@ def test_prompts_are_learned_where_completions_only_is_false():
         encode_learned(policy, rows, LONG, completion_only=True)
 
 
+def test_answers_of_a_prompt_stay_on_one_side_where_prompts_are_learned_too():
+    """The held out prompts are those that are held out where completions alone are learned."""
+    policy = policy_with(ENDED)
+    asked = [f"Mira visits {n} houses." for n in range(12)]
+    rows = [record(prompt=prompt, completion=f" She {verb}.") for prompt in asked for verb in ("ran", "sat")]
+    alone, every = (encode_learned(policy, rows, LONG, completion_only=only)[0] for only in (None, False))
+    assert [example.asked for example in every] == [example.prompt for example in alone]
+    sides = [
+        [[e.prompt + e.completion for e in side] for side in hold_out(each, 0.3)] for each in (alone, every)
+    ]
+    assert sides[0] == sides[1]
+
+
 @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
 def test_what_is_cut_is_not_learned(mode):
     policy = policy_with(MARKED)
@@ -207,8 +222,9 @@ def test_losses_read_the_whole_and_count_what_is_learned():
     mean = sum(loss for loss, _ in expected) / sum(count for _, count in expected)
     policy = replace(policy, config=replace(policy.config, vocab_size=512))
     method = sft_method(policy, examples, TrainConfig())
+    loss = jax.jit(method.loss)
     for source in (source_of(policy, examples), packed_source(examples, 256)):
-        terms = method.loss(method.trained, method.constants, source.make(range(source.count), 2))
+        terms = loss(method.trained, method.constants, source.make(range(source.count), 2))
         ours = np.sum(np.where(terms.weights, terms.values, 0)) / np.sum(terms.weights)
         assert ours == pytest.approx(mean, abs=1e-5)
 

@@ -8,10 +8,13 @@ import pytest
 from dera_jax import load_policy
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.examples import encode_examples, encode_pairs
-from dera_jax.data.prompts import Prompt, load_prompts
-from dera_jax.data.records import Record
+from dera_jax.data.learned import encode_learned
+from dera_jax.data.prompts import Prompt, load_prompts, read_prompts
+from dera_jax.data.records import Record, load_records
 from dera_jax.policies.tokenizers import load_tokenizer
 from dera_jax.rewards.completions import Completions
+from dera_jax.scoring.pairs import encode_pairs as encode_scored
+from dera_jax.scoring.pairs import load_pairs
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}<{{ m.role }}>"
@@ -72,6 +75,52 @@ def test_prompt_only_chats_of_a_file(policy, tmp_path):
     )
     (prompt,) = load_prompts(str(path))
     assert prompt.messages == (user("Hi"),) and prompt.variables == {"enable_thinking": False}
+
+
+def test_settings_of_all_records_are_those_of_each(policy, tmp_path):
+    """What is given for all is told where a record does not say otherwise, in prompts, training data and pairs."""
+    template = "{% if enable_thinking is defined and not enable_thinking %}/quiet {% endif %}" + TEMPLATE
+    policy = replace(policy, template=template)
+    quiet, loud = {"enable_thinking": False}, {"enable_thinking": True}
+    asked = {"prompt": [user("Hi")]}
+    path = tmp_path / "p.jsonl"
+    lines = [asked, asked | {"chat_template_kwargs": loud | {"other": None}}, {"prompt": "Once"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prompts, _ = read_prompts(str(path), settings=quiet)
+    assert [p.columns for p in prompts] == [
+        {"chat_template_kwargs": quiet}, {"chat_template_kwargs": loud}, {},
+    ]  # fmt: skip
+    found = [list(encoded.tokens[0]) for encoded in encode_prompts((policy,), prompts[:2], 0)]
+    assert found == [
+        theirs(policy, [user("Hi")], add_generation_prompt=True, chat_template=template, **each)
+        for each in (quiet, loud)
+    ]
+    answered = asked | {"chosen": [assistant("Yes")], "rejected": [assistant("No")]}
+    path.write_text(
+        "".join(json.dumps(answered | {"chat_template_kwargs": each}) + "\n" for each in ({}, loud))
+    )
+    with_them, own = load_records(str(path), settings=quiet), load_records(str(path))
+    own[0].fields["chat_template_kwargs"] = quiet
+    assert (
+        encode_pairs(policy, with_them, 99)
+        == encode_pairs(policy, own, 99)
+        != encode_pairs(policy, own[1:] * 2, 99)
+    )
+    pairs = [load_pairs(str(path), settings=quiet)[0], load_pairs(str(path))[0]]
+    read = [encode_scored((policy,), each)[0] for each in pairs]
+    assert [each.prompts for each in read[0]] == [(pair.prompt,) for pair in encode_pairs(policy, own, 99)[0]]
+    assert read[0][1].prompts == read[1][1].prompts and read[0] != read[1]
+
+
+def test_every_answer_is_learned_of_a_chat_with_settings(policy):
+    """With tools and settings as without: all that a template writes is read, and the answers learned."""
+    told = {"tools": TOOLS, "chat_template_kwargs": {"enable_thinking": True}}
+    chat = {"messages": [user("Hi"), assistant("Yes"), user("Why?"), assistant("So.")]}
+    (one,), _ = encode_learned(policy, [Record(chat | told, "f:1", 0)], 10**6, assistant_only=True)
+    ids = theirs(policy, chat["messages"], tools=TOOLS, enable_thinking=True)
+    assert [*one.prompt, *one.completion] == ids
+    learned = [i for i, is_learned in zip(one.completion, one.learned, strict=True) if is_learned]
+    assert policy.tokenizer.decode(learned, skip_special_tokens=True) == "YesSo."
 
 
 def test_training_data_is_read_with_them_as_trl_reads_it(policy):

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import re
 from dataclasses import replace
-from functools import partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -87,27 +87,31 @@ def attended(kernel, window, softcap, query, key, value, segments):
     return jnp.where((segments > 0)[:, None, :, None], mixed, 0).astype(jnp.float32)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
-def test_kernels_give_what_einsum_gives(kernel, case, on_cpu):
-    """Forward and backward, within the rounding of bfloat16."""
-    window, softcap = CASES[case]
-    each, segments = texts()
+def mixed_and_slopes(kernel, case, dtype=jnp.bfloat16):
+    """Returns what attention gives, and its gradients for queries, keys and values."""
+    (window, softcap), (each, segments) = CASES[case], texts()
 
-    def weighed(kernel, *each):
+    def weighed(*each):
         mixed = attended(kernel, window, softcap, *each, segments)
         return jnp.sum(mixed * jnp.cos(jnp.arange(mixed.size).reshape(mixed.shape))), mixed
 
-    def found(kernel, each):
-        (_, mixed), slopes = jax.jit(jax.value_and_grad(partial(weighed, kernel), (0, 1, 2), has_aux=True))(
-            *each
-        )
-        return [np.asarray(x, np.float64) for x in (mixed, *slopes)]
+    differentiated = jax.jit(jax.value_and_grad(weighed, (0, 1, 2), has_aux=True))
+    (_, mixed), slopes = differentiated(*(x.astype(dtype) for x in each))
+    return [np.asarray(x, np.float64) for x in (mixed, *slopes)]
 
-    exact = found("einsum", [x.astype(jnp.float32) for x in each])
-    named = zip(
-        ("output", "query", "key", "value"), found(kernel, each), found("einsum", each), exact, strict=True
-    )
+
+@cache
+def of_einsum(case):
+    """Returns the same of einsum, for either kernel: in bfloat16 and exactly."""
+    return [mixed_and_slopes("einsum", case, dtype) for dtype in (jnp.bfloat16, jnp.float32)]
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_give_what_einsum_gives(kernel, case, on_cpu):
+    """Forward and backward, within the rounding of bfloat16."""
+    there, (einsum, exact) = mixed_and_slopes(kernel, case), of_einsum(case)
+    named = zip(("output", "query", "key", "value"), there, einsum, exact, strict=True)
     for name, there, einsum, expected in named:
         error, own = (abs(x - expected).max() / expected.std() for x in (there, einsum))
         print(f"{kernel}, {case}: {name} off by {error:.1e} of its spread, einsum by {own:.1e}")

@@ -69,8 +69,9 @@ def test_padding_changes_nothing_on_either_side(case):
     left = our_logits(policy, tokens, mask)[row, -length:]
     # Queries are read in blocks, whose borders padding moves: both round, each by some 1e-5.
     np.testing.assert_allclose(left, expected, atol=5e-5)
-    behind = np.pad(alone, ((0, 0), (0, 5)), constant_values=7)
-    right = our_logits(policy, behind, np.arange(length + 5)[None] < length)[0, :length]
+    behind, real = np.full_like(tokens, 7), np.zeros_like(mask)
+    behind[row, :length], real[row, :length] = alone, True
+    right = our_logits(policy, behind, real)[row, :length]
     np.testing.assert_allclose(right, expected, atol=5e-5)
 
 
@@ -85,8 +86,8 @@ def test_the_last_logits_are_those_of_all(case):
 @ALL
 def test_cached_steps_equal_the_forward_pass(case):
     _, policy = case
-    tokens, mask = padded((60, 45, 33))
-    prompt = 32
+    tokens, mask = padded((LENGTHS[0], 45, 33))
+    prompt = 76
     expected = our_logits(policy, tokens, mask)
 
     @jax.jit

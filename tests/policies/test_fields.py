@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import load_policy, models
+from dera_jax import load_policy
 from dera_jax.models.layers import ACTIVATIONS
 from dera_jax.policies import families
 from dera_jax.policies.fields import FIELDS
-from tests.support import t5_models
+from tests.support import t5_models, torch_models
 from tests.support.published import CONFIGS
 from tests.support.shapes import BASE, GEMMA2, GEMMA3, GPT2, NEOX
 from tests.support.torch_models import random_model, save
@@ -126,13 +126,14 @@ def logits_of_torch(kind, folder):
 
 
 def our_logits(kind, folder):
-    policy, tokens = load_policy(folder, "float32"), jnp.asarray(tokens_of(kind), jnp.int32)
-    model = models.bind(policy.config, policy.params)
+    policy, tokens = load_policy(folder, "float32"), tokens_of(kind).astype(np.int32)
     if kind in ("t5", "mt5"):
         # Its own first token is put before a completion.
-        both = jnp.concatenate([tokens, tokens[:, 1:], tokens[:, :1]], axis=1)
-        return np.asarray(model.completion_logits(both, jnp.ones_like(both, bool), tokens.shape[1]))
-    return np.asarray(model.forward(tokens, jnp.ones_like(tokens, bool)))
+        both = np.concatenate([tokens, tokens[:, 1:], tokens[:, :1]], axis=1)
+        return np.asarray(
+            t5_models.jitted_logits(policy.config, policy.params, both, both >= 0, tokens.shape[1])
+        )
+    return np.asarray(torch_models.our_logits(policy, tokens, tokens >= 0))
 
 
 @pytest.mark.parametrize("kind", FIELDS)
@@ -207,12 +208,33 @@ def test_what_is_refused_is_named(case):
                 load_policy(folder)
 
 
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "gemma", "gpt2", "gpt_neox"])
+def test_a_window_of_a_family_without_is_refused(kind, tmp_path, toy):
+    """In transformers it is there in caches alone: a text that is generated is another than one that is read."""
+    model = random_model(BASES[kind])
+    save(model, tmp_path, toy)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"sliding_window": 5}))
+    with pytest.raises(
+        ValueError, match=rf"sliding_window: expected null, .* a model of type {kind} has no windows"
+    ):
+        load_policy(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokens = torch.tensor(tokens_of(kind))
+    with torch.no_grad():
+        cache = model(tokens[:, :20]).past_key_values
+        found = torch.stack([model(t[None], past_key_values=cache).logits[0, 0] for t in tokens[:, 20:].T])
+        assert abs(found - model(tokens).logits[0, 20:]).max() > 1e-3
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"sliding_window": 10**6}))
+    load_policy(tmp_path)
+
+
 def test_what_only_other_families_read_is_named_once_and_left_alone(tmp_path, toy, terminal):
-    """As transformers does: a window in a Llama, biases in a Mistral's attention."""
+    """As transformers does: a window that a Llama's context lies in, biases in a Mistral's attention."""
     for kind, more in (
         (
             "llama",
-            {"sliding_window": 5, "layer_types": ["sliding_attention"] * 2, "hidden_activation": "relu"},
+            {"sliding_window": 512, "layer_types": ["sliding_attention"] * 2, "hidden_activation": "relu"},
         ),
         ("mistral", {"attention_bias": True, "mlp_bias": True}),
         ("qwen2", {"logits_scaling": 8.0, "attention_bias": True}),

@@ -15,7 +15,19 @@ from tests.support.json_files import change_json
 # config.json
 
 CONFIGS = {
-    "another architecture": ({"model_type": "bert"}, "model_type 'bert' is not supported; supported: llama"),
+    "another architecture": ({"model_type": "opt"}, "model_type 'opt' is not supported; supported: llama"),
+    "an encoder": (
+        {"model_type": "bert"},
+        "model_type 'bert' is not supported, an encoder, which draws no text: expected a decoder, or a T5; supported:",
+    ),
+    "a language model within": (
+        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+        "model_type 'gemma3' is not supported, but the language model within, a gemma3_text, is if it is saved",
+    ),
+    "another within": (
+        {"model_type": "qwen2_vl", "text_config": {"model_type": "qwen2_vl_text"}},
+        "model_type 'qwen2_vl' is not supported, nor is the language model within, a qwen2_vl_text; supported: llama",
+    ),
     "no architecture": ({"model_type": ...}, "model_type None is not supported; supported: llama"),
     "code of its own": (
         {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Mine"}},

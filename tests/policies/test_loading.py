@@ -93,10 +93,9 @@ def test_tiles_make_the_whole(rows):
 LARGEST = {"float32": np.finfo("float32").max, "float16": np.finfo("float16").max, "bfloat16": 3.3895314e38}
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
 @pytest.mark.parametrize("dtype", LARGEST)
 @pytest.mark.parametrize("asked", ["auto", "float32"])
-def test_values_that_are_not_finite_are_refused_in_any_type(dtype, value, asked, tmp_path, toy):
+def test_values_that_are_not_finite_are_refused_in_any_type(dtype, asked, tmp_path, toy):
     """Those next to them, the largest and the smallest there are, are not."""
     folder = shutil.copytree(toy, tmp_path / "model", copy_function=shutil.copy)
     # As they lie in the file, as they are turned, and of one dimension.
@@ -109,10 +108,11 @@ def test_values_that_are_not_finite_are_refused_in_any_type(dtype, value, asked,
             assert np.isfinite(there[name].astype("float64")).all()
             save_file(there, folder / "model.safetensors", {"format": "pt"})
             load_policy(folder, asked)
-        there[name].flat[-1] = value
-        save_file(there, folder / "model.safetensors", {"format": "pt"})
-        with pytest.raises(ValueError, match=f"{name} holds NaN or infinite values"):
-            load_policy(folder, asked)
+        for number in (np.inf, -np.inf, np.nan, -np.nan):
+            there[name].flat[-1] = number
+            save_file(there, folder / "model.safetensors", {"format": "pt"})
+            with pytest.raises(ValueError, match=f"{name} holds NaN or infinite values"):
+                load_policy(folder, asked)
 
 
 def test_progress_counts_every_byte(toy):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dera_jax import load_policy, models, save_policy
+from dera_jax import load_policy, save_policy
 from dera_jax.data.batches import make_batch
 from dera_jax.models.trees import flatten, unflatten
 from dera_jax.policies import lora
@@ -80,9 +80,8 @@ def logits_of(policy):
     if policy.config.start_token is None:
         tokens, mask = padded()
         return np.asarray(our_logits(policy, tokens, mask))[mask]
-    batch, count = t5_models.random_batch(), t5_models.random_batch().completions.shape[1]
-    forward = jax.jit(lambda p, t, m: models.bind(policy.config, p).completion_logits(t, m, count))
-    return np.asarray(forward(policy.params, batch.tokens, batch.mask))[batch.completion_mask]
+    batch = t5_models.random_batch()
+    return np.asarray(t5_models.our_logits(policy, batch))[batch.completion_mask]
 
 
 def logits_of_peft(base, folder, t5):

@@ -75,7 +75,7 @@ ADAPTER = {
     "lora_alpha": [None, *NUMBERS, 10**400],
     "alpha_pattern": [
         *OBJECTS, {"q_proj": "4"}, {"q_proj": None}, {"q_proj": [4]}, {"q_proj(": 4}, {"*": 4}, {"[": 4},
-        {"(?P<x": 4}, {"\\": 4}, {"(([a-z._0-9])+)+!": 4}, {"(" * 5000 + ")" * 5000: 4},
+        {"(?P<x": 4}, {"\\": 4}, {"(" * 5000 + ")" * 5000: 4},
         {"(?<=a*)b": 4}, {"((a{1000}){1000}){1000000000000}": 4},
     ],
     "rank_pattern": [*OBJECTS, {"q_proj": "4"}, {"q_proj": 0}, {"q_proj": 1.5}],
@@ -223,7 +223,7 @@ def test_odd_settings_of_other_families(tmp_path, kind, field, value):
     assert line.startswith(f"{tmp_path / 'config.json'}: ")
 
 
-def test_messages_name_field_and_value(restored):
+def test_messages_name_field_and_value(restored, hurried):
     def told(file, **changed):
         path = restored / file
         before = path.read_text()

@@ -11,7 +11,9 @@ from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import Prompt
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.of_rows import judge
 from dera_jax.rewards.registry import as_rewards
+from dera_jax.rewards.together import call_all
 from dera_jax.training.rollout import draw_rollout
 from tests.support.rewarded import of_texts, reward
 
@@ -44,6 +46,43 @@ def test_user_functions_see_chats_as_trl_shows_them(user_module):
         return reward("python:user_rewards:later", seen)
 
     assert asyncio.run(within_a_loop()) == [1.0, 5.0]
+
+
+def test_async_functions_wait_together():
+    """Two that wait for each other end, in a sweep's judging and in a training's; a failure names its function."""
+    order, turn = [], asyncio.Event
+
+    def meeting(name, own, other):
+        async def wait(completions, **columns):
+            order.append(name)
+            events[own].set()
+            await asyncio.wait_for(events[other].wait(), 20)
+            return [float(own)] * len(completions)
+
+        return wait
+
+    def plain(completions, **columns):
+        order.append("plain")
+        return [5.0] * len(completions)
+
+    async def broken(completions, **columns):
+        raise KeyError("gone")
+
+    rewards = as_rewards({"a": meeting("a", 0, 1), "plain": plain, "b": meeting("b", 1, 0)})
+    seen = of_texts("x", "y")
+    events = [turn(), turn()]
+    assert list(call_all(rewards, [seen] * 3)) == [[0.0, 0.0], [5.0, 5.0], [1.0, 1.0]]
+    assert order == ["a", "b", "plain"]
+    events = [turn(), turn()]
+    rows = [
+        {"prompt_id": 0, "prompt": "p", "completion": text, "finish_reason": "eos", "rewards": {}}
+        for text in "xy"
+    ]
+    assert judge(rows, rewards, {}, decode=str)
+    assert [row["rewards"] for row in rows] == [{"a": 0.0, "plain": 5.0, "b": 1.0}] * 2
+    events = [turn(), turn()]
+    with pytest.raises(ValueError, match=r"^reward bad: KeyError: 'gone' \(.*test_user_rewards.py:\d+\)$"):
+        list(call_all(as_rewards({"a": rewards[0], "bad": broken}), [seen] * 2))
 
 
 def test_training_and_sweeps_show_a_reward_the_same(pair):

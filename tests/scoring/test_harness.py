@@ -100,6 +100,15 @@ def test_texts_equal_those_of_hf(ours, theirs):
         assert ours.at(number).generate_until(asked) == other.generate_until(asked)
 
 
+def test_no_stop_texts_are_a_null(ours):
+    """`until: null` of a task; `hf` fails at it."""
+    (found,), (expected,) = (
+        ours.generate_until(requests("generate_until", (STORY, {"until": none, "max_gen_toks": 7})))
+        for none in (None, [])
+    )
+    assert found == expected
+
+
 def test_strengths_between_and_beyond_are_the_normalized_mixture(ours, theirs):
     """Directly, from both models' logits on torch."""
     for number in (1, 3):
@@ -193,3 +202,19 @@ def test_lm_eval_knows_the_model_by_its_name():
     model = get_model("dera_jax").create_from_arg_string(f"lambda=1/6,rows={ROWS},max_length={LENGTH}")
     assert (model.lambdas, model.rows, model.max_length) == (((1 / 6,),), ROWS, LENGTH)
     assert [policy.folder for policy in model.policies] == [REFERENCE, ALIGNED]
+
+
+def test_the_template_is_told_what_hfs_is():
+    told = {"enable_thinking": False}
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}"
+        "<assistant>{% if enable_thinking is defined and not enable_thinking %}(no thoughts){% endif %}{% endif %}"
+    )
+    theirs = hf(ALIGNED, chat_template_args=told)
+    ours = harness.Realigned(load_policies(), [(1.0,)], ROWS, LENGTH, chat_template_args=told)
+    theirs.tokenizer.chat_template = ours.tokenizer.chat_template = template
+    asked = [{"role": "user", "content": "Hi"}]
+    started = [*asked, {"role": "assistant", "content": "Yes"}]
+    for chat, begins in ((asked, True), (started, False)):
+        assert ours.apply_chat_template(chat, begins) == theirs.apply_chat_template(chat, begins)
+    assert ours.apply_chat_template(asked).endswith("(no thoughts)")

@@ -3,6 +3,7 @@
 import copy
 import re
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
@@ -90,9 +91,13 @@ def exact_logits(model, tokens, mask):
     return np.concatenate([torch_logits(exact, row, row >= 0)[0].numpy() for row in rows])
 
 
+@partial(jax.jit, static_argnames=("config", "last"))
+def _forward(config, params, tokens, mask, last):
+    return models.bind(config, params).forward(tokens, mask, last)
+
+
 def our_logits(policy, tokens, mask, last=None):
-    forward = jax.jit(lambda p, t, m: models.bind(policy.config, p).forward(t, m, last))
-    return forward(policy.params, tokens, mask)
+    return _forward(policy.config, policy.params, tokens, mask, last)
 
 
 def logits_of_torch(folder):

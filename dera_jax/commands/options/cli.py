@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import glob
+import json
 import os
 import re
 import sys
@@ -73,6 +74,9 @@ HABITS = {
     "--prompt-lookup-num-tokens": "--draft=ngram --draft-length",
     "--num-assistant-tokens": "--draft-length",
     "--num-speculative-tokens": "--draft-length",
+    "--chat-template-args": "--chat-template-kwargs",
+    "--default-chat-template-kwargs": "--chat-template-kwargs",
+    "--enable-thinking": "--chat-template-kwargs",
     "--logging-steps": "every step is logged (--report-to)",
     "--logging-strategy": "every step is logged (--report-to)",
 }
@@ -261,6 +265,8 @@ def config_words(parser: Parser, file: str, words: Sequence[str]) -> list[str]:
 
 def _option_words(name: str, value, action: argparse.Action, path: Path) -> list[str]:
     """Returns the words of a command line that give the option `name` the JSON `value`."""
+    if isinstance(value, dict) and action.metavar == "JSON":
+        return [f"{name}={json.dumps(value)}"]
     values = value if isinstance(value, list) else [value]
     if action.nargs == 0 and isinstance(value, bool):
         return [name] * value

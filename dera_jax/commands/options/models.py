@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dera_jax.commands.options import devices
+from dera_jax.commands.options.templates import add_template_settings
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--reference-chat-template", metavar="FILE|none",
         help="chat template of the reference alone; none: it reads the messages' contents as raw text",
     )  # fmt: skip
+    add_template_settings(group)
     group.add_argument(
         "--quantize",
         metavar="int8|nf4",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dera_jax.commands.options import cli, devices
 from dera_jax.commands.options.settings import Help, add_settings, read_settings
+from dera_jax.commands.options.templates import add_template_settings
 from dera_jax.common.checks import check_number
 from dera_jax.common.usable import TRUNCATION
 from dera_jax.training.config import RunConfig, TrainConfig
@@ -64,6 +65,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Jinja file to use as chat template, saved with the model (default: that of the tokenizer)",
     )
+    add_template_settings(parser)
     parser.add_argument(
         "--dtype",
         default="float32",
@@ -207,6 +209,7 @@ def open_session(args: argparse.Namespace):
         reference_model=getattr(args, "reference", None),
         mesh_text=args.mesh,
         chat_template=args.chat_template,
+        chat_template_kwargs=args.chat_template_kwargs,
         adapters=None if args.lora_r is None else Adapters(*lora),
         from_scratch=getattr(args, "from_scratch", False),
         gradient_checkpointing=args.gradient_checkpointing,

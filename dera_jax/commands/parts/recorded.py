@@ -23,6 +23,7 @@ COMMANDS = {"train.dpo": dpo, "train.rlhf": rlhf, "eval.sweep": sweep}
 """All that is ever repeated."""
 _TRAINING = """
 model reference data eval-data out beta seed dtype mesh lora-r lora-alpha lora-target-modules chat-template
+chat-template-kwargs
 learning-rate batch-size gradient-accumulation-steps max-steps warmup-ratio warmup-steps weight-decay adam-beta1
 adam-beta2 adam-epsilon max-grad-norm eval-steps save-steps save-total-limit lr-scheduler-type
 gradient-checkpointing save-only-model
@@ -34,8 +35,9 @@ REPEATED = {
         num-mini-batches cliprange cliprange-value vf-coef gamma lam value-head num-samples max-new-tokens stop
         temperature""",
     "eval.sweep": """reference aligned lambda prompts reward rule num-prompts num-samples beta out preset dtype
-        chat-template reference-chat-template quantize mesh max-new-tokens temperature top-k top-p stop seed
-        kv-cache share draft draft-length rows""",
+        chat-template reference-chat-template chat-template-kwargs quantize mesh max-new-tokens temperature top-k
+        top-p stop seed kv-cache share draft
+        draft-length rows""",
 }
 """Options that are repeated, by command. They name models, data and numbers; `reward` and `rule` are looked into."""
 LEFT_OUT = (

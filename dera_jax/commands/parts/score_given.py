@@ -13,7 +13,7 @@ def score_pairs(args) -> None:
 
     _, aligned = models.model_names(args)
     lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
-    loaded, unread = pairs.load_pairs(args.pairs, args.num_prompts)
+    loaded, unread = pairs.load_pairs(args.pairs, args.num_prompts, args.chat_template_kwargs)
     rows = decoding.parse_rows(args.rows, len(loaded))
     mesh = models.open_mesh(args)
     cli.announce_devices()
@@ -39,7 +39,7 @@ def score_models(args) -> None:
         raise ValueError(f"--models: expected {expected}, found {args.models!r}")
     if not args.prompts:
         raise ValueError("--models: expected --prompts, the text on which to compare them")
-    prompts, dropped = read_prompts(args.prompts, args.num_prompts)
+    prompts, dropped = read_prompts(args.prompts, args.num_prompts, args.chat_template_kwargs)
     rows = decoding.parse_rows(args.rows, len(prompts))
     (_compare_precisions if args.quantize else _compare_models)(args, names, (prompts, dropped), rows)
 

@@ -21,7 +21,8 @@ def score_run(args, parser: cli.Parser) -> None:
     else:
         refuse_without_endpoint(args, parser, "question")
         rewards, more = parse_rewards(args.reward), None
-    columns = {p.prompt_id: p.columns for p in read_prompts(args.prompts)[0]} if args.prompts else {}
+    prompts = read_prompts(args.prompts, settings=args.chat_template_kwargs)[0] if args.prompts else []
+    columns = {prompt.prompt_id: prompt.columns for prompt in prompts}
     added = judge_run(args.run, rewards, columns, args.command, more, cli.warn)
     rows = reading.read_rows(args.run)
     summaries = summarize(rows)

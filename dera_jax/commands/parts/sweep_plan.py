@@ -21,7 +21,7 @@ def load_plan(args, decode):
     lambdas = None if args.lambda_ == PER_PROMPT else parse_strengths(args.lambda_, len(aligned or [1]))
     reward = args.reward or (cli.toy_reward() if reference is None else None)
     rewards = parse_rewards(reward) if reward else ()
-    prompts, unread = read_prompts(prompts_of(args), args.num_prompts)
+    prompts, unread = read_prompts(prompts_of(args), args.num_prompts, args.chat_template_kwargs)
     check_rewards(rewards, prompts)
     check_extent(len(prompts), args.num_samples, len(lambdas or [0]))
     rule = load_rule(args.rule)

@@ -23,7 +23,7 @@ MANY_ROWS = 32
 PROMPTS = 4
 AUTO_TARGET, NGRAM_TARGET = 0.95, 1.3
 TARGETS = ((0.95, 1.2), (0.9, 1.1))
-"""Shares of the drafts that are kept, and how many times as fast as plain steps a row is to be from there on."""
+"""Shares of the drafts that are accepted, and how many times as fast as plain steps a row is to be from there on."""
 
 
 def bench_random(
@@ -97,7 +97,7 @@ def _bench(
         "draft_length": LENGTH,
         "tokens": sum(len(done.tokens) for done in plain),
         "bounds": _bounds(plain),
-        "kept": {name: used.acceptance for name, used in usage.items()},
+        "accepted": {name: used.acceptance for name, used in usage.items()},
         "drafts": {name: used.drafts for name, used in usage.items()},
         "seconds": seconds,
         "times_plain": {name: ratio(seconds["plain"], seconds[name]) for name in drafters},
@@ -106,14 +106,14 @@ def _bench(
 
 
 def _bounds(plain: Sequence[Completion]) -> tuple[float, float]:
-    """Returns between what shares of the reference's drafts are kept, as the tokens of plain steps tell."""
+    """Returns between what shares of the reference's drafts are accepted, as the tokens of plain steps tell."""
     each = zip(*((done.logprobs, done.model_logprobs[:, 0]) for done in plain), strict=True)
     return acceptance_bounds(*map(np.concatenate, each))
 
 
-def _target(drafter: str, kept: float) -> float | None:
+def _target(drafter: str, accepted: float) -> float | None:
     if drafter == "auto":
         return AUTO_TARGET
     if drafter == "ngram":
-        return NGRAM_TARGET if kept >= TARGETS[-1][0] else None
-    return next((target for least, target in TARGETS if kept >= least), None)
+        return NGRAM_TARGET if accepted >= TARGETS[-1][0] else None
+    return next((target for least, target in TARGETS if accepted >= least), None)

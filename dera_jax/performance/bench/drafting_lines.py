@@ -15,9 +15,9 @@ def draft_line(result: dict) -> str:
 
 
 def _drafter(result: dict, name: str, low: float, high: float) -> str:
-    kept = f"{result['kept'][name]:.2f} kept" if result["drafts"][name] else "nothing drafted"
+    told = f"{result['accepted'][name]:.2f} accepted" if result["drafts"][name] else "nothing drafted"
     if name == "reference":
-        kept += f" (by total variation {low:.2f} to {high:.2f})"
+        told += f" (by total variation {low:.2f} to {high:.2f})"
     target = result["targets"][name]
-    told = f" (target ≥ {target:g})" if target else ""
-    return f"{' ' * 20}{name}: {kept}, {format_spread(result['times_plain'][name])} ×{told}"
+    aim = f" (target ≥ {target:g})" if target else ""
+    return f"{' ' * 20}{name}: {told}, {format_spread(result['times_plain'][name])} ×{aim}"

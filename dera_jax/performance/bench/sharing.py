@@ -77,9 +77,10 @@ def bench_share(
     progress: Progress = print,
 ) -> Iterator[dict]:
     """Yields for each set of strengths the time of rows that they share against rows of their own."""
-    decode = DecodeConfig(max_new_tokens=config.new_tokens)
+    decode = DecodeConfig(max_new_tokens=config.new_tokens, stop=config.stop)
+    cells = [(prompt, sample) for prompt in prompts for sample in range(config.num_samples)]
     for name, (strengths, target) in SHARED.items():
-        requests = [Request(prompt, 0, (strength,)) for prompt in prompts for strength in strengths]
+        requests = [Request(*cell, (strength,)) for cell in cells for strength in strengths]
         usage = {"shared": Usage(), "unshared": Usage()}
 
         def run(draw: Draw, usage: Usage, requests: Sequence[Request] = requests) -> None:

@@ -22,9 +22,14 @@ class BenchConfig:
     """Of every row; a multiple of `CHUNK`, so that no step is thrown away."""
     repeats: int = 5
     """Turns; ≥ 1."""
+    num_samples: int = 1
+    """Of each prompt, where strengths share rows; ≥ 1."""
+    stop: tuple[str, ...] = ()
+    """What ends a completion there."""
 
     def __post_init__(self):
         check_count("repeats", self.repeats)
+        check_count("num_samples", self.num_samples)
         check_count("new_tokens", self.new_tokens)
         if self.new_tokens % CHUNK:
             raise ValueError(f"new_tokens: expected a multiple of {CHUNK}, got {self.new_tokens}")
