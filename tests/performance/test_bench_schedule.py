@@ -160,8 +160,9 @@ def test_a_second_turn_is_measured_with_its_first_in_the_cache(monkeypatch):
         monkeypatch.setattr(prefixes, name, count)
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     found = prefixes.bench_prefix(load_policies(), timing.BenchConfig(repeats=1), lambda line: None)
-    # A first call and a repeat, of a single step and of a chunk; each reads for both models.
-    assert [int(count[0]) for count in read] == [9] * (2 * 2 * 2)
+    # A first call and a repeat, of a single step and of a chunk, for both models. The prompt's last token is read by
+    # the first step, and the answer's last one but once.
+    assert [int(count[0]) for count in read] == [9] * 2 + [8] * 6
     assert len(whole) == 1 + 2 * 2
     assert len(found["cached_to_anew"]["values"]) == len(found["chunk_cached_to_anew"]["values"]) == 1
     assert "200 tokens, 9 of them new" in sharing_lines.LINES["prefix"](found)
