@@ -17,6 +17,7 @@ share     strengths that share rows while they draw the same tokens, against row
           41, and 3 far apart (of the given pair)
 draft     tokens drafted ahead and checked several at a time, against plain steps, one row at a time
 strengths a sweep of 11 strengths against 11 runs of one, with prompts of 384 tokens (rows not shared)
+prefix    time to the first token of a chat's second turn, with the first turn cached and without
 refill    slots that are refilled against fixed batches, with completions that end with a line, and the
           share of slots that is busy (of the given pair)
 lora      a base mixed with an adapter on it against the base alone at twice the rows

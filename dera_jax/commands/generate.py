@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lambdas = parsed(args.lambda_)
     prompt = _prompt(args.prompt, args.chat)
     rule = load_rule(args.rule)
-    draw = drawing.draw_of(args, rule, len(aligned or [1]))
+    draw = drawing.draw_of(args, rule, len(aligned or [1]), answers=False)
     rows = args.rows if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
     mesh = models.open_mesh(args)
     cli.announce_devices()
@@ -90,7 +90,7 @@ def make_parser() -> cli.Parser:
         help="completions at each strength (default %(default)s)",
     )
     models.add_model_options(parser)
-    decoding.add_decode_options(parser, draft="auto")
+    decoding.add_decode_options(parser, draft="auto", prefix_cache="on")
     drawing.add_draw_option(parser)
     return parser
 

@@ -139,6 +139,7 @@ class Batch:
         ]
         each = [full[model :: len(self.configs)] for model in range(len(self.configs))]
         self.most = tuple(max([most, *slots]) for most, slots in zip(self.most, each, strict=True))
+        self.pool.fit(self.rows, self.most)
         self.own_sampling |= any(_sampling_of(self._config(r)) != _sampling_of(self.config) for r in requests)
         self.queue.extend(requests)
 
@@ -283,6 +284,9 @@ class Batch:
             slot.drawn.append(column)
             if completion := self._finished(slot, searched):
                 self.slots[number] = None
+                self.pool.keep_row(
+                    self.state, number, slot.request.prompt, slot.tokens, len(completion.tokens)
+                )
                 self.usage.tokens += len(completion.tokens)
                 self.usage.row_tokens += len(completion.tokens)
                 yield completion

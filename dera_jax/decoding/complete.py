@@ -7,6 +7,7 @@ from itertools import groupby
 
 from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig, DrawConfig
+from dera_jax.decoding.prefix_cache import PrefixCache
 from dera_jax.decoding.request import Completion, Request, Shape, shape_of
 from dera_jax.decoding.room import CHUNK
 from dera_jax.decoding.shared_batch import SharedBatch, most_strengths
@@ -28,6 +29,9 @@ it reads beside that; `plain`, the draw of its candidates, and `tries`, how many
 @dataclass(frozen=True)
 class MixtureDraw(DrawConfig):
     """The draw from the realigned policy itself. However its rows are computed, they say the same."""
+
+    prefixes: PrefixCache | None = None
+    """Prompts go on from what earlier ones, of this call or another, left there; equal except for rounding."""
 
     name = "mixture"
 
@@ -53,9 +57,10 @@ class MixtureDraw(DrawConfig):
         """
         for shape, group in groupby(_in_order(requests), key=shape_of):
             same = list(group)
-            yield from _run(
-                self.batch(policies, shape, config, rows, rule, usage, most_strengths(same)), same
-            )
+            batch = self.batch(policies, shape, config, rows, rule, usage, most_strengths(same))
+            if self.prefixes is not None:
+                same = batch.pool.keep_prefixes(self.prefixes, batch.usage).known_first(same)
+            yield from _run(batch, same)
 
     def batch(
         self,

@@ -12,7 +12,10 @@ from dera_jax import models
 from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.decoding import device_loop
-from dera_jax.decoding.state import Prefilled
+from dera_jax.decoding.prefix_cache import PrefixCache
+from dera_jax.decoding.prefix_reading import PrefixReader
+from dera_jax.decoding.state import DecodeState, Prefilled
+from dera_jax.devices.usage import Usage
 
 POOL = 8
 """Prefilled prompts kept at a time, at most; they take no more than a quarter of the batch's caches."""
@@ -38,6 +41,29 @@ class PromptPool:
         self.configs, self.params, self.mesh, self.together = configs, params, mesh, together
         self.most = max(together, min(POOL, max(1, rows // 4)))
         self.kept: OrderedDict[tuple, tuple[Prefilled, int]] = OrderedDict()
+        self.prefixes: PrefixReader | None = None
+        """What prompts may go on from, and are kept in."""
+
+    def keep_prefixes(self, store: PrefixCache, usage: Usage) -> PrefixReader:
+        """Lets prompts go on from caches in `store`, where they are kept as well, and rows that have ended.
+
+        Args:
+          usage: is added to.
+        """
+        self.prefixes = PrefixReader(store, self.configs, self.params, self.mesh, usage)
+        return self.prefixes
+
+    def fit(self, rows: int, slots: Sequence[int]) -> None:
+        """Notes how many rows the batch has, and how many slots its caches may come to have."""
+        if self.prefixes:
+            self.prefixes.fit(rows // self.together, slots)
+
+    def keep_row(
+        self, state: DecodeState | None, row: int, prompt: EncodedPrompt, drawn: Sequence[int], count: int
+    ) -> None:
+        """Keeps the caches of a row that has ended, if prefixes are kept: see `PrefixReader.keep_row`."""
+        if self.prefixes and state:
+            self.prefixes.keep_row(state.caches, row, prompt, drawn, count)
 
     def prefill(self, prompt: EncodedPrompt, then: Iterable[EncodedPrompt]) -> tuple[Prefilled, int]:
         """Returns prompts, ready to be continued, and which of them is `prompt`.
@@ -47,12 +73,26 @@ class PromptPool:
         """
         # By what is read: later turns of a prompt differ from sample to sample.
         if prompt.tokens not in self.kept:
-            prompts = self._next_prompts(prompt, then)
-            prefilled = self._prefilled([*prompts, *[prompt] * (self.together - len(prompts))])
+            prefilled, prompts = self._continued(prompt) or self._read(prompt, then)
             self.kept.update({each.tokens: (prefilled, number) for number, each in enumerate(prompts)})
             while len(self.kept) > self.most:
                 self.kept.popitem(last=False)
         return self.kept[prompt.tokens]
+
+    def _continued(self, prompt: EncodedPrompt) -> tuple[Prefilled, list[EncodedPrompt]] | None:
+        """Returns a prompt that goes on from caches of earlier ones, if any has its beginning."""
+        prefilled = self.prefixes and self.prefixes.prefill(prompt)
+        return prefilled and (prefilled, [prompt])
+
+    def _read(
+        self, prompt: EncodedPrompt, then: Iterable[EncodedPrompt]
+    ) -> tuple[Prefilled, list[EncodedPrompt]]:
+        """Returns prompts that are read together."""
+        prompts = self._next_prompts(prompt, then)
+        prefilled = self._prefilled([*prompts, *[prompt] * (self.together - len(prompts))])
+        if self.prefixes:
+            self.prefixes.keep_prompts(prompts, prefilled)
+        return prefilled, prompts
 
     def _next_prompts(self, prompt: EncodedPrompt, then: Iterable[EncodedPrompt]) -> list[EncodedPrompt]:
         """Returns `prompt` and those of its buckets whose turn comes next, as many as are read together."""
@@ -60,7 +100,8 @@ class PromptPool:
         for each in then:
             if len(found) == self.together:
                 break
-            if each.buckets == prompt.buckets and each.tokens not in self.kept:
+            known = each.tokens in self.kept or (self.prefixes and self.prefixes.has(each))
+            if each.buckets == prompt.buckets and not known:
                 found.setdefault(each.tokens, each)
         return list(found.values())
 

@@ -304,9 +304,10 @@ class SharedBatch(Batch):
         for lane in branch.lanes:
             own = column(lane)
             differs = np.flatnonzero(own.token[:count] != lead[:count])
-            tokens, lane_end = branch.tokens, end
+            tokens, lane_end, alike = branch.tokens, end, len(branch.tokens)
             if differs.size:
                 step = int(differs[0])
+                alike = searched + step
                 tokens = [*known, *own.token[: step + 1].tolist()]
                 lane_end = self._find_end(branch.request, self.endings, tokens, searched)
                 if lane_end is None:
@@ -316,6 +317,8 @@ class SharedBatch(Batch):
             if not searched or lane_end:
                 self._check_finite(lane.request, lane.drawn, lane_end.count if lane_end else len(tokens))
             if lane_end:
+                kept = min(alike, lane_end.count)
+                self.pool.keep_row(self.state, number, branch.request.prompt, branch.tokens, kept)
                 yield completion_of(lane.request, tokens, lane.drawn, lane_end)
             else:
                 lane.state = [leaf[lane.place] for leaf in self.rule_state]

@@ -26,6 +26,10 @@ class Usage:
     """That rows drew for completions; one that several completions share counts once, one drawn anew twice."""
     tokens: int = 0
     """Of completions."""
+    prompt_tokens_read: int = 0
+    """Of prompts, where prefixes are cached: those that each model read, all models together."""
+    prompt_tokens_cached: int = 0
+    """Those that it had in caches of earlier prompts."""
     drafts: int = 0
     """Tokens that were drafted ahead and checked."""
     drafts_accepted: int = 0
@@ -72,12 +76,19 @@ def memory_limit() -> int | None:
     return sum(limits) if all(limits) else None
 
 
+def _prompt_tokens(usage: Usage) -> dict:
+    names = ("prompt_tokens_read", "prompt_tokens_cached")
+    counts = {name: getattr(usage, name) for name in names}
+    return counts if any(counts.values()) else {}
+
+
 def resources(usage: Usage) -> dict:
     """Returns what a manifest keeps of a run's use of slots and memory; of several processes, this one's."""
     device = peak_device_bytes()
     return {
         "slot_utilization": round(usage.share, 4),
         **({"shared_tokens": round(usage.shared, 4)} if usage.shared else {}),
+        **_prompt_tokens(usage),
         **({"drafts_accepted": round(usage.acceptance, 4)} if usage.drafts else {}),
         "peak_host_bytes": peak_host_bytes(),
         **({} if device is None else {"peak_device_bytes": device}),

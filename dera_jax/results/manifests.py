@@ -85,6 +85,8 @@ class Resources(TypedDict, total=False):
 
     slot_utilization: float
     shared_tokens: float
+    prompt_tokens_read: Count
+    prompt_tokens_cached: Count
     drafts_accepted: float
     peak_host_bytes: Count
     peak_device_bytes: Count

@@ -8,6 +8,7 @@ import pytest
 from dera_jax import read_rows
 from dera_jax.commands import generate
 from dera_jax.commands.parts.side_by_side import side_by_side
+from dera_jax.decoding import prefix_cache, prefix_reading
 from dera_jax.results.rows import sort_rows
 from tests.support.command_runs import TEXTS
 
@@ -63,3 +64,35 @@ def test_lines_of_standard_input_are_answered_at_strengths_that_change(call, mon
     told = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(told) == 2 and "found 'strong'" in told[0]
     assert told[1] == "error: unknown command '/speed'; expected /lambda STRENGTHS or /quit"
+
+
+def test_what_lines_begin_with_is_read_once(call, monkeypatch):
+    """One cache serves all lines, and says no other text."""
+    lines = (
+        "".join(f"{'Mira visits Ida. ' * 20}{end}\n" for end in ("Tom ran home", "Ida sat", "Lily saw a cat"))
+        + "/quit\n"
+    )
+    read, piece = [], prefix_reading.read_piece
+    stores, make = [], prefix_cache.PrefixCache.__init__
+    monkeypatch.setattr(
+        prefix_reading, "read_piece", lambda *args, **more: read.append(args) or piece(*args, **more)
+    )
+    monkeypatch.setattr(
+        prefix_cache.PrefixCache, "__init__", lambda self, **how: stores.append(self) or make(self, **how)
+    )
+
+    def said(*words):
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        code, out, err = call(generate.main, "--interactive", "--max-new-tokens=4", "--lambda=0,1", *words)
+        assert code == 0, err
+        return out
+
+    with_cache, counted = said(), len(read)
+    assert counted == 2 * 2 and len(stores) == 1  # both models, all lines but the first
+    assert said("--prefix-cache=off") == with_cache
+    assert (len(read), len(stores)) == (counted, 1)
+
+
+def test_a_prefix_cache_is_on_or_off(call):
+    code, _, err = call(generate.main, "--prefix-cache=maybe")
+    assert code == 2 and "--prefix-cache" in err.splitlines()[-1] and "maybe" in err.splitlines()[-1]

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from functools import cache
 
-import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
@@ -26,12 +25,10 @@ from dera_jax.devices import mesh as devices_mesh
 from dera_jax.devices import placement
 from dera_jax.devices.mesh import MESH_AXES, _fitting, mesh_of, parse_mesh
 from dera_jax.devices.usage import Usage
-from dera_jax.policies import load, low_rank, sizes
-from dera_jax.policies import policy as policies_policy
-from dera_jax.policies.policy import with_params
+from dera_jax.policies import load, sizes
+from tests.support.on_meshes import TOY, adapted_pair, compare, on_mesh, plain_pair
 from tests.support.processes import ROOT, environment
 
-TOY = policies_policy.TOY / "reference"
 MESHES = ("data:8", "data:2,model:4", "model:8")
 PROMPTS = [
     "Once upon a time",
@@ -50,47 +47,6 @@ LAMBDAS = (-0.5, 0.5, 1.0, 2.0)
 SAMPLINGS = ({}, {"top_k": 50, "top_p": 0.95}, {"top_p": 0.9, "temperature": 0.8}, {"temperature": 0.0})
 CHANGED = 1e-4
 """Words per token that another mesh may change in float32."""
-
-
-def noisy(policy, seed, size=0.1):
-    """Returns the policy with other parameters, near its own."""
-    noise = np.random.default_rng(seed)
-    changed = jax.tree.map(
-        lambda a: a * (1 + size * noise.standard_normal(a.shape).astype(a.dtype)), policy.params
-    )
-    return with_params(policy, changed)
-
-
-def on_mesh(pair, mesh):
-    if mesh is None:
-        return pair
-    return tuple(with_params(policy, placement.shard_flat(policy.params, mesh)) for policy in pair)
-
-
-def plain_pair():
-    policy = load_policy(TOY)
-    return policy, noisy(policy, 0)
-
-
-def adapted_pair():
-    """Two adapters on one base, whose members are decoded in one pass."""
-    pair = [low_rank.with_lora(load_policy(TOY), 4, 8.0, seed=seed) for seed in (1, 2)]
-    # B starts at 0: such adapters would change nothing.
-    moved = [
-        with_params(policy, jax.tree.map_with_path(lambda path, a, s=seed: _moved(path, a, s), policy.params))
-        for seed, policy in enumerate(pair)
-    ]
-    base = moved[0].params
-    shared = jax.tree.map_with_path(
-        lambda path, own, first: own if "lora" in path[-1].key else first, moved[1].params, base
-    )
-    return moved[0], replace(moved[1], params=shared)
-
-
-def _moved(path, value, seed):
-    if path[-1].key != "lora_b":
-        return value
-    return value + 0.05 * np.random.default_rng(seed).standard_normal(value.shape).astype(value.dtype)
 
 
 def quantized_pair():
@@ -112,21 +68,6 @@ def completed(pair, lambda_, sampling, rows=32, samples=3):
     return generate(
         pair, PROMPTS, lambda_, num_samples=samples, rows=rows, max_new_tokens=48, seed=5, **sampling
     )
-
-
-def compare(ours, theirs):
-    """Returns rows that part from one another, tokens before that, and how far apart log-probabilities are."""
-    changed, tokens, apart = 0, 0, 0.0
-    for one, two in zip(ours, theirs, strict=True):
-        same = [a == b for a, b in zip(one.tokens, two.tokens, strict=False)]
-        end = same.index(False) if False in same else len(same)
-        changed += end < max(len(one.tokens), len(two.tokens))
-        tokens += end
-        scale = np.abs(one.model_logprobs[:end]).max(initial=1.0)
-        apart = max(
-            apart, np.abs(one.model_logprobs[:end] - two.model_logprobs[:end]).max(initial=0.0) / scale
-        )
-    return changed, tokens, float(apart)
 
 
 @cache

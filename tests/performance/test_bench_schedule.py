@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from dera_jax import load_policies
 from dera_jax.commands.bench import main
 from dera_jax.common.spelling import COMMANDS
+from dera_jax.decoding import device_loop, prefix_reading
 from dera_jax.decoding.room import CHUNK
-from dera_jax.performance.bench import sharing, sharing_lines, sides, starts, timing
+from dera_jax.performance.bench import prefixes, sharing, sharing_lines, sides, starts, timing
 from dera_jax.policies.save import save_policy
 
 TINY = {
@@ -144,6 +146,28 @@ def test_what_is_printed(ran):
         assert words in printed, words
 
 
+def test_a_second_turn_is_measured_with_its_first_in_the_cache(monkeypatch):
+    """Half of the runs read the new tokens alone, the others all of them."""
+    read, whole = [], []
+    piece, prefill = prefix_reading.read_piece, device_loop.prefill_prompts
+    monkeypatch.setattr(
+        prefix_reading, "read_piece", lambda *args, **more: read.append(args[4]) or piece(*args, **more)
+    )
+    monkeypatch.setattr(
+        device_loop, "prefill_prompts", lambda *args, **more: whole.append(args) or prefill(*args, **more)
+    )
+    for name, count in (("CONVERSATION", 200), ("ANSWER", 16), ("MESSAGE", 9)):
+        monkeypatch.setattr(prefixes, name, count)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
+    found = prefixes.bench_prefix(load_policies(), timing.BenchConfig(repeats=1), lambda line: None)
+    # A first call and a repeat, of a single step and of a chunk, for both models. The prompt's last token is read by
+    # the first step, and the answer's last one but once.
+    assert [int(count[0]) for count in read] == [9] * 2 + [8] * 6
+    assert len(whole) == 1 + 2 * 2
+    assert len(found["cached_to_anew"]["values"]) == len(found["chunk_cached_to_anew"]["values"]) == 1
+    assert "200 tokens, 9 of them new" in sharing_lines.LINES["prefix"](found)
+
+
 def test_starts_take_turns_with_nothing_kept_and_with_what_the_first_has_kept(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     runs = []
@@ -182,7 +206,5 @@ def test_training_and_sharing_are_not_measured_together(models, capsys):
     assert main([*models, "--train", "--schedule"]) == 2
     assert "expected --train or --schedule, found both" in capsys.readouterr().err
     assert main([*models, "--schedule", "--sections=decode"]) == 2
-    assert (
-        "--sections: expected some of share, strengths, refill, lora, startup, imports, got 'decode'"
-        in capsys.readouterr().err
-    )
+    known = ", ".join(sharing_lines.SECTIONS)
+    assert f"--sections: expected some of {known}, got 'decode'" in capsys.readouterr().err

@@ -222,3 +222,25 @@ def test_two_aligned_models_take_a_grid(call, base, toy, aligned, tmp_path):
     # The second aligned model is the reference, so its strength changes nothing.
     tokens = {(row["prompt_id"], *row["lambda"]): row["tokens"] for row in rows}
     assert all(tokens[prompt, x, 0] == tokens[prompt, x, 0.5] for prompt in range(3) for x in (0, 1))
+
+
+def test_a_prefix_cache_is_told_and_is_no_part_of_the_run(call, tmp_path):
+    """Rows that were made without one are gone on from with one."""
+    prompts, beginning = tmp_path / "p.txt", "Mira visits Ida. She saw a big red ball near the tree. " * 5
+    prompts.write_text("".join(f"{beginning}{end}\n" for end in ("Tom", "Ida ran", "One day", "It was")))
+    words = [f"--prompts={prompts}", "--reward=length:1:9", "--max-new-tokens=8", "--lambda=0,1", "--rows=4"]
+    out = f"--out={tmp_path / 'run'}"
+    code, _, err = call(sweep.main, *words, out, "--num-prompts=1")
+    assert code == 0, err
+
+    def manifest():
+        return json.loads((tmp_path / "run/manifest.json").read_text())
+
+    before = manifest()
+    assert not any(name.startswith("prompt_tokens") for name in before["resources"])
+    code, told, err = call(sweep.main, *words, out, "--prefix-cache=on")
+    assert code == 0, err
+    used = manifest()["resources"]
+    assert used["prompt_tokens_cached"] > used["prompt_tokens_read"] > 0
+    assert manifest()["identity"] == before["identity"] and len(read_rows(tmp_path / "run")) == 8
+    assert re.search(r"\d+% of the prompt tokens came from the prefix cache", told)

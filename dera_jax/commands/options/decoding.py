@@ -44,11 +44,13 @@ DRAFT: Help = {
 """Settings of `DrawConfig`."""
 
 
-def add_decode_options(parser: argparse.ArgumentParser, draft: str = "none") -> None:
+def add_decode_options(
+    parser: argparse.ArgumentParser, draft: str = "none", prefix_cache: str = "off"
+) -> None:
     """Adds how completions are drawn.
 
     Args:
-      draft: the default of the option of that name.
+      draft: the default of the option of that name; so is `prefix_cache`.
     """
     group = parser.add_argument_group("decoding (of the mixture)")
     group.add_argument(
@@ -65,6 +67,13 @@ def add_decode_options(parser: argparse.ArgumentParser, draft: str = "none") -> 
         "(default %(default)s)",
     )
     add_settings(group, DrawConfig, DRAFT, leave_out=("share",), draft=draft)
+    group.add_argument(
+        "--prefix-cache",
+        choices=("on", "off"),
+        default=prefix_cache,
+        help="read a beginning that prompts have in common once, and of a later turn only what is new; the "
+        "completions are the same except for rounding (default %(default)s)",
+    )
     group.add_argument(
         "--rows",
         default="auto",
@@ -86,20 +95,23 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
     return read_settings(args, DecodeConfig, stop=tuple(map(unescape, args.stop)), **given)
 
 
-def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int):
+def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bool = True):
     """Returns the draw from the realigned policy, as the options have it.
 
     Args:
       aligned: how many aligned models there are.
+      answers: whether a later prompt may continue an earlier one and its answer.
 
     Raises:
       ValueError: a drafter that is not there, or that the rule does not have.
     """
     from dera_jax.decoding.complete import MixtureDraw
+    from dera_jax.decoding.prefix_cache import PrefixCache
     from dera_jax.decoding.speculative_batch import check_drafter
 
     check_drafter(args.draft, rule.function, 1 + aligned)
-    return read_settings(args, MixtureDraw, share=args.share == "on")
+    prefixes = PrefixCache(answers=answers) if args.prefix_cache == "on" else None
+    return read_settings(args, MixtureDraw, share=args.share == "on", prefixes=prefixes)
 
 
 def unescape(text: str) -> str:

@@ -18,16 +18,17 @@ def add_draw_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int):
+def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bool = True):
     """Returns what makes the completions, as the options have it.
 
     Args:
       aligned: how many aligned models there are.
+      answers: whether a later prompt may continue an earlier one and its answer.
 
     Raises:
       ValueError: a draw or a score that is not there or is out of range, or a drafter that does not fit.
     """
-    plain = decoding.draw_of(args, rule, aligned)
+    plain = decoding.draw_of(args, rule, aligned, answers)
     if args.draw == "mixture":
         return plain
     from dera_jax.search.best_of import parse_draw

@@ -27,6 +27,10 @@ def _used(resources: dict) -> str:
     told = f"{shared:.0%} of the tokens were decoded once for several strengths; " if shared else ""
     if "drafts_accepted" in resources:
         told += f"{resources['drafts_accepted']:.0%} of the draft tokens accepted; "
+    if "prompt_tokens_cached" in resources:
+        cached = resources["prompt_tokens_cached"]
+        share = cached / (cached + resources["prompt_tokens_read"])
+        told += f"{share:.0%} of the prompt tokens came from the prefix cache; "
     return (
         f"{told}batch {resources['slot_utilization']:.0%} full (rows that drew a token, mean over all steps); "
         f"peak memory: {', '.join(memory)}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dera_jax.performance.bench.drafting_lines import draft_line
 from dera_jax.performance.bench.spreads import format_spread
 
-SECTIONS = ("share", "draft", "strengths", "refill", "lora", "startup", "imports")
+SECTIONS = ("share", "draft", "strengths", "prefix", "refill", "lora", "startup", "imports")
 LORA_ROWS = (1, 8)
 
 
@@ -18,7 +18,7 @@ def measure(
       prompts: returns those of `share`, `draft` and `refill`, encoded; told the longest completion and how many.
       random: whether the pair has no language.
     """
-    from dera_jax.performance.bench import drafting, starts
+    from dera_jax.performance.bench import drafting, prefixes, starts
     from dera_jax.performance.bench import sharing as bench
 
     for section in sections:
@@ -35,6 +35,8 @@ def measure(
             yield from ((section, result) for result in found)
         elif section == "strengths":
             yield section, bench.bench_strengths(policies, config, told)
+        elif section == "prefix":
+            yield section, prefixes.bench_prefix(policies, config, told)
         elif section == "refill":
             yield section, bench.bench_refill(policies, prompts(bench.LONGEST), config, told)
         elif section == "startup":
@@ -53,6 +55,17 @@ def _strengths_line(result: dict) -> str:
         f"{len(result['strengths'])} strengths, {result['new_tokens']} new tokens: one sweep {seconds['sweep']:.2f} s, "
         f"a run for each {seconds['runs']:.2f} s: {format_spread(result['times_runs'])} × "
         f"(target ≥ {result['target']:g})"
+    )
+
+
+def _prefix_line(result: dict) -> str:
+    cached, anew = (result["seconds"][name]["median"] * 1e3 for name in ("cached", "anew"))
+    times = format_spread(result["cached_to_anew"])
+    return (
+        f"prefix    a second turn of {result['conversation_tokens']} tokens, {result['new_tokens']} of them new, time "
+        f"to first token: cached {cached:.0f} ms, not cached {anew:.0f} ms: {times} × "
+        f"(target ≤ {result['target']:g})\n"
+        f"{' ' * 20}time to the end of the first chunk: {format_spread(result['chunk_cached_to_anew'])} ×"
     )
 
 
@@ -105,6 +118,7 @@ LINES = {
     "share": _share_line,
     "draft": draft_line,
     "strengths": _strengths_line,
+    "prefix": _prefix_line,
     "refill": _refill_line,
     "lora": _lora_line,
     "startup": _startup_line,
