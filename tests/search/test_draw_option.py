@@ -63,4 +63,4 @@ def test_the_terminal_shows_what_was_chosen(call):
 def test_a_plan_counts_candidates(call, tmp_path, draft):
     words = ["--dry-run", "--num-prompts=2", "--lambda=0,1", f"--out={tmp_path / 'run'}", f"--draft={draft}"]
     code, out, _ = call(sweep.main, *words, "--draw=best-of:4:log-ratio")
-    assert code == 0 and "16 rows at a time" in out and "if all 2048 tokens are drawn" in out
+    assert code == 0 and "16 rows at a time" in out and "(2048 tokens)" in out
