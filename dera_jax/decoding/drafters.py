@@ -120,4 +120,10 @@ class Choice:
     def _trial(self, drafter: int | None) -> float:
         """Returns the seconds that finding out about a drafter costs: its compilation, and what does not pay."""
         begun = self.paces.drafted[drafter].first < math.inf
-        return (0.0 if begun else self.paces.plain.compiling) + self.seconds(drafter)
+        return (0.0 if begun else self.paces.plain.compiling) + 2 * self.seconds(drafter)
+
+    def may_draft(self, seconds_left: float) -> bool:
+        """Whether there is time enough for any drafter: else none needs to be thought of."""
+        least = 2 * self.passes * self.paces.plain.best / CHUNK
+        known = any(pace.known for pace in self.paces.drafted.values())
+        return self.paces.plain.known and (known or least <= TRIAL * seconds_left)

@@ -59,14 +59,15 @@ def remember(history: History, tokens: Int[Array, "count rows"], kept: Int[Array
 def matches(before: Sequence[int], tokens: Sequence[int]) -> int:
     """Returns how many of `tokens`, each with what stands before it, a look-up would have drafted first."""
     everything = np.array([*before, *tokens])
-    count = 0
-    for end in range(max(len(before), 1), len(everything)):
-        known = everything[:end]
-        run, match = np.ones(end - 1, bool), np.zeros(end - 1, int)
-        for back in range(min(LONGEST_MATCH, end)):
-            run[: min(back, end - 1)] = False
-            run[back:] &= known[: end - 1 - back] == known[-1 - back] if end - 1 > back else False
-            match += run
-        found = int(np.argmax(match * end + np.arange(end - 1))) if end > 1 else -1
-        count += int(everything[found + 1] == everything[end])
-    return count
+    ends = np.arange(max(len(before), 2), len(everything))[:, None]
+    places = np.arange(len(everything))
+    run = np.ones((len(ends), len(everything)), bool)
+    match = np.zeros(run.shape, int)
+    for back in range(LONGEST_MATCH):
+        last = everything[np.maximum(ends - 1 - back, 0)]
+        run[:, :back] = False
+        run[:, back:] &= everything[: len(everything) - back] == last
+        run &= ends > back
+        match += run
+    found = np.argmax(np.where(places < ends - 1, match * len(everything) + places, -1), axis=1)
+    return int(np.sum(everything[found + 1] == everything[ends[:, 0]]))

@@ -65,12 +65,13 @@ class SpeculativeBatch(Batch):
     def run_chunk(self) -> device_loop.Drawn:
         if self.draft != "auto":
             return self._run_drafted(self._asked())
-        drafted, drafter = self.choice.next(self._seconds_left())
+        left = self._seconds_left()
+        drafted, drafter = self.choice.next(left)
         start = time.perf_counter()
         drawn = self._run_drafted(drafter) if drafted else self._run_plain()
         paces = self.choice.paces
         (paces.drafted[drafter] if drafted else paces.plain).add(time.perf_counter() - start)
-        if any(self.slots):
+        if any(self.slots) and self.choice.may_draft(left):
             self.choice.expect([(drafter, self._kept_share())] if drafted else self._expected(drawn))
         return drawn
 
