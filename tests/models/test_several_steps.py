@@ -74,7 +74,7 @@ def several_at_once(config, params, tokens, fed):
 
 
 def check(config, params):
-    """Asserts that both say the same of every token that was read."""
+    """Asserts that both say the same of every token that was read, to 1e-5 of the largest logit."""
     rng = np.random.default_rng(0)
     vocab = min(config.vocab_size, 500)
     tokens = rng.integers(8, vocab, (ROWS, PROMPT)).astype(np.int32)
@@ -82,9 +82,10 @@ def check(config, params):
     expected = one_at_a_time(config, params, tokens, fed)
     found, taken = several_at_once(config, params, tokens, fed)
     worst = max(abs(found[row, :count] - expected[row, :count]).max() for row, count in enumerate(taken))
-    print(f"logits up to {abs(expected).max():.0f}: several at once are within {worst:.1e} of one at a time")
-    assert abs(expected).max() > 0.1
-    assert worst <= 1e-5
+    largest = float(abs(expected).max())
+    print(f"logits up to {largest:.0f}: several at once are within {worst:.1e} of one at a time")
+    assert largest > 0.1
+    assert worst <= 1e-5 * max(1.0, largest)
     assert (found[0, : taken[0]].argmax(-1) == expected[0, : taken[0]].argmax(-1)).all()
 
 
