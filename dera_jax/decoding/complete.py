@@ -12,6 +12,7 @@ from dera_jax.decoding.request import Completion, Request, Shape, shape_of
 from dera_jax.decoding.room import CHUNK
 from dera_jax.decoding.shared_batch import SharedBatch, most_strengths
 from dera_jax.decoding.speculative_batch import SpeculativeBatch
+from dera_jax.devices.processes import several
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule, linear_rule
@@ -80,7 +81,8 @@ class MixtureDraw(DrawConfig):
         given = policies, shape, config, rows, rule, usage
         if strengths > 1 and self.shares:
             return SharedBatch(*given, strengths=strengths)
-        if self.draft != "none":
+        # Where several processes run one program, none may choose another by its own clock.
+        if self.draft != "none" and not (self.draft == "auto" and several()):
             return SpeculativeBatch(*given, draft=self.draft, length=self.draft_length)
         return Batch(*given)
 

@@ -11,6 +11,7 @@ from dera_jax import load_policies, load_policy
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts, load_prompts
 from dera_jax.decoding import speculation
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.complete import MixtureDraw, complete_unshared
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.drafters import NGRAM, acceptance_bounds
@@ -250,6 +251,15 @@ def test_auto_drafts_where_it_pays_and_says_the_same(toy, monkeypatch):
 
     assert made(4.0).drafts > 0
     assert made(0.1).drafts == 0
+
+
+def test_several_processes_do_not_choose_by_their_clocks(toy, monkeypatch):
+    """Each would run a program of its own, and all would wait for one another."""
+    shape = shape_of(requests_of(toy, 1)[0])
+    for count, kind in ((1, SpeculativeBatch), (2, Batch)):
+        monkeypatch.setattr(jax, "process_count", lambda count=count: count)
+        assert type(MixtureDraw(draft="auto").batch(toy, shape, CONFIG, 2)) is kind
+        assert type(MixtureDraw(draft="ngram").batch(toy, shape, CONFIG, 2)) is SpeculativeBatch
 
 
 @pytest.mark.parametrize(
