@@ -155,7 +155,8 @@ def test_report(report):
         report["models"][0]["parameters"]
         == 2 * 97 * 32 + 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 64) + 32
     )
-    assert report["settings"] == {"new_tokens": 16, "repeats": 2, "lambda": 0.7, "prompt_tokens": 16}
+    told = {"new_tokens": 16, "repeats": 2, "num_samples": 1, "stop": []}
+    assert report["settings"] == {**told, "lambda": 0.7, "prompt_tokens": 16}
     assert report["versions"]["torch"] is None and report["cpu_count"] >= 1 and report["device"]
     assert [result["rows"] for result in report["decode"]] == [1, 2]
     for result in report["decode"]:
