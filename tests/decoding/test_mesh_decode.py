@@ -148,9 +148,10 @@ def drafting(make, text, draft):
     encoded = encode_prompts(pair, as_prompts(PROMPTS), 32)
     requests = [Request(prompt, 0, (0.5,)) for prompt in encoded]
     usage, config = Usage(), DecodeConfig(max_new_tokens=32, seed=5)
-    found = MixtureDraw(draft=draft)(pair, requests, config, 8, usage=usage)
+    draw = MixtureDraw(draft=draft)
+    found = {done.request.key: done for done in draw(pair, requests, config, 8, usage=usage)}
     plain = {done.request.key: done for done in complete_unshared(pair, requests, config, 8)}
-    return {"kept": usage.acceptance} | compared({done.request.key: done for done in found}, plain)
+    return {"kept": usage.acceptance} | compared(found, plain)
 
 
 def compared(shared, alone):
