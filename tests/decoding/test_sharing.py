@@ -111,6 +111,19 @@ def every_third(logits, weights, step):
 every_third.initial_state = lambda rows: jnp.zeros(rows, jnp.int32)
 
 
+def by_row(logits, weights, state):
+    """The mixture, sharper by a state whose first values count the rows."""
+    return (1 + state[:, None]) * jnp.einsum("mrv,rm->rv", logits, weights), state
+
+
+by_row.initial_state = lambda rows: 0.1 * jnp.arange(rows, dtype=jnp.float32)
+
+
+def test_a_state_begins_alike_in_every_row(toy):
+    """As the state of a single row does: completions do not depend on the row that they are given."""
+    check(toy, requests_of(toy, 3, 1), rule=by_row)
+
+
 def test_each_strength_has_the_state_of_its_rule(toy):
     _, used = check(toy, requests_of(toy, 3), rule=every_third)
     assert used.shared > 0.2
