@@ -20,6 +20,7 @@ strengths a sweep of 11 strengths against 11 runs of one, with prompts of 384 to
 prefix    time to the first token of a chat's second turn, with the first turn cached and without
 refill    slots that are refilled against fixed batches, with completions that end with a line, and the
           share of slots that is busy (of the given pair)
+search    guided searches of one completion against the plain draw, and best of 8 against eight samples
 lora      a base mixed with an adapter on it against the base alone at twice the rows
 startup   from the start of a process to its first tokens, with and without compilations kept
 imports   processes that read results or give help, against `import jax`

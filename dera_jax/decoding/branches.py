@@ -77,16 +77,12 @@ def copy_rows(
       slots: row numbers, then the number of rows, which is no row.
     """
 
-    def in_place(values: Array) -> Array:
-        members = len(values) // len(slots)
-        return _copied(values, sources, slots, members, mesh)
-
     def small(values: Array, axis: int = 0) -> Array:
         at = (slice(None),) * axis
         return values.at[(*at, slots)].set(values[(*at, sources)], mode="drop")
 
     copied = state._replace(
-        caches=jax.tree.map(in_place, state.caches),
+        caches=_copied_caches(state, sources, slots, mesh),
         token=small(state.token, 1),
         position=small(state.position, 1),
         weights=small(state.weights),
@@ -95,6 +91,29 @@ def copy_rows(
         done=small(state.done),
     )
     return on_mesh(copied, mesh)
+
+
+# Static: mesh. Traced: which rows. One compilation whatever is copied.
+@partial(jax.jit, static_argnames="mesh", donate_argnames="state")
+def copy_caches(
+    state: DecodeState,
+    sources: Int[Array, " rows"],
+    slots: Int[Array, " rows"],
+    mesh: Mesh | None = None,
+) -> DecodeState:
+    """Returns `state` with copies of rows' caches in other slots, whose rows have drawn as many tokens.
+
+    Args:
+      sources: as of `copy_rows`, as are `slots`.
+    """
+    return on_mesh(state._replace(caches=_copied_caches(state, sources, slots, mesh)), mesh)
+
+
+def _copied_caches(state: DecodeState, sources: Array, slots: Array, mesh: Mesh | None) -> tuple:
+    def in_place(values: Array) -> Array:
+        return _copied(values, sources, slots, len(values) // len(slots), mesh)
+
+    return jax.tree.map(in_place, state.caches)
 
 
 # A function of its own, for the arrays of all layers: each shape is traced but once.

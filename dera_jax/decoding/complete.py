@@ -56,12 +56,12 @@ class MixtureDraw(DrawConfig):
           rows: of a batch.
           usage: is added to.
         """
-        for shape, group in groupby(_in_order(requests), key=shape_of):
+        for shape, group in groupby(in_order(requests), key=shape_of):
             same = list(group)
             batch = self.batch(policies, shape, config, rows, rule, usage, most_strengths(same))
             if self.prefixes is not None:
                 same = batch.pool.keep_prefixes(self.prefixes, batch.usage).known_first(same)
-            yield from _run(batch, same)
+            yield from run_batch(batch, same)
 
     def batch(
         self,
@@ -110,12 +110,23 @@ def plain_draw(draw: Draw) -> MixtureDraw:
     return plain if isinstance(plain, MixtureDraw) else complete
 
 
+def batching_draw(draw: Draw) -> MixtureDraw:
+    """Returns the draw whose batches decode: a draw itself where it has batches of its own, else `plain_draw`."""
+    return draw if hasattr(draw, "batch") else plain_draw(draw)  # type: ignore[return-value]
+
+
+def width_of(draw: Draw) -> int:
+    """Returns how many rows of a batch a request takes at a time, as far as a draw says."""
+    return getattr(draw, "width", 1)
+
+
 def tries_of(draw: Draw) -> float:
     """Returns how many completions a draw makes for each that it yields, on average, as far as it says."""
     return getattr(draw, "tries", 1)
 
 
-def _run(batch: Batch, requests: Sequence[Request]) -> Iterator[Completion]:
+def run_batch(batch: Batch, requests: Sequence[Request]) -> Iterator[Completion]:
+    """Yields the completions of requests that a batch can take."""
     batch.submit(requests)
     while batch.busy:
         yield from batch.step()
@@ -158,15 +169,16 @@ def warm_up(
         batch.run_chunk()
         return time.perf_counter() - start
 
+    steps = getattr(draw, "steps", CHUNK)
     compiling = step = 0.0
-    for _, group in groupby(_in_order(requests), key=shape_of):
+    for _, group in groupby(in_order(requests), key=shape_of):
         same = list(group)
         # A batch of its own each time, gone before the next: two at once might not fit.
         first, second = run_once(same), run_once(same)
-        compiling, step = compiling + first - second, max(step, second / CHUNK)
+        compiling, step = compiling + first - second, max(step, second / steps)
     return compiling, step
 
 
-def _in_order(requests: Sequence[Request]) -> list[Request]:
+def in_order(requests: Sequence[Request]) -> list[Request]:
     """Returns requests batch by batch, in it short prompts first, which keeps caches short; else in their order."""
     return sorted(requests, key=lambda request: (shape_of(request), request.prompt.buckets))

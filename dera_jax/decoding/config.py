@@ -74,11 +74,17 @@ class DrawConfig:
         check_count("draft_length", self.draft_length, most=LONGEST_DRAFT)
 
 
-def rows_of(rows: int | str | None, requests: int) -> int:
-    """Returns the rows of a batch that makes `requests` completions: `rows`, or (None, "auto") at most 32."""
+def rows_of(rows: int | str | None, requests: int, least: int = 1) -> int:
+    """Returns the rows of a batch that makes `requests` completions: `rows`, or (None, "auto") at most 32.
+
+    Args:
+      least: rows that a completion takes at a time.
+    """
     if rows is None or rows == "auto":
-        return min(32, max(1, requests))
+        return max(least, min(32, max(1, requests)))
     if isinstance(rows, str):
         raise ValueError(f"rows: expected a whole number or auto, got {rows!r:.40}")
     check_count("rows", rows)
+    if rows < least:
+        raise ValueError(f"rows: expected at least {least}, the candidates of one completion, got {rows}")
     return rows

@@ -93,12 +93,21 @@ def draw_token(
     state: DecodeState,
     sampling: Sampling | RowSampling,
     rule: Rule,
+    instead: Callable[[Array, Array], Array] | None = None,
 ) -> tuple[Drawn, PyTree]:
-    """Returns what every row draws where the models gave `logits`, and the rule's state after it."""
+    """Returns what every row draws where the models gave `logits`, and the rule's state after it.
+
+    Args:
+      instead: the rule's logits and what was drawn from them to the tokens that are taken; another token than the
+        drawn one counts as certain.
+    """
     context = Context(state.drawn, state.token, state.position)
     mixed, rule_state = apply_rule(rule, logits, state.weights, state.rule_state, context)
     keys = jax.vmap(jax.random.fold_in)(state.key, state.drawn)
     token, sampling_logprob = sampling.sample(keys, mixed)
+    if instead is not None:
+        drawn, token = token, instead(mixed, token)
+        sampling_logprob = jnp.where(token == drawn, sampling_logprob, 0.0)
     record = measure(logits, mixed, state.weights, token, is_mixture(rule))
     return Drawn(token, sampling_logprob, record), rule_state
 

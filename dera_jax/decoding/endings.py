@@ -73,6 +73,10 @@ class Endings:
             return End(limit, "length", self._text(prompt, tokens[:limit]))
         return None
 
+    def cut(self, prompt: Sequence[int], tokens: list[int]) -> End:
+        """Returns how a completion ends that goes on but is cut here."""
+        return End(len(tokens), "length", self._text(prompt, tokens))
+
     def _find_stop(self, prompt: Sequence[int], tokens: list[int], searched: int) -> End | None:
         """Returns the end at the stop text that is whole with the fewest tokens.
 

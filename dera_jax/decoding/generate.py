@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import Prompt, as_prompts
-from dera_jax.decoding.complete import Draw, complete, tries_of
+from dera_jax.decoding.complete import Draw, complete, tries_of, width_of
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation, converse
 from dera_jax.decoding.request import Completion
@@ -103,6 +103,6 @@ def generate(
         for sample in range(num_samples)
     ]
     order = {(c.prompt.prompt_id, c.sample): number for number, c in enumerate(conversations)}
-    number = rows_of(rows, math.ceil(len(conversations) * tries_of(draw)))
+    number = rows_of(rows, math.ceil(len(conversations) * tries_of(draw)), width_of(draw))
     made = converse(policies, conversations, config, number, rule, draw=draw)
     return sorted(made, key=lambda c: (order[c.request.prompt.id, c.request.sample], c.request.turn))

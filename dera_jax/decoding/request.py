@@ -53,10 +53,14 @@ class Searched:
     candidates: int
     tokens: int
     """Of all candidates together, EOS included."""
+    passes: int
+    """Forward passes of every model that it took: one for each step of each row."""
     score: float
     """Of the chosen one."""
     runner_up: float | None
     """The highest score among the others; None if there are none."""
+    trace: list[dict] | None = None
+    """Every decision with its candidates, if they are kept: see `search.traces`."""
 
 
 @dataclass(frozen=True)

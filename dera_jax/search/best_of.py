@@ -8,8 +8,6 @@ Candidate k is the request's attempt k, so candidate 0 is the plain draw's compl
 noise of a soft choice depend on seed, prompt, turn and sample alone: strengths share them.
 """
 
-import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,39 +21,20 @@ from dera_jax.decoding.complete import Draw, complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Completion, Request, Searched
 from dera_jax.policies.policy import Policy
+from dera_jax.search.candidates import Candidate
+from dera_jax.search.draws import MOST, Search, check_positive
 from dera_jax.search.noise import gumbel, poisson, uniform
-from dera_jax.search.notation import DRAWS, split_draw
-from dera_jax.search.scores import Decode, Score, as_score, parse_score
+from dera_jax.search.scores import Decode, as_score
+from dera_jax.search.traces import decision
 from dera_jax.strengths import format_strength
 
-MOST = 4096
-"""Candidates of a request."""
 LARGEST_MEAN = 1000.0
 """Of the Poisson variable: `MOST` candidates are 98 standard deviations above."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """A draw that makes several candidates for each request and yields one; subclasses say how many, and which."""
-
-    score: Score
-    plain: Draw = complete
-    """Draws the candidates."""
-
-    @property
-    def name(self) -> str:
-        """What rows call the draw, and what `parse_draw` reads."""
-        raise NotImplementedError
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Hash of what the score reads; the name says the rest."""
-        return self.score.fingerprint
-
-    @property
-    def tries(self) -> float:
-        """Candidates of a request on average."""
-        raise NotImplementedError
+class WholeSearch(Search):
+    """A draw that ranks whole completions."""
 
     def count(self, request: Request, config: DecodeConfig) -> int:
         """Returns how many candidates a request has."""
@@ -64,11 +43,6 @@ class Search:
     def choose(self, scores: np.ndarray, request: Request, config: DecodeConfig) -> int:
         """Returns which candidate is taken: of the highest score the first."""
         return int(np.argmax(scores))
-
-    def check(self, prompts: Sequence, aligned: int) -> None:
-        """Raises ValueError where the score cannot judge answers to the prompts, or not with so many aligned models."""
-        self.score.check(prompts)
-        self.score.check_models(aligned)
 
     def __call__(
         self,
@@ -106,11 +80,15 @@ class Search:
         scores = np.array(self.score(made, decode))
         winner = self.choose(scores, group.request, config)
         others = np.delete(scores, winner)
+        looked_at = [Candidate(each, score=float(s)) for each, s in zip(made, scores, strict=True)]
+        tokens = sum(len(each.tokens) for each in made)
         found = Searched(
             candidates=len(made),
-            tokens=sum(len(each.tokens) for each in made),
+            tokens=tokens,
+            passes=tokens,
             score=float(scores[winner]),
             runner_up=float(others.max()) if others.size else None,
+            trace=[decision(looked_at, [winner])] if self.trace else None,
         )
         return replace(made[winner], request=group.request, search=found)
 
@@ -131,7 +109,7 @@ class _Candidates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOf(Search):
+class BestOf(WholeSearch):
     """The candidate of highest score among n."""
 
     n: int
@@ -153,14 +131,14 @@ class BestOf(Search):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfPoisson(Search):
+class BestOfPoisson(WholeSearch):
     """The candidate of highest score among n = 1 + Poisson(μ)."""
 
     mu: float
 
     def __post_init__(self):
         take_plain_numbers(self)
-        _check_positive("MU", self.mu, LARGEST_MEAN)
+        check_positive("MU", self.mu, LARGEST_MEAN)
 
     @property
     def name(self) -> str:
@@ -175,7 +153,7 @@ class BestOfPoisson(Search):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftBestOf(Search):
+class SoftBestOf(WholeSearch):
     """One of n candidates, with probabilities softmax(score / β)."""
 
     n: int
@@ -184,7 +162,7 @@ class SoftBestOf(Search):
     def __post_init__(self):
         take_plain_numbers(self)
         check_count("N", self.n, most=MOST)
-        _check_positive("BETA", self.beta)
+        check_positive("BETA", self.beta)
 
     @property
     def name(self) -> str:
@@ -201,12 +179,6 @@ class SoftBestOf(Search):
         noise = [gumbel(uniform(request, config, "choice", number)) for number in range(len(scores))]
         # Differences from the highest: β may be as small as it likes.
         return int(np.argmax((scores - scores.max()) / self.beta + noise))
-
-
-def _check_positive(name: str, value: float, most: float = math.inf) -> None:
-    if not isinstance(value, int | float) or not 0 < value <= most or math.isinf(value):
-        told = "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(f"{name}: expected a number above 0{told}, got {value!r:.40}")
 
 
 def best_of(n: int, score: object, plain: Draw = complete) -> BestOf:
@@ -229,40 +201,3 @@ def best_of_poisson(mu: float, score: object, plain: Draw = complete) -> BestOfP
 def soft_best_of(n: int, beta: float, score: object, plain: Draw = complete) -> SoftBestOf:
     """Returns the draw of one of n candidates with probabilities softmax(score / β); see `best_of`."""
     return SoftBestOf(n=n, beta=beta, score=as_score(score), plain=plain)
-
-
-def parse_draw(text: str, plain: Draw = complete) -> Draw:
-    """Returns the draw that `mixture`, `best-of:N:SCORE`, … says; files and modules of a score are read now.
-
-    Raises:
-      ValueError: an unknown draw or score, a part is missing, or a number is out of its range.
-    """
-    if text == "mixture":
-        return plain
-    name, numbers, spec = split_draw(text)
-    make, readers = KINDS[name]
-    read = [
-        reader(number, label) for reader, number, label in zip(readers, numbers, DRAWS[name], strict=True)
-    ]
-    return make(*read, parse_score(spec), plain)
-
-
-def _whole(text: str, name: str) -> int:
-    if not re.fullmatch(r"-?[0-9]{1,10}", text):
-        raise ValueError(f"{name}: expected a whole number, at least 1, got {text!r:.40}")
-    return int(text)
-
-
-def _real(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{name}: expected a number above 0, got {text!r:.40}") from None
-
-
-KINDS = {
-    "best-of": (best_of, (_whole,)),
-    "best-of-poisson": (best_of_poisson, (_real,)),
-    "soft-best-of": (soft_best_of, (_whole, _real)),
-}
-"""Name of a draw -> what makes it, and what reads its numbers."""

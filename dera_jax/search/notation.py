@@ -10,13 +10,23 @@ from dera_jax.common.shown import shown
 from dera_jax.rewards.registry import KNOWN
 
 LOG_RATIO = "log-ratio"
-"""The score that needs no reward: Σₜ log π_aligned − log π_reference of the completion's tokens."""
-SCORES = ", ".join([*(form for _, form, _ in KNOWN.values()), LOG_RATIO])
+"""Σₜ log π_aligned − log π_reference of the completion's tokens."""
+FIGURES = (LOG_RATIO, "logprob", "reference-logprob")
+"""The scores that need no reward: log-ratio, and log π under the realigned policy or the reference."""
+SCORES = ", ".join([*(form for _, form, _ in KNOWN.values()), *FIGURES])
 """The scores there are, for errors and --help."""
 DRAWS = {
     "best-of": ("N",),
     "best-of-poisson": ("MU",),
     "soft-best-of": ("N", "BETA"),
+    "blocks": ("K", "M"),
+    "soft-blocks": ("K", "M", "BETA"),
+    "robust-blocks": ("K", "M", "BETA"),
+    "beams": ("B", "K", "M"),
+    "rejection": ("N", "M", "SHARE"),
+    "lookahead": ("K", "L", "M"),
+    "sampled-lookahead": ("K", "L", "M"),
+    "lookahead-beams": ("B", "K", "L", "M"),
 }
 """Name of a draw -> the numbers between it and its score."""
 FORMS = ", ".join(":".join([name, *numbers, "SCORE"]) for name, numbers in DRAWS.items())
@@ -24,7 +34,7 @@ FORMS = ", ".join(":".join([name, *numbers, "SCORE"]) for name, numbers in DRAWS
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WITH_ARGUMENT = "|".join(kind for kind, (_, form, _) in KNOWN.items() if ":" in form)
-_ALONE = "|".join([*(kind for kind, (_, form, _) in KNOWN.items() if ":" not in form), LOG_RATIO])
+_ALONE = "|".join([*(kind for kind, (_, form, _) in KNOWN.items() if ":" not in form), *FIGURES])
 # A + also stands within scores, as in model:BASE+ADAPTER.
 _PLUS = re.compile(rf"\+(?=(?:{_WITH_ARGUMENT}):|(?:{_ALONE})(?:[*+]|$))")
 _WEIGHTED = re.compile(rf"(\*{_NUMBER})\+")
@@ -42,7 +52,7 @@ def split_draw(text: str) -> tuple[str, list[str], str]:
     name, _, rest = text.partition(":")
     if name not in DRAWS:
         raise ValueError(f"unknown draw {shown(text, 80)!r}; known: mixture, {FORMS}")
-    *numbers, score = (rest.split(":", len(DRAWS[name])) + [""] * 3)[: len(DRAWS[name]) + 1]
+    *numbers, score = (rest.split(":", len(DRAWS[name])) + [""] * 5)[: len(DRAWS[name]) + 1]
     if not all(numbers) or not score:
         form = ":".join([name, *DRAWS[name], "SCORE"])
         raise ValueError(f"expected {form}, found {shown(text, 80)!r}; SCORE is one of {SCORES}")
@@ -73,6 +83,6 @@ def _weighted(part: str, whole: str) -> tuple[str, float]:
         )
     if not spec:
         raise ValueError(f"a score is missing in {shown(whole, 80)!r}; known: {SCORES}")
-    if spec != LOG_RATIO and spec.partition(":")[0] not in KNOWN:
+    if spec not in FIGURES and spec.partition(":")[0] not in KNOWN:
         raise ValueError(f"unknown score {shown(spec, 80)!r}; known: {SCORES}")
     return spec, float(weight)

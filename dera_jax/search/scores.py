@@ -1,10 +1,11 @@
-"""What candidates are ranked by: a reward, the pair's own log-ratio, or a weighted sum of several."""
+"""What candidates are ranked by: a reward, a figure of the pair itself, or a weighted sum of several."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from dera_jax.common.user_code import UserCodeError, describe
 from dera_jax.data.prompts import prompt_text
@@ -12,7 +13,7 @@ from dera_jax.decoding.request import Completion
 from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.registry import Reward, as_rewards, parse_rewards
 from dera_jax.rewards.user import taken
-from dera_jax.search.notation import LOG_RATIO, split_score
+from dera_jax.search.notation import FIGURES, LOG_RATIO, split_score
 
 Decode = Callable[[Sequence[int]], str]
 LARGEST = 1e100
@@ -25,14 +26,14 @@ class ScoreError(UserCodeError):
 
 @dataclass(frozen=True)
 class Score:
-    """A weighted sum of rewards and of the log-ratio; a function of completions."""
+    """A weighted sum of rewards and of figures of the pair; a function of completions."""
 
     name: str
     """The specification as written, or the name of the reward or function it was made of."""
     rewards: tuple[Reward, ...] = ()
     """With their weights."""
-    log_ratio: float | None = None
-    """Weight of the log-ratio; None: it is no part of the sum."""
+    figures: tuple[tuple[str, float], ...] = ()
+    """Those of `notation.FIGURES` that are part of the sum, with their weights."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -49,11 +50,21 @@ class Score:
 
     def check_models(self, aligned: int) -> None:
         """Raises ValueError where there is no one aligned model, which the log-ratio needs."""
-        if self.log_ratio is not None and aligned != 1:
+        if LOG_RATIO in dict(self.figures) and aligned != 1:
             raise ValueError(f"{LOG_RATIO}: expected one aligned model, found {aligned}")
 
     def __call__(self, completions: Sequence[Completion], decode: Decode) -> list[float]:
-        """Returns the score of each completion.
+        """Returns the score of each completion, `parts` added up.
+
+        Raises:
+          ScoreError: see `parts`.
+        """
+        return self.parts(completions, decode).sum(axis=0).tolist()
+
+    def parts(
+        self, completions: Sequence[Completion], decode: Decode
+    ) -> Float[np.ndarray, "parts completions"]:
+        """Returns what each figure and reward adds to the score of each completion.
 
         Args:
           decode: token ids to text.
@@ -62,19 +73,18 @@ class Score:
           ScoreError: a reward gave another count, or what is no finite number, or it failed; the prompt and
             the candidates are named.
         """
-        totals = np.zeros(len(completions))
-        if self.log_ratio is not None:
-            totals += self.log_ratio * np.array([log_ratio(each) for each in completions])
+        found = [
+            weight * np.array([figure(name, each) for each in completions]) for name, weight in self.figures
+        ]
         seen = as_rewards_see(completions, decode) if self.rewards else None
-        for reward in self.rewards:
-            totals += reward.weight * np.array(_values(reward, completions, seen))
-        for completion, total in zip(completions, totals, strict=True):
+        found += [reward.weight * np.array(_values(reward, completions, seen)) for reward in self.rewards]
+        for completion, total in zip(completions, np.sum(found, axis=0), strict=True):
             if not abs(total) <= LARGEST:
                 raise ScoreError(
                     f"score {self.name}: expected a number of at most {LARGEST:g}, found {total} for "
                     f"{_named(completion)}"
                 )
-        return totals.tolist()
+        return np.array(found)
 
 
 def parse_score(text: str) -> Score:
@@ -83,13 +93,9 @@ def parse_score(text: str) -> Score:
     Raises:
       ValueError: a score that is unknown or broken, or a weight that is no number.
     """
-    rewards, weight = [], None
-    for spec, each in split_score(text):
-        if spec == LOG_RATIO:
-            weight = each + (weight or 0.0)
-        else:
-            rewards.append(replace(_reward(spec), weight=each))
-    return Score(text, tuple(rewards), weight)
+    parts = split_score(text)
+    rewards = [replace(_reward(spec), weight=weight) for spec, weight in parts if spec not in FIGURES]
+    return Score(text, tuple(rewards), tuple(part for part in parts if part[0] in FIGURES))
 
 
 def as_score(value: object) -> Score:
@@ -114,10 +120,12 @@ def as_score(value: object) -> Score:
     return Score(reward.name, (reward,))
 
 
-def log_ratio(completion: Completion) -> float:
-    """Returns Σₜ log π_aligned − log π_reference of a completion's tokens, in nats."""
-    reference, aligned = completion.model_logprobs.sum(axis=0, dtype=np.float64)
-    return float(aligned - reference)
+def figure(name: str, completion: Completion) -> float:
+    """Returns one of `notation.FIGURES` of a completion, summed over its tokens, in nats."""
+    if name == "logprob":
+        return float(completion.logprobs.sum(dtype=np.float64))
+    reference, *aligned = completion.model_logprobs.sum(axis=0, dtype=np.float64)
+    return float(reference if name == "reference-logprob" else aligned[0] - reference)
 
 
 def as_rewards_see(completions: Sequence[Completion], decode: Decode) -> Completions:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import jax
 
-from dera_jax.decoding.complete import plain_draw, tries_of, warm_up
+from dera_jax.decoding.complete import batching_draw, tries_of, warm_up
 from dera_jax.decoding.room import full_room
 from dera_jax.devices.usage import memory_limit
 from dera_jax.models.binding import cache_bytes
@@ -24,7 +24,7 @@ def estimate_seconds(plan: SweepPlan, completions: int) -> float:
         plan.rule.function,
         full=True,
         strengths=most_strengths(plan, ()),
-        draw=plain_draw(plan.draw),
+        draw=batching_draw(plan.draw),
     )
     drawn = completions * tries_of(plan.draw)
     return math.ceil(drawn / plan.rows) * plan.decode.max_new_tokens * step
@@ -58,7 +58,7 @@ def memory_bytes(plan: SweepPlan) -> dict[str, int]:
 
 def _places(plan: SweepPlan) -> int:
     """Returns how many logits of a row there are at a time: of drafts, or of a strength beside its row's."""
-    draw = plain_draw(plan.draw)
+    draw = batching_draw(plan.draw)
     if draw.draft not in ("none", "auto"):
         return draw.draft_length + 1
     return 2 if most_strengths(plan, ()) > 1 else 1

@@ -11,7 +11,16 @@ from dera_jax.common.checks import check_count
 from dera_jax.common.code_hash import code_hash
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt, prompt_text
-from dera_jax.decoding.complete import Draw, complete, draw_name, is_plain, plain_draw, tries_of
+from dera_jax.decoding.complete import (
+    Draw,
+    batching_draw,
+    complete,
+    draw_name,
+    is_plain,
+    plain_draw,
+    tries_of,
+    width_of,
+)
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
 from dera_jax.decoding.speculative_batch import check_drafter
@@ -150,7 +159,7 @@ def make_plan(
     """
     check_drafter(plain_draw(draw).draft, rule.function, len(policies))
     groups = group.count if group else 1
-    given = rows_of(rows, 1)
+    given = rows_of(rows, 1, width_of(draw))
     plan = SweepPlan(
         policies=tuple(policies),
         prompts=tuple(prompts),
@@ -167,7 +176,7 @@ def make_plan(
     )
     if rows is None or rows == "auto":
         completions = math.ceil(len(plan.conversations) * tries_of(draw))
-        return replace(plan, rows=rows_of(rows, -(-completions // groups)))
+        return replace(plan, rows=rows_of(rows, -(-completions // groups), width_of(draw)))
     return plan
 
 
@@ -218,7 +227,7 @@ def plan_keys(plan: SweepPlan) -> set[RowKey]:
 
 def most_strengths(plan: SweepPlan, there: Container[RowKey]) -> int:
     """Returns how many first turns that are not `there` may share a row at most: the strengths of one sample."""
-    if not plain_draw(plan.draw).shares:
+    if not batching_draw(plan.draw).shares:
         return 1
     missing = Counter(
         (c.prompt.prompt_id, c.sample) for c in own_conversations(plan, there) if turn_key(c, 0) not in there

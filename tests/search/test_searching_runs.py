@@ -10,7 +10,8 @@ from dera_jax.commands import sweep as sweep_command
 from dera_jax.decoding.complete import MixtureDraw, complete
 from dera_jax.results.manifests import read_manifest
 from dera_jax.rewards.registry import Reward
-from dera_jax.search.best_of import best_of_poisson, parse_draw, soft_best_of
+from dera_jax.search.best_of import best_of_poisson, soft_best_of
+from dera_jax.search.parsing import parse_draw
 from tests.support import processes
 from tests.support.swept import by_key
 

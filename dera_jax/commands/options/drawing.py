@@ -31,7 +31,7 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
     plain = decoding.draw_of(args, rule, aligned, answers)
     if args.draw == "mixture":
         return plain
-    from dera_jax.search.best_of import parse_draw
+    from dera_jax.search.parsing import parse_draw
 
     try:
         draw = parse_draw(args.draw, plain)

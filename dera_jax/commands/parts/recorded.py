@@ -18,7 +18,7 @@ from dera_jax.commands.options import cli
 from dera_jax.common.shown import shown
 from dera_jax.common.spelling import spelled
 from dera_jax.rules.known import known_name
-from dera_jax.search.notation import LOG_RATIO, split_draw, split_score
+from dera_jax.search.notation import FIGURES, split_draw, split_score
 
 COMMANDS = {"train.dpo": dpo, "train.rlhf": rlhf, "eval.sweep": sweep}
 """All that is ever repeated."""
@@ -116,7 +116,7 @@ def _check_draw(module: str, draw: str, where: str) -> None:
         kind = spec.partition(":")[0]
         if kind == "python":
             raise _unnamed(module, where, f"--draw={draw}")
-        if kind not in (*REWARDS, LOG_RATIO):
+        if kind not in (*REWARDS, *FIGURES):
             raise _refusal(module, where, f"has the score {shown(spec, 100)}, of a kind that is not repeated")
 
 

@@ -19,7 +19,7 @@ def run_with_progress(plan, folder) -> tuple:
 
     What the compiler and the rewards take is left out. Of several processes one tells of its own requests.
     """
-    from dera_jax.decoding.complete import plain_draw, warm_up
+    from dera_jax.decoding.complete import batching_draw, warm_up
     from dera_jax.devices.processes import leads
     from dera_jax.devices.stopwatch import Stopwatch
     from dera_jax.devices.usage import Usage
@@ -38,7 +38,7 @@ def run_with_progress(plan, folder) -> tuple:
         strengths = most_strengths(plan, folder.keys)
         compiling, _ = warm_up(
             plan.policies, requests, plan.decode, plan.rows, plan.rule.function, strengths=strengths,
-            draw=plain_draw(plan.draw),
+            draw=batching_draw(plan.draw),
         )  # fmt: skip
         if leads():
             print(f"compiled in {max(0.0, compiling):.1f} s", file=sys.stderr)

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from dera_jax.performance.bench.drafting_lines import draft_line
+from dera_jax.performance.bench.searching_lines import search_line
 from dera_jax.performance.bench.spreads import format_spread
 
-SECTIONS = ("share", "draft", "strengths", "prefix", "refill", "lora", "startup", "imports")
+SECTIONS = ("share", "draft", "strengths", "prefix", "refill", "search", "lora", "startup", "imports")
 LORA_ROWS = (1, 8)
 
 
@@ -18,7 +19,7 @@ def measure(
       prompts: returns those of `share`, `draft` and `refill`, encoded; told the longest completion and how many.
       random: whether the pair has no language.
     """
-    from dera_jax.performance.bench import drafting, prefixes, starts
+    from dera_jax.performance.bench import drafting, prefixes, searching, starts
     from dera_jax.performance.bench import sharing as bench
 
     for section in sections:
@@ -39,6 +40,8 @@ def measure(
             yield section, prefixes.bench_prefix(policies, config, told)
         elif section == "refill":
             yield section, bench.bench_refill(policies, prompts(bench.LONGEST), config, told)
+        elif section == "search":
+            yield from ((section, result) for result in searching.bench(policies, config, told))
         elif section == "startup":
             yield section, starts.bench_startup(names, config.repeats, told)
         elif section == "imports":
@@ -120,6 +123,7 @@ LINES = {
     "strengths": _strengths_line,
     "prefix": _prefix_line,
     "refill": _refill_line,
+    "search": search_line,
     "lora": _lora_line,
     "startup": _startup_line,
     "imports": _imports_line,
