@@ -39,12 +39,16 @@ def tell_search(rows: Sequence[dict]) -> str | None:
     if not found:
         return None
     candidates = sum(row["search"]["candidates"] for row in found) / len(found)
-    times = sum(row["search"]["tokens"] for row in found) / max(1, sum(len(row["tokens"]) for row in found))
-    bound = math.fsum(choice_bound(row["search"]["candidates"]) for row in found) / len(found)
-    return (
-        f"each completion is chosen from {candidates:.3g} candidates on average, for {times:.3g} times the tokens; "
-        f"KL is that of the policy that draws them: the choice adds at most {bound:.2f} nats"
+    passes = sum(row["search"].get("passes", row["search"]["tokens"]) for row in found)
+    times = passes / max(1, sum(len(row["tokens"]) for row in found))
+    told = (
+        f"each completion is chosen from {candidates:.3g} candidates on average, for {times:.3g} forward passes a "
+        "token; KL is that of the policy that draws them: the choice adds "
     )
+    if not all("best-of" in row.get("draw", "best-of").partition(":")[0] for row in found):
+        return told + "to it what is not told"
+    bound = math.fsum(choice_bound(row["search"]["candidates"]) for row in found) / len(found)
+    return f"{told}at most {bound:.2f} nats"
 
 
 def best_weights(scores: Sequence[float], n: int) -> np.ndarray:

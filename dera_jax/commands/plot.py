@@ -4,6 +4,8 @@
   python -m eval.plot runs/A runs/B --out=both.png
   python -m eval.plot runs/RUN --table=markdown
 
+  python -m eval.plot runs/RUN --trace            what a search looked at (a sweep with --draw=… --trace)
+
 Several sweeps are drawn in the same panels, each with its own colour and marker.
 """
 
@@ -26,6 +28,14 @@ def make_parser() -> cli.Parser:
         metavar="FILE.png",
         help="the figure (default: sweep.png in the first run's folder)",
     )
+    parser.add_argument(
+        "--trace",
+        nargs="?",
+        const="",
+        metavar="PROMPT_ID",
+        help="draw the candidates of every decision for a prompt, at each strength (default: the first prompt), "
+        "into trace.png",
+    )
     parser.add_argument("--table", choices=("terminal", "markdown", "latex"), help="print a table instead")
     parser.add_argument(
         "--allow-missing", action="store_true", help="show a run that is not complete, with a warning"
@@ -38,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.plot`."""
     args = make_parser().parse_args(argv)
     cli.check_file("--out", args.out, ".png")
+    if args.trace is not None:
+        _plot_trace(args)
+        return
 
     from dera_jax.analysis import reports, tables
     from dera_jax.analysis.best_of import tell_search
@@ -66,6 +79,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = args.out or _folder(args.runs[0]) / "sweep.png"
     pairs = dict.fromkeys(filter(None, map(reports.describe_models, args.runs)))
     plots.plot_sweep(summaries, out, "; ".join(pairs))
+    print(shown(out))
+
+
+def _plot_trace(args) -> None:
+    """Draws what the searches of one prompt looked at."""
+    from dera_jax.analysis.search_trees import plot_trees
+    from dera_jax.common.shown import shown
+    from dera_jax.results import reading
+    from dera_jax.results.rows import WHOLE, sort_rows
+
+    if len(args.runs) > 1 or args.table:
+        raise ValueError("--trace: expected one RUN, and no --table")
+    rows = [
+        row for row in sort_rows(reading.read_rows(args.runs[0], WHOLE)) if row.get("search", {}).get("trace")
+    ]
+    if not rows:
+        raise ValueError(
+            f"{shown(args.runs[0], 200)}: expected rows with what a search looked at, found none; "
+            "eval.sweep --draw=… --trace keeps it"
+        )
+    wanted = args.trace or str(rows[0]["prompt_id"])
+    own = [row for row in rows if str(row["prompt_id"]) == wanted]
+    if not own:
+        known = ", ".join(dict.fromkeys(str(row["prompt_id"]) for row in rows))
+        raise ValueError(
+            f"--trace={shown(wanted, 80)}: no rows of this prompt; there are {shown(known, 300)}"
+        )
+    out = args.out or _folder(args.runs[0]) / "trace.png"
+    plot_trees([row for row in own if row["sample"] == own[0]["sample"]], out)
     print(shown(out))
 
 

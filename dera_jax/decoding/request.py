@@ -59,7 +59,7 @@ class Searched:
     """Of the chosen one."""
     runner_up: float | None
     """The highest score among the others; None if there are none."""
-    trace: list[dict] | None = None
+    trace: list[list[dict]] | None = None
     """Every decision with its candidates, if they are kept: see `search.traces`."""
 
 

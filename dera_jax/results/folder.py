@@ -27,7 +27,8 @@ which the first takes in at the end, or the next run if they do not come that fa
   kl_to_reference    nats    Σₜ KL(realigned ‖ reference) of the next token, over the vocabulary
   log_normalizer     nats    Σₜ log zₜ of the mixture; null for other rules
   search                     what the completion was chosen from, where several candidates were drawn:
-                             {candidates, tokens of all of them, score, runner_up (null: only one)}
+                             {candidates, tokens of all of them, passes (forward passes of each model), score,
+                             runner_up (null: only one), trace (with --trace: of each decision the candidates)}
 
 All sums run over `tokens`; all but `sampling_logprob` are at temperature 1, before truncation.
 exp(logprob + log_normalizer − sampling_logprob) is the weight of a row that ended with EOS when the

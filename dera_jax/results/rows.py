@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, Required, TypedDict
+from typing import Annotated, Literal, NotRequired, Required, TypedDict
 
 import msgspec
 
@@ -40,13 +40,26 @@ class Message(TypedDict):
     content: str
 
 
+class Candidate(TypedDict):
+    """What a decision of a search looked at."""
+
+    text: str
+    tokens: Count
+    score: Number
+    parent: Count | None
+    kept: bool
+    ended: bool
+
+
 class Search(TypedDict):
     """What a completion was chosen from."""
 
     candidates: Count
     tokens: Count
+    passes: NotRequired[Count]
     score: Number
     runner_up: Number | None
+    trace: NotRequired[list[list[Candidate]]]
 
 
 Row = TypedDict(

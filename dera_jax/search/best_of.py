@@ -88,7 +88,7 @@ class WholeSearch(Search):
             passes=tokens,
             score=float(scores[winner]),
             runner_up=float(others.max()) if others.size else None,
-            trace=[decision(looked_at, [winner])] if self.trace else None,
+            trace=[decision(looked_at, [winner], lambda each: each.completion.text)] if self.trace else None,
         )
         return replace(made[winner], request=group.request, search=found)
 

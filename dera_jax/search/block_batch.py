@@ -6,9 +6,8 @@ rows of a group go on from those.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from dera_jax.data.encoding import before
 from dera_jax.decoding import branches, device_loop
 from dera_jax.decoding.batch import Batch, completion_of
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.endings import Endings
 from dera_jax.decoding.request import Completion, Request, Searched, Shape
 from dera_jax.decoding.row_sampling import RowSampling
 from dera_jax.decoding.sampling import Sampling
@@ -28,95 +26,9 @@ from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule, linear_rule, named
 from dera_jax.search.candidates import Candidate
 from dera_jax.search.draws import MOST
+from dera_jax.search.groups import Branch, Choosing, Group, Place
 from dera_jax.search.roll_out import Kept, no_roll_out, roll_out
-from dera_jax.search.scores import Decode
-from dera_jax.search.traces import decision
-
-
-class Choosing(Protocol):
-    """What a batch asks of a search."""
-
-    trace: bool
-
-    @property
-    def width(self) -> int:
-        """Rows of a request."""
-
-    @property
-    def children(self) -> int:
-        """Rows that go on from one branch."""
-
-    @property
-    def steps(self) -> int:
-        """Tokens of a roll-out."""
-
-    @property
-    def emitted(self) -> int:
-        """Tokens of it that are kept of a candidate that is chosen; at most `steps`."""
-
-    @property
-    def ranked(self) -> bool:
-        """Whether a branch's rows begin with its most probable tokens, in order, and go on greedily."""
-
-    def score_all(self, candidates: Sequence[Candidate], decode: Decode) -> np.ndarray:
-        """Returns the scores, in the columns, of candidates of any requests."""
-
-    def survivors(
-        self, scores: np.ndarray, ended: np.ndarray, request: Request, config: DecodeConfig, number: int
-    ) -> list[int]:
-        """Returns which candidates of a request are kept in its decision of this number, the best first."""
-
-    def total(self, scores: np.ndarray) -> np.ndarray:
-        """Returns one number for each candidate."""
-
-
-@dataclass
-class Branch:
-    """What has been kept so far."""
-
-    tokens: list[int] = field(default_factory=list)
-    drawn: list[device_loop.Drawn] = field(default_factory=list)
-    """Their figures, in pieces."""
-    number: int | None = None
-    """That its last candidate had in its decision."""
-
-
-@dataclass
-class Group:
-    """A request at work."""
-
-    request: Request
-    endings: Endings
-    rows: list[int]
-    branches: list[Branch | None]
-    """That each row goes on from; None: the row is idle."""
-    ended: list[Candidate] = field(default_factory=list)
-    """Kept candidates that have ended."""
-    decisions: int = 0
-    candidates: int = 0
-    tokens: int = 0
-    passes: int = 0
-    trace: list[dict] = field(default_factory=list)
-
-
-@dataclass
-class Place:
-    """A row of a group."""
-
-    group: Group
-    number: int
-    request: Request
-    """The group's, as an attempt of the row's own."""
-
-    @property
-    def branch(self) -> Branch | None:
-        """What the row goes on from."""
-        return self.group.branches[self.number]
-
-    @property
-    def tokens(self) -> list[int]:
-        """Those in the row's caches behind the prompt."""
-        return self.branch.tokens if self.branch else []
+from dera_jax.search.traces import decision, new_text
 
 
 class BlockBatch(Batch):
@@ -243,13 +155,13 @@ class BlockBatch(Batch):
     def _take_finished(self, drawn: device_loop.Drawn) -> Iterator[Completion]:
         groups = self._groups()
         found = [self._candidates(group, drawn) for group in groups]
-        scores = self.search.score_all([each for some in found for each in some], self.decode)
+        new = [each for candidates in found for each in candidates]
+        # In one call for all requests; what has ended keeps its score.
+        for candidate, parts in zip(new, self.search.score_all(new, self.decode).T, strict=True):
+            candidate.parts = parts
         copies: dict[int, int] = {}
-        start = 0
         for group, candidates in zip(groups, found, strict=True):
-            own = scores[..., start : start + len(candidates)]
-            start += len(candidates)
-            if completion := self._decide(group, candidates, own, copies):
+            if completion := self._decide(group, [*group.ended, *candidates], copies):
                 self._free(group)
                 self.usage.tokens += len(completion.tokens)
                 self.usage.row_tokens += group.passes
@@ -257,8 +169,8 @@ class BlockBatch(Batch):
         self._copy(copies)
 
     def _candidates(self, group: Group, drawn: device_loop.Drawn) -> list[Candidate]:
-        """Returns the candidates of a group: those that ended before, and the roll-outs of its rows."""
-        found = list(group.ended)
+        """Returns the roll-outs of a group's rows."""
+        found = []
         for number, row in enumerate(group.rows):
             branch = group.branches[number]
             if branch is None:
@@ -284,15 +196,13 @@ class BlockBatch(Batch):
         made = completion_of(request, tokens, pieces, end)
         return Candidate(made, ended, searched, branch.number, row, column)
 
-    def _decide(
-        self, group: Group, candidates: list[Candidate], scores: np.ndarray, copies: dict[int, int]
-    ) -> Completion | None:
+    def _decide(self, group: Group, candidates: list[Candidate], copies: dict[int, int]) -> Completion | None:
         """Lets a group go on from its survivors; returns its completion if all of them have ended.
 
         Args:
-          scores: of the candidates, in the columns.
           copies: rows whose caches are to be copied, by the row that they are copied to; is added to.
         """
+        scores = np.stack([candidate.parts for candidate in candidates], axis=1)
         totals = self.search.total(scores)
         for candidate, total in zip(candidates, totals, strict=True):
             candidate.score = float(total)
@@ -300,9 +210,14 @@ class BlockBatch(Batch):
         config = self._config(group.request)
         kept = self.search.survivors(scores, ended, group.request, config, group.decisions)
         if self.search.trace:
-            group.trace.append(decision(candidates, kept))
+            said = partial(new_text, self.policies[-1], group.endings)
+            group.trace.append(decision(candidates, kept, said))
         group.decisions += 1
-        group.ended = [candidates[number] for number in kept if ended[number]]
+        group.ended = [
+            replace(candidates[n], parent=n, start=len(candidates[n].completion.tokens))
+            for n in kept
+            if ended[n]
+        ]
         living = [(number, candidates[number]) for number in kept if not ended[number]]
         if not living:
             return self._completion(group, candidates, kept[0])

@@ -63,12 +63,12 @@ class BlockSearch(Search):
         take_plain_numbers(self)
         check_count(self._letters[0], self.children, most=MOST)
         check_count(self._letters[1], self.emitted, most=LONGEST)
-        check_count("B", self.beams, most=MOST)
+        check_count(self._letters[2], self.beams, most=MOST)
         if self.width > MOST:
             raise ValueError(f"B·K: expected at most {MOST} candidates at a time, got {self.width}")
 
-    _letters = "K", "M"
-    """What children and emitted tokens are called in the notation."""
+    _letters = "K", "M", "B"
+    """What children, emitted tokens and beams are called in the notation."""
 
     @property
     def steps(self) -> int:
@@ -225,13 +225,12 @@ class Rejection(BlockSearch):
     share: float
     """Of those at work; in (0, 1). At least one of them stays."""
 
-    _letters = "N", "M"
+    children: int = 1
+    """All candidates go on, each by itself."""
+
+    _letters = "K", "M", "N"
 
     def __post_init__(self):
-        # All candidates go on, each by itself.
-        object.__setattr__(self, "beams", self.children)
-        object.__setattr__(self, "children", 1)
-        check_count("N", self.beams, most=MOST)
         super().__post_init__()
         if not isinstance(self.share, int | float) or not 0 < self.share < 1:
             raise ValueError(f"SHARE: expected a number between 0 and 1, got {self.share!r:.40}")
@@ -280,4 +279,4 @@ def robust_blocks(k: int, m: int, beta: float, score: object, *, plain: Draw = c
 
 def rejection(n: int, m: int, share: float, score: object, *, plain: Draw = complete) -> Rejection:
     """Returns the draw of the best of n completions that gives up the worst share at every m tokens; see `blocks`."""
-    return Rejection(children=n, emitted=m, share=share, score=as_score(score), plain=plain)
+    return Rejection(beams=n, emitted=m, share=share, score=as_score(score), plain=plain)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from dera_jax.decoding.device_loop import Drawn
 from dera_jax.decoding.request import Completion
 
@@ -17,9 +19,12 @@ class Candidate:
     start: int = 0
     """Tokens that were kept before its decision."""
     parent: int | None = None
-    """The number, in the decision before, of the candidate that it goes on from; None: of the prompt."""
+    """The number, in the decision before, of the candidate that it goes on from, or is; None: the prompt."""
     row: int | None = None
     """Of the batch, that rolled it out; None: it ended in an earlier decision."""
     drawn: Drawn | None = None
     """Of its roll-out."""
+    parts: np.ndarray | None = None
+    """What each part of the score adds."""
     score: float = 0.0
+    """All together."""

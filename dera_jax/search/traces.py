@@ -1,20 +1,26 @@
 """What a search has looked at: its decisions one after another, with every candidate of each."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from dera_jax.data.encoding import before
+from dera_jax.decoding.endings import Endings
+from dera_jax.policies.policy import Policy
 from dera_jax.search.candidates import Candidate
 
 
-def decision(candidates: Sequence[Candidate], kept: Collection[int]) -> list[dict]:
+def decision(
+    candidates: Sequence[Candidate], kept: Collection[int], said: Callable[[Candidate], str]
+) -> list[dict]:
     """Returns the candidates of a decision as rows keep them.
 
     Args:
       kept: numbers of those that the search goes on with, or ends with.
+      said: what a candidate adds to what it goes on from.
     """
     return [
         {
-            "text": each.completion.text,
-            "tokens": [int(token) for token in each.completion.tokens[each.start :]],
+            "text": said(each),
+            "tokens": len(each.completion.tokens) - each.start,
             "score": each.score,
             "parent": each.parent,
             "kept": number in kept,
@@ -22,3 +28,10 @@ def decision(candidates: Sequence[Candidate], kept: Collection[int]) -> list[dic
         }
         for number, each in enumerate(candidates)
     ]
+
+
+def new_text(policy: Policy, endings: Endings, candidate: Candidate) -> str:
+    """Returns what a candidate says behind what it goes on from."""
+    made = candidate.completion
+    known = [*before(policy, made.request.prompt.tokens[-1]), *made.tokens[: candidate.start]]
+    return endings.cut(known, made.tokens[candidate.start : made.length]).text

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from dera_jax.data.encoding import prompt_tokens
 from dera_jax.data.prompts import prompt_text
 from dera_jax.decoding.complete import draw_name, is_plain
-from dera_jax.decoding.request import Completion
+from dera_jax.decoding.request import Completion, Searched
 from dera_jax.strengths import strength_to_json
 from dera_jax.sweeps.plan import SweepPlan
 
@@ -36,8 +36,16 @@ def make_row(plan: SweepPlan, completion: Completion) -> dict:
         "sampling_logprob": _total(completion.sampling_logprobs),
         "kl_to_reference": _total(completion.kl_to_reference),
         "log_normalizer": None if completion.log_normalizers is None else _total(completion.log_normalizers),
-        **({} if completion.search is None else {"search": asdict(completion.search)}),
+        **({} if completion.search is None else {"search": _searched(completion.search)}),
     }
+
+
+def _searched(found: Searched) -> dict:
+    """Returns what a row says of a search; of its trace nothing where none was kept."""
+    told = asdict(found)
+    if found.trace is None:
+        del told["trace"]
+    return told
 
 
 def _total(values) -> float:

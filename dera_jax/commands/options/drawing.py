@@ -1,6 +1,7 @@
 """The option of commands that decode: how a completion is drawn, at once or as the best of several candidates."""
 
 import argparse
+from dataclasses import replace
 
 from dera_jax.commands.options import decoding
 from dera_jax.rules.known import NamedRule
@@ -13,8 +14,18 @@ def add_draw_option(parser: argparse.ArgumentParser) -> None:
         "--draw",
         default="mixture",
         metavar="DRAW",
-        help=f"mixture: one completion of the realigned policy (the default); {FORMS}: the best of several, at "
-        "N (or 1 + MU) times the tokens. SCORE is a reward, log-ratio, or a sum such as length:40:60*2+log-ratio",
+        help="mixture: one completion of the realigned policy (the default); or a search among several candidates: "
+        f"{FORMS}. SCORE is a reward, log-ratio, logprob, reference-logprob, or a sum such as "
+        "length:40:60*2+log-ratio; what the letters mean and what it costs: docs/guides/guided-search.md",
+    )
+
+
+def add_trace_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --trace."""
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="keep every candidate of every decision of a --draw in its row, for eval.plot --trace",
     )
 
 
@@ -29,12 +40,15 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
       ValueError: a draw or a score that is not there or is out of range, or a drafter that does not fit.
     """
     plain = decoding.draw_of(args, rule, aligned, answers)
+    trace = getattr(args, "trace", False)
     if args.draw == "mixture":
+        if trace:
+            raise ValueError("--trace: expected a --draw that chooses among candidates, found mixture")
         return plain
     from dera_jax.search.parsing import parse_draw
 
     try:
-        draw = parse_draw(args.draw, plain)
+        draw = replace(parse_draw(args.draw, plain), trace=trace)
         draw.check((), aligned)
     except ValueError as error:
         raise type(error)(f"--draw: {error}") from None

@@ -38,7 +38,7 @@ REPEATED = {
     "eval.sweep": """reference aligned lambda prompts reward rule num-prompts num-samples beta out preset dtype
         chat-template reference-chat-template chat-template-kwargs quantize mesh max-new-tokens temperature top-k
         top-p stop seed kv-cache share draft
-        draft-length draw prefix-cache rows""",
+        draft-length draw trace prefix-cache rows""",
 }
 """Options that are repeated, by command: models, data and numbers; `reward`, `rule`, `draw` are looked into."""
 LEFT_OUT = (
