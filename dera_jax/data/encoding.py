@@ -7,6 +7,7 @@ from dera_jax import models
 from dera_jax.common.shown import shown
 from dera_jax.common.usable import Dropped, Unusable, check_text, keep_usable
 from dera_jax.data.buckets import SMALLEST_BUCKET, bucket_length, padded_length
+from dera_jax.data.instructions import instructed
 from dera_jax.data.prompts import Prompt
 from dera_jax.data.tokens import encode_prompt
 from dera_jax.data.turn_ends import tell, turn_ends
@@ -68,7 +69,7 @@ def encode_prompts(
     """Returns the first turn of prompts as ids.
 
     All models read the same text, through the aligned model's chat template or else the reference's,
-    unless a policy has a `template` of its own.
+    unless a policy has a `template` or an `instruction` of its own.
 
     Raises:
       ValueError: an empty prompt, or one too long for a model's context; with its id.
@@ -121,8 +122,7 @@ def encode_turn(
         try:
             ids = encode_prompt(
                 reader.tokenizer,
-                asked.text,
-                asked.messages,
+                *instructed(policy.instruction, asked.text, asked.messages),
                 asked.prefix,
                 template=policy.template,
                 reader=policy.config.encoder_decoder,

@@ -36,6 +36,7 @@ def load_policies(
     quantize: str | Sequence[str | None] | None = None,
     chat_template: str | None = None,
     reference_chat_template: str | None = None,
+    aligned_instruction: str | None = None,
     started: Started | None = None,
     mesh: Mesh | None = None,
     as_stored: bool = False,
@@ -54,6 +55,8 @@ def load_policies(
         reference's).
       reference_chat_template: of the reference alone, which then reads another text; empty puts a blank
         line between the messages and has no template.
+      aligned_instruction: what the aligned models alone are told beside every task, see `data.instructions`: the
+        same model as reference and aligned is then realigned towards what the instruction changes.
       started: shows progress.
       mesh: devices that parameters are split over, and rows decoded on; None is one device.
       as_stored: whether auto is the files' own on CPUs too, for models that are to be saved again.
@@ -91,6 +94,9 @@ def load_policies(
         policies = tuple(replace(policy, template=chat_template) for policy in policies)
     if reference_chat_template is not None:
         policies = (replace(policies[0], template=reference_chat_template), *policies[1:])
+    if aligned_instruction is not None:
+        told = (replace(policy, instruction=aligned_instruction) for policy in policies[1:])
+        policies = (policies[0], *told)
     return policies
 
 

@@ -37,6 +37,8 @@ class Policy:
     template: str | None = None
     """Chat template that it reads `messages` through; empty: their contents as raw text. None: the aligned
     model's, or else the reference's, as all models do."""
+    instruction: str | None = None
+    """What it alone is told beside the task, see `data.instructions`."""
     adapter: Path | None = None
     """Folder of the adapter that it was loaded with."""
     tokenizer_fingerprint: str | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from dera_jax.common.shown import shown
 from dera_jax.common.user_code import UserCodeError
 from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.concepts import concepts
 from dera_jax.rewards.text import keywords, length, lexicon, slots
 from dera_jax.rewards.user import repr_of, reward_of, taken, user_function
 
@@ -217,6 +218,7 @@ KNOWN = {
     "length": (length, "length:MIN:MAX[:STOP]", "0 if it ended with MIN to MAX tokens before STOP, else −1"),
     "lexicon": (lexicon, "lexicon:FILE", "mean rating of its words, FILE as VADER's"),
     "keywords": (keywords, "keywords:a|b", "share that occur"),
+    "concepts": (concepts, "concepts", "share of a prompt's words that occur in any form"),
     "slots": (slots, "slots", "share of a meaning representation that is said"),
     "model": (reward_model, "model:DIR", "a reward model"),
     "python": (user_function, "python:module:function", "your own, with TRL's signature"),

@@ -109,6 +109,7 @@ class SweepPlan:
         reference, *aligned = (policy.fingerprint for policy in self.policies)
         kinds = [policy.config.quantization for policy in self.policies]
         templates = [policy.template for policy in self.policies]
+        instructions = [policy.instruction for policy in self.policies]
         tokenizers = [policy.tokenizer_fingerprint for policy in self.policies]
         changing = self.lambdas is None and any(isinstance(p.lambda_, tuple) for p in self.prompts)
         return {
@@ -118,6 +119,7 @@ class SweepPlan:
             # What was not there at first is left out where it is not used: older folders go on.
             **({"quantization": kinds} if any(kinds) else {}),
             **({"templates": templates} if any(t is not None for t in templates) else {}),
+            **({"instructions": instructions} if any(instructions) else {}),
             **({"lambda": "one per turn"} if changing else {}),
             "decode": self.decode.identity(),
             "eos": sorted({i for policy in self.policies for i in policy.eos_ids}),

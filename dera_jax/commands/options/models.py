@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from dera_jax.commands.options import devices
 from dera_jax.commands.options.templates import add_template_settings
+from dera_jax.common.shown import shown
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reference-chat-template", metavar="FILE|none",
         help="chat template of the reference alone; none: it reads the messages' contents as raw text",
+    )  # fmt: skip
+    group.add_argument(
+        "--aligned-instruction", metavar="TEXT|FILE",
+        help="what the aligned models alone are told: with {prompt} in it a template of the task, else a system "
+        "message (raw text: what comes before); the same model may then be reference and aligned",
     )  # fmt: skip
     add_template_settings(group)
     group.add_argument(
@@ -166,7 +172,30 @@ def _templates(args: argparse.Namespace) -> dict[str, str | None]:
         file = getattr(args, name, None)
         none = file == "none" and name == "reference_chat_template"
         texts[name] = "" if none else file and read_template(Path(file))
-    return texts
+    return texts | {"aligned_instruction": read_instruction(getattr(args, "aligned_instruction", None))}
+
+
+LONGEST_NAME = 1000
+"""Of a file, in characters; a longer text is none."""
+
+
+def read_instruction(given: str | None) -> str | None:
+    """Returns an instruction, or the text of the file that it names, without white space around it.
+
+    Raises:
+      ValueError: it is empty, or a file that is no text.
+    """
+    if given is None:
+        return None
+    text = given
+    if len(given) <= LONGEST_NAME and "\n" not in given and Path(given).is_file():
+        try:
+            text = Path(given).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--aligned-instruction={shown(given, 80)}: cannot be read ({error})") from error
+    if not text.strip():
+        raise ValueError("--aligned-instruction: expected a text or a file with one, found nothing")
+    return text.strip()
 
 
 class _Bars:

@@ -36,8 +36,8 @@ REPEATED = {
         num-mini-batches cliprange cliprange-value vf-coef gamma lam value-head num-samples max-new-tokens stop
         temperature""",
     "eval.sweep": """reference aligned lambda prompts reward rule num-prompts num-samples beta out preset dtype
-        chat-template reference-chat-template chat-template-kwargs quantize mesh max-new-tokens temperature top-k
-        top-p stop seed kv-cache share draft
+        chat-template reference-chat-template aligned-instruction chat-template-kwargs quantize mesh
+        max-new-tokens temperature top-k top-p stop seed kv-cache share draft
         draft-length draw trace prefix-cache rows""",
 }
 """Options that are repeated, by command: models, data and numbers; `reward`, `rule`, `draw` are looked into."""
@@ -46,7 +46,7 @@ LEFT_OUT = (
     "push-to-hub", "hub-private",
 )  # fmt: skip
 """Options that say where and how it ran, not what it did; what a --config file held is repeated."""
-REWARDS = ("length", "lexicon", "keywords", "slots", "model")
+REWARDS = ("length", "lexicon", "keywords", "concepts", "slots", "model")
 """Kinds of rewards that run nobody's code and ask no server."""
 
 

@@ -1,0 +1,68 @@
+"""What an aligned model alone is told."""
+
+import numpy as np
+
+from dera_jax import generate, load_policies
+from dera_jax.commands import generate as generate_command
+from dera_jax.commands import lm_eval, sweep
+from dera_jax.data.instructions import instructed
+from dera_jax.policies.policy import TOY
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def test_texts_and_chats_are_told_as_written():
+    assert instructed(None, "a", None) == ("a", None)
+    assert instructed("Be kind.", "a", None) == ("Be kind.\n\na", None)
+    assert instructed("<{prompt}>", "a", None) == ("<a>", None)
+    chat = (user("1"), {"role": "assistant", "content": "2"}, user("3"))
+    assert instructed("Be kind.", None, chat)[1] == ({"role": "system", "content": "Be kind."}, *chat)
+    assert instructed("<{prompt}>", None, chat)[1] == (*chat[:2], user("<3>"))
+    system = ({"role": "system", "content": "Rules."}, user("1"))
+    assert instructed("Be kind.", None, system)[1][0]["content"] == "Be kind.\n\nRules."
+    assert chat[2] == user("3")
+
+
+def test_one_model_with_and_without_it_is_a_pair():
+    """λ = 0 is the model itself, λ = 1 the model that was told, and between them is something else."""
+    told = "Bela is tired. "
+    plain = load_policies(TOY / "reference", TOY / "reference")
+    pair = load_policies(TOY / "reference", TOY / "reference", aligned_instruction=told + "{prompt}")
+    settings = dict(max_new_tokens=24, num_samples=3)
+    (alone, prompted, between) = (
+        [c.tokens for c in generate(pair, ["Mira visits Ida."], lambda_, **settings)]
+        for lambda_ in (0.0, 1.0, 0.5)
+    )
+    assert alone == [c.tokens for c in generate(plain, ["Mira visits Ida."], 0.0, **settings)]
+    given = generate(plain, [{"prompt": told + "Mira visits Ida.", "id": 0}], 1.0, **settings)
+    assert prompted == [c.tokens for c in given]
+    assert between not in (alone, prompted)
+    for done in generate(pair, ["Mira visits Ida."], 1.0, **settings):
+        assert np.isclose(done.logprobs.sum(), done.model_logprobs[:, 1].sum(), atol=1e-4)
+
+
+def test_it_may_be_a_file_and_is_part_of_a_run(call, tmp_path):
+    file = tmp_path / "rules.txt"
+    file.write_text("Say less.\n")
+    words = ["--lambda=1", "--num-prompts=1", "--max-new-tokens=8", f"--out={tmp_path / 'run'}"]
+    assert call(sweep.main, *words, f"--aligned-instruction={file}")[0] == 0
+    assert call(sweep.main, *words, "--aligned-instruction=Say less.")[0] == 0
+    code, _, err = call(sweep.main, *words, "--aligned-instruction=Say more.")
+    assert code == 2 and "error: " in err and "instructions is" in err
+    code, _, err = call(sweep.main, *words)
+    assert code == 2 and "instructions" in err
+
+
+def test_an_empty_one_is_one_line(refused, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    for given in ("  ", str(tmp_path / "empty.txt")):
+        line = refused(generate_command.main, f"--aligned-instruction={given}")
+        assert "--aligned-instruction: expected a text or a file" in line
+
+
+def test_lm_eval_has_none(refused):
+    assert "--aligned-instruction: lm-eval gives all models one text" in refused(
+        lm_eval.main, "--tasks=arc_easy", "--aligned-instruction=Be kind.", "--lambda=1"
+    )
