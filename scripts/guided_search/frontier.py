@@ -1,0 +1,71 @@
+"""The figure of reward against KL, and against the price."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.plots import COLORS, STYLE
+from dera_jax.common.files import write_bytes
+from scripts.guided_search.figures import Line
+
+KINDS = {
+    "realigned": "realigned, λ = 0 … 2",
+    "best-of": "best of 2, 4, 8, 16",
+    "best-of-poisson": "best of 1 + Poisson(μ)",
+    "sampled-lookahead": "DeAL, 2, 4, 8 candidates",
+    "controlled": "controlled decoding, 1/β = 0 … 8",
+    "value-blocks": "blocks of 16 by the value, 8 candidates",
+}
+"""Ways by the beginning of their names, and what the legend calls them."""
+MARKERS = "osD^vP"
+
+
+def plot_frontier(lines: Sequence[Line], path: Path) -> None:
+    """Writes the figure as PNG."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+        by_kl, by_price = figure.subplots(1, 2, sharey=True)
+        for (kind, label), color, marker in zip(KINDS.items(), COLORS, MARKERS, strict=False):
+            own = [line for line in lines if _kind(line.way) == kind]
+            look = {"color": color, "marker": marker, "label": label}
+            _draw(by_kl, own, "KL at most", look)
+            _draw(by_price, own, "passes a token", look)
+        by_kl.set_xlabel("KL to the reference, or its bound (nats)")
+        by_kl.set_ylabel("share of paragraphs in the band")
+        by_price.set_xlabel("forward passes of each model for a token")
+        by_price.set_xscale("log")
+        figure.legend(*by_kl.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200)
+    write_bytes(path, buffer.getvalue())
+
+
+def _kind(way: str) -> str:
+    return max((kind for kind in KINDS if way.startswith(kind)), key=len, default="")
+
+
+def _draw(axes: Axes, lines: Sequence[Line], across: str, look: dict) -> None:
+    if not lines:
+        return
+    x, y = ([line.found[name] for line in lines] for name in (across, "in the band"))
+    axes.errorbar(
+        [value.mean for value in x],
+        [value.mean for value in y],
+        yerr=_bars(y),
+        xerr=_bars(x),
+        linestyle="-",
+        lw=1,
+        elinewidth=0.7,
+        markersize=4,
+        **look,
+    )
+
+
+def _bars(values: Sequence[Estimate]) -> np.ndarray:
+    return np.nan_to_num(np.abs([[v.mean - v.low, v.high - v.mean] for v in values])).T
