@@ -1,18 +1,22 @@
-"""What candidates are ranked by: a reward, the pair's own log-ratio, or a weighted sum of several."""
+"""What candidates are ranked by: a reward, a value head, the pair's own log-ratio, or a weighted sum of several."""
 
 import hashlib
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from dera_jax.common.user_code import UserCodeError, describe
 from dera_jax.data.prompts import prompt_text
 from dera_jax.decoding.request import Completion
+from dera_jax.policies.policy import Policy
+from dera_jax.policies.value_heads import check_language_models
 from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.registry import Reward, as_rewards, parse_rewards
 from dera_jax.rewards.user import taken
-from dera_jax.search.notation import LOG_RATIO, split_score
+from dera_jax.search.notation import LOG_RATIO, VALUE, split_score
 
 Decode = Callable[[Sequence[int]], str]
 LARGEST = 1e100
@@ -25,7 +29,7 @@ class ScoreError(UserCodeError):
 
 @dataclass(frozen=True)
 class Score:
-    """A weighted sum of rewards and of the log-ratio; a function of completions."""
+    """A weighted sum of rewards, values and the log-ratio; a function of completions."""
 
     name: str
     """The specification as written, or the name of the reward or function it was made of."""
@@ -33,11 +37,13 @@ class Score:
     """With their weights."""
     log_ratio: float | None = None
     """Weight of the log-ratio; None: it is no part of the sum."""
+    values: tuple[Any, ...] = ()
+    """Each a `search.values.ValueScore`, with its weight."""
 
     @property
     def fingerprint(self) -> str | None:
         """Hash of the models, files and code that are read; None where the name alone decides it."""
-        found = [reward.fingerprint for reward in self.rewards]
+        found = [each.fingerprint for each in (*self.rewards, *self.values)]
         if not any(found):
             return None
         return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
@@ -52,6 +58,13 @@ class Score:
         if self.log_ratio is not None and aligned != 1:
             raise ValueError(f"{LOG_RATIO}: expected one aligned model, found {aligned}")
 
+    def check_policies(self, policies: Sequence[Policy]) -> None:
+        """Raises ValueError where a value head is of another reference, or where the log-ratio would be of one."""
+        if self.log_ratio is not None:
+            check_language_models(policies)
+        for value in self.values:
+            value.check_policies(policies)
+
     def __call__(self, completions: Sequence[Completion], decode: Decode) -> list[float]:
         """Returns the score of each completion.
 
@@ -65,6 +78,8 @@ class Score:
         totals = np.zeros(len(completions))
         if self.log_ratio is not None:
             totals += self.log_ratio * np.array([log_ratio(each) for each in completions])
+        for value in self.values:
+            totals += value.weight * value(completions)
         seen = as_rewards_see(completions, decode) if self.rewards else None
         for reward in self.rewards:
             totals += reward.weight * np.array(_values(reward, completions, seen))
@@ -83,13 +98,16 @@ def parse_score(text: str) -> Score:
     Raises:
       ValueError: a score that is unknown or broken, or a weight that is no number.
     """
-    rewards, weight = [], None
+    rewards, values, weight = [], [], None
     for spec, each in split_score(text):
+        kind, _, argument = spec.partition(":")
         if spec == LOG_RATIO:
             weight = each + (weight or 0.0)
+        elif kind == VALUE:
+            values.append(replace(_value(argument, spec), weight=each))
         else:
             rewards.append(replace(_reward(spec), weight=each))
-    return Score(text, tuple(rewards), weight)
+    return Score(text, tuple(rewards), weight, tuple(values))
 
 
 def as_score(value: object) -> Score:
@@ -138,6 +156,14 @@ def as_rewards_see(completions: Sequence[Completion], decode: Decode) -> Complet
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
     return Completions.of(rows, [prompt.columns for prompt in prompts], decode)
+
+
+def _value(argument: str, spec: str):
+    """Returns the score `value:DIR`."""
+    if not argument:
+        raise ValueError(f"expected {VALUE}:DIR, found {spec!r}")
+    # Named, not imported: other scores do without models.
+    return importlib.import_module("dera_jax.search.values").make(argument, spec)
 
 
 def _reward(spec: str) -> Reward:

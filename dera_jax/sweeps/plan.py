@@ -15,6 +15,7 @@ from dera_jax.decoding.complete import Draw, complete, draw_name, is_plain, plai
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
 from dera_jax.decoding.speculative_batch import check_drafter
+from dera_jax.decoding.value_models import check_values
 from dera_jax.devices.mesh import Group, mesh_of, mesh_text
 from dera_jax.devices.processes import share
 from dera_jax.policies.policy import Policy
@@ -52,6 +53,7 @@ class SweepPlan:
         check_count("rows", self.rows)
         check_extent(len(self.prompts), self.num_samples, len(self.lambdas or [0]))
         vocab = min(policy.config.vocab_size for policy in self.policies)
+        check_values(self.policies, self.rule.function)
         check_rule(self.rule, len(self.policies), vocab)
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:
