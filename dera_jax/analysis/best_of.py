@@ -147,10 +147,9 @@ def _check(rows: Sequence[dict], ranking: str) -> None:
     """Raises ValueError where the best of rows says nothing."""
     names = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
     if ranking == LOG_RATIO:
-        given = (row["aligned_logprob"] for row in rows)
-        counts = {len(each) for each in given if isinstance(each, list)} - {1}
-        if counts:
-            found = "several" if max(counts) else "a value head alone"
+        given = [row["aligned_logprob"] for row in rows]
+        if None in given or any(isinstance(each, list) and len(each) > 1 for each in given):
+            found = "a value head alone" if None in given else "several"
             raise ValueError(f"--best-of: {LOG_RATIO}: expected rows of one aligned model, found {found}")
     elif ranking not in names:
         known = ", ".join(shown(name, 100) for name in [*names, LOG_RATIO])

@@ -36,7 +36,7 @@ def make_row(plan: SweepPlan, completion: Completion) -> dict:
         "rewards": {},
         "logprob": _total(completion.logprobs),
         "reference_logprob": reference,
-        "aligned_logprob": aligned[0] if len(aligned) == 1 else aligned,
+        "aligned_logprob": aligned[0] if len(aligned) == 1 else aligned or None,
         "sampling_logprob": _total(completion.sampling_logprobs),
         "kl_to_reference": _total(completion.kl_to_reference),
         "log_normalizer": None if completion.log_normalizers is None else _total(completion.log_normalizers),

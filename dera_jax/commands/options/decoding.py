@@ -56,7 +56,8 @@ def add_decode_options(
     group.add_argument(
         "--rule",
         metavar="RULE",
-        help="linear, the mixture of logits (default), or module:function, your own rule",
+        help="linear, the mixture of logits (default); tilt, which adds the values of a value head, the last model of "
+        "--aligned, times its strength 1/β; or module:function, your own rule",
     )
     add_settings(group, DecodeConfig, HELP)
     group.add_argument(

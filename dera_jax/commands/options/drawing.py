@@ -14,7 +14,8 @@ def add_draw_option(parser: argparse.ArgumentParser) -> None:
         default="mixture",
         metavar="DRAW",
         help=f"mixture: one completion of the realigned policy (the default); {FORMS}: the best of several, at "
-        "N (or 1 + MU) times the tokens. SCORE is a reward, log-ratio, or a sum such as length:40:60*2+log-ratio",
+        "N (or 1 + MU) times the tokens. SCORE is a reward, value:DIR (a value head), log-ratio, or a sum such as "
+        "length:40:60*2+log-ratio",
     )
 
 
