@@ -25,6 +25,7 @@ from dera_jax.commands import (  # noqa: F401
     sft,
     sweep,
     tune,
+    value,
 )
 from dera_jax.commands.options.cli import Parser
 from dera_jax.common.spelling import COMMANDS
@@ -110,10 +111,10 @@ def _choices(action: argparse.Action) -> str:
 
 def _option(action: argparse.Action) -> str:
     """Returns the line of an option in a list."""
-    value = None if action.nargs == 0 else action.metavar or _choices(action) or action.dest.upper()
+    taken = None if action.nargs == 0 else action.metavar or _choices(action) or action.dest.upper()
     if action.nargs == "?" and action.option_strings:
-        value = f"[{value}]"
-    names = [" ".join(filter(None, (name, value))) for name in action.option_strings or [""]]
+        taken = f"[{taken}]"
+    names = [" ".join(filter(None, (name, taken))) for name in action.option_strings or [""]]
     told = (action.help or "") % {**vars(action), "prog": ""} if action.help else ""
     # What rewards are is a list of its own.
     told = told.replace(HELP, "a reward or several, see [Rewards](inputs.md#rewards)")

@@ -151,8 +151,10 @@ def _check(rows: Sequence[dict], ranking: str) -> None:
     """Raises ValueError where the best of rows says nothing."""
     names = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
     if ranking == LOG_RATIO:
-        if any(isinstance(row["aligned_logprob"], list) and len(row["aligned_logprob"]) > 1 for row in rows):
-            raise ValueError(f"--best-of: {LOG_RATIO}: expected rows of one aligned model, found several")
+        given = [row["aligned_logprob"] for row in rows]
+        if None in given or any(isinstance(each, list) and len(each) > 1 for each in given):
+            found = "a value head alone" if None in given else "several"
+            raise ValueError(f"--best-of: {LOG_RATIO}: expected rows of one aligned model, found {found}")
     elif ranking not in names:
         known = ", ".join(shown(name, 100) for name in [*names, LOG_RATIO])
         raise ValueError(

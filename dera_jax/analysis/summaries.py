@@ -155,6 +155,8 @@ def _kl(values: list[float], prompts: list[Hashable]) -> Estimate:
 
 def _log_ratio(row: dict) -> float | None:
     aligned = row["aligned_logprob"]
+    if aligned is None:
+        return None
     if isinstance(aligned, list):
         if len(aligned) != 1:
             return None

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("expected --prompt or --interactive, found both")
 
     from dera_jax.data.prompts import with_settings
+    from dera_jax.decoding.value_models import check_values
     from dera_jax.strengths import parse_strengths
     from dera_jax.sweeps.run import sweep
 
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
+    check_values(policies, rule.function)
     models.tell_raw(policies, not args.chat, "add --chat to use it")
 
     def answer(prompt, lambdas) -> None:

@@ -10,9 +10,8 @@ Several values of --beta and --seed train a grid, each run in its own folder.
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cache
 
-from dera_jax.commands.options import algorithms, cli, decoding, train_checks, train_grid, training
+from dera_jax.commands.options import algorithms, cli, decoding, rollouts, train_checks, train_grid, training
 from dera_jax.commands.options.settings import read_settings
 from dera_jax.commands.process import endings
 from dera_jax.training.config import PPOConfig, RolloutConfig
@@ -22,25 +21,7 @@ def make_parser() -> cli.Parser:
     """Returns the parser of `python -m train.rlhf`."""
     parser = cli.Parser("rlhf", __doc__)
     training.add_model_options(parser)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="PROMPTS",
-        help="prompts: FILE.jsonl|.json|.csv|.parquet|.txt, hf:org/set[:split] or tfds:name[:split]",
-    )
-    parser.add_argument("--num-prompts", type=int, metavar="N", help="the first N of the data (default: all)")
-    parser.add_argument(
-        "--eval-data", metavar="PROMPTS", help="prompts to evaluate on, one completion of each"
-    )
-    parser.add_argument(
-        "--reward",
-        required=True,
-        metavar="REWARD[,REWARD…]",
-        help=f"{cli.REWARDS}; several are added up",
-    )
-    parser.add_argument(
-        "--reward-weights", metavar="W[,W…]", help="of each reward in the sum (default: 1 each)"
-    )
+    rollouts.add_prompt_options(parser, "one completion of each")
     training.add_reference_options(parser)
     algorithms.add_algorithm_options(parser)
     decoding.add_rollout_options(parser)
@@ -69,10 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     _check(parser, args)
 
-    from dera_jax.common.usable import Dropped
-    from dera_jax.data.encoding import encode_usable
-    from dera_jax.data.prompts import check_one_turn, read_prompts
-    from dera_jax.rewards.registry import parse_rewards, weigh_rewards
     from dera_jax.training.policy_gradient import policy_gradient_method
     from dera_jax.training.ppo import ppo_method
     from dera_jax.training.runs import Best, fingerprint
@@ -85,36 +62,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for _, seed, beta in training.grid(args):
         train_checks.as_options(args, lambda seed=seed, beta=beta: rollout_config(seed, beta))
-    rewards = weigh_rewards(parse_rewards(args.reward), args.reward_weights)
-    hashes = {reward.name: reward.fingerprint for reward in rewards if reward.fingerprint}
-    prompts, dropped = read_prompts(args.data, args.num_prompts, args.chat_template_kwargs)
-    held_out, also = [], Dropped()
-    if args.eval_data:
-        held_out, also = read_prompts(args.eval_data, settings=args.chat_template_kwargs)
-    check_one_turn([*prompts, *held_out])
-    train_checks.check_prompts(args, len(prompts))
+    rewards, told = rollouts.read_rewards(args)
+    read = rollouts.read_prompts(args)
     cli.announce_devices()
     session = training.open_session(args)
 
-    @cache
-    def usable():
-        """Returns the prompts to train and to evaluate on; tells once which of them are not read."""
+    def reader():
         # The reference reads what the policy does.
         shortest = min((session.start, session.reference), key=lambda one: one.config.max_positions)
-        reader = replace(session.start, config=shortest.config)
-        found = []
-        for name, some, unread in (("data", prompts, dropped), ("eval_data", held_out, also)):
-            encoded = []
-            if some:
-                _, encoded, unfit = encode_usable((reader,), some, args.max_new_tokens)
-                cli.tell((unread | unfit).told(getattr(args, name), len(encoded)))
-            found.append(encoded)
-        return found
+        return replace(session.start, config=shortest.config)
 
     def prepare(policy, seed, beta):
-        reference, (encoded, asked) = session.reference, usable()
+        reference, (encoded, asked) = session.reference, read(reader)
         rollout, config = rollout_config(seed, beta), training.train_config(args, seed)
-        train_checks.check_prompts(args, len(encoded))
 
         def method():
             given = policy, reference, encoded, rewards, rollout
@@ -124,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         settings = session.settings(args.algorithm, policy) | {
             "beta": beta,
-            "reward": args.reward,
-            **({"reward_weights": args.reward_weights} if args.reward_weights else {}),
-            **({"reward_hashes": hashes} if hashes else {}),
+            **told,
             "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
             "data": args.data,
             "prompts": len(encoded),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 COMMANDS = {
     **dict.fromkeys("sweep generate score compare tune plot combine lm_eval bench plan".split(), "eval"),
-    **dict.fromkeys("sft reward dpo rlhf".split(), "train"),
+    **dict.fromkeys("sft reward dpo rlhf value".split(), "train"),
 }
 """Names of the commands, and the folder of a checkout in which each has its door."""
 _by_dera = not (Path(__file__).parents[2] / "eval" / "sweep.py").is_file()

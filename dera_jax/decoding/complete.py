@@ -12,6 +12,7 @@ from dera_jax.decoding.request import Completion, Request, Shape, shape_of
 from dera_jax.decoding.room import CHUNK
 from dera_jax.decoding.shared_batch import SharedBatch, most_strengths
 from dera_jax.decoding.speculative_batch import SpeculativeBatch
+from dera_jax.decoding.value_models import check_values
 from dera_jax.devices.processes import several
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
@@ -77,7 +78,11 @@ class MixtureDraw(DrawConfig):
 
         Args:
           strengths: that may share a row, at most.
+
+        Raises:
+          ValueError: a value head that the rule does not take, or none where it does.
         """
+        check_values(policies, rule)
         given = policies, shape, config, rows, rule, usage
         if strengths > 1 and self.shares:
             return SharedBatch(*given, strengths=strengths)

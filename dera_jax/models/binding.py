@@ -17,9 +17,10 @@ from dera_jax.models.linear import Linear, Shapes, WeightsConfig
 from dera_jax.models.reward import RewardConfig, RewardModel
 from dera_jax.models.t5 import T5
 from dera_jax.models.t5_config import T5Config
+from dera_jax.models.value import HEAD, ValueConfig, ValueModel
 
 ModelConfig = DecoderConfig | T5Config
-MODULES = {DecoderConfig: Decoder, T5Config: T5, RewardConfig: RewardModel}
+MODULES = {DecoderConfig: Decoder, T5Config: T5, RewardConfig: RewardModel, ValueConfig: ValueModel}
 
 
 def bind(config: WeightsConfig, params: dict) -> nnx.Module:
@@ -77,7 +78,7 @@ def _build(config: WeightsConfig, rngs: nnx.Rngs) -> nnx.Module:
     maps = linear_maps(model)
     if config.quantization:
         for path, linear in maps.items():
-            if path not in ("head", "score"):
+            if path not in ("head", "score") and not path.startswith(f"{HEAD}."):
                 linear.quantize(config.quantization)
     for adapter in config.adapters:
         maps[adapter.path].adapt(adapter, config.members, rngs)

@@ -20,6 +20,7 @@ from dera_jax.models.trees import flatten, unflatten
 from dera_jax.policies import families, hub, manifests
 from dera_jax.policies.adapters import merge_adapters, untie
 from dera_jax.policies.policy import Policy
+from dera_jax.policies.value_heads import USE, check_language_models, is_value_folder
 from dera_jax.realign import strength_weights
 from dera_jax.strengths import Strength
 
@@ -50,6 +51,7 @@ def combine(policies: Sequence[Policy], lambda_: Strength, method: str = "linear
         )
     if method == "slerp" and len(policies) != 2:
         raise ValueError(f"method slerp: expected one aligned model, found {len(policies) - 1}")
+    check_language_models(policies)
     merged = [_merged(policy) for policy in policies]
     if not all(policy.config.tie_embeddings for policy in merged):
         merged = [_untied(policy) for policy in merged]
@@ -70,6 +72,8 @@ def check_architectures(names: Sequence[str]) -> None:
     configs = {}
     for name in names:
         folder = hub.resolve(hub.split_adapter(name)[0])
+        if is_value_folder(folder):
+            raise ValueError(f"{shown(name, 200)}: expected a language model, found {USE}")
         config = families.model_config(folder, families.read_config(folder))
         # Those of one model untie the heads of all.
         configs[name] = replace(config, tie_embeddings=True)

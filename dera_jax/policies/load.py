@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 from dera_jax import models
 from dera_jax.common.checks import check_choice
 from dera_jax.common.choices import QUANTIZATIONS
+from dera_jax.common.shown import shown
 from dera_jax.devices import placement
-from dera_jax.policies import adapters, families, hub, settings, tensors, tokenizers, weights
+from dera_jax.policies import adapters, families, hub, settings, tensors, tokenizers, value_heads, weights
 from dera_jax.policies.policy import DTYPES, TOY, Policy, find_eos_ids
 from dera_jax.policies.tokenizers import check_same_vocabulary, load_tokenizer
 
@@ -43,7 +44,8 @@ def load_policies(
 ) -> tuple[Policy, ...]:
     """Returns the reference and the aligned policies, in that order.
 
-    A base that several of them stand on (`BASE+ADAPTER`) is read and held once.
+    A base that several of them stand on (`BASE+ADAPTER`) is read and held once. The last aligned model may be a
+    value head on the reference, for rules that take one (`--rule=tilt`).
 
     Args:
       reference: MODEL, a folder or hub id, optionally with an adapter; None is the shipped toy pair.
@@ -84,19 +86,28 @@ def load_policies(
     if len(kinds) != len(names):
         raise ValueError(f"quantize: expected one for each of {len(names)} models, found {len(kinds)}")
     bases: dict[tuple, _Base] = {}
-    policies = tuple(
-        _load(name, dtype, kind, started, bases, mesh, as_stored)
-        for name, kind in zip(names, kinds, strict=True)
-    )
+    loaded: list[Policy] = []
+    for number, (name, kind) in enumerate(zip(names, kinds, strict=True), 1):
+        if number > 1 and number == len(names) and value_heads.is_value_model(name):
+            loaded.append(value_heads.load_value_head(name, loaded[0], mesh))
+        else:
+            loaded.append(_load(name, dtype, kind, started, bases, mesh, as_stored))
+    policies = tuple(loaded)
     for policy in policies[1:]:
         check_same_vocabulary(policies[0].tokenizer, policy.tokenizer, (policies[0].name, policy.name))
     if chat_template is not None:
         policies = tuple(replace(policy, template=chat_template) for policy in policies)
     if reference_chat_template is not None:
-        policies = (replace(policies[0], template=reference_chat_template), *policies[1:])
+        policies = tuple(
+            replace(policy, template=reference_chat_template) if number == 0 or policy.value_of else policy
+            for number, policy in enumerate(policies)
+        )
     if aligned_instruction is not None:
-        told = (replace(policy, instruction=aligned_instruction) for policy in policies[1:])
-        policies = (policies[0], *told)
+        # A value head reads what its reference reads.
+        policies = tuple(
+            replace(policy, instruction=aligned_instruction) if number and not policy.value_of else policy
+            for number, policy in enumerate(policies)
+        )
     return policies
 
 
@@ -117,6 +128,24 @@ def load_policy(
     return _load(str(model), dtype, quantize, started, {}, mesh, as_stored)
 
 
+def load_value_policy(model: str | Path, dtype: str = "auto") -> Policy:
+    """Returns the value head of a MODEL on the language model that it names, which is loaded with it.
+
+    Its `step` and `completion_logits` give values in the place of logits.
+
+    Raises:
+      ValueError: no value head; files that are missing, broken or of another model.
+    """
+    folder = hub.resolve(str(model))
+    if not value_heads.is_value_folder(folder):
+        raise ValueError(f"{shown(folder, 200)}: expected a value head, found no {value_heads.CONFIG}")
+    try:
+        reference = load_policy(value_heads.read_settings(folder)["reference"], dtype)
+    except ValueError as error:
+        raise ValueError(f"{shown(folder / value_heads.CONFIG, 200)}: reference: {error}") from None
+    return value_heads.load_value_head(str(model), reference)
+
+
 def _load(
     model: str,
     dtype: str,
@@ -131,6 +160,11 @@ def _load(
         check_choice("quantize", quantize, QUANTIZATIONS)
     name, adapter_name = hub.split_adapter(model)
     folder = hub.resolve(name)
+    if value_heads.is_value_folder(folder):
+        raise ValueError(
+            f"{shown(name, 200)}: expected a language model, found {value_heads.USE}; it is the last model of "
+            "--aligned with --rule=tilt, and the score value:DIR"
+        )
     # All that is small before the base's weights, which may take minutes.
     raw = families.read_config(folder)
     families.check_language_model(folder, raw)

@@ -11,8 +11,8 @@ from dera_jax.common.shown import shown
 from dera_jax.policies import tensors
 
 NAME = "manifest.json"
-CONFIGS = ("config.json", "adapter_config.json")
-WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
+CONFIGS = ("config.json", "adapter_config.json", "value_config.json")
+WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "value_head.safetensors")
 
 
 class Manifest(TypedDict):

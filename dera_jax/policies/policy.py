@@ -45,6 +45,9 @@ class Policy:
     """Hash of the files of tokenizer and chat template."""
     stored_dtype: str | None = None
     """Type of the base's tensors in its files; None where it is from no files."""
+    value_of: str | None = None
+    """Of a value head, which gives values in the place of logits: fingerprint of the language model that it
+    stands on; None of a language model."""
 
 
 def with_params(policy: Policy, params: dict) -> Policy:

@@ -10,7 +10,7 @@ import jax
 from dera_jax import models
 from dera_jax.common.shown import shown
 from dera_jax.models.linear import Adapter
-from dera_jax.policies import adapter_settings, families, hub, lora
+from dera_jax.policies import adapter_settings, families, hub, lora, value_heads
 
 _MISTRAL = {
     "model_type": "mistral",
@@ -156,6 +156,9 @@ def read_size(model: str, dtype: str = "bfloat16", quantize: str | None = None) 
       ValueError: neither a folder, a hub id nor a known name; a configuration that is not supported.
     """
     base, adapter = hub.split_adapter(model)
+    if hub.is_folder(model) and value_heads.is_value_folder(Path(model)):
+        # The head itself is less than a thousandth of it.
+        return read_size(value_heads.read_settings(Path(model))["reference"], dtype, quantize)
     raw, folder = _settings(base)
     config = families.model_config(folder, raw)
     config = replace(config, dtype=dtype, quantization=quantize)

@@ -22,7 +22,7 @@ which the first takes in at the end, or the next run if they do not come that fa
   rewards                    {name: number, or null where the reward gave none}
   logprob            nats    of `tokens` under the realigned model
   reference_logprob  nats    under the reference
-  aligned_logprob    nats    under the aligned model; of several, a list
+  aligned_logprob    nats    under the aligned model; of several, a list; of a value head, null
   sampling_logprob   nats    under the distribution drawn from: after temperature and truncation
   kl_to_reference    nats    Σₜ KL(realigned ‖ reference) of the next token, over the vocabulary
   log_normalizer     nats    Σₜ log zₜ of the mixture; null for other rules

@@ -82,7 +82,7 @@ Row = TypedDict(
         "rewards": dict[str, Number | None],
         "logprob": Number,
         "reference_logprob": Number,
-        "aligned_logprob": Numbers,
+        "aligned_logprob": Numbers | None,
         "sampling_logprob": Number,
         "kl_to_reference": Number,
         "log_normalizer": Number | None,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from dera_jax.common.shown import shown
 from dera_jax.common.user_code import load_function
 
-KNOWN = {"linear": "dera_jax.rules.rule:linear_rule"}
+KNOWN = {"linear": "dera_jax.rules.rule:linear_rule", "tilt": "dera_jax.rules.tilt:tilt"}
 """Names that options take and rows carry."""
 EARLIER = {"dera_jax.realign:linear_rule": "linear"}
 """What commands written by earlier versions call them."""

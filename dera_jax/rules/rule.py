@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dera_jax.common.code_hash import code_hash
 from dera_jax.common.user_code import run
 from dera_jax.realign import mix_centered
-from dera_jax.rules.known import NamedRule
+from dera_jax.rules.known import NamedRule, known_name
 
 
 def linear_rule(
@@ -32,6 +32,11 @@ def linear_rule(
 def is_mixture(rule) -> bool:
     """Whether `rule` is the linear mixture, for which log z is defined."""
     return rule is linear_rule
+
+
+def takes_values(rule) -> bool:
+    """Whether the last model of `rule` is a value head: it says so by an attribute `takes_values` that is true."""
+    return bool(getattr(rule, "takes_values", False))
 
 
 Rule = Callable[..., tuple[Array, PyTree]]
@@ -58,9 +63,9 @@ def apply_rule(
 
 
 def named(rule: Rule) -> NamedRule:
-    """Returns a rule with the name that rows carry: linear, or module:function."""
-    name = getattr(rule, "__qualname__", type(rule).__qualname__)
-    return NamedRule(rule, "linear" if is_mixture(rule) else f"{rule.__module__}:{name}")
+    """Returns a rule with the name that rows carry: that of a known one, or module:function."""
+    name = f"{rule.__module__}:{getattr(rule, '__qualname__', type(rule).__qualname__)}"
+    return NamedRule(rule, known_name(name) or name)
 
 
 LINEAR = named(linear_rule)

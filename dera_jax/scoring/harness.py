@@ -41,6 +41,7 @@ from dera_jax.policies.hub import split_models
 from dera_jax.policies.load import load_policies
 from dera_jax.policies.policy import Policy
 from dera_jax.policies.untrusted import Refusal
+from dera_jax.policies.value_heads import check_language_models
 from dera_jax.scoring.likelihood import Likelihood, likelihoods
 from dera_jax.strengths import Strength, format_strength, parse_strengths, strength_to_json
 
@@ -82,6 +83,7 @@ class Realigned(TemplateLM):
           ValueError: `max_length` beyond the models' context; a tokenizer without BOS and EOS.
         """
         super().__init__()
+        check_language_models(policies)
         self.policies, self.lambdas, self.rows, self.seed = policies, lambdas, rows, seed
         self.number, self.variables = 0, chat_template_args
         self.backend = "seq2seq" if policies[0].config.encoder_decoder else "causal"

@@ -22,6 +22,7 @@ from dera_jax.devices.mesh import mesh_of, rows_for
 from dera_jax.devices.placement import shard_rows
 from dera_jax.models.places import map_places
 from dera_jax.policies.policy import Policy
+from dera_jax.policies.value_heads import check_language_models
 from dera_jax.realign import mix_centered, strength_weights
 from dera_jax.strengths import Strength, format_strength
 
@@ -58,6 +59,7 @@ def likelihoods(
       ValueError: an empty prompt or completion, an id that a model does not have, a mixture that is not
         finite.
     """
+    check_language_models(policies)
     stems: dict[Stem, list[int]] = {}
     for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         _check(policies, prompt, completion)

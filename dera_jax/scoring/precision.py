@@ -14,6 +14,7 @@ from dera_jax.analysis.estimates import Estimate, estimate
 from dera_jax.data.batches import Batch, make_batch
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.policies.policy import Policy
+from dera_jax.policies.value_heads import check_language_models
 from dera_jax.realign import mix_centered, strength_weights
 from dera_jax.scoring.logprobs import completion_logits
 from dera_jax.strengths import Strength
@@ -50,6 +51,7 @@ def precision_cost(
       texts: of `divergence.encode_texts`.
       rows: of a batch; four models' logits are held at once.
     """
+    check_language_models(full)
     weights = strength_weights(lambdas)
     kls, same, groups = [], [], []
     for start in range(0, len(texts), rows):

@@ -21,6 +21,7 @@ from dera_jax.devices.mesh import mesh_of, rows_for
 from dera_jax.devices.placement import shard_rows
 from dera_jax.models.places import map_places
 from dera_jax.policies.policy import Policy
+from dera_jax.policies.value_heads import check_language_models
 from dera_jax.realign import mix_centered, strength_weights
 from dera_jax.scoring.logprobs import completion_hidden
 from dera_jax.strengths import Strength, as_strengths, format_strength
@@ -104,6 +105,7 @@ def score_tokens(
     rows: int,
 ) -> Iterator[Scored]:
     """Yields the figures of each completion; `prompts[i][m]` are the ids that model m reads."""
+    check_language_models(policies)
     weights = strength_weights([x if isinstance(x, tuple) else (x,) for x in lambdas])
     configs = tuple(policy.config for policy in policies)
     params = tuple(policy.params for policy in policies)

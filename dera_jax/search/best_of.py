@@ -63,6 +63,7 @@ class WholeSearch(Search):
           ScoreError: the score fails; prompt and candidates are named.
         """
         self.check([prompt_text(request.prompt.prompt) for request in requests], len(policies) - 1)
+        self.score.check_policies(policies)
         decode = partial(policies[-1].tokenizer.decode, skip_special_tokens=True)
         groups = [_Candidates.of(request, self.count(request, config)) for request in requests]
         asked = [candidate for group in groups for candidate in group.asked]

@@ -136,6 +136,7 @@ class BlockSearch(Search):
           ValueError: see `BlockBatch`.
         """
         self.check([prompt_text(request.prompt.prompt) for request in requests], len(policies) - 1)
+        self.score.check_policies(policies)
         for shape, group in groupby(in_order(requests), key=shape_of):
             batch, same = self.batch(policies, shape, config, rows, rule, usage), list(group)
             prefixes = plain_draw(self.plain).prefixes

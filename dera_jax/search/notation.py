@@ -13,7 +13,9 @@ LOG_RATIO = "log-ratio"
 """Σₜ log π_aligned − log π_reference of the completion's tokens."""
 FIGURES = (LOG_RATIO, "logprob", "reference-logprob")
 """The scores that need no reward: log-ratio, and log π under the realigned policy or the reference."""
-SCORES = ", ".join([*(form for _, form, _ in KNOWN.values()), *FIGURES])
+VALUE = "value"
+"""The score `value:DIR`, of a value head: V of a candidate's last token."""
+SCORES = ", ".join([*(form for _, form, _ in KNOWN.values()), f"{VALUE}:DIR", *FIGURES])
 """The scores there are, for errors and --help."""
 DRAWS = {
     "best-of": ("N",),
@@ -33,7 +35,7 @@ FORMS = ", ".join(":".join([name, *numbers, "SCORE"]) for name, numbers in DRAWS
 """How the draws are written."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_WITH_ARGUMENT = "|".join(kind for kind, (_, form, _) in KNOWN.items() if ":" in form)
+_WITH_ARGUMENT = "|".join([*(kind for kind, (_, form, _) in KNOWN.items() if ":" in form), VALUE])
 _ALONE = "|".join([*(kind for kind, (_, form, _) in KNOWN.items() if ":" not in form), *FIGURES])
 # A + also stands within scores, as in model:BASE+ADAPTER.
 _PLUS = re.compile(rf"\+(?=(?:{_WITH_ARGUMENT}):|(?:{_ALONE})(?:[*+]|$))")
@@ -83,6 +85,6 @@ def _weighted(part: str, whole: str) -> tuple[str, float]:
         )
     if not spec:
         raise ValueError(f"a score is missing in {shown(whole, 80)!r}; known: {SCORES}")
-    if spec not in FIGURES and spec.partition(":")[0] not in KNOWN:
+    if spec not in FIGURES and spec.partition(":")[0] not in (*KNOWN, VALUE):
         raise ValueError(f"unknown score {shown(spec, 80)!r}; known: {SCORES}")
     return spec, float(weight)

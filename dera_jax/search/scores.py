@@ -1,8 +1,10 @@
-"""What candidates are ranked by: a reward, a figure of the pair itself, or a weighted sum of several."""
+"""What candidates are ranked by: a reward, a value head, a figure of the pair itself, or a weighted sum of several."""
 
 import hashlib
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -10,10 +12,12 @@ from jaxtyping import Float
 from dera_jax.common.user_code import UserCodeError, describe
 from dera_jax.data.prompts import prompt_text
 from dera_jax.decoding.request import Completion
+from dera_jax.policies.policy import Policy
+from dera_jax.policies.value_heads import check_language_models
 from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.registry import Reward, as_rewards, parse_rewards
 from dera_jax.rewards.user import taken
-from dera_jax.search.notation import FIGURES, LOG_RATIO, split_score
+from dera_jax.search.notation import FIGURES, LOG_RATIO, VALUE, split_score
 
 Decode = Callable[[Sequence[int]], str]
 LARGEST = 1e100
@@ -26,7 +30,7 @@ class ScoreError(UserCodeError):
 
 @dataclass(frozen=True)
 class Score:
-    """A weighted sum of rewards and of figures of the pair; a function of completions."""
+    """A weighted sum of rewards, values and figures of the pair; a function of completions."""
 
     name: str
     """The specification as written, or the name of the reward or function it was made of."""
@@ -34,11 +38,13 @@ class Score:
     """With their weights."""
     figures: tuple[tuple[str, float], ...] = ()
     """Those of `notation.FIGURES` that are part of the sum, with their weights."""
+    values: tuple[Any, ...] = ()
+    """Each a `search.values.ValueScore`, with its weight."""
 
     @property
     def fingerprint(self) -> str | None:
         """Hash of the models, files and code that are read; None where the name alone decides it."""
-        found = [reward.fingerprint for reward in self.rewards]
+        found = [each.fingerprint for each in (*self.rewards, *self.values)]
         if not any(found):
             return None
         return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
@@ -52,6 +58,13 @@ class Score:
         """Raises ValueError where there is no one aligned model, which the log-ratio needs."""
         if LOG_RATIO in dict(self.figures) and aligned != 1:
             raise ValueError(f"{LOG_RATIO}: expected one aligned model, found {aligned}")
+
+    def check_policies(self, policies: Sequence[Policy]) -> None:
+        """Raises ValueError where a value head is of another reference, or where the log-ratio would be of one."""
+        if LOG_RATIO in dict(self.figures):
+            check_language_models(policies)
+        for value in self.values:
+            value.check_policies(policies)
 
     def __call__(self, completions: Sequence[Completion], decode: Decode) -> list[float]:
         """Returns the score of each completion, `parts` added up.
@@ -76,6 +89,7 @@ class Score:
         found = [
             weight * np.array([figure(name, each) for each in completions]) for name, weight in self.figures
         ]
+        found += [value.weight * value(completions) for value in self.values]
         seen = as_rewards_see(completions, decode) if self.rewards else None
         found += [reward.weight * np.array(_values(reward, completions, seen)) for reward in self.rewards]
         for completion, total in zip(completions, np.sum(found, axis=0), strict=True):
@@ -94,8 +108,19 @@ def parse_score(text: str) -> Score:
       ValueError: a score that is unknown or broken, or a weight that is no number.
     """
     parts = split_score(text)
-    rewards = [replace(_reward(spec), weight=weight) for spec, weight in parts if spec not in FIGURES]
-    return Score(text, tuple(rewards), tuple(part for part in parts if part[0] in FIGURES))
+    kinds = [spec.partition(":")[0] for spec, _ in parts]
+    figures = tuple(part for part in parts if part[0] in FIGURES)
+    values = [
+        replace(_value(spec.partition(":")[2], spec), weight=weight)
+        for kind, (spec, weight) in zip(kinds, parts, strict=True)
+        if kind == VALUE
+    ]
+    rewards = [
+        replace(_reward(spec), weight=weight)
+        for kind, (spec, weight) in zip(kinds, parts, strict=True)
+        if kind != VALUE and spec not in FIGURES
+    ]
+    return Score(text, tuple(rewards), figures, tuple(values))
 
 
 def as_score(value: object) -> Score:
@@ -146,6 +171,14 @@ def as_rewards_see(completions: Sequence[Completion], decode: Decode) -> Complet
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
     return Completions.of(rows, [prompt.columns for prompt in prompts], decode)
+
+
+def _value(argument: str, spec: str):
+    """Returns the score `value:DIR`."""
+    if not argument:
+        raise ValueError(f"expected {VALUE}:DIR, found {spec!r}")
+    # Named, not imported: other scores do without models.
+    return importlib.import_module("dera_jax.search.values").make(argument, spec)
 
 
 def _reward(spec: str) -> Reward:

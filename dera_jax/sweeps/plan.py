@@ -24,6 +24,7 @@ from dera_jax.decoding.complete import (
 from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation
 from dera_jax.decoding.speculative_batch import check_drafter
+from dera_jax.decoding.value_models import check_values
 from dera_jax.devices.mesh import Group, mesh_of, mesh_text
 from dera_jax.devices.processes import share
 from dera_jax.policies.policy import Policy
@@ -61,6 +62,7 @@ class SweepPlan:
         check_count("rows", self.rows)
         check_extent(len(self.prompts), self.num_samples, len(self.lambdas or [0]))
         vocab = min(policy.config.vocab_size for policy in self.policies)
+        check_values(self.policies, self.rule.function)
         check_rule(self.rule, len(self.policies), vocab)
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:

@@ -13,7 +13,11 @@ from dera_jax.sweeps.plan import SweepPlan
 def make_row(plan: SweepPlan, completion: Completion) -> dict:
     """Returns the row of a completion, not yet judged."""
     prompt = completion.request.prompt.prompt
-    reference, *aligned = (float(x) for x in completion.model_logprobs.sum(axis=0, dtype="float64"))
+    logprobs = completion.model_logprobs.sum(axis=0, dtype="float64")
+    # A value head has values, no probabilities.
+    reference, *aligned = (
+        float(x) for x, policy in zip(logprobs, plan.policies, strict=True) if policy.value_of is None
+    )
     return {
         "prompt_id": prompt.prompt_id,
         "sample": completion.request.sample,
@@ -32,7 +36,7 @@ def make_row(plan: SweepPlan, completion: Completion) -> dict:
         "rewards": {},
         "logprob": _total(completion.logprobs),
         "reference_logprob": reference,
-        "aligned_logprob": aligned[0] if len(aligned) == 1 else aligned,
+        "aligned_logprob": aligned[0] if len(aligned) == 1 else aligned or None,
         "sampling_logprob": _total(completion.sampling_logprobs),
         "kl_to_reference": _total(completion.kl_to_reference),
         "log_normalizer": None if completion.log_normalizers is None else _total(completion.log_normalizers),

@@ -19,6 +19,7 @@ NORMALIZED = ("sigmoid_norm", "ipo")
 """Losses of log-ratios per token."""
 SCHEDULES = ("constant", "linear", "cosine")
 VALUE_HEADS = ("own", "shared")
+VALUE_METHODS = ("fudge", "cd-q")
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,22 @@ class PPOConfig:
         check_number("gamma", self.gamma, 0.0, 1.0)
         check_number("lam", self.lam, 0.0, 1.0)
         check_choice("value_head", self.value_head, VALUE_HEADS)
+
+
+@dataclass(frozen=True)
+class ValueTraining:
+    """What a value head learns from rollouts."""
+
+    method: str = one_of(VALUE_METHODS, "fudge")
+    """fudge: the reward of the whole completion at every token; cd-q: the mean value of the next word, and the
+    reward at the last."""
+    num_epochs: int = 4
+    """Updates from the completions of a step; ≥ 1."""
+
+    def __post_init__(self):
+        take_plain_numbers(self)
+        check_choice("method", self.method, VALUE_METHODS)
+        check_count("num_epochs", self.num_epochs, most=10**4)
 
 
 @dataclass(frozen=True)

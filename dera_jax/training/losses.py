@@ -292,3 +292,31 @@ def next_beta(beta: Scalar, kl: Scalar, target: Scalar, horizon: Scalar, batch: 
     References: arXiv:1909.08593, §2.2, with K_β = n / H.
     """
     return beta * (1 + jnp.clip(kl / target - 1, -0.2, 0.2) * batch / horizon)
+
+
+def value_loss(values: Float[Array, "*shape"], targets: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns the squared error of each value:  L = (V − target)²,  least where V is the target's mean."""
+    return (values - targets) ** 2
+
+
+def expected_value(
+    logits: Float[Array, "*rows vocab"], values: Float[Array, "*rows vocab"]
+) -> Float[Array, "*rows"]:
+    """Returns what the next word is worth on average:  Σᵥ π_ref(v) V(v)."""
+    return jnp.sum(jax.nn.softmax(logits, axis=-1) * values, axis=-1)
+
+
+def next_value_targets(
+    expected: Float[Array, "rows tokens"], rewards: Float[Array, " rows"], mask: Bool[Data, "rows tokens"]
+) -> Float[Array, "rows tokens"]:
+    """Returns the target of each token's value:  E_{v∼π_ref(·|x, y₍≤t₎)}[V(hₜ, v)],  and R at the last token.
+
+    Args:
+      expected: `expected_value` where each token was drawn; the next token's is this one's target.
+      mask: of the completions, whose tokens stand behind one another from the first place on.
+
+    References: Mudgal et al., arXiv:2310.17022, Eq. 5.
+    """
+    following = jnp.pad(jnp.asarray(mask)[:, 1:], ((0, 0), (0, 1)))
+    later = jnp.pad(expected[:, 1:], ((0, 0), (0, 1)))
+    return jnp.where(following, later, rewards[:, None])

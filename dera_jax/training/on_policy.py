@@ -31,7 +31,7 @@ class Judged(NamedTuple):
 
 def drawer(
     policy: Policy,
-    reference: Policy,
+    reference: Policy | None,
     prompts: Sequence[EncodedPrompt],
     rewards: Sequence[Reward],
     rollout: RolloutConfig,
@@ -40,6 +40,9 @@ def drawer(
     """Returns what draws a step's completions from the policy with given parameters, and samples of the last.
 
     Prompts are cycled through in a new order every epoch.
+
+    Args:
+      reference: None: the policy itself, whose KL is then 0.
 
     Raises:
       ValueError: a batch that is no multiple of the samples, or larger than the prompts allow.

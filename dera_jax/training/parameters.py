@@ -25,6 +25,17 @@ def split(params: PyTree, heads: tuple[str, ...] = ()) -> tuple[PyTree, PyTree]:
     return trained, {path: flat[path] for path in flat if path not in chosen}
 
 
+def split_head(params: PyTree, head: str) -> tuple[PyTree, PyTree]:
+    """Returns what is trained of a model whose head alone is, in float32, and what is not.
+
+    Args:
+      head: name of the head; adapters, if there are any, stay as they are.
+    """
+    flat = flatten(params)
+    trained = {path: jnp.asarray(a, jnp.float32) for path, a in flat.items() if path.startswith(f"{head}.")}
+    return trained, {path: a for path, a in flat.items() if path not in trained}
+
+
 def whole(config: WeightsConfig, trained: PyTree, frozen: PyTree) -> PyTree:
     """Returns the parameters that a model computes with: trained ones rounded to `config.dtype`."""
     return unflatten(frozen | jax.tree.map(lambda a: a.astype(config.dtype), trained))

@@ -144,7 +144,8 @@ def card(manifest: dict, repo: str, model: str, *, adapter: bool) -> str:
 def _header(model: str, manifest: dict, adapter: bool) -> list[str]:
     """Returns the lines that the Hub reads: no more than is on the Hub."""
     base, data = _public(model), str(manifest.get("data"))
-    lines = [f"library_name: {'peft' if adapter else 'transformers'}"]
+    library = "dera_jax" if manifest.get("method") == "value" else "peft" if adapter else "transformers"
+    lines = [f"library_name: {library}"]
     if _on_hub(model):
         lines.append(f"base_model: {json.dumps(base.partition('@')[0])}")
     if data.startswith("hf:"):
@@ -165,6 +166,13 @@ def _use(method: object, beta: object, name: str, reference: str) -> list[str]:
             "As a reward:",
             "",
             f"    {spelled('sweep')} --reference=REFERENCE --aligned=ALIGNED --lambda=0:2:0.2 --reward=model:{name}",
+            "",
+        ]
+    if method == "value":
+        return [
+            "A value head on that model, which is not here; for controlled decoding, at strengths 1/β:",
+            "",
+            f"    {spelled('sweep')} --reference={_public(reference)} --aligned={name} --rule=tilt --lambda=0,1,2,5",
             "",
         ]
     if beta is None:

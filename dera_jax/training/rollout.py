@@ -44,7 +44,7 @@ class Rollout:
 
 def draw_rollout(
     policy: Policy,
-    reference: Policy,
+    reference: Policy | None,
     prompts: Sequence[EncodedPrompt],
     num_samples: int,
     rewards: Sequence[Reward],
@@ -57,6 +57,7 @@ def draw_rollout(
     The policy decodes alone, one model at weight 1; the reference then reads all completions at once.
 
     Args:
+      reference: None: the policy itself.
       step: folded into the seed, so that every step draws anew.
       draw: makes the completions.
 
@@ -73,10 +74,12 @@ def draw_rollout(
     completions = [ended[request.key] for request in requests]
     drawn = time.perf_counter()
     batch = make_batch([c.request.prompt.tokens[0] for c in completions], [c.tokens for c in completions])
-    of_reference = np.asarray(compiled_logprobs(reference.config, reference.params, batch))
-    logprobs = np.zeros_like(of_reference)
+    logprobs = np.zeros(batch.completion_mask.shape, np.float32)
     for row, completion in enumerate(completions):
         logprobs[row, : len(completion.tokens)] = completion.logprobs
+    of_reference = logprobs
+    if reference is not None:
+        of_reference = np.asarray(compiled_logprobs(reference.config, reference.params, batch))
     read = time.perf_counter()
     each = judge(rewards, completions, policy, step)
     judged = sum((r.weight * found for r, found in zip(rewards, each, strict=True)), np.zeros(len(requests)))

@@ -37,7 +37,7 @@ BAD_ROWS = {
     "length": COUNTS,
     "finish_reason": [None, "ended", 3],
     "rewards": [None, [], "x", {"a": "x"}, {"a": [1]}, {"a": HUGE}, {"a": True}, {"a": {}}],
-    "aligned_logprob": ["x", None, [], ["x"], {}],
+    "aligned_logprob": ["x", [], ["x"], {}],
     "log_normalizer": ["x", [], {}, HUGE],
     **dict.fromkeys(("logprob", "reference_logprob", "sampling_logprob", "kl_to_reference"), FIGURES),
 }

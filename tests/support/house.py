@@ -16,7 +16,7 @@ sweeps       common strengths realign rules models devices policies data decodin
 analysis     common strengths results rewards
 scoring      common strengths realign models devices policies data decoding analysis
 training     common realign models devices policies data decoding rewards scoring
-search       common strengths realign policies data decoding rewards
+search       common strengths realign models policies data decoding rewards
 experiments  common strengths
 performance  common strengths realign rules models devices policies data decoding results rewards scoring training
 """

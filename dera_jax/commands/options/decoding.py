@@ -56,7 +56,8 @@ def add_decode_options(
     group.add_argument(
         "--rule",
         metavar="RULE",
-        help="linear, the mixture of logits (default), or module:function, your own rule",
+        help="linear, the mixture of logits (default); tilt, which adds the values of a value head, the last model of "
+        "--aligned, times its strength 1/β; or module:function, your own rule",
     )
     add_settings(group, DecodeConfig, HELP)
     group.add_argument(
@@ -82,12 +83,17 @@ def add_decode_options(
     )
 
 
-def add_rollout_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how the completions are drawn that a policy is trained on."""
+def add_rollout_options(parser: argparse.ArgumentParser, temperature: bool = True) -> None:
+    """Adds how the completions are drawn that a policy is trained on.
+
+    Args:
+      temperature: whether it is an option; it is 1 otherwise.
+    """
     group = parser.add_argument_group("completions")
     elsewhere = "decode", "beta", "target_kl", "horizon", "seed"
-    fixed = "top_k", "top_p", "kv_cache"  # on-policy
-    add_settings(group, (RolloutConfig, DecodeConfig), ROLLOUTS, leave_out=(*elsewhere, *fixed))
+    fixed = "top_k", "top_p", "kv_cache", *(() if temperature else ("temperature",))  # on-policy
+    shown = {name: help for name, help in ROLLOUTS.items() if name not in fixed}
+    add_settings(group, (RolloutConfig, DecodeConfig), shown, leave_out=(*elsewhere, *fixed))
 
 
 def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:

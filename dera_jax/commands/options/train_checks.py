@@ -74,12 +74,18 @@ def max_length(args: argparse.Namespace, *policies, whole: bool = False) -> int:
     return args.max_length
 
 
-def check_rollouts(args: argparse.Namespace) -> None:
-    """Raises ValueError where a batch cannot be made of --num-samples completions of prompts, or not be split."""
+def check_samples(args: argparse.Namespace) -> None:
+    """Raises ValueError where a batch cannot be made of --num-samples completions of prompts."""
     rows, samples = args.batch_size, args.num_samples
     check_count("--num-samples", samples)
     if rows % samples:
         raise ValueError(f"--batch-size={rows}: expected a multiple of --num-samples={samples}")
+
+
+def check_rollouts(args: argparse.Namespace) -> None:
+    """Raises ValueError where a batch cannot be made of completions by an algorithm, or not be split."""
+    check_samples(args)
+    rows, samples = args.batch_size, args.num_samples
     if args.algorithm == "rloo" and samples < 2:
         raise ValueError(f"--num-samples={samples}: --algorithm=rloo expects 2 or more; pg takes 1")
     if args.algorithm == "pg" and rows < 2:

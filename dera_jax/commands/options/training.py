@@ -45,25 +45,32 @@ HELP: Help = {
 """Settings of `TrainConfig` and `RunConfig`."""
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what is trained and where it is written."""
+def add_model_options(parser: argparse.ArgumentParser, *, head: bool = False) -> None:
+    """Adds what is trained and where it is written.
+
+    Args:
+      head: whether that is a head alone, and the model stays as it is.
+    """
     parser.add_argument(
         "--model",
         required=True,
         metavar="MODEL",
-        help="the model to start from: a folder or org/name, optionally @revision and +ADAPTER",
+        help=("the model that the head reads" if head else "the model to start from")
+        + ": a folder or org/name, optionally @revision and +ADAPTER",
     )
     parser.add_argument(
         "--out",
         required=True,
         type=Path,
         metavar="DIR",
-        help="folder for the model, manifest.json and metrics.jsonl; rerun the same command to resume",
+        help=f"folder for the {'head' if head else 'model'}, manifest.json and metrics.jsonl; rerun the same command "
+        "to resume",
     )
     parser.add_argument(
         "--chat-template",
         metavar="FILE",
-        help="Jinja file to use as chat template, saved with the model (default: that of the tokenizer)",
+        help=f"Jinja file to use as chat template{'' if head else ', saved with the model'} (default: that of the "
+        "tokenizer)",
     )
     add_template_settings(parser)
     parser.add_argument(
@@ -72,6 +79,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16"),
         help="type to compute in; trained parameters stay float32 (default %(default)s)",
     )
+    if head:
+        parser.set_defaults(lora_r=None)
+        return
     group = parser.add_argument_group("low-rank adapters (LoRA), saved in PEFT's format")
     group.add_argument(
         "--lora-r", type=int, metavar="R", help="train adapters of rank R (default: all weights)"
@@ -202,7 +212,9 @@ def open_session(args: argparse.Namespace):
     """Returns the `Session` of the models that the options name."""
     from dera_jax.training.session import Adapters, Session
 
-    lora = args.lora_r, args.lora_alpha, args.lora_target_modules
+    adapters = None
+    if args.lora_r is not None:
+        adapters = Adapters(args.lora_r, args.lora_alpha, args.lora_target_modules)
     return Session(
         args.model,
         args.dtype,
@@ -210,7 +222,7 @@ def open_session(args: argparse.Namespace):
         mesh_text=args.mesh,
         chat_template=args.chat_template,
         chat_template_kwargs=args.chat_template_kwargs,
-        adapters=None if args.lora_r is None else Adapters(*lora),
+        adapters=adapters,
         from_scratch=getattr(args, "from_scratch", False),
         gradient_checkpointing=args.gradient_checkpointing,
         tell=cli.tell,

@@ -38,8 +38,11 @@ def load_pairs(names: tuple[str | None, str | None], shape: str, folder: Path) -
     """Yields the given pair, or the toy, and then the random one."""
     from dera_jax.performance.bench.sides import random_policies
     from dera_jax.policies.load import load_policies
+    from dera_jax.policies.value_heads import check_language_models
 
-    yield load_policies(*names)
+    pair = load_policies(*names)
+    check_language_models(pair)
+    yield pair
     if shape != "none":
         policies = random_policies(folder, SHAPES[shape])
         name = f"random Llama of {_num_parameters(policies[0]) / 1e6:.1f} M parameters"
