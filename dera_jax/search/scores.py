@@ -89,7 +89,7 @@ class Score:
         found = [
             weight * np.array([figure(name, each) for each in completions]) for name, weight in self.figures
         ]
-        found += [value.weight * value(completions) for value in self.values]
+        found += [value.weight * value(completions).astype(np.float64) for value in self.values]
         seen = as_rewards_see(completions, decode) if self.rewards else None
         found += [reward.weight * np.array(_values(reward, completions, seen)) for reward in self.rewards]
         for completion, total in zip(completions, np.sum(found, axis=0), strict=True):

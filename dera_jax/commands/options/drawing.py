@@ -15,8 +15,8 @@ def add_draw_option(parser: argparse.ArgumentParser) -> None:
         default="mixture",
         metavar="DRAW",
         help="mixture: one completion of the realigned policy (the default); or a search among several candidates: "
-        f"{FORMS}. SCORE is a reward, value:DIR (a value head), log-ratio, logprob, reference-logprob, or a sum such as "
-        "length:40:60*2+log-ratio; what the letters mean and what it costs: docs/guides/guided-search.md",
+        f"{FORMS}. SCORE is a reward, value:DIR (a value head), log-ratio, logprob, reference-logprob, or a sum such "
+        "as length:40:60*2+log-ratio; what the letters mean and what it costs: docs/guides/guided-search.md",
     )
 
 
