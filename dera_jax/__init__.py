@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dera_jax.scoring.score import Scored as Scored
     from dera_jax.scoring.score import score as score
     from dera_jax.search.best_of import best_of as best_of
+    from dera_jax.search.blocks import blocks as blocks
+    from dera_jax.search.lookahead import lookahead as lookahead
     from dera_jax.strengths import parse_strengths as parse_strengths
     from dera_jax.sweeps.run import sweep as sweep
 
@@ -40,6 +42,7 @@ _PLACES = {
     "Prompt": "data.prompts",
     "Scored": "scoring.score",
     "best_of": "search.best_of",
+    "blocks": "search.blocks",
     "effective_beta": "realign",
     "format_table": "analysis.tables",
     "generate": "decoding.generate",
@@ -47,6 +50,7 @@ _PLACES = {
     "load_policy": "policies.load",
     "load_prompts": "data.prompts",
     "log_normalizer": "realign",
+    "lookahead": "search.lookahead",
     "mix_logits": "realign",
     "parse_rewards": "rewards.registry",
     "parse_strengths": "strengths",

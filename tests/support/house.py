@@ -16,8 +16,8 @@ sweeps       common strengths realign rules models devices policies data decodin
 analysis     common strengths results rewards
 scoring      common strengths realign models devices policies data decoding analysis
 training     common realign models devices policies data decoding rewards scoring
-search       common strengths realign models policies data decoding rewards
+search       common strengths realign rules models devices policies data decoding rewards
 experiments  common strengths
-performance  common strengths realign rules models devices policies data decoding results rewards scoring training
+performance  common strengths realign rules models devices policies data decoding results rewards scoring training search
 """
 """What stands at the door of `dera_jax`, and what each imports besides its own files: only lines above its own."""
