@@ -95,18 +95,23 @@ def copy_rows(
 
 # Static: mesh. Traced: which rows. One compilation whatever is copied.
 @partial(jax.jit, static_argnames="mesh", donate_argnames="state")
-def copy_caches(
+def copy_texts(
     state: DecodeState,
     sources: Int[Array, " rows"],
     slots: Int[Array, " rows"],
     mesh: Mesh | None = None,
 ) -> DecodeState:
-    """Returns `state` with copies of rows' caches in other slots, whose rows have drawn as many tokens.
+    """Returns `state` with what rows have read in other slots, which keep their strengths, keys and last tokens.
 
     Args:
       sources: as of `copy_rows`, as are `slots`.
     """
-    return on_mesh(state._replace(caches=_copied_caches(state, sources, slots, mesh)), mesh)
+    copied = state._replace(
+        caches=_copied_caches(state, sources, slots, mesh),
+        position=state.position.at[:, slots].set(state.position[:, sources], mode="drop"),
+        drawn=state.drawn.at[slots].set(state.drawn[sources], mode="drop"),
+    )
+    return on_mesh(copied, mesh)
 
 
 def _copied_caches(state: DecodeState, sources: Array, slots: Array, mesh: Mesh | None) -> tuple:

@@ -200,7 +200,7 @@ class BlockBatch(Batch):
         """Lets a group go on from its survivors; returns its completion if all of them have ended.
 
         Args:
-          copies: rows whose caches are to be copied, by the row that they are copied to; is added to.
+          copies: rows whose texts are to be copied, by the row that they are copied to; is added to.
         """
         scores = np.stack([candidate.parts for candidate in candidates], axis=1)
         totals = self.search.total(scores)
@@ -268,8 +268,8 @@ class BlockBatch(Batch):
         return found | dict(zip(free, others, strict=False))
 
     def _copy(self, copies: dict[int, int]) -> None:
-        """Gives rows the caches of others, which stay."""
+        """Gives rows the texts of others, which stay."""
         if copies:
             sources, slots = np.full((2, self.rows), self.rows, np.int32)
             slots[: len(copies)], sources[: len(copies)] = list(copies), list(copies.values())
-            self.state = branches.copy_caches(self.state, sources, slots, mesh=self.mesh)
+            self.state = branches.copy_texts(self.state, sources, slots, mesh=self.mesh)

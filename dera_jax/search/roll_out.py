@@ -51,7 +51,9 @@ class Kept(NamedTuple):
 
 def no_roll_out(state: DecodeState, steps: int) -> RollOut:
     """Returns the roll-out, of so many steps, of rows that have had none."""
-    return RollOut(tuple(models.no_recent(cache, steps) for cache in state.caches), state.rule_state)
+    # Copies: state and roll-out are both given up to the next one.
+    recent = tuple(models.no_recent(cache, steps) for cache in state.caches)
+    return RollOut(recent, jax.tree.map(jnp.copy, state.rule_state))
 
 
 # Static: configs, rule, steps, emitted, ranked, mesh. Traced: everything else. One compilation for a search.

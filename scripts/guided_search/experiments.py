@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from dera_jax.common.files import write_bytes
 from dera_jax.common.folders import find_data
 from dera_jax.rewards.concepts import WORD, inflections, split_concepts
 from scripts.guided_search.declare import Experiment, Way
+from scripts.tinystories_prompts import openings
 
 SETS = 200
 OFTEN = 5
 """How often a model's stories have a word, at least, that it can be asked for."""
+OPENINGS = 128
+"""Those that scripts/tinystories_prompts.py holds out."""
 ASKED = 40
 """Harmful requests."""
 CHATS = 24
@@ -184,17 +188,17 @@ def _questions(path: Path) -> list[str]:
 
 
 def on_top(models: Models) -> Experiment:
-    """Openings of stories; a length reward by alignment, by search, and by both."""
-    openings = (find_data("tinystories") / "tiny_stories_head.txt").read_text().split("<|endoftext|>")
-    starts = list(dict.fromkeys(" ".join(story.split()[:8]) for story in openings if len(story.split()) > 60))
+    """Openings that the aligned model has not seen; a length reward by alignment, by search, and by both."""
+    starts = openings((find_data("tinystories") / "tiny_stories_head.txt").read_text(), 8)
+    random.Random(0).shuffle(starts)
     reward = r"length:40:60:\n"
     draw = f"lookahead:8:48:16:{reward}*10"
     return Experiment(
         "on-top",
-        {"prompts": [{"id": n, "prompt": start} for n, start in enumerate(starts[-SETS // 2 :])]},
+        {"prompts": [{"id": n, "prompt": start} for n, start in enumerate(starts[:OPENINGS])]},
         {
             "reference": models.stories, "aligned": models["stories_aligned"], "lambda": "0,0.5,1",
-            "reward": reward, "num_prompts": SETS // 2, "stop": r"\n", "max_new_tokens": 128,
+            "reward": reward, "num_prompts": OPENINGS, "stop": r"\n", "max_new_tokens": 128,
         },
         (Way("plain", {}), Way("lookahead", {"draw": draw}), Way("best-of-8", {"draw": f"best-of:8:{reward}"})),
     )  # fmt: skip

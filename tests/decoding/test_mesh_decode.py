@@ -26,6 +26,8 @@ from dera_jax.devices import placement
 from dera_jax.devices.mesh import MESH_AXES, _fitting, mesh_of, parse_mesh
 from dera_jax.devices.usage import Usage
 from dera_jax.policies import load, sizes
+from dera_jax.search.blocks import blocks
+from dera_jax.search.lookahead import lookahead
 from tests.support.on_meshes import TOY, adapted_pair, compare, on_mesh, plain_pair
 from tests.support.processes import ROOT, environment
 
@@ -154,6 +156,18 @@ def drafting(make, text, draft):
     return {"kept": usage.acceptance} | compared(found, plain)
 
 
+def searching(make, text, draw):
+    """Returns how many completions of a search are others on a mesh than on one device."""
+    config = DecodeConfig(max_new_tokens=24, seed=5)
+
+    def found(pair):
+        encoded = encode_prompts(pair, as_prompts(PROMPTS), 24)
+        requests = [Request(prompt, 0, (0.5,)) for prompt in encoded]
+        return {done.request.key: done for done in draw(pair, requests, config, 2 * draw.width)}
+
+    return compared(found(on_mesh(make(), parse_mesh(text))), found(make()))
+
+
 def compared(shared, alone):
     assert shared.keys() == alone.keys()
     changed = sum(done.tokens != alone[key].tokens for key, done in shared.items())
@@ -181,6 +195,11 @@ def main():
     print(json.dumps([sharing(make, text) for text, make in places]), flush=True)
     drafts = ("data:2,model:4", plain_pair, "reference"), ("data:4,model:2", adapted_pair, "ngram")
     print(json.dumps([drafting(make, text, draft) for text, make, draft in drafts]), flush=True)
+    searches = (
+        ("data:2,model:4", plain_pair, lookahead(3, 5, 2, "log-ratio", beams=2)),
+        ("data:4,model:2", adapted_pair, blocks(3, 4, "log-ratio")),
+    )
+    print(json.dumps([searching(make, text, draw) for text, make, draw in searches]), flush=True)
     others = ("lora", adapted_pair, 0), ("int8", quantized_pair, 0), ("uneven", uneven_pair, 1)
     for name, make, sampling in others:
         found = check(make, "data:2,model:4", [sampling], (0.5,))
@@ -198,6 +217,10 @@ def test_rows_on_meshes_are_those_of_one_device():
     share, calls, *lines = [json.loads(line) for line in ended.stdout.splitlines()]
     together = lines.pop(len(MESHES))
     drafted = lines.pop(len(MESHES))
+    searched = lines.pop(len(MESHES))
+    for found in searched:
+        # A choice among candidates of nearly one score may fall otherwise, and all behind it.
+        assert found["changed"] <= 1 and found["apart"] < 1e-3, found
     assert drafted[0]["kept"] > 0.5
     for found in [*together, *drafted]:
         print(found)

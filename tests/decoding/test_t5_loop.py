@@ -16,7 +16,9 @@ from dera_jax.decoding.complete import MixtureDraw, complete, complete_unshared
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.devices.usage import Usage
+from dera_jax.search.lookahead import lookahead
 from tests.support.figures import assert_bit_equal
+from tests.support.searched import check_driver
 from tests.support.t5_models import write_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -179,3 +181,12 @@ def test_strengths_share_rows_behind_an_encoder(t5_pair):
     assert shared.keys() == alone.keys() and usage.shared > 0.2
     for key, done in shared.items():
         assert_bit_equal(done, alone[key])
+
+
+def test_searches_go_on_from_what_the_encoder_has_read(pair):
+    encoded = encode_prompts(pair, as_prompts(PROMPTS), 37)
+    check_driver(pair, [Request(prompt, 0, (0.5,)) for prompt in encoded], 5)
+    draw = lookahead(3, 4, 2, "log-ratio", beams=2)
+    for text, done in zip(PROMPTS, generate(pair, PROMPTS, 0.5, draw=draw, max_new_tokens=12), strict=True):
+        (read,) = score(pair, [text], [done.tokens], [0.5])
+        np.testing.assert_allclose(done.model_logprobs, read.model_logprobs, atol=2e-4)

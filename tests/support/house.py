@@ -18,6 +18,6 @@ scoring      common strengths realign models devices policies data decoding anal
 training     common realign models devices policies data decoding rewards scoring
 search       common strengths realign rules models devices policies data decoding rewards
 experiments  common strengths
-performance  common strengths realign rules models devices policies data decoding results rewards scoring training search
+performance  common strengths realign rules models devices policies data decoding rewards scoring training search
 """
 """What stands at the door of `dera_jax`, and what each imports besides its own files: only lines above its own."""
