@@ -71,9 +71,8 @@ SECTIONS = {
     ),
     "on-top": Section(
         "Alignment, search, and both",
-        "128 openings of stories, held out from the alignment; the reward is a first paragraph of 40 to 60 tokens. λ = 0 is the model, "
-        "λ = 1 the one "
-        "that was aligned to the reward.",
+        "128 openings of stories, held out from the alignment; the reward is a first paragraph of 40 to 60 "
+        "tokens. λ = 0 is the model, λ = 1 the one that was aligned to the reward.",
         {"in the band": _band, **COSTS},
         ("in the band",),
     ),
