@@ -16,8 +16,6 @@ from scripts.guided_search.declare import Experiment, Way
 from scripts.tinystories_prompts import openings
 
 SETS = 200
-OFTEN = 5
-"""How often a model's stories have a word, at least, that it can be asked for."""
 OPENINGS = 128
 """Those that scripts/tinystories_prompts.py holds out."""
 ASKED = 40
@@ -73,15 +71,18 @@ class Models:
 
 
 def concepts(models: Models) -> Experiment:
-    """Concept sets whose words the stories have often, for a story model realigned to half of its length reward."""
+    """Concept sets whose words stories have most often, for a story model realigned to half of its length reward."""
     said: dict[str, int] = {}
     for word in WORD.findall((find_data("tinystories") / "tiny_stories_head.txt").read_text().lower()):
         said[word] = said.get(word, 0) + 1
     lines = (find_data("commongen") / "commongen.dev.jsonl").read_text().splitlines()
     sets = [split_concepts(json.loads(line)["concept_set"]) for line in lines]
-    known = [
-        words for words in sets if all(sum(said.get(f, 0) for f in inflections(w)) >= OFTEN for w in words)
-    ]
+
+    def often(words: list[str]) -> int:
+        return min(sum(said.get(form, 0) for form in inflections(word)) for word in words)
+
+    # Those that the model knows best: by the rarest word of each set.
+    known = sorted(sets, key=often, reverse=True)
     opening = "Once upon a time"
     plain = [{"id": n, "prompt": opening, "concepts": words} for n, words in enumerate(known[:SETS])]
     told = [{**row, "prompt": f"Words: {', '.join(row['concepts'])}. {opening}"} for row in plain]
@@ -91,19 +92,19 @@ def concepts(models: Models) -> Experiment:
         {"prompts": plain, "told": told},
         {
             "reference": models.stories, "aligned": models["stories_aligned"], "lambda": "0.5", "reward": "concepts",
-            "num_prompts": SETS, "max_new_tokens": 96,
+            "num_prompts": SETS, "max_new_tokens": 96, "rows": 104,
         },
         (
             Way("plain", {}),
             Way("greedy", {"temperature": 0}),
             Way("prompted", {}, "told"),
             Way("lookahead-8-16-8", {"draw": f"lookahead:8:16:8:{score}"}),
-            Way("lookahead-8-16-1", {"draw": f"lookahead:8:16:1:{score}"}),
-            Way("sampled-lookahead-8-16-8", {"draw": f"sampled-lookahead:8:16:8:{score}"}),
-            Way("blocks-17-8", {"draw": f"blocks:17:8:{score}"}),
-            Way("beams-4-4-8", {"draw": f"beams:4:4:8:{score}"}),
-            Way("rejection-32-16", {"draw": f"rejection:32:16:0.3:{score}"}),
-            Way("best-of-17", {"draw": f"best-of:17:{score}"}),
+            Way("lookahead-32-12-8", {"draw": f"lookahead:32:12:8:{score}"}),
+            Way("sampled-lookahead-32-12-8", {"draw": f"sampled-lookahead:32:12:8:{score}"}),
+            Way("blocks-52-8", {"draw": f"blocks:52:8:{score}"}),
+            Way("beams-4-13-8", {"draw": f"beams:4:13:8:{score}"}),
+            Way("rejection-52-16", {"draw": f"rejection:52:16:0.3:{score}"}),
+            Way("best-of-52", {"draw": f"best-of:52:{score}"}),
         ),
     )  # fmt: skip
 

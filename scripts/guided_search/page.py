@@ -33,11 +33,10 @@ COSTS = {"log π_ref of a token": figures.fluency, "passes a token": figures.pas
 SECTIONS = {
     "concepts": Section(
         "Stories that say given words",
-        "200 concept sets of CommonGen (development set) whose words the stories have five times or more; "
-        "a story model "
-        'realigned to λ = 0.5 begins with "Once upon a time" (`prompted`: the words before it) and writes 96 tokens. '
-        "Soft coverage is the share of words that occur in any form, hard coverage the share of stories "
-        "with all of them.",
+        "The 200 concept sets of CommonGen (development set) whose rarest word the stories have most often; a story "
+        'model realigned to λ = 0.5 begins with "Once upon a time" (`prompted`: the words before it) and writes 96 '
+        "tokens. Soft coverage is the share of words that occur in any form, hard coverage the share of stories with "
+        "all of them.",
         {
             "soft coverage": _reward("concepts"),
             "hard coverage": lambda row: float(row["rewards"]["concepts"] == 1),
