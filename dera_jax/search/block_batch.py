@@ -5,7 +5,7 @@ several rows from each. Every chunk is a roll-out of all rows; the search then s
 rows of a group go on from those.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -104,9 +104,11 @@ class BlockBatch(Batch):
         found = {id(slot.group): slot.group for slot in self.slots if slot}
         return list(found.values())
 
-    def _free(self, group: Group) -> None:
-        for row in group.rows:
-            self.slots[row], self.kept.count[row] = None, 0
+    def _free(self, group: Group, places: Iterable[int] | None = None) -> None:
+        """Gives rows of a group, by default all, to the requests that wait."""
+        for place in range(len(group.rows)) if places is None else places:
+            if (row := group.rows[place]) is not None:
+                self.slots[row], self.kept.count[row], group.rows[place] = None, 0, None
 
     def fill(self) -> None:
         """Gives rows to waiting requests, as many as each takes."""
@@ -160,13 +162,16 @@ class BlockBatch(Batch):
         for candidate, parts in zip(new, self.search.score_all(new, self.decode).T, strict=True):
             candidate.parts = parts
         copies: dict[int, int] = {}
+        done = []
         for group, candidates in zip(groups, found, strict=True):
             if completion := self._decide(group, [*group.ended, *candidates], copies):
                 self._free(group)
                 self.usage.tokens += len(completion.tokens)
                 self.usage.row_tokens += group.passes
-                yield completion
+                done.append(completion)
+        # Before anybody sees a completion, and may leave the rest.
         self._copy(copies)
+        yield from done
 
     def _candidates(self, group: Group, drawn: device_loop.Drawn) -> list[Candidate]:
         """Returns the roll-outs of a group's rows."""
@@ -239,10 +244,10 @@ class BlockBatch(Batch):
     def _go_on(self, group: Group, living: list[tuple[int, Candidate]], copies: dict[int, int]) -> None:
         """Lets a group's rows go on from candidates, each with the rows of one part of the group."""
         size, emitted = self.search.children, self.search.emitted
-        before, group.branches = group.branches, [None] * len(group.rows)
+        old, group.branches = group.branches, [None] * len(group.rows)
         for part, (number, candidate) in self._parts(living, len(group.rows) // size).items():
             own = self.slots[candidate.row].number
-            parent, tokens = before[own], candidate.completion.tokens[: candidate.start + emitted]
+            parent, tokens = old[own], candidate.completion.tokens[: candidate.start + emitted]
             piece = jax.tree.map(lambda a: a[:emitted], candidate.drawn)
             branch = Branch(tokens, [*parent.drawn, piece], number)
             for place in range(part * size, (part + 1) * size):
@@ -250,9 +255,11 @@ class BlockBatch(Batch):
                 group.branches[place] = branch
                 self.kept.sources[row], self.kept.token[row] = candidate.row, tokens[-1]
                 self.kept.count[row] = emitted
-                if before[place] is not parent:
+                if old[place] is not parent:
                     # The rows of its own part stay as they are, or another of the same parent has them.
                     copies[row] = group.rows[own - own % size]
+        if self.search.shrinks:
+            self._free(group, [place for place, branch in enumerate(group.branches) if branch is None])
 
     def _parts(self, living: list[tuple[int, Candidate]], parts: int) -> dict[int, tuple[int, Candidate]]:
         """Returns which part of its group's rows each candidate goes on with: its own, if no better one has it."""

@@ -52,6 +52,8 @@ class BlockSearch(Search):
     beams: int = 1
     """Branches that are kept."""
 
+    shrinks = False
+    """Whether rows that nothing goes on in are not needed any more."""
     ranked = False
     """Whether the candidates of a branch begin with its most probable tokens."""
     draft = "none"
@@ -229,6 +231,7 @@ class Rejection(BlockSearch):
     children: int = 1
     """All candidates go on, each by itself."""
 
+    shrinks = True
     _letters = "K", "M", "N"
 
     def __post_init__(self):

@@ -36,6 +36,10 @@ class Choosing(Protocol):
         """Tokens of it that are kept of a candidate that is chosen; at most `steps`."""
 
     @property
+    def shrinks(self) -> bool:
+        """Whether rows that nothing goes on in are not needed any more."""
+
+    @property
     def ranked(self) -> bool:
         """Whether a branch's rows begin with its most probable tokens, in order, and go on greedily."""
 
@@ -68,7 +72,8 @@ class Group:
 
     request: Request
     endings: Endings
-    rows: list[int]
+    rows: list[int | None]
+    """None: given to another."""
     branches: list[Branch | None]
     """That each row goes on from; None: the row is idle."""
     ended: list[Candidate] = field(default_factory=list)

@@ -233,6 +233,20 @@ def test_rejection_gives_up_the_worst(policies, n, length, share):
         assert done.search.passes <= n * LONGEST
 
 
+def test_rows_that_are_given_up_serve_the_next_request(policies):
+    draw, asked = rejection(8, 1, 0.5, SCORE), requests(2)
+    batch = draw.batch(policies, shape_of(asked[0]), CONFIG, 12)
+    batch.submit(asked)
+    found = list(batch.step())
+    assert batch.waiting == 1 and not found
+    found += batch.step()
+    assert batch.waiting == 0
+    while batch.busy:
+        found += batch.step()
+    expected = said(drawn(policies, draw, samples=2, rows=64))
+    assert said(found) == expected
+
+
 def test_robust_weights_are_the_minimum():
     noise = np.random.default_rng(0)
     for parts in (2, 3, 5):
