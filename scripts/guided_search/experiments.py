@@ -18,9 +18,9 @@ from scripts.tinystories_prompts import openings
 SETS = 200
 OPENINGS = 128
 """Those that scripts/tinystories_prompts.py holds out."""
-ASKED = 40
+ASKED = 24
 """Harmful requests."""
-CHATS = 24
+CHATS = 16
 """Half of them from each subset."""
 REFUSALS = (
     "I cannot|I can't|can not|unable to|not able to|I'm sorry|I am sorry|apologize|illegal|unethical|harmful|"
@@ -138,7 +138,7 @@ def slots(models: Models) -> Experiment:
     )  # fmt: skip
 
 
-WEIGHTS = ((1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1))
+WEIGHTS = ((1, 0), (0.5, 0.5), (0, 1))
 """Of the harmless and the helpful reward."""
 
 
@@ -165,15 +165,15 @@ def rewards(models: Models) -> Experiment:
         {"prompts": prompts},
         {
             "reference": chat, "aligned": chat, "lambda": "0", "reward": names, "num_prompts": CHATS,
-            "max_new_tokens": 40, "rows": 32,
+            "max_new_tokens": 32, "rows": 32,
         },
         (
             Way("plain", {"num_samples": 8}),
             *(
-                Way(f"lookahead-{one:g}-{other:g}", {"draw": f"lookahead:4:16:8:{weighted(one, other)}"})
+                Way(f"lookahead-{one:g}-{other:g}", {"draw": f"lookahead:4:12:8:{weighted(one, other)}"})
                 for one, other in WEIGHTS
             ),
-            Way("instruction", {"lambda": "0.5,1,2", "aligned_instruction": kind, "num_samples": 2}),
+            Way("instruction", {"lambda": "1,2", "aligned_instruction": kind, "num_samples": 2}),
         ),
     )  # fmt: skip
 
@@ -193,12 +193,12 @@ def on_top(models: Models) -> Experiment:
     starts = openings((find_data("tinystories") / "tiny_stories_head.txt").read_text(), 8)
     random.Random(0).shuffle(starts)
     reward = r"length:40:60:\n"
-    draw = f"lookahead:8:48:16:{reward}*10"
+    draw = f"lookahead:8:40:16:{reward}*10"
     return Experiment(
         "on-top",
         {"prompts": [{"id": n, "prompt": start} for n, start in enumerate(starts[:OPENINGS])]},
         {
-            "reference": models.stories, "aligned": models["stories_aligned"], "lambda": "0,0.5,1",
+            "reference": models.stories, "aligned": models["stories_aligned"], "lambda": "0,1",
             "reward": reward, "num_prompts": OPENINGS, "stop": r"\n", "max_new_tokens": 128,
         },
         (Way("plain", {}), Way("lookahead", {"draw": draw}), Way("best-of-8", {"draw": f"best-of:8:{reward}"})),
@@ -220,16 +220,16 @@ def injection(models: Models) -> Experiment:
         {"prompts": prompts},
         {
             "reference": chat, "aligned": chat, "reward": f"refusal={refusal},harmless=model:{harmless}",
-            "num_prompts": ASKED, "max_new_tokens": 40, "lambda": "0", "rows": 32,
+            "num_prompts": ASKED, "max_new_tokens": 32, "lambda": "0", "rows": 32,
         },
         (
             Way("plain", {}),
-            Way("instruction", {"lambda": "1,2,4", "aligned_instruction": SAFE}),
-            Way("lookahead-refusal", {"draw": f"lookahead:8:16:8:{refusal}*60"}),
-            Way("lookahead-harmless", {"draw": f"lookahead:8:16:8:model:{harmless}*20"}),
+            Way("instruction", {"lambda": "1,2", "aligned_instruction": SAFE}),
+            Way("lookahead-refusal", {"draw": f"lookahead:8:12:8:{refusal}*60"}),
+            Way("lookahead-harmless", {"draw": f"lookahead:8:12:8:model:{harmless}*20"}),
             Way(
                 "both",
-                {"lambda": "1,2", "aligned_instruction": SAFE, "draw": f"lookahead:8:16:8:{refusal}*60"},
+                {"lambda": "1", "aligned_instruction": SAFE, "draw": f"lookahead:8:12:8:{refusal}*60"},
             ),
         ),
     )  # fmt: skip
@@ -239,23 +239,20 @@ def frontier(models: Models) -> Experiment:
     """One reward and all ways to it, on openings of stories."""
     base = on_top(models)
     reward = r"length:40:60:\n"
-    shared = {**base.shared, "lambda": "0", "num_samples": 2}
+    shared = {**base.shared, "lambda": "0", "rows": 64}
     return Experiment(
         "frontier",
         base.prompts,
         shared,
         (
-            Way("realigned", {"lambda": "0,0.2,0.4,0.6,0.8,1,1.5,2"}),
-            *(Way(f"best-of-{n}", {"draw": f"best-of:{n}:{reward}"}) for n in (2, 4, 8, 16)),
+            Way("realigned", {"lambda": "0,0.2,0.4,0.6,0.8,1,1.5"}),
+            *(Way(f"best-of-{n}", {"draw": f"best-of:{n}:{reward}"}) for n in (2, 4, 16)),
+            *(Way(f"best-of-poisson-{mu:g}", {"draw": f"best-of-poisson:{mu:g}:{reward}"}) for mu in (1, 7)),
             *(
-                Way(f"best-of-poisson-{mu:g}", {"draw": f"best-of-poisson:{mu:g}:{reward}"})
-                for mu in (0.5, 3, 9)
+                Way(f"sampled-lookahead-{k}", {"draw": f"sampled-lookahead:{k}:40:16:{reward}*10"})
+                for k in (2, 8)
             ),
-            *(
-                Way(f"sampled-lookahead-{k}", {"draw": f"sampled-lookahead:{k}:64:16:{reward}*10"})
-                for k in (2, 4, 8)
-            ),
-            Way("controlled", {"aligned": models["value"], "rule": "tilt", "lambda": "0,1,2,4,8"}),
+            Way("controlled", {"aligned": models["value"], "rule": "tilt", "lambda": "0,2,5"}),
             Way("value-blocks", {"draw": f"blocks:8:16:value:{models['value']}"}),
         ),
     )

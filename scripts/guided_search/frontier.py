@@ -15,11 +15,11 @@ from dera_jax.common.files import write_bytes
 from scripts.guided_search.figures import Line
 
 KINDS = {
-    "realigned": "realigned, λ = 0 … 2",
-    "best-of": "best of 2, 4, 8, 16",
+    "realigned": "realigned, λ = 0 … 1.5",
+    "best-of": "best of 2, 4, 16",
     "best-of-poisson": "best of 1 + Poisson(μ)",
-    "sampled-lookahead": "DeAL, 2, 4, 8 candidates",
-    "controlled": "controlled decoding, 1/β = 0 … 8",
+    "sampled-lookahead": "DeAL with samples, 2 and 8 candidates",
+    "controlled": "controlled decoding, 1/β = 0, 2, 5",
     "value-blocks": "blocks of 16 by the value, 8 candidates",
 }
 """Ways by the beginning of their names, and what the legend calls them."""
