@@ -44,8 +44,7 @@ class Models:
 
     OPTIONS: ClassVar[dict[str, str]] = {
         "stories_aligned": "stories260K with a length reward, see results/stories260k_length",
-        "t5_reference": "the T5 of results/e2e_t5, trained on sentences",
-        "t5_aligned": "the same with a length reward",
+        "t5": "the reference of results/e2e_t5, a T5 trained on sentences",
         "chat": "a chat model, such as HuggingFaceTB/SmolLM2-135M-Instruct",
         "harmless": "the reward model of harmless-base, see results/hh_rlhf",
         "helpful": "that of helpful-base",
@@ -125,7 +124,7 @@ def slots(models: Models) -> Experiment:
         "slots",
         {"prompts": prompts},
         {
-            "reference": models["t5_reference"], "aligned": models["t5_aligned"], "lambda": "0,0.5,1",
+            "reference": models["t5"], "aligned": models["t5"], "lambda": "0",
             "reward": "length:16:24,slots", "num_prompts": len(prompts), "max_new_tokens": 64, "temperature": 0,
         },
         (
