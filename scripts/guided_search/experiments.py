@@ -99,11 +99,10 @@ def concepts(models: Models) -> Experiment:
             Way("prompted", {}, "told"),
             Way("lookahead-8-16-8", {"draw": f"lookahead:8:16:8:{score}"}),
             Way("lookahead-32-12-8", {"draw": f"lookahead:32:12:8:{score}"}),
-            Way("sampled-lookahead-32-12-8", {"draw": f"sampled-lookahead:32:12:8:{score}"}),
             Way("blocks-52-8", {"draw": f"blocks:52:8:{score}"}),
-            Way("beams-4-13-8", {"draw": f"beams:4:13:8:{score}"}),
-            Way("rejection-52-16", {"draw": f"rejection:52:16:0.3:{score}"}),
+            Way("sampled-lookahead-32-12-8", {"draw": f"sampled-lookahead:32:12:8:{score}"}),
             Way("best-of-52", {"draw": f"best-of:52:{score}"}),
+            Way("beams-4-13-8", {"draw": f"beams:4:13:8:{score}"}),
         ),
     )  # fmt: skip
 
