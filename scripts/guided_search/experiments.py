@@ -91,17 +91,15 @@ def concepts(models: Models) -> Experiment:
         {"prompts": plain, "told": told},
         {
             "reference": models.stories, "aligned": models["stories_aligned"], "lambda": "0.5", "reward": "concepts",
-            "num_prompts": SETS, "max_new_tokens": 96, "rows": 104,
+            "num_prompts": SETS, "max_new_tokens": 192, "rows": 104,
         },
         (
             Way("plain", {}),
-            Way("greedy", {"temperature": 0}),
             Way("prompted", {}, "told"),
             Way("lookahead-8-16-8", {"draw": f"lookahead:8:16:8:{score}"}),
-            Way("lookahead-32-12-8", {"draw": f"lookahead:32:12:8:{score}"}),
             Way("blocks-52-8", {"draw": f"blocks:52:8:{score}"}),
-            Way("sampled-lookahead-32-12-8", {"draw": f"sampled-lookahead:32:12:8:{score}"}),
             Way("best-of-52", {"draw": f"best-of:52:{score}"}),
+            Way("sampled-lookahead-32-12-8", {"draw": f"sampled-lookahead:32:12:8:{score}"}),
             Way("beams-4-13-8", {"draw": f"beams:4:13:8:{score}"}),
         ),
     )  # fmt: skip

@@ -34,7 +34,7 @@ SECTIONS = {
     "concepts": Section(
         "Stories that say given words",
         "The 200 concept sets of CommonGen (development set) whose rarest word the stories have most often; a story "
-        'model realigned to λ = 0.5 begins with "Once upon a time" (`prompted`: the words before it) and writes 96 '
+        'model realigned to λ = 0.5 begins with "Once upon a time" (`prompted`: the words before it) and writes 192 '
         "tokens. Soft coverage is the share of words that occur in any form, hard coverage the share of stories with "
         "all of them.",
         {
