@@ -11,6 +11,7 @@ from dera_jax.decoding.complete import MixtureDraw, complete
 from dera_jax.results.manifests import read_manifest
 from dera_jax.rewards.registry import Reward
 from dera_jax.search.best_of import best_of_poisson, soft_best_of
+from dera_jax.search.blocks import blocks
 from dera_jax.search.parsing import parse_draw
 from tests.support import processes
 from tests.support.swept import by_key
@@ -108,6 +109,30 @@ def test_a_score_that_fails_keeps_what_has_ended(policies, tmp_path):
         swept(policies, out=tmp_path / "run", draw=draw)
     assert len(read_rows(tmp_path / "run")) == 5
     assert chosen(swept(policies, out=tmp_path / "run", draw=draw)) == chosen(swept(policies, draw=draw))
+
+
+@pytest.mark.parametrize("wrong", ["nan", "count", "raise"])
+def test_a_score_that_fails_half_way_through_a_search_keeps_what_has_ended(policies, tmp_path, wrong):
+    calls = []
+
+    def mine(completions, **columns):
+        calls.append(len(completions))
+        if len(calls) == 9:
+            if wrong == "raise":
+                raise RuntimeError("out of order")
+            return [1.0] if wrong == "count" else [float("nan")] * len(completions)
+        return [float(len(text)) for text in completions]
+
+    told = {"nan": "found nan for", "count": "expected 4 numbers, found 1", "raise": "out of order"}
+    with pytest.raises(ValueError) as caught:
+        swept(policies, out=tmp_path / "run", rows=4, draw=blocks(4, 8, mine))
+    # One call for all candidates of a decision; they are named with their prompt.
+    assert (
+        told[wrong] in str(caught.value)
+        and "candidate" in str(caught.value)
+        and "prompt " in str(caught.value)
+    )
+    assert set(calls) == {4} and 0 < len(read_rows(tmp_path / "run")) < len(swept(policies, draw=complete))
 
 
 def test_single_calls_take_it(policies):
