@@ -12,9 +12,7 @@ official split.
 """
 
 import argparse
-import csv
 import gzip
-import random
 import shutil
 import subprocess
 import sys
@@ -30,13 +28,12 @@ from dera_jax.common.folders import find_data
 from dera_jax.common.json_files import read_json
 from dera_jax.results.reading import read_rows
 from dera_jax.rewards.slots import parse_slots, slot_coverage
+from scripts.e2e_data import HELD_OUT, pooled, split
 from scripts.reproduce.t5 import save_untrained, train_tokenizer
 
 VOCABULARY = 1024
 LONGEST = 64
 """Tokens of a prompt, and of a completion, EOS included; a few training examples are longer and left out."""
-HELD_OUT = 200
-"""Meaning representations that are decoded; training does not see them."""
 SFT = dict(max_steps=1200, batch_size=32, learning_rate=3e-3, warmup_ratio=0.05)
 REWARD = "length:16:24"
 RLHF = dict(
@@ -62,10 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     work, data = args.work, args.data or find_data("e2e")
 
-    train, test = split(
-        read_references(data / "devset.csv") | read_references(data / "testset_w_refs.csv"),
-        args.seed,
-    )
+    train, test = split(pooled(data), args.seed)
     tokenizer = train_tokenizer((text for mr, texts in train.items() for text in [mr, *texts]), VOCABULARY)
     save_untrained(tokenizer, work / "init")
     pairs = [(mr, text) for mr, texts in train.items() for text in texts if fits(tokenizer, mr, text)]
@@ -95,23 +89,6 @@ def main(argv: list[str] | None = None) -> None:
     table = markdown(figures)
     write_results(work, args.out, table, commands)
     print(table)
-
-
-def read_references(path: Path) -> dict[str, list[str]]:
-    """Returns the sentences that people wrote for each meaning representation, in the file's order."""
-    found: dict[str, list[str]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["mr"], []).append(" ".join(row["ref"].split()))
-    return found
-
-
-def split(references: dict[str, list[str]], seed: int) -> tuple[dict, dict]:
-    """Returns what is trained on and what is held out, all sentences of a meaning on one side."""
-    meanings = list(references)
-    random.Random(seed).shuffle(meanings)
-    held_out, rest = meanings[:HELD_OUT], meanings[HELD_OUT:]
-    return {mr: references[mr] for mr in rest}, {mr: references[mr] for mr in held_out}
 
 
 def fits(tokenizer: PreTrainedTokenizerFast, *texts: str) -> bool:

@@ -12,6 +12,7 @@ from typing import ClassVar
 from dera_jax.common.files import write_bytes
 from dera_jax.common.folders import find_data
 from dera_jax.rewards.concepts import WORD, inflections, split_concepts
+from scripts.e2e_data import pooled, split
 from scripts.guided_search.declare import Experiment, Way
 from scripts.tinystories_prompts import openings
 
@@ -107,14 +108,7 @@ def concepts(models: Models) -> Experiment:
 
 def slots(models: Models) -> Experiment:
     """Meaning representations that the T5 was not trained on, as scripts/e2e.py holds them out."""
-    from scripts.e2e import read_references, split
-
-    folder = find_data("e2e")
-    references: dict[str, list[str]] = {}
-    for name in ("devset.csv", "testset_w_refs.csv"):
-        for meaning, texts in read_references(folder / name).items():
-            references.setdefault(meaning, []).extend(texts)
-    _, held_out = split(references, 0)
+    _, held_out = split(pooled(find_data("e2e")), 0)
     prompts = [{"id": n, "prompt": mr, "references": texts} for n, (mr, texts) in enumerate(held_out.items())]
     score = "slots*10+length:16:24*3"
     return Experiment(
