@@ -24,6 +24,8 @@ KINDS = {
 }
 """Ways by the beginning of their names, and what the legend calls them."""
 MARKERS = "osD^vP"
+PRICES = (1, 2, 5, 10, 20)
+"""Ticks of forward passes."""
 
 
 def plot_frontier(lines: Sequence[Line], path: Path) -> None:
@@ -40,6 +42,8 @@ def plot_frontier(lines: Sequence[Line], path: Path) -> None:
         by_kl.set_ylabel("share of paragraphs in the band")
         by_price.set_xlabel("forward passes of each model for a token")
         by_price.set_xscale("log")
+        by_price.set_xticks(PRICES, [str(price) for price in PRICES])
+        by_price.minorticks_off()
         figure.legend(*by_kl.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=200)

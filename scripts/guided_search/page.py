@@ -88,10 +88,11 @@ SECTIONS = {
     ),
     "frontier": Section(
         "Reward against KL",
-        "The openings and the reward as above, all draws from the reference but for "
-        "`realigned`. KL is "
-        "exact for `realigned` and `controlled`; of choices among n draws it is the bound log n − (n − "
-        "1)/n for each.",
+        "128 openings of stories; the reward is a first paragraph of 40 to 60 tokens. All ways but "
+        "`realigned` draw from "
+        "the reference; the λ of `controlled` is 1/β. KL is exact for `realigned` and `controlled`; of "
+        "choices among n "
+        "draws it is the bound log n − (n − 1)/n for each.",
         {"in the band": _band, "KL at most": figures.kl_bound, **COSTS},
         ("in the band",),
     ),

@@ -50,6 +50,7 @@ ALLOWED = {
     "dera_jax/common/provenance.py": {"import subprocess"},
     "dera_jax/performance/bench/starts.py": {"import subprocess"},
     "scripts/e2e.py": {"import subprocess"},
+    "scripts/guided_search/runs.py": {"import subprocess"},
     "scripts/hh_rlhf.py": {"import subprocess"},
     "scripts/make_toy.py": {"import subprocess"},
     "scripts/reproduce/__main__.py": {"import subprocess", "subprocess.Popen"},
