@@ -16,6 +16,7 @@ SHOWN = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "results/e2e_t5/README.md",
+    "results/guided_search/README.md",
     "results/hh_rlhf/README.md",
     "results/reproduction/REPRODUCTION.md",
     "results/stories260k_length/README.md",
