@@ -12,6 +12,7 @@
   dera plan        a TPU that you do not have: does it fit, how fast
   dera sft         train on text
   dera reward      train a reward model on preferences
+  dera value       train a value head: what every next word is worth
   dera dpo         align by preferences
   dera rlhf        align by a reward
 

@@ -4,7 +4,7 @@
   python -m eval.plot runs/A runs/B --out=both.png
   python -m eval.plot runs/RUN --table=markdown
 
-  python -m eval.plot runs/RUN --trace            what a search looked at (a sweep with --draw=… --trace)
+  python -m eval.plot runs/RUN --trace            what a search has looked at (eval.sweep --trace)
 
 Several sweeps are drawn in the same panels, each with its own colour and marker.
 """

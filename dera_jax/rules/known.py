@@ -44,6 +44,6 @@ def load_rule(spec: str | None) -> NamedRule:
     if name := known_name(spec):
         return NamedRule(load_function(KNOWN[name], f"--rule={name}"), name)
     if ":" not in spec:
-        expected = " or ".join([*KNOWN, "module:function"])
+        expected = f"{', '.join(KNOWN)} or module:function"
         raise ValueError(f"--rule={shown(spec, 80)}: expected {expected}")
     return NamedRule(load_function(spec, f"--rule={spec}"), spec)

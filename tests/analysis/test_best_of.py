@@ -93,7 +93,7 @@ def test_what_says_nothing_is_refused(rows, ranking, told):
 
 def test_what_a_search_took_is_told():
     found = {"candidates": 8, "tokens": 24, "score": 0.0, "runner_up": -1.0}
-    assert "8 candidates on average, for 8 times the tokens" in tell_search([row(search=found)])
+    assert "8 candidates on average, for 8 forward passes a token" in tell_search([row(search=found)])
     assert "at most 1.20 nats" in tell_search([row(search=found)])
     assert tell_search([row()]) is None
 
