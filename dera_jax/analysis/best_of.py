@@ -43,12 +43,12 @@ def tell_search(rows: Sequence[dict]) -> str | None:
     times = passes / max(1, sum(len(row["tokens"]) for row in found))
     told = (
         f"each completion is chosen from {candidates:.3g} candidates on average, for {times:.3g} forward passes a "
-        "token; KL is that of the policy that draws them: the choice adds "
+        "token; KL is that of the policy that draws them"
     )
     if not all("best-of" in row.get("draw", "best-of").partition(":")[0] for row in found):
-        return told + "to it what is not told"
+        return f"{told}, without the effect of the choices"
     bound = math.fsum(choice_bound(row["search"]["candidates"]) for row in found) / len(found)
-    return f"{told}at most {bound:.2f} nats"
+    return f"{told}: the choice adds at most {bound:.2f} nats"
 
 
 def best_weights(scores: Sequence[float], n: int) -> np.ndarray:

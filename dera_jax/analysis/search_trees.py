@@ -49,9 +49,8 @@ def _plot_tree(axes: Axes, row: dict) -> None:
         axes.scatter([number + 1], [trace[number][chosen]["score"]], s=28, color=COLORS[1], zorder=5)
     strength = format_strength(strength_from_json(row["lambda"]))
     draw = shown(row.get("draw", "search"), 80)
-    axes.set_title(
-        f"λ = {strength}, {draw}: {row['search']['candidates']} candidates", loc="left", fontsize=9
-    )
+    told = f"{row['search']['candidates']} candidates; blue: kept, orange: of the completion, grey: given up"
+    axes.set_title(f"λ = {strength}, {draw}: {told}", loc="left", fontsize=8)
     axes.set_ylabel("score")
     axes.set_xlim(0.7, len(trace) + 0.3)
     axes.locator_params(axis="x", integer=True)
