@@ -77,18 +77,11 @@ def copy_rows(
       slots: row numbers, then the number of rows, which is no row.
     """
 
-    def small(values: Array, axis: int = 0) -> Array:
-        at = (slice(None),) * axis
-        return values.at[(*at, slots)].set(values[(*at, sources)], mode="drop")
-
-    copied = state._replace(
-        caches=_copied_caches(state, sources, slots, mesh),
-        token=small(state.token, 1),
-        position=small(state.position, 1),
-        weights=small(state.weights),
-        key=small(state.key),
-        drawn=small(state.drawn),
-        done=small(state.done),
+    copied = _with_texts(state, sources, slots, mesh)._replace(
+        token=_copied_each(state.token, sources, slots, 1),
+        weights=_copied_each(state.weights, sources, slots),
+        key=_copied_each(state.key, sources, slots),
+        done=_copied_each(state.done, sources, slots),
     )
     return on_mesh(copied, mesh)
 
@@ -106,19 +99,26 @@ def copy_texts(
     Args:
       sources: as of `copy_rows`, as are `slots`.
     """
-    copied = state._replace(
-        caches=_copied_caches(state, sources, slots, mesh),
-        position=state.position.at[:, slots].set(state.position[:, sources], mode="drop"),
-        drawn=state.drawn.at[slots].set(state.drawn[sources], mode="drop"),
-    )
-    return on_mesh(copied, mesh)
+    return on_mesh(_with_texts(state, sources, slots, mesh), mesh)
 
 
-def _copied_caches(state: DecodeState, sources: Array, slots: Array, mesh: Mesh | None) -> tuple:
+def _with_texts(state: DecodeState, sources: Array, slots: Array, mesh: Mesh | None) -> DecodeState:
+    """Returns `state` with what rows have read, and where they are in it, in other slots."""
+
     def in_place(values: Array) -> Array:
         return _copied(values, sources, slots, len(values) // len(slots), mesh)
 
-    return jax.tree.map(in_place, state.caches)
+    return state._replace(
+        caches=jax.tree.map(in_place, state.caches),
+        position=_copied_each(state.position, sources, slots, 1),
+        drawn=_copied_each(state.drawn, sources, slots),
+    )
+
+
+def _copied_each(values: Array, sources: Array, slots: Array, axis: int = 0) -> Array:
+    """Returns what there is one of for each row, copied to other slots."""
+    at = (slice(None),) * axis
+    return values.at[(*at, slots)].set(values[(*at, sources)], mode="drop")
 
 
 # A function of its own, for the arrays of all layers: each shape is traced but once.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from dera_jax import models
 from dera_jax.common.shown import shown
 from dera_jax.data.answers import encode_whole
-from dera_jax.data.buckets import bucket_length, pad_left
+from dera_jax.data.buckets import padded_batches
 from dera_jax.data.messages import template_variables
 from dera_jax.models.reward import RewardConfig
 from dera_jax.policies.reward_models import RewardPolicy, load_reward_model
@@ -88,14 +88,7 @@ def reward_texts(policy: RewardPolicy, texts: Sequence[Sequence[int]]) -> Float[
             f"{shown(policy.name, 200)}: a text of {longest} tokens does not fit its context of {context}"
         )
     found = np.zeros(len(texts), np.float32)
-    # Texts of about one length together: the longest of a batch decides its shape.
-    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-    for start in range(0, len(order), ROWS):
-        part = order[start : start + ROWS]
-        bucket = bucket_length(len(texts[part[-1]]))
-        rows = [pad_left(texts[number], bucket) for number in part]
-        rows += [pad_left([], bucket)] * (ROWS - len(part))
-        tokens, mask = (np.concatenate(both) for both in zip(*rows, strict=True))
+    for part, tokens, mask in padded_batches(texts, ROWS):
         found[part] = np.asarray(_forward(policy.config, policy.params, tokens, mask))[: len(part)]
     return found
 
