@@ -159,7 +159,7 @@ def is_light(module):
     return (
         package in ("common", "strengths", "results", "analysis", "experiments", "commands")
         or module.endswith(".config")
-        or (package == "rewards" and module != "dera_jax.rewards.model")
+        or (package == "rewards" and module.split(".")[2:] not in (["model"], ["reading_on"]))
     )
 
 

@@ -249,6 +249,17 @@ class Decoder(nnx.Module):
         recent: Recent,
     ) -> tuple[Float[Array, "rows length vocab"], Recent]:
         """Returns the logits after each of several more tokens, and `recent` with them."""
+        hidden, recent = self.hidden_steps(tokens, positions, cache, recent)
+        return self.logits(hidden), recent
+
+    def hidden_steps(
+        self,
+        tokens: Int[Array, "rows length"],
+        positions: Int[Array, "rows length"],
+        cache: KVCache,
+        recent: Recent,
+    ) -> tuple[Float[Array, "rows length width"], Recent]:
+        """Returns what the head reads after each of several more tokens, and `recent` with them."""
         past = tuple(map(Past, cache.keys, cache.values, recent.keys, recent.values))
         length, room = tokens.shape[1], recent.keys[0].shape[2]
         places = recent.places(length)
@@ -260,7 +271,7 @@ class Decoder(nnx.Module):
 
         hidden, present = self._trunk(tokens, positions, seen, past)
         keys, values = zip(*present, strict=True)
-        return self.logits(hidden), Recent(keys, values, recent.count + length)
+        return hidden, Recent(keys, values, recent.count + length)
 
     def _read(self, tokens, positions, mask, segments):
         """Returns what tokens leave that see each other where `mask` lets them."""

@@ -74,6 +74,10 @@ class RewardModel(nnx.Module):
             hidden = self.trunk.hidden(tokens, mask)
             last = _last(tokens, mask, self.pad_token) if self.head == "last" else -1
             read = hidden[jnp.arange(len(tokens)), last]
+        return self.judge(read)
+
+    def judge(self, read: Float[Array, "rows width"]) -> Float[Array, " rows"]:
+        """Returns what the head says of what it reads, one vector for a text."""
         if self.dense is not None:
             read = jnp.tanh(self.dense(read))
         return self.score(read, "float32")[:, 0]

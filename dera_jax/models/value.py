@@ -65,5 +65,8 @@ class ValueModel(Decoder):
         last: Int[Array, " rows"],
     ) -> Float[Array, " rows"]:
         """Returns V of each row's next word `last` after its left-padded tokens."""
-        values = self.logits(self.hidden(tokens, mask)[:, -1])
-        return values[jnp.arange(len(last)), last]
+        return self.judge(self.hidden(tokens, mask)[:, -1], last)
+
+    def judge(self, hidden: Float[Array, "rows width"], words: Int[Array, " rows"]) -> Float[Array, " rows"]:
+        """Returns V of one next word of each row."""
+        return self.logits(hidden)[jnp.arange(len(words)), words]

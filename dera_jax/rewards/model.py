@@ -1,7 +1,7 @@
 """A reward model as a reward, `model:DIR`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -16,6 +16,7 @@ from dera_jax.data.messages import template_variables
 from dera_jax.models.reward import RewardConfig
 from dera_jax.policies.reward_models import RewardPolicy, load_reward_model
 from dera_jax.rewards.completions import Completions
+from dera_jax.rewards.reading_on import Reader
 
 ROWS = 16
 """Texts read at a time."""
@@ -31,6 +32,8 @@ class ModelReward:
 
     policy: RewardPolicy
     spec: str
+    read: Callable[[Sequence[list[int]]], Float[np.ndarray, " texts"]] | None = None
+    """Returns the reward of texts within the context; by default each text is read as a whole."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -43,12 +46,23 @@ class ModelReward:
             if not isinstance(prompt, str):
                 self._encode(prompt, "…", "length")
 
+    def reading_on(self) -> "ModelReward":
+        """Returns the same reward for texts of a search: of each, only what is new since the last ones is read."""
+        config = self.policy.config
+        if config.head != "last":  # it reads both ways, or with an encoder
+            return self
+        reader = Reader(config, self.policy.params)
+        return replace(
+            self, read=lambda texts: reader([_without_padding(t, config.pad_token) for t in texts])
+        )
+
     def __call__(self, completions: Completions) -> list[float | None]:
         seen = completions.prompts, completions.completions, completions.finish_reasons
         given = [{name: each[n] for name, each in completions.columns.items()} for n in range(len(seen[0]))]
         texts = [self._encode(*row) for row in zip(*seen, given, strict=True)]
         context = self.policy.config.trunk.max_positions
-        found = iter(reward_texts(self.policy, [text for text in texts if len(text) <= context]).tolist())
+        read = self.read or partial(reward_texts, self.policy)
+        found = iter(read([text for text in texts if len(text) <= context]).tolist())
         return [next(found) if len(text) <= context else None for text in texts]
 
     def _encode(
@@ -91,6 +105,14 @@ def reward_texts(policy: RewardPolicy, texts: Sequence[Sequence[int]]) -> Float[
     for part, tokens, mask in padded_batches(texts, ROWS):
         found[part] = np.asarray(_forward(policy.config, policy.params, tokens, mask))[: len(part)]
     return found
+
+
+def _without_padding(text: list[int], pad_token: int | None) -> list[int]:
+    """Returns a text up to the token that its reward is read at; see `RewardConfig.pad_token`."""
+    length = len(text)
+    while length > 1 and text[length - 1] == pad_token:
+        length -= 1
+    return text[:length]
 
 
 @partial(jax.jit, static_argnames="config")

@@ -38,6 +38,12 @@ class Reward:
         if hasattr(self.function, "check"):
             self.function.check(prompts)
 
+    def reading_on(self) -> "Reward":
+        """Returns the same reward for completions that grow; its function may remember those it has seen last."""
+        if not hasattr(self.function, "reading_on"):
+            return self
+        return replace(self, function=self.function.reading_on())
+
     def __call__(self, completions: Completions) -> list[float | None]:
         """Returns the reward of each completion; None where the reward does not apply.
 

@@ -15,7 +15,7 @@ Multi-Objective Decoding, arXiv:2503.08796.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -91,6 +91,10 @@ class BlockSearch(Search):
         if (draft := plain_draw(self.plain).draft) not in ("none", "auto"):
             raise ValueError(f"{self.name.partition(':')[0]}: expected no drafts, found --draft={draft}")
 
+    def reading_on(self) -> "BlockSearch":
+        """Returns the same search for one batch, whose score remembers the candidates that it has seen last."""
+        return replace(self, score=self.score.reading_on())
+
     def score_all(self, candidates: Sequence[Candidate], decode: Decode) -> np.ndarray:
         """Returns the scores [1, candidates]: see `total`."""
         return np.array([self.score([each.completion for each in candidates], decode)])
@@ -116,7 +120,7 @@ class BlockSearch(Search):
         strengths: int = 1,
     ) -> BlockBatch:
         """Returns the batch of the draw; see `MixtureDraw.batch`."""
-        return BlockBatch(policies, shape, config, rows, rule, usage, search=self)
+        return BlockBatch(policies, shape, config, rows, rule, usage, search=self.reading_on())
 
     def __call__(
         self,

@@ -49,6 +49,11 @@ class Score:
             return None
         return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
+    def reading_on(self) -> "Score":
+        """Returns the same score for one batch: its models read of each text only what is new since the last ones."""
+        rewards, values = (tuple(each.reading_on() for each in some) for some in (self.rewards, self.values))
+        return replace(self, rewards=rewards, values=values)
+
     def check(self, prompts: Sequence[str | Sequence[Mapping]]) -> None:
         """Raises ValueError where a reward cannot judge answers to the prompts."""
         for reward in self.rewards:

@@ -1,7 +1,7 @@
 """What a value head says of candidates, whole or not, by the tokens that they were drawn as."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -16,9 +16,12 @@ from dera_jax.decoding.value_models import check_value_of
 from dera_jax.models.value import ValueConfig
 from dera_jax.policies.load import load_value_policy
 from dera_jax.policies.policy import Policy
+from dera_jax.rewards.reading_on import Reader
 
 ROWS = 16
 """Candidates read at a time."""
+Read = Callable[[Sequence[Sequence[int]], Sequence[int]], np.ndarray]
+"""Of texts and a next word of each: the words' values."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class ValueScore:
     """The specification as written."""
     weight: float = 1.0
     """In a sum of several; what the score itself gives is not multiplied."""
+
+    read: Read | None = None
+    """Returns the value of a next word of each text; by default each text is read as a whole."""
 
     @property
     def fingerprint(self) -> str:
@@ -47,7 +53,11 @@ class ValueScore:
     def __call__(self, completions: Sequence[Completion]) -> Float[np.ndarray, " candidates"]:
         """Returns the value of each candidate."""
         prompts = [completion.request.prompt.tokens[0] for completion in completions]
-        return last_values(self.policy, prompts, [completion.tokens for completion in completions])
+        return last_values(self.policy, prompts, [each.tokens for each in completions], self.read)
+
+    def reading_on(self) -> "ValueScore":
+        """Returns the same score for texts of a search: of each, only what is new since the last ones is read."""
+        return replace(self, read=Reader(self.policy.config, self.policy.params))
 
 
 def make(argument: str, spec: str) -> ValueScore:
@@ -60,7 +70,10 @@ def make(argument: str, spec: str) -> ValueScore:
 
 
 def last_values(
-    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    read: Read | None = None,
 ) -> Float[np.ndarray, " candidates"]:
     """Returns  V(x, y₍<T₎, y_T)  of each completion's last token.
 
@@ -68,6 +81,7 @@ def last_values(
       policy: a value head.
       prompts: token ids, at least one for each completion.
       completions: token ids, at least one; EOS, where one has ended, is its last.
+      read: see `ValueScore`.
 
     Raises:
       ValueError: a completion without a token, or a text that does not fit the model's context.
@@ -80,9 +94,16 @@ def last_values(
         raise ValueError(
             f"{shown(policy.name, 200)}: a text of {longest} tokens does not fit its context of {context}"
         )
+    words = [tokens[-1] for tokens in completions]
+    return (read or partial(_read_whole, policy))(texts, words)
+
+
+def _read_whole(
+    policy: Policy, texts: Sequence[Sequence[int]], words: Sequence[int]
+) -> Float[np.ndarray, " texts"]:
     found = np.zeros(len(texts), np.float32)
     for part, tokens, mask in padded_batches(texts, ROWS):
-        last = np.array([completions[number][-1] for number in part] + [0] * (ROWS - len(part)), np.int32)
+        last = np.array([words[number] for number in part] + [0] * (ROWS - len(part)), np.int32)
         found[part] = np.asarray(_forward(policy.config, policy.params, tokens, mask, last))[: len(part)]
     return found
 

@@ -19,9 +19,9 @@ from dera_jax.rewards.model import _forward, reward_texts
 from dera_jax.rewards.registry import Reward, parse_rewards
 from dera_jax.sweeps.judging import judge_run
 from dera_jax.training.rollout import draw_rollout
-from tests.support.shapes import FAMILIES, SHAPES
-from tests.support.torch_models import random_model, save
-from tests.support.torch_rewards import T5, TEXTS, randomize
+from tests.support.shapes import FAMILIES
+from tests.support.torch_models import save
+from tests.support.torch_rewards import T5, TEXTS, classifier, randomize
 
 torch = pytest.importorskip("torch")
 from transformers import (  # noqa: E402
@@ -31,16 +31,6 @@ from transformers import (  # noqa: E402
     T5EncoderModel,
     T5ForSequenceClassification,
 )
-
-
-def classifier(name):
-    settings = dict(SHAPES[name])
-    kind = settings.get("model_type", "llama")
-    config = random_model(settings).config
-    assert config.model_type == kind
-    config.num_labels, config.pad_token_id = 1, 0
-    attention = {"attn_implementation": "eager"} if kind == "gemma2" else {}
-    return randomize(AutoModelForSequenceClassification.from_config(config, **attention))
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "," not in name])

@@ -11,7 +11,7 @@ policies     common strengths realign models devices
 data         common strengths models devices policies
 decoding     common strengths realign rules models devices policies data
 results      common strengths
-rewards      common models devices policies data results
+rewards      common models devices policies data decoding results
 sweeps       common strengths realign rules models devices policies data decoding results rewards
 analysis     common strengths results rewards
 scoring      common strengths realign models devices policies data decoding analysis
