@@ -55,7 +55,9 @@ from dera_jax.common.notes import Note  # noqa: E402
 gc.freeze()
 gc.set_threshold(20_000, 20, 20)
 
-pytest_plugins = ["tests.support.command_runs", "tests.support.outside_data", "tests.support.stub_judge"]
+pytest_plugins = [
+    "tests.support.command_runs", "tests.support.outside_data", "tests.support.stub_judge", "tests.support.time_box",
+]  # fmt: skip
 
 
 def pytest_addoption(parser):

@@ -18,7 +18,7 @@ from tests.support.toy import all_completions, exact_logprobs, tiny_policy
 PROMPT = (1, 2, 0, 2)
 LONGEST = 3
 LAMBDA = 0.4
-SAMPLES = 3000
+SAMPLES = 1200
 CONFIG = DecodeConfig(max_new_tokens=LONGEST, seed=5)
 COMPLETIONS = all_completions(4, LONGEST)
 

@@ -11,6 +11,7 @@ import pytest
 
 from dera_jax.common.folders import data_folder, how_to_get
 from scripts.get_data import is_there
+from tests.support.time_box import is_left_out
 
 # Before xdist's workers start, which inherit it.
 os.environ.setdefault("DERA_JAX_TEST_DATA", str(data_folder().absolute()))
@@ -59,7 +60,7 @@ def pytest_collection_modifyitems(items):
 
 def _skipped(reporter):
     """Returns the reports of tests skipped for want of data, and of the others."""
-    reports = reporter.stats.get("skipped", [])
+    reports = [each for each in reporter.stats.get("skipped", []) if not is_left_out(each)]
     need = [report for report in reports if LACKING in str(report.longrepr)]
     return need, [report for report in reports if report not in need]
 
