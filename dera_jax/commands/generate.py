@@ -94,6 +94,7 @@ def make_parser() -> cli.Parser:
     models.add_model_options(parser)
     decoding.add_decode_options(parser, draft="auto", prefix_cache="on")
     drawing.add_draw_option(parser)
+    drawing.add_exact_options(parser)
     return parser
 
 

@@ -90,6 +90,7 @@ def make_parser() -> cli.Parser:
     models.add_model_options(parser)
     decoding.add_decode_options(parser)
     drawing.add_draw_option(parser)
+    drawing.add_exact_options(parser)
     drawing.add_trace_option(parser)
     return parser
 

@@ -57,12 +57,7 @@ class MixtureDraw(DrawConfig):
           rows: of a batch.
           usage: is added to.
         """
-        for shape, group in groupby(in_order(requests), key=shape_of):
-            same = list(group)
-            batch = self.batch(policies, shape, config, rows, rule, usage, most_strengths(same))
-            if self.prefixes is not None:
-                same = batch.pool.keep_prefixes(self.prefixes, batch.usage).known_first(same)
-            yield from run_batch(batch, same)
+        yield from in_batches(self, policies, requests, config, rows, rule, usage)
 
     def batch(
         self,
@@ -128,6 +123,25 @@ def width_of(draw: Draw) -> int:
 def tries_of(draw: Draw) -> float:
     """Returns how many completions a draw makes for each that it yields, on average, as far as it says."""
     return getattr(draw, "tries", 1)
+
+
+def in_batches(
+    draw: Draw,
+    policies: Sequence[Policy],
+    requests: Sequence[Request],
+    config: DecodeConfig,
+    rows: int,
+    rule: Rule = linear_rule,
+    usage: Usage | None = None,
+) -> Iterator[Completion]:
+    """Yields the completion of every request, decoded by a draw's own batches, one for each shape of prompts."""
+    prefixes = plain_draw(draw).prefixes
+    for shape, group in groupby(in_order(requests), key=shape_of):
+        same = list(group)
+        batch = draw.batch(policies, shape, config, rows, rule, usage, most_strengths(same))
+        if prefixes is not None:
+            same = batch.pool.keep_prefixes(prefixes, batch.usage).known_first(same)
+        yield from run_batch(batch, same)
 
 
 def run_batch(batch: Batch, requests: Sequence[Request]) -> Iterator[Completion]:

@@ -64,6 +64,38 @@ class Searched:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """How a completion of the response-level optimum was found."""
+
+    tries: int
+    """Completions that were begun, this one included."""
+    tokens: int
+    """Of all of them together, EOS included."""
+    cut: int
+    """Of those given up, how many the limit had cut off."""
+    log_weight: float | None = None
+    """log Π z of a completion that is kept though it was not accepted; None: it is an exact draw."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """What a completion of the response-level optimum was drawn from, where all completions of a population count."""
+
+    particles: int
+    tokens: int
+    """Of all of them together, EOS included, those that were given up too."""
+    log_weight: float | None
+    """log of an estimate of Z(λ), whose mean is Z(λ) itself; None: no completion has a weight above 0."""
+    effective: float
+    """Effective size (Σ w)² / Σ w² at the end."""
+    resamplings: int
+    ancestors: int
+    """How many of the completions that it began with those at its end go back to."""
+    cut: int
+    """Of those at its end, how many the limit has cut off."""
+
+
+@dataclass(frozen=True)
 class Completion:
     """One completion with the figures of each of its tokens, in nats."""
 
@@ -81,6 +113,8 @@ class Completion:
     log_normalizers: np.ndarray | None
     search: Searched | None = None
     """What it was chosen from, if several candidates were drawn."""
+    exact: Tried | Population | None = None
+    """How it was found, if it is a draw from the response-level optimum."""
 
     @property
     def prompt(self) -> str | tuple[dict, ...]:

@@ -62,6 +62,19 @@ class Search(TypedDict):
     trace: NotRequired[list[list[Candidate]]]
 
 
+class Exact(TypedDict, total=False):
+    """How a completion of the response-level optimum was found: by tries, or in a population."""
+
+    tries: Count
+    tokens: Required[Count]
+    cut: Required[Count]
+    log_weight: Required[Number | None]
+    particles: Count
+    effective: Number
+    resamplings: Count
+    ancestors: Count
+
+
 Row = TypedDict(
     "Row",
     {
@@ -87,11 +100,12 @@ Row = TypedDict(
         "kl_to_reference": Number,
         "log_normalizer": Number | None,
         "search": Search,
+        "exact": Exact,
     },
     total=False,
 )
 """Types of a row's fields, see `results.folder`; what else there is may be anything."""
-OPTIONAL = ("seed", "turn", "rule", "draw", "prompt_tokens", "tokens", "search")
+OPTIONAL = ("seed", "turn", "rule", "draw", "prompt_tokens", "tokens", "search", "exact")
 """Fields that kept rows may lack."""
 WHOLE = tuple(name for name in Row.__annotations__ if name not in OPTIONAL)
 """Fields that summaries and figures are made of."""

@@ -118,7 +118,7 @@ class BlockBatch(Batch):
         filled = []
         while self.queue and (rows := self._free_rows()):
             request = self.queue.popleft()
-            group = Group(request, self._endings(request), rows, [Branch()] * len(rows))
+            group = self._group(request, rows)
             first = request.attempt * MOST
             for number, row in enumerate(rows):
                 place = Place(group, number, replace(request, attempt=first + number))
@@ -126,6 +126,9 @@ class BlockBatch(Batch):
                 filled.append((row, place.request))
         self.fit_caches(self._needed_room())
         self._fill_slots(filled)
+
+    def _group(self, request: Request, rows: list[int | None]) -> Group:
+        return Group(request, self._endings(request), rows, [Branch()] * len(rows))
 
     def _free_rows(self) -> list[int]:
         """Returns free rows of one device for another request; none if there are not enough."""
@@ -249,7 +252,7 @@ class BlockBatch(Batch):
             own = self.slots[candidate.row].number
             parent, tokens = old[own], candidate.completion.tokens[: candidate.start + emitted]
             piece = jax.tree.map(lambda a: a[:emitted], candidate.drawn)
-            branch = Branch(tokens, [*parent.drawn, piece], number)
+            branch = Branch(tokens, [*parent.drawn, piece], number, candidate.log_weight, candidate.ancestor)
             for place in range(part * size, (part + 1) * size):
                 row = group.rows[place]
                 group.branches[place] = branch

@@ -16,15 +16,14 @@ Multi-Objective Decoding, arXiv:2503.08796.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import numpy as np
 
 from dera_jax.common.checks import check_count, take_plain_numbers
 from dera_jax.data.prompts import prompt_text
-from dera_jax.decoding.complete import Draw, complete, in_order, plain_draw, run_batch
+from dera_jax.decoding.complete import Draw, complete, in_batches, plain_draw
 from dera_jax.decoding.config import DecodeConfig
-from dera_jax.decoding.request import Completion, Request, Shape, shape_of
+from dera_jax.decoding.request import Completion, Request, Shape
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule, linear_rule
@@ -143,12 +142,7 @@ class BlockSearch(Search):
         """
         self.check([prompt_text(request.prompt.prompt) for request in requests], len(policies) - 1)
         self.score.check_policies(policies)
-        for shape, group in groupby(in_order(requests), key=shape_of):
-            batch, same = self.batch(policies, shape, config, rows, rule, usage), list(group)
-            prefixes = plain_draw(self.plain).prefixes
-            if prefixes is not None:
-                same = batch.pool.keep_prefixes(prefixes, batch.usage).known_first(same)
-            yield from run_batch(batch, same)
+        yield from in_batches(self, policies, requests, config, rows, rule, usage)
 
 
 def best(scores: np.ndarray, count: int) -> list[int]:

@@ -28,3 +28,7 @@ class Candidate:
     """What each part of the score adds."""
     score: float = 0.0
     """All together."""
+    log_weight: float = 0.0
+    """Of a particle, since it was last drawn again."""
+    ancestor: int | None = None
+    """Of a particle, the row that it began in."""

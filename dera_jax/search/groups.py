@@ -64,6 +64,10 @@ class Branch:
     """Their figures, in pieces."""
     number: int | None = None
     """That its last candidate had in its decision."""
+    log_weight: float = 0.0
+    """Of a particle, since it was last drawn again."""
+    ancestor: int | None = None
+    """Of a particle, the row that it began in."""
 
 
 @dataclass

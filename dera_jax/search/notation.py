@@ -31,8 +31,14 @@ DRAWS = {
     "lookahead-beams": ("B", "K", "L", "M"),
 }
 """Name of a draw -> the numbers between it and its score."""
-FORMS = ", ".join(":".join([name, *numbers, "SCORE"]) for name, numbers in DRAWS.items())
-"""How the draws are written."""
+EXACT = {"exact": (), "particles": ("N",)}
+"""The same of the draws from the response-level optimum, which have no score."""
+LIMIT_MEANS = ("ended", "absorb")
+"""What a limit of length means to them: the law is of completions that end within it; or those cut off are members."""
+SEARCHES = ", ".join(":".join([name, *numbers, "SCORE"]) for name, numbers in DRAWS.items())
+"""How the searches are written."""
+FORMS = ", ".join([SEARCHES, *(":".join([name, *numbers]) for name, numbers in EXACT.items())])
+"""How all draws are written."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WITH_ARGUMENT = "|".join([*(kind for kind, (_, form, _) in KNOWN.items() if ":" in form), VALUE])

@@ -69,7 +69,9 @@ class SweepPlan:
             raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
         check_rewards(self.rewards, self.prompts)
         check_draw(self.draw, self.prompts, aligned)
-        for strength in {s for prompt in self.prompts for each in self._strengths(prompt) for s in each}:
+        strengths = {s for prompt in self.prompts for each in self._strengths(prompt) for s in each}
+        check_settings(self.draw, sorted(strengths), self.decode, self.rule)
+        for strength in strengths:
             if len(strength) != aligned:
                 raise ValueError(f"lambda: expected a number for each of {aligned} aligned, found {strength}")
             if max(map(abs, strength)) > float(np.finfo(np.float32).max):
@@ -255,6 +257,12 @@ def check_draw(draw: Draw, prompts: Sequence[Prompt], aligned: int) -> None:
     """Raises ValueError where a draw cannot answer the prompts, or not with so many aligned models."""
     if hasattr(draw, "check"):
         draw.check(_asked(prompts), aligned)
+
+
+def check_settings(draw: Draw, strengths: Sequence[Strength], decode: DecodeConfig, rule: NamedRule) -> None:
+    """Raises ValueError where a draw does not serve the strengths, or not at these settings."""
+    if hasattr(draw, "check_settings"):
+        draw.check_settings(strengths, decode, rule.function)
 
 
 def _asked(prompts: Sequence[Prompt]) -> list:

@@ -40,6 +40,7 @@ def make_row(plan: SweepPlan, completion: Completion) -> dict:
         "sampling_logprob": _total(completion.sampling_logprobs),
         "kl_to_reference": _total(completion.kl_to_reference),
         "log_normalizer": None if completion.log_normalizers is None else _total(completion.log_normalizers),
+        **({} if completion.exact is None else {"exact": asdict(completion.exact)}),
         **({} if completion.search is None else {"search": _searched(completion.search)}),
     }
 

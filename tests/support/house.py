@@ -17,6 +17,7 @@ analysis     common strengths results rewards
 scoring      common strengths realign models devices policies data decoding analysis
 training     common realign models devices policies data decoding rewards scoring
 search       common strengths realign rules models devices policies data decoding rewards
+exact        common strengths realign rules models devices policies data decoding rewards search
 experiments  common strengths
 performance  common strengths realign rules models devices policies data decoding rewards scoring training search
 """

@@ -4,8 +4,9 @@ import argparse
 from dataclasses import replace
 
 from dera_jax.commands.options import decoding
+from dera_jax.common.shown import shown
 from dera_jax.rules.known import NamedRule
-from dera_jax.search.notation import FORMS
+from dera_jax.search.notation import EXACT, LIMIT_MEANS, SEARCHES
 
 
 def add_draw_option(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +15,28 @@ def add_draw_option(parser: argparse.ArgumentParser) -> None:
         "--draw",
         default="mixture",
         metavar="DRAW",
-        help="mixture: one completion of the realigned policy (the default); or a search among several candidates: "
-        f"{FORMS}. SCORE is a reward, value:DIR (a value head), log-ratio, logprob, reference-logprob, or a sum such "
+        help="mixture: one completion of the realigned policy (the default); exact, particles:N: one of the "
+        "response-level optimum that it approximates (docs/guides/exact-realignment.md); or a search among several "
+        f"candidates: {SEARCHES}. SCORE is a reward, value:DIR (a value head), log-ratio, logprob, "
+        "reference-logprob, or a sum such "
         "as length:40:60*2+log-ratio; what the letters mean and what it costs: docs/guides/guided-search.md",
+    )
+
+
+def add_exact_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --limit-means and --max-tries."""
+    parser.add_argument(
+        "--limit-means",
+        choices=LIMIT_MEANS,
+        help="of --draw=exact and particles: the law of completions that end within --max-new-tokens (ended, the "
+        "default), or with those that it cuts off as members (absorb)",
+    )
+    parser.add_argument(
+        "--max-tries",
+        type=int,
+        metavar="N",
+        help="of --draw=exact: completions that are begun for one, at most; the last is kept with its weight "
+        "(default 1000)",
     )
 
 
@@ -41,6 +61,14 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
     """
     plain = decoding.draw_of(args, rule, aligned, answers)
     trace = getattr(args, "trace", False)
+    if args.draw.partition(":")[0] in EXACT:
+        if trace:
+            raise ValueError(f"--trace: expected a --draw that chooses among candidates, found {args.draw}")
+        return _exact(args, plain)
+    for name in ("limit_means", "max_tries"):
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option}: expected --draw=exact or particles:N, found {shown(args.draw, 80)}")
     if args.draw == "mixture":
         if trace:
             raise ValueError("--trace: expected a --draw that chooses among candidates, found mixture")
@@ -53,3 +81,21 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
     except ValueError as error:
         raise type(error)(f"--draw: {error}") from None
     return draw
+
+
+def _exact(args: argparse.Namespace, plain):
+    """Returns the draw from the response-level optimum that the options ask for."""
+    from dera_jax.exact.parsing import parse_exact
+
+    given = {
+        name: value for name in ("limit_means", "max_tries") if (value := getattr(args, name)) is not None
+    }
+    if args.draw != "exact" and "max_tries" in given:
+        raise ValueError(f"--max-tries: expected --draw=exact, found {shown(args.draw, 80)}")
+    try:
+        return parse_exact(args.draw, **given, plain=plain)
+    except ValueError as error:
+        told = str(error)
+        if told.startswith("max_tries: "):
+            raise ValueError(f"--{told.replace('_', '-', 1)}") from None
+        raise ValueError(f"--draw: {told}") from None

@@ -14,7 +14,14 @@ def load_plan(args, decode):
     from dera_jax.devices.processes import leads, several, together
     from dera_jax.rewards.registry import parse_rewards
     from dera_jax.strengths import PER_PROMPT, parse_strengths
-    from dera_jax.sweeps.plan import SweepPlan, check_draw, check_extent, check_rewards, make_plan
+    from dera_jax.sweeps.plan import (
+        SweepPlan,
+        check_draw,
+        check_extent,
+        check_rewards,
+        check_settings,
+        make_plan,
+    )
 
     reference, aligned = models.model_names(args)
     # Everything that can be wrong without a model is checked before one is loaded.
@@ -28,6 +35,7 @@ def load_plan(args, decode):
     rows = args.rows if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
     draw = drawing.draw_of(args, rule, len(aligned or [1]))
     check_draw(draw, prompts, len(aligned or [1]))
+    check_settings(draw, lambdas or (), decode, rule)
     mesh = models.open_mesh(args)
 
     def load() -> SweepPlan:

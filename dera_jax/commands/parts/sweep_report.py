@@ -45,6 +45,7 @@ def report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> No
     """
     from dera_jax.analysis import plots, reports, tables
     from dera_jax.analysis.best_of import tell_search
+    from dera_jax.analysis.exact import tell_exact
     from dera_jax.analysis.summaries import summarize
     from dera_jax.results.asked import tell_missing
 
@@ -56,8 +57,9 @@ def report(out: Path, rows: list[dict], seconds: float, used: dict | None) -> No
         cli.warn(warning)
     if told := tell_missing(out, rows):
         cli.warn(f"{told}; rerun the command that asked for them")
-    if told := tell_search(rows):
-        print(told)
+    for told in (tell_search(rows), tell_exact(rows)):
+        if told:
+            print(told)
     if seconds:
         print(_speed(summaries, seconds))
     if used:
