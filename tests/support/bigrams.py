@@ -1,0 +1,81 @@
+"""A pair whose next word depends on the last one alone: sums over all responses are powers of a matrix."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dera_jax import models
+from dera_jax.data.encoding import EncodedPrompt
+from dera_jax.data.prompts import Prompt
+from dera_jax.decoding.request import Request
+from dera_jax.models.trees import flatten, unflatten
+from tests.support.toy import EOS, tiny_policy
+
+VOCAB, START = 24, 0
+
+
+def bigram(toy, seed, spread=0.8):
+    """Returns a policy with independent normal logits of this spread after every word, but for EOS, whose is 0."""
+    policy = tiny_policy(toy, seed, VOCAB)
+    noise = np.random.default_rng(seed)
+    width = policy.config.width
+
+    def of(path, value):
+        if path.endswith(("attention.out.kernel", "feed_forward.down.kernel")):
+            return jnp.zeros_like(value)  # no block adds anything
+        if path == "head.kernel":
+            value = noise.normal(size=value.shape) * spread / width**0.5
+            value[:, EOS] = 0
+        elif path.startswith("embed"):
+            value = noise.normal(size=value.shape)
+        return jnp.asarray(value, jnp.float32)
+
+    params = unflatten({path: of(path, value) for path, value in flatten(policy.params).items()})
+    return replace(policy, config=replace(policy.config, max_positions=512), params=params)
+
+
+class Bigrams:
+    """Two bigram models; the aligned one has the reference's embeddings, and a head that differs by noise."""
+
+    def __init__(self, toy, apart=0.7):
+        reference = bigram(toy, 1)
+        noise = np.random.default_rng(2).normal(size=reference.params["head"]["kernel"].shape)
+        params = flatten(reference.params)
+        params["head.kernel"] = jnp.asarray(
+            params["head.kernel"] + apart * noise / reference.config.width**0.5, jnp.float32
+        )
+        aligned = replace(reference, name="aligned", params=unflatten(params), fingerprint="aligned")
+        self.policies = reference, aligned
+        self.logprobs = [self._transitions(policy) for policy in self.policies]
+
+    def _transitions(self, policy):
+        tokens = jnp.arange(VOCAB)[:, None]
+        logits = models.bind(policy.config, policy.params).forward(tokens, jnp.ones(tokens.shape, bool))
+        return np.asarray(jax.nn.log_softmax(logits[:, 0].astype(jnp.float32)), np.float64)
+
+    def weights(self, lambda_):
+        """π_ref(v | u)^{1−λ} π_al(v | u)^λ  [u, v]."""
+        reference, aligned = self.logprobs
+        return np.exp((1 - lambda_) * reference + lambda_ * aligned)
+
+    def mixture(self, lambda_):
+        """The realigned policy's own transitions."""
+        weights = self.weights(lambda_)
+        return weights / weights.sum(1, keepdims=True)
+
+    def sums(self, matrix, longest):
+        """Mass of the responses that end after 1, 2, … tokens [longest], and of those cut off."""
+        going = np.zeros(VOCAB)
+        going[START] = 1
+        ended = []
+        for _ in range(longest):
+            after = going @ matrix
+            ended.append(after[EOS])
+            going = np.where(np.arange(VOCAB) == EOS, 0, after)
+        return np.array(ended), going.sum()
+
+    def requests(self, lambda_, samples):
+        prompt = EncodedPrompt(Prompt(0, "x"), ((5, START), (5, START)))
+        return [Request(prompt, sample, (lambda_,)) for sample in range(samples)]
