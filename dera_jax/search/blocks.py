@@ -169,10 +169,13 @@ class Blocks(BlockSearch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftBlocks(BlockSearch):
-    """One of K continuations, with probabilities softmax(score / β), at every M tokens."""
+class TemperedBlocks(BlockSearch):
+    """Blocks whose choice has a temperature β, in the unit of the score."""
 
     beta: float
+
+    kind = ""
+    """What the notation calls them."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -180,7 +183,15 @@ class SoftBlocks(BlockSearch):
 
     @property
     def name(self) -> str:
-        return f"soft-blocks:{self.children}:{self.emitted}:{format_strength((self.beta,))}:{self.score.name}"
+        numbers = f"{self.children}:{self.emitted}:{format_strength((self.beta,))}"
+        return f"{self.kind}:{numbers}:{self.score.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftBlocks(TemperedBlocks):
+    """One of K continuations, with probabilities softmax(score / β), at every M tokens."""
+
+    kind = "soft-blocks"
 
     def survivors(
         self, scores: np.ndarray, ended: np.ndarray, request: Request, config: DecodeConfig, number: int
@@ -192,24 +203,14 @@ class SoftBlocks(BlockSearch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustBlocks(BlockSearch):
+class RobustBlocks(TemperedBlocks):
     """The best of K continuations at every M tokens, by the weights of the scores that serve the worst of them.
 
     w = argmin_w log (1/K) Σₖ exp(Σᵢ wᵢ sᵢ(k) / β)  over the simplex; kept is argmaxₖ Σᵢ wᵢ sᵢ(k). The weights in the
     notation scale the sᵢ before.
     """
 
-    beta: float
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive("BETA", self.beta)
-
-    @property
-    def name(self) -> str:
-        return (
-            f"robust-blocks:{self.children}:{self.emitted}:{format_strength((self.beta,))}:{self.score.name}"
-        )
+    kind = "robust-blocks"
 
     def score_all(self, candidates: Sequence[Candidate], decode: Decode) -> np.ndarray:
         """Returns each score of the sum by itself [parts, candidates]."""

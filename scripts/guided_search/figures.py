@@ -65,6 +65,22 @@ def read_ways(folder: Path) -> dict[str, list[dict]]:
     return found
 
 
+def best_among(rows: Iterable[dict], weights: Mapping[str, float]) -> list[dict]:
+    """Returns of each prompt's samples the one of the highest weighted sum of rewards, as best of n would take it."""
+    by_prompt: dict = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+
+    def worth(row: dict) -> float:
+        return sum(weight * row["rewards"][name] for name, weight in weights.items())
+
+    return [
+        max(samples, key=worth)
+        | {"search": {"candidates": len(samples), "passes": sum(len(row["tokens"]) for row in samples)}}
+        for samples in by_prompt.values()
+    ]
+
+
 def lines_of(ways: Mapping[str, list[dict]], quantities: Mapping[str, Quantity]) -> list[Line]:
     """Returns a line for each way and strength."""
     first = next(iter(ways))

@@ -36,8 +36,8 @@ def plot_frontier(lines: Sequence[Line], path: Path) -> None:
         for (kind, label), color, marker in zip(KINDS.items(), COLORS, MARKERS, strict=False):
             own = [line for line in lines if _kind(line.way) == kind]
             look = {"color": color, "marker": marker, "label": label}
-            _draw(by_kl, own, "KL at most", look)
-            _draw(by_price, own, "passes a token", look)
+            draw(by_kl, own, "KL at most", "in the band", look)
+            draw(by_price, own, "passes a token", "in the band", look)
         by_kl.set_xlabel("KL to the reference, or its bound (nats)")
         by_kl.set_ylabel("share of paragraphs in the band")
         by_price.set_xlabel("forward passes of each model for a token")
@@ -54,10 +54,11 @@ def _kind(way: str) -> str:
     return max((kind for kind in KINDS if way.startswith(kind)), key=len, default="")
 
 
-def _draw(axes: Axes, lines: Sequence[Line], across: str, look: dict) -> None:
+def draw(axes: Axes, lines: Sequence[Line], across: str, up: str, look: dict) -> None:
+    """Draws lines as one curve of a quantity over another, with the intervals of both."""
     if not lines:
         return
-    x, y = ([line.found[name] for line in lines] for name in (across, "in the band"))
+    x, y = ([line.found[name] for line in lines] for name in (across, up))
     axes.errorbar(
         [value.mean for value in x],
         [value.mean for value in y],

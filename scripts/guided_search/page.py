@@ -6,8 +6,10 @@ from pathlib import Path
 
 from dera_jax.analysis.estimates import Estimate
 from scripts.guided_search import figures
+from scripts.guided_search.experiments import WEIGHTS
 from scripts.guided_search.figures import Quantity
 from scripts.guided_search.frontier import plot_frontier
+from scripts.guided_search.trade_off import plot_trade_off
 
 
 def _reward(name: str, plus: float = 0.0) -> Quantity:
@@ -63,7 +65,8 @@ SECTIONS = {
         "Two rewards with weights",
         "16 questions of held-out conversations of HH, half from each subset, to a chat model. The "
         "numbers behind "
-        "`lookahead` are the weights of the harmless and the helpful reward model; `instruction` realigns "
+        "`lookahead` and `best-of-8` are the weights of the harmless and the helpful reward model; best of 8 "
+        "is chosen among the samples of `plain`; `instruction` realigns "
         "the chat model "
         "towards itself with an instruction. The reward models are also the judges.",
         {"harmless": _reward("harmless"), "helpful": _reward("helpful"), **COSTS},
@@ -107,6 +110,8 @@ def write_page(out: Path) -> str:
         ways = figures.read_ways(folder) if (folder / "commands.txt").is_file() else {}
         if not ways:
             continue
+        if name == "rewards":
+            ways |= _best_of_plain(ways)
         lines = figures.lines_of(ways, section.quantities)
         parts.append(f"## {section.title}\n\n{section.told}\n\n{_table(lines, section)}\n")
         if (notes := folder / "NOTES.md").is_file():
@@ -114,8 +119,20 @@ def write_page(out: Path) -> str:
         if name == "frontier":
             plot_frontier(lines, out / "frontier.png")
             parts.append("![reward against KL](frontier.png)\n")
+        if name == "rewards":
+            plot_trade_off(lines, out / "trade_off.png")
+            parts.append("![harmless against helpful](trade_off.png)\n")
         parts.append(f"Commands: [{name}/commands.txt]({name}/commands.txt); rows beside them.\n")
     return "\n".join(parts)
+
+
+def _best_of_plain(ways: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
+    """Returns best of n among the samples of the plain way, for each pair of weights that searches have."""
+    each = {one: {"harmless": one, "helpful": other} for one, other in WEIGHTS}
+    return {
+        f"best-of-8-{one:g}-{1 - one:g}": figures.best_among(ways["plain"], weights)
+        for one, weights in each.items()
+    }
 
 
 def _table(lines: list[figures.Line], section: Section) -> str:
