@@ -42,6 +42,7 @@ def test_acceptance_is_the_normalizer_and_lengths_are_those_of_the_optimum(pair,
     assert share < 0.65
 
 
+@pytest.mark.slow  # 6 400 completions on each side
 def test_populations_estimate_the_normalizer_with_less_spread_than_weights_alone(toy):
     pair, lambda_, n = Bigrams(toy, apart=0.3), 2.0, 64
     ended, _ = pair.sums(pair.weights(lambda_), LONGEST)
