@@ -167,6 +167,10 @@ def _check(rows: Sequence[dict], ranking: str) -> None:
         )
     if any(row.get("turn") for row in rows):
         raise ValueError("--best-of: expected prompts of one turn, found several")
+    if any("exact" in row for row in rows):
+        raise ValueError(
+            "--best-of: expected a run without --draw, found draws from the response-level optimum"
+        )
     if any("search" in row for row in rows):
         raise ValueError(
             "--best-of: the rows were chosen among candidates already; expected a run without --draw"

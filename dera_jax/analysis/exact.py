@@ -23,15 +23,17 @@ def _lines(by_strength: dict[tuple, list[dict]]) -> Iterator[str]:
 
 def _tried(rows: Sequence[dict]) -> str:
     found = [row["exact"] for row in rows]
-    accepted = [each for each in found if each["log_weight"] is None]
-    tries, tokens = (sum(each[name] for each in found) for name in ("tries", "tokens"))
-    kept = len(found) - len(accepted)
-    return (
-        f"{len(accepted) / tries:.3g} of {tries} completions accepted, {tokens / max(1, len(accepted)):.0f} tokens for "
-        f"each; {sum(each['cut'] for each in found) / tries:.0%} cut off by the limit; "
-        f"log Z {_with_error([_log_share(each) for each in _of_prompts(rows)])}"
-        + (f"; {kept} kept with their weights, as no try was accepted" if kept else "")
+    accepted = sum(each["accepted"] for each in found)
+    tries, tokens, cut = (sum(each[name] for each in found) for name in ("tries", "tokens", "cut"))
+    told = (
+        f"{accepted} of {tries} tries accepted ({accepted / tries:.0%}), {tokens / max(1, accepted):.0f} tokens "
+        f"for each; {cut / tries:.0%} of the tries ran into the limit"
     )
+    shares = [share for each in _of_prompts(rows) if (share := _log_share(each)) is not None]
+    told += f"; log Z {_with_error(shares)}" if shares else "; log Z needs --num-samples=2 or more"
+    if kept := len(found) - accepted:
+        told += f"; {kept} kept though no try was accepted: these are not draws from the optimum"
+    return told
 
 
 def _population(rows: Sequence[dict]) -> str:
@@ -44,7 +46,7 @@ def _population(rows: Sequence[dict]) -> str:
     told = [_log_mean(each) for each in _of_prompts(rows)]
     return (
         f"effective size {means['effective']:.3g} of {particles} at the end, {means['resamplings']:.3g} resamplings, "
-        f"{means['ancestors']:.3g} ancestors; {means['cut'] / particles:.0%} cut off by the limit; "
+        f"{means['ancestors']:.3g} ancestors; {means['cut'] / particles:.0%} ran into the limit; "
         f"log Z {_with_error([each for each in told if each > -math.inf])}"
     )
 
@@ -56,10 +58,13 @@ def _of_prompts(rows: Sequence[dict]) -> list[list[dict]]:
     return list(found.values())
 
 
-def _log_share(found: Sequence[dict]) -> float:
-    """Returns the logarithm of the share of a prompt's tries that were accepted; of none, that of less than one."""
-    accepted = sum(each["log_weight"] is None for each in found)
-    return math.log(max(accepted, 0.5) / sum(each["tries"] for each in found))
+def _log_share(found: Sequence[dict]) -> float | None:
+    """Returns log of (k − 1)/(n − 1), which is Z on average, of a prompt's k accepted completions among n tries.
+
+    References: Haldane 1945, On a method of estimating frequencies.
+    """
+    accepted, tries = (sum(each[name] for each in found) for name in ("accepted", "tries"))
+    return math.log((accepted - 1) / (tries - 1)) if accepted > 1 else None
 
 
 def _log_mean(found: Sequence[dict]) -> float:

@@ -148,7 +148,7 @@ def _mendable(out: Path) -> Iterator[None]:
 
         kept = f"{out} keeps all completions; once the reward is mended, the same command goes on"
         if isinstance(error, ScoreError):
-            kept = f"{out} keeps those that have ended; other code is another draw, which needs another --out"
+            kept = f"completions that have ended are in {out}; a changed score is another draw, for another --out"
         raise ValueError(f"{error}; {kept}") from error
 
 

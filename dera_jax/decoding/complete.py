@@ -110,6 +110,12 @@ def plain_draw(draw: Draw) -> MixtureDraw:
     return plain if isinstance(plain, MixtureDraw) else complete
 
 
+def check_no_drafts(name: str, plain: Draw) -> None:
+    """Raises ValueError where a drafter was asked for, for a draw that has no use of it."""
+    if (draft := plain_draw(plain).draft) not in ("none", "auto"):
+        raise ValueError(f"{name}: expected no drafts, found --draft={draft}")
+
+
 def batching_draw(draw: Draw) -> MixtureDraw:
     """Returns the draw whose batches decode: a draw itself where it has batches of its own, else `plain_draw`."""
     return draw if hasattr(draw, "batch") else plain_draw(draw)  # type: ignore[return-value]

@@ -72,9 +72,11 @@ class Tried:
     tokens: int
     """Of all of them together, EOS included."""
     cut: int
-    """Of those given up, how many the limit had cut off."""
+    """How many of them ran into the limit."""
+    accepted: bool = True
+    """Whether the completion is an exact draw; else it is the last try, and none was accepted."""
     log_weight: float | None = None
-    """log Π z of a completion that is kept though it was not accepted; None: it is an exact draw."""
+    """log Π z of one that was not accepted; None: it was, or its weight is 0."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dera_jax.common.checks import check_choice
-from dera_jax.decoding.complete import Draw, complete, in_batches
+from dera_jax.decoding.complete import Draw, check_no_drafts, complete, in_batches
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Completion, Request
 from dera_jax.devices.usage import Usage
@@ -43,6 +43,10 @@ class ExactDraw:
     def name(self) -> str:
         """What rows call the draw; with what a limit means where that is not the usual."""
         return self.method if self.limit_means == "ended" else f"{self.method}:{self.limit_means}"
+
+    def check(self, prompts: Sequence, aligned: int) -> None:
+        """Raises ValueError where the draw is asked for drafts, which it has none of."""
+        check_no_drafts(self.method.partition(":")[0], self.plain)
 
     def check_settings(self, strengths: Sequence[Strength], config: DecodeConfig, rule: Rule) -> None:
         """Raises ValueError where the law at these settings is another than Eq. 5."""
@@ -83,7 +87,9 @@ class ExactDraw:
 def check_between(kind: str, strengths: Sequence[Strength], instead: str) -> None:
     """Raises ValueError where a strength is beyond those between the models."""
     for strength in strengths:
+        expected = "0 ≤ λ ≤ 1" if len(strength) == 1 else "every λ ≥ 0, with a sum of at most 1"
         if min(strength) < 0 or sum(strength) > 1:
             raise ValueError(
-                f"{kind}: expected 0 ≤ λ ≤ 1, where Π z ≤ 1, found {format_strength(strength)}; {instead} takes any λ"
+                f"{kind}: expected {expected}, where Π z ≤ 1, found {format_strength(strength)}; "
+                f"{instead} takes any λ"
             )

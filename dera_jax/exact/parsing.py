@@ -29,6 +29,6 @@ def parse_exact(
         raise ValueError(f"expected {form}, found {shown(text, 80)!r}")
     if name == "exact":
         return Rejection(limit_means=limit_means, max_tries=max_tries, plain=plain)
-    if not re.fullmatch(r"-?[0-9]{1,10}", numbers[0]):
+    if not re.fullmatch(r"-?[0-9]{1,18}", numbers[0]):
         raise ValueError(f"N: expected a whole number, at least 2, got {numbers[0]!r:.40}")
     return Particles(n=int(numbers[0]), limit_means=limit_means, plain=plain)

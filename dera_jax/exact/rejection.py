@@ -81,8 +81,9 @@ class _Ended:
     cut: bool
     completion: Completion | None
     """None: it was given up."""
+    accepted: bool = True
     log_weight: float | None = None
-    """Of one that is kept though it was not accepted."""
+    """Of a completion that was not accepted, if its weight is not 0."""
 
 
 class RejectionBatch(Batch):
@@ -171,9 +172,11 @@ class RejectionBatch(Batch):
         limit = np.log(uniform(slot.request, self.config, "accept"))
         below = np.flatnonzero(weights < limit)
         cut = completion is not None and completion.finish_reason == CUT
-        refused = below.size > 0 or (cut and self.draw.limit_means == "ended")
+        no_member = cut and self.draw.limit_means == "ended"
+        refused = below.size > 0 or no_member
         if last and completion:  # kept whatever it is
-            return _Ended(len(weights), cut, completion, float(weights[-1]) if refused else None)
+            weight = float(weights[-1]) if refused and not no_member else None
+            return _Ended(len(weights), cut, completion, not refused, weight)
         if below.size and not last:
             return _Ended(int(below[0]) + 1, False, None)
         return completion and _Ended(len(weights), cut, None if refused else completion)
@@ -190,7 +193,8 @@ class RejectionBatch(Batch):
             told = Tried(
                 tries=len(tries),
                 tokens=sum(each.tokens for each in tries),
-                cut=sum(each.cut for each in tries[:-1]),
+                cut=sum(each.cut for each in tries),
+                accepted=done.accepted,
                 log_weight=done.log_weight,
             )
             return replace(done.completion, request=asked.request, exact=told)

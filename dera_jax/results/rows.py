@@ -66,6 +66,7 @@ class Exact(TypedDict, total=False):
     """How a completion of the response-level optimum was found: by tries, or in a population."""
 
     tries: Count
+    accepted: bool
     tokens: Required[Count]
     cut: Required[Count]
     log_weight: Required[Number | None]

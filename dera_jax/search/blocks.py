@@ -21,7 +21,7 @@ import numpy as np
 
 from dera_jax.common.checks import check_count, take_plain_numbers
 from dera_jax.data.prompts import prompt_text
-from dera_jax.decoding.complete import Draw, complete, in_batches, plain_draw
+from dera_jax.decoding.complete import Draw, check_no_drafts, complete, in_batches
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Completion, Request, Shape
 from dera_jax.devices.usage import Usage
@@ -87,8 +87,7 @@ class BlockSearch(Search):
 
     def check(self, prompts: Sequence, aligned: int) -> None:
         super().check(prompts, aligned)
-        if (draft := plain_draw(self.plain).draft) not in ("none", "auto"):
-            raise ValueError(f"{self.name.partition(':')[0]}: expected no drafts, found --draft={draft}")
+        check_no_drafts(self.name.partition(":")[0], self.plain)
 
     def reading_on(self) -> "BlockSearch":
         """Returns the same search for one batch, whose score remembers the candidates that it has seen last."""

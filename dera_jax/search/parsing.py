@@ -55,7 +55,7 @@ def _number(text: str, letter: str) -> int | float:
             return float(text)
         except ValueError:
             raise ValueError(f"{letter}: expected {REAL[letter]}, got {text!r:.40}") from None
-    if not re.fullmatch(r"-?[0-9]{1,10}", text):
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
         least = 0 if letter == "L" else 1
         raise ValueError(f"{letter}: expected a whole number, at least {least}, got {text!r:.40}")
     return int(text)

@@ -211,7 +211,7 @@ def _number(reward: Reward, value: object, where: str) -> float:
     try:
         number = reward.number(value, where)
     except UserCodeError as error:
-        raise ScoreError(str(error)) from error
+        raise ScoreError(str(error).replace("a finite number or None", "a finite number", 1)) from error
     if number is None:
         raise ScoreError(
             f"reward {reward.name}: expected a finite number to rank candidates by, found None for {where}"

@@ -17,6 +17,8 @@ BAD = {
     ("--draw=best-of:2:logprob", "--max-tries=5"): "--max-tries: expected --draw=exact or particles:N, found best",
     ("--draw=exact", "--lambda=0.5,1.5"): "exact: expected 0 ≤ λ ≤ 1, where Π z ≤ 1, found 1.5; particles:N takes",
     ("--draw=exact", "--temperature=0.5"): "which temperature would change; expected temperature 1, found 0.5",
+    ("--draw=exact", "--draft=reference"): "--draw: exact: expected no drafts, found --draft=reference",
+    ("--draw=particles:8", "--rows=4"): "rows: expected at least 8, the candidates of one completion, got 4",
     ("--draw=particles:4", "--top-p=0.5"): "particles: draws from π_ref^(1−λ) π_al^λ, which top_p would change",
 }  # fmt: skip
 
@@ -34,14 +36,17 @@ def test_what_is_wrong_is_one_line(call, tmp_path, monkeypatch, words):
 def test_a_sweep_keeps_and_tells_how_completions_were_found(call, tmp_path, draw):
     words = ["--lambda=0,0.5", "--num-prompts=3", "--max-new-tokens=24", f"--out={tmp_path / 'run'}"]
     code, out, _ = call(sweep.main, *words, f"--draw={draw}", "--limit-means=absorb")
-    assert code == 0 and "λ = 0.5: " in out and "log Z" in out
+    assert code == 0 and "λ = 0.5: " in out and "ran into the limit" in out and "log Z" in out
     rows = read_rows(tmp_path / "run")
     assert len(rows) == 6 and {row["draw"] for row in rows} == {f"{draw}:absorb"}
     for row in rows:
         found = row["exact"]
         assert found["tokens"] >= len(row["tokens"]) and (found["log_weight"] is None) == (draw == "exact")
+        assert (found["cut"] > 0) >= (row["finish_reason"] == "length")
         if row["lambda"] == 0 and draw == "exact":
             assert found["tries"] == 1
+    if draw == "exact":
+        assert "3 of 3 tries accepted (100%)" in out and "log Z needs --num-samples=2" in out
     # The same once more, and another meaning of the limit is another run.
     assert call(sweep.main, *words, f"--draw={draw}", "--limit-means=absorb")[0] == 0
     assert read_rows(tmp_path / "run") == rows

@@ -40,7 +40,7 @@ def test_accepted_completions_have_the_response_level_law(policies, law, limit_m
     assert np.abs(counts / SAMPLES - expected).sum() / 2 <= np.sqrt(len(expected) / SAMPLES)
     tries = sum(done.exact.tries for done in found)
     assert abs(SAMPLES / tries - z) < 4 * np.sqrt(z * (1 - z) / tries)
-    assert all(done.exact.log_weight is None for done in found)
+    assert all(done.exact.accepted and done.exact.log_weight is None for done in found)
     if limit_means == "ended":
         assert {done.finish_reason for done in found} == {"eos"} and any(done.exact.cut for done in found)
 
@@ -86,10 +86,15 @@ def test_the_models_themselves_accept_all(policies, lambda_):
 def test_a_request_without_luck_is_kept_with_its_weight(policies, law):
     draw = Rejection(max_tries=2)
     found = list(draw(policies, requests(LAMBDA, 200), CONFIG, 64))
-    kept = [done for done in found if done.exact.log_weight is not None]
+    kept = [done for done in found if not done.exact.accepted]
     assert len(found) == 200 and 10 < len(kept) < 150
+    assert {done.finish_reason for done in kept} == {"eos", "length"}
     for done in kept:
-        assert done.exact.tries == 2 and done.exact.log_weight == pytest.approx(done.log_normalizers.sum())
+        assert done.exact.tries == 2
+        if done.finish_reason == "length":
+            assert done.exact.log_weight is None and done.exact.cut
+        else:
+            assert done.exact.log_weight == pytest.approx(done.log_normalizers.sum())
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
     if args.draw.partition(":")[0] in EXACT:
         if trace:
             raise ValueError(f"--trace: expected a --draw that chooses among candidates, found {args.draw}")
-        return _exact(args, plain)
+        return _exact(args, plain, aligned)
     for name in ("limit_means", "max_tries"):
         if getattr(args, name) is not None:
             option = f"--{name.replace('_', '-')}"
@@ -83,7 +83,7 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
     return draw
 
 
-def _exact(args: argparse.Namespace, plain):
+def _exact(args: argparse.Namespace, plain, aligned: int):
     """Returns the draw from the response-level optimum that the options ask for."""
     from dera_jax.exact.parsing import parse_exact
 
@@ -93,9 +93,11 @@ def _exact(args: argparse.Namespace, plain):
     if args.draw != "exact" and "max_tries" in given:
         raise ValueError(f"--max-tries: expected --draw=exact, found {shown(args.draw, 80)}")
     try:
-        return parse_exact(args.draw, **given, plain=plain)
+        draw = parse_exact(args.draw, **given, plain=plain)
+        draw.check((), aligned)
     except ValueError as error:
         told = str(error)
         if told.startswith("max_tries: "):
             raise ValueError(f"--{told.replace('_', '-', 1)}") from None
         raise ValueError(f"--draw: {told}") from None
+    return draw

@@ -10,6 +10,8 @@ def load_plan(args, decode):
     """Returns the sweep that the arguments ask for, its models loaded."""
     from dera_jax.data.encoding import encode_usable
     from dera_jax.data.prompts import read_prompts
+    from dera_jax.decoding.complete import width_of
+    from dera_jax.decoding.config import rows_of
     from dera_jax.devices.mesh import own_group
     from dera_jax.devices.processes import leads, several, together
     from dera_jax.rewards.registry import parse_rewards
@@ -36,6 +38,7 @@ def load_plan(args, decode):
     draw = drawing.draw_of(args, rule, len(aligned or [1]))
     check_draw(draw, prompts, len(aligned or [1]))
     check_settings(draw, lambdas or (), decode, rule)
+    rows_of(rows, 1, width_of(draw))
     mesh = models.open_mesh(args)
 
     def load() -> SweepPlan:
