@@ -49,7 +49,7 @@ class Particles(ExactDraw):
 
     @property
     def method(self) -> str:
-        return f"particles:{self.n}"
+        return f"particles:{self.n}" if self.every == CHUNK else f"particles:{self.n}:every={self.every}"
 
     @property
     def steps(self) -> int:
@@ -87,7 +87,7 @@ class Particles(ExactDraw):
 
 
 @dataclass
-class Herd(Group):
+class ParticleGroup(Group):
     """A request's population."""
 
     log_z: float = 0.0
@@ -98,11 +98,13 @@ class Herd(Group):
 class ParticleBatch(BlockBatch):
     """Groups of rows, each a population."""
 
-    def _group(self, request: Request, rows: list[int | None]) -> Herd:
+    def _group(self, request: Request, rows: list[int | None]) -> ParticleGroup:
         branches = [Branch(ancestor=number) for number in range(len(rows))]
-        return Herd(request, self._endings(request), rows, branches)
+        return ParticleGroup(request, self._endings(request), rows, branches)
 
-    def _decide(self, group: Herd, candidates: list[Candidate], copies: dict[int, int]) -> Completion | None:
+    def _decide(
+        self, group: ParticleGroup, candidates: list[Candidate], copies: dict[int, int]
+    ) -> Completion | None:
         weighed = [self._weighed(group, candidate) for candidate in candidates]
         weights = np.array([candidate.log_weight for candidate in weighed])
         if all(candidate.ended for candidate in weighed):
@@ -117,7 +119,7 @@ class ParticleBatch(BlockBatch):
         self._go_on(group, [(n, each) for n, each in enumerate(weighed) if not each.ended], copies)
         return None
 
-    def _weighed(self, group: Herd, candidate: Candidate) -> Candidate:
+    def _weighed(self, group: ParticleGroup, candidate: Candidate) -> Candidate:
         """Returns a candidate with its weight; one that had ended before has it."""
         if candidate.row is None:
             return candidate
@@ -131,7 +133,7 @@ class ParticleBatch(BlockBatch):
             weight = -math.inf
         return replace(candidate, row=None, log_weight=weight, ancestor=branch.ancestor)
 
-    def _chosen(self, group: Herd, ended: list[Candidate], weights: np.ndarray) -> Completion:
+    def _chosen(self, group: ParticleGroup, ended: list[Candidate], weights: np.ndarray) -> Completion:
         """Returns one of the population, in proportion to the weights."""
         # Where all weights are 0, any.
         usable = weights if weights.max() > -math.inf else np.zeros(len(weights))
@@ -150,7 +152,7 @@ class ParticleBatch(BlockBatch):
         chosen = ended[min(place, len(ended) - 1)].completion
         return replace(chosen, request=group.request, exact=found)
 
-    def _uniform(self, group: Herd, purpose: str) -> float:
+    def _uniform(self, group: ParticleGroup, purpose: str) -> float:
         return uniform(group.request, self.config, purpose)
 
 

@@ -119,6 +119,8 @@ class RejectionBatch(Batch):
     def _drop(self, asked: _Asked, first: int) -> None:
         """Takes a request's tries from the number `first` on out of the batch."""
         dropped = {id(each) for each in asked.tries[first:]}
+        if not dropped:
+            return
         for each in dropped:
             self.asked.pop(each, None)
         self.slots = [None if slot and id(slot.request) in dropped else slot for slot in self.slots]
