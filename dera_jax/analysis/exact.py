@@ -17,7 +17,8 @@ def tell_exact(rows: Sequence[dict]) -> str | None:
 
 def _lines(by_strength: dict[tuple, list[dict]]) -> Iterator[str]:
     for strength, rows in sorted(by_strength.items()):
-        tell = _population if "particles" in rows[0]["exact"] else _tried
+        found = rows[0]["exact"]
+        tell = _population if "particles" in found else _chain if "steps" in found else _tried
         yield f"λ = {format_strength(strength)}: {tell(rows)}"
 
 
@@ -48,6 +49,17 @@ def _population(rows: Sequence[dict]) -> str:
         f"effective size {means['effective']:.3g} of {particles} at the end, {means['resamplings']:.3g} resamplings, "
         f"{means['ancestors']:.3g} ancestors; {means['cut'] / particles:.0%} ran into the limit; "
         f"log Z {_with_error([each for each in told if each > -math.inf])}"
+    )
+
+
+def _chain(rows: Sequence[dict]) -> str:
+    found = [row["exact"] for row in rows]
+    steps, moves, tokens, cut = (
+        sum(each[name] for each in found) for name in ("steps", "moves", "tokens", "cut")
+    )
+    return (
+        f"{moves} of {steps} proposals taken ({moves / steps:.0%}), {tokens / len(found):.0f} tokens for a completion; "
+        f"{cut / (steps + len(found)):.0%} of what was drawn ran into the limit"
     )
 
 

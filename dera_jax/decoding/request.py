@@ -98,6 +98,23 @@ class Population:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """How a completion of the response-level optimum was found at the end of a chain of completions."""
+
+    steps: int
+    moves: int
+    """Steps that took the completion that was proposed."""
+    tokens: int
+    """Of everything that was drawn, EOS included."""
+    cut: int
+    """How many of the completions, that it began with and that were proposed, ran into the limit."""
+
+    def after(self, moves: bool, tokens: int, cut: bool) -> "Chain":
+        """Returns the chain with one more step."""
+        return Chain(self.steps + 1, self.moves + moves, self.tokens + tokens, self.cut + cut)
+
+
+@dataclass(frozen=True)
 class Completion:
     """One completion with the figures of each of its tokens, in nats."""
 
@@ -115,7 +132,7 @@ class Completion:
     log_normalizers: np.ndarray | None
     search: Searched | None = None
     """What it was chosen from, if several candidates were drawn."""
-    exact: Tried | Population | None = None
+    exact: Tried | Population | Chain | None = None
     """How it was found, if it is a draw from the response-level optimum."""
 
     @property

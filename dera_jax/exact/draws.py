@@ -60,6 +60,12 @@ class ExactDraw:
         if not is_mixture(rule):
             raise ValueError(f"{kind}: expected the rule linear, found {named(rule).name}")
 
+    def check_requests(self, requests: Sequence[Request], config: DecodeConfig, rule: Rule) -> None:
+        """Raises ValueError where the law of a request is another, see `check_settings`."""
+        for own in {request.config or config for request in requests}:
+            same = [request.lambda_ for request in requests if (request.config or config) == own]
+            self.check_settings(list(dict.fromkeys(same)), own, rule)
+
     def __call__(
         self,
         policies: Sequence[Policy],
@@ -76,11 +82,9 @@ class ExactDraw:
           usage: is added to.
 
         Raises:
-          ValueError: settings at which the law is another, see `check_settings`.
+          ValueError: see `check_requests`.
         """
-        for own in {request.config or config for request in requests}:
-            same = [request.lambda_ for request in requests if (request.config or config) == own]
-            self.check_settings(list(dict.fromkeys(same)), own, rule)
+        self.check_requests(requests, config, rule)
         yield from in_batches(self, policies, requests, config, rows, rule, usage)
 
 

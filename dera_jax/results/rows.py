@@ -63,13 +63,15 @@ class Search(TypedDict):
 
 
 class Exact(TypedDict, total=False):
-    """How a completion of the response-level optimum was found: by tries, or in a population."""
+    """How a completion of the response-level optimum was found: by tries, in a population, or at the end of a chain."""
 
     tries: Count
     accepted: bool
     tokens: Required[Count]
     cut: Required[Count]
-    log_weight: Required[Number | None]
+    log_weight: Number | None
+    steps: Count
+    moves: Count
     particles: Count
     effective: Number
     resamplings: Count

@@ -31,7 +31,7 @@ DRAWS = {
     "lookahead-beams": ("B", "K", "L", "M"),
 }
 """Name of a draw -> the numbers between it and its score."""
-EXACT = {"exact": (), "particles": ("N",)}
+EXACT = {"exact": (), "particles": ("N",), "metropolis": ("N",)}
 """The same of the draws from the response-level optimum, which have no score."""
 LIMIT_MEANS = ("ended", "absorb")
 """What a limit of length means to them: the law is of completions that end within it; or those cut off are members."""

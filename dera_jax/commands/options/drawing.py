@@ -15,8 +15,8 @@ def add_draw_option(parser: argparse.ArgumentParser) -> None:
         "--draw",
         default="mixture",
         metavar="DRAW",
-        help="mixture: one completion of the realigned policy (the default); exact, particles:N: one of the "
-        "response-level optimum that it approximates (docs/guides/exact-realignment.md); or a search among several "
+        help="mixture: one completion of the realigned policy (the default); exact, particles:N, metropolis:N: one of "
+        "the response-level optimum that it approximates (docs/guides/exact-realignment.md); or a search among several "
         f"candidates: {SEARCHES}. SCORE is a reward, value:DIR (a value head), log-ratio, logprob, "
         "reference-logprob, or a sum such "
         "as length:40:60*2+log-ratio; what the letters mean and what it costs: docs/guides/guided-search.md",
@@ -28,7 +28,7 @@ def add_exact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit-means",
         choices=LIMIT_MEANS,
-        help="of --draw=exact and particles: the law of completions that end within --max-new-tokens (ended, the "
+        help="of --draw=exact, particles and metropolis: the law of completions that end within --max-new-tokens (ended, the "
         "default), or with those that it cuts off as members (absorb)",
     )
     parser.add_argument(
@@ -68,7 +68,9 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
     for name in ("limit_means", "max_tries"):
         if getattr(args, name) is not None:
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option}: expected --draw=exact or particles:N, found {shown(args.draw, 80)}")
+            raise ValueError(
+                f"{option}: expected --draw=exact, particles:N or metropolis:N, found {shown(args.draw, 80)}"
+            )
     if args.draw == "mixture":
         if trace:
             raise ValueError("--trace: expected a --draw that chooses among candidates, found mixture")
