@@ -5,8 +5,8 @@ mixture. The new response y′ is taken with probability
 
   min(1, Π_{s ≥ t} z′ₛ / Π_{s ≥ t} zₛ · |y| / |y′|),
 
-which leaves p(y) ∝ π_ref(y)^{1−λ} π_al(y)^λ (Eq. 5) as it is: |y| and |y′| are how many places there were to choose from
-in either direction. A chain begins with a response of the mixture; its law tends to p with the number of its steps.
+which leaves p(y) ∝ π_ref(y)^{1−λ} π_al(y)^λ (Eq. 5) as it is: |y| and |y′| are how many places there were to choose
+from in either direction. A chain begins with a response of the mixture; its law tends to p with its length.
 
 References: Metropolis et al. 1953; Hastings 1970, Monte Carlo sampling methods using Markov chains.
 """

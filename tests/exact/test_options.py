@@ -14,7 +14,7 @@ BAD = {
     ("--draw=exact", "--max-tries=0"): "--max-tries: expected a whole number, at least 1, got 0",
     ("--draw=particles:4", "--max-tries=5"): "--max-tries: expected --draw=exact, found particles:4",
     ("--limit-means=absorb",): "--limit-means: expected --draw=exact, particles:N or metropolis:N, found mixture",
-    ("--draw=best-of:2:logprob", "--max-tries=5"): "--max-tries: expected --draw=exact, particles:N or metropolis:N, found best",
+    ("--draw=best-of:2:logprob", "--max-tries=5"): "--max-tries: expected --draw=exact, particles:N or metro",
     ("--draw=exact", "--lambda=0.5,1.5"): "exact: expected 0 ≤ λ ≤ 1, where Π z ≤ 1, found 1.5; particles:N takes",
     ("--draw=exact", "--temperature=0.5"): "which temperature would change; expected temperature 1, found 0.5",
     ("--draw=exact", "--draft=reference"): "--draw: exact: expected no drafts, found --draft=reference",
@@ -36,12 +36,8 @@ def test_what_is_wrong_is_one_line(call, tmp_path, monkeypatch, words):
 def test_a_sweep_keeps_and_tells_how_completions_were_found(call, tmp_path, draw):
     words = ["--lambda=0,0.5", "--num-prompts=3", "--max-new-tokens=24", f"--out={tmp_path / 'run'}"]
     code, out, _ = call(sweep.main, *words, f"--draw={draw}", "--limit-means=absorb")
-    assert (
-        code == 0
-        and "λ = 0.5: " in out
-        and "ran into the limit" in out
-        and ("log Z" in out) == (not draw.startswith("metropolis"))
-    )
+    assert code == 0 and "λ = 0.5: " in out and "ran into the limit" in out
+    assert ("log Z" in out) == (not draw.startswith("metropolis"))
     rows = read_rows(tmp_path / "run")
     assert len(rows) == 6 and {row["draw"] for row in rows} == {f"{draw}:absorb"}
     for row in rows:

@@ -28,8 +28,8 @@ def add_exact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit-means",
         choices=LIMIT_MEANS,
-        help="of --draw=exact, particles and metropolis: the law of completions that end within --max-new-tokens (ended, the "
-        "default), or with those that it cuts off as members (absorb)",
+        help="of --draw=exact, particles and metropolis: the law of completions that end within --max-new-tokens "
+        "(ended, the default), or with those that it cuts off as members (absorb)",
     )
     parser.add_argument(
         "--max-tries",
@@ -67,10 +67,8 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
         return _exact(args, plain, aligned)
     for name in ("limit_means", "max_tries"):
         if getattr(args, name) is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(
-                f"{option}: expected --draw=exact, particles:N or metropolis:N, found {shown(args.draw, 80)}"
-            )
+            expected = "expected --draw=exact, particles:N or metropolis:N"
+            raise ValueError(f"--{name.replace('_', '-')}: {expected}, found {shown(args.draw, 80)}")
     if args.draw == "mixture":
         if trace:
             raise ValueError("--trace: expected a --draw that chooses among candidates, found mixture")
