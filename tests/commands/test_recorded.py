@@ -98,7 +98,8 @@ def test_other_kinds_of_rewards_are_asked_for_by_nobody_else(spec):
 
 
 @pytest.mark.parametrize(
-    "draw", ["mixture", "best-of:8:length:1:2", "soft-best-of:2:0.1:log-ratio*2+model:DIR"]
+    "draw",
+    ["mixture", "exact", "particles:8", "best-of:8:length:1:2", "soft-best-of:2:0.1:log-ratio*2+model:DIR"],
 )
 def test_draws_by_computations_on_data_are_repeated(draw):
     assert repeatable("eval.sweep", [f"--draw={draw}"], "m", Named()) == [f"--draw={draw}"]
