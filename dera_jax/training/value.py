@@ -137,7 +137,7 @@ def _evaluator(
             jax.device_get(evaluate_batch(state, constants, read_rollout(reference, one))) for one in drawn
         ]
         weight = sum(float(count) for _, count in found)
-        means = {
+        means: dict[str, float | None] = {
             name: sum(float(sums[name]) for sums, _ in found) / weight for name in ("loss", "error", "value")
         }
         means |= {
