@@ -31,7 +31,9 @@ def _tried(rows: Sequence[dict]) -> str:
         f"for each; {cut / tries:.0%} of the tries ran into the limit"
     )
     shares = [share for each in _of_prompts(rows) if (share := _log_share(each)) is not None]
-    told += f"; log Z {_with_error(shares)}" if shares else "; log Z needs --num-samples=2 or more"
+    told += (
+        f"; log Z {_with_error(shares)}" if shares else "; log Z needs a prompt with two accepted completions"
+    )
     if kept := len(found) - accepted:
         told += f"; {kept} kept though no try was accepted: these are not draws from the optimum"
     return told
@@ -45,10 +47,16 @@ def _population(rows: Sequence[dict]) -> str:
         for name in ("effective", "resamplings", "ancestors", "cut")
     }
     told = [_log_mean(each) for each in _of_prompts(rows)]
+    known = [each for each in told if each > -math.inf]
+    without = (
+        f"; {len(told) - len(known)} prompts without any weight are not in it"
+        if len(known) < len(told)
+        else ""
+    )
     return (
         f"effective size {means['effective']:.3g} of {particles} at the end, {means['resamplings']:.3g} resamplings, "
         f"{means['ancestors']:.3g} ancestors; {means['cut'] / particles:.0%} ran into the limit; "
-        f"log Z {_with_error([each for each in told if each > -math.inf])}"
+        f"log Z {_with_error(known)}{without}"
     )
 
 

@@ -85,6 +85,10 @@ class ExactDraw:
           ValueError: see `check_requests`.
         """
         self.check_requests(requests, config, rule)
+        yield from self.found(policies, requests, config, rows, rule, usage)
+
+    def found(self, policies, requests, config, rows, rule, usage) -> Iterator[Completion]:
+        """Yields the completions of requests that were checked; by default from batches of the draw's own."""
         yield from in_batches(self, policies, requests, config, rows, rule, usage)
 
 

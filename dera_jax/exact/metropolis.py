@@ -24,10 +24,8 @@ from dera_jax.decoding.complete import complete_unshared
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.endings import Endings
 from dera_jax.decoding.request import Chain, Completion, Request
-from dera_jax.devices.usage import Usage
 from dera_jax.exact.draws import CUT, ExactDraw
 from dera_jax.policies.policy import Policy
-from dera_jax.rules.rule import Rule, linear_rule
 from dera_jax.search.noise import uniform
 
 MOST_STEPS = 10**5
@@ -52,25 +50,12 @@ class Metropolis(ExactDraw):
         """Completions that take as many forward passes as a request, if half of a response is redrawn."""
         return 1 + self.n / 2
 
-    def __call__(
-        self,
-        policies: Sequence[Policy],
-        requests: Sequence[Request],
-        config: DecodeConfig,
-        rows: int,
-        rule: Rule = linear_rule,
-        usage: Usage | None = None,
-    ) -> Iterator[Completion]:
+    def found(self, policies, requests, config, rows, rule, usage) -> Iterator[Completion]:
         """Yields the last response of every request's chain, as many chains side by side as there are rows.
 
-        Args:
-          rows: of a batch.
-          usage: is added to.
-
         Raises:
-          ValueError: settings at which the law is another, or a model with an encoder.
+          ValueError: a model with an encoder.
         """
-        self.check_requests(requests, config, rule)
         if any(policy.config.encoder_decoder for policy in policies):
             raise ValueError("metropolis: expected decoder-only models, found an encoder")
         for start in range(0, len(requests), rows):
@@ -81,6 +66,8 @@ class Metropolis(ExactDraw):
             made = {id(done.request): done for done in complete_unshared(policies, asked, config, *rest)}
             return [made[id(request)] for request in asked]
 
+        eos = {i for policy in policies for i in policy.eos_ids}
+        endings = Endings(policies[-1].tokenizer, eos, config.stop, config.max_new_tokens)
         states = drawn([replace(request) for request in requests])
         found = [Chain(steps=0, moves=0, tokens=len(state.tokens), cut=_cut(state)) for state in states]
         for step in range(1, self.n + 1):
@@ -94,7 +81,7 @@ class Metropolis(ExactDraw):
             ]
             for number, (end, place) in enumerate(zip(drawn(asked), places, strict=True)):
                 state, request = states[number], requests[number]
-                new = _spliced(policies, state, place, end, config)
+                new = _spliced(policies, endings, state, place, end)
                 limit = math.log(uniform(request, config, f"accept {step}"))
                 moves = limit < self._log_acceptance(state, new, place)
                 found[number] = found[number].after(moves, len(end.tokens), _cut(new))
@@ -140,13 +127,12 @@ def _redrawn(request: Request, state: Completion, place: int, config: DecodeConf
 
 
 def _spliced(
-    policies: Sequence[Policy], state: Completion, place: int, end: Completion, config: DecodeConfig
+    policies: Sequence[Policy], endings: Endings, state: Completion, place: int, end: Completion
 ) -> Completion:
     """Returns the first `place` tokens of a response with another end."""
-    own = state.request.config or config
-    prompt = state.request.prompt
-    eos = {i for policy in policies for i in policy.eos_ids}
-    endings = Endings(policies[-1].tokenizer, eos, own.stop, own.max_new_tokens)
+    own, prompt = state.request.config, state.request.prompt
+    if own is not None:
+        endings = endings.but(own.stop, own.max_new_tokens)
     tokens = [*state.tokens[:place], *end.tokens]
     # As a whole: a stop text, or a character, may begin in one part and end in the other.
     found = endings.find(before(policies[-1], prompt.tokens[-1]), tokens, 0, prompt.turn_ends)

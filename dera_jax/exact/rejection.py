@@ -32,7 +32,7 @@ class Rejection(ExactDraw):
     """The first of a request's completions that is accepted, each with probability Π z."""
 
     max_tries: int = 1000
-    """Of a request; the last one is kept whatever it is, with its weight."""
+    """Of a request; if none is accepted the last is kept, and said to be no exact draw."""
     method = "exact"
 
     def __post_init__(self):

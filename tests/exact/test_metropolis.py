@@ -90,6 +90,6 @@ def test_order_and_rows_change_nothing(policies):
         assert all(there[key] == each for key, each in found(given, rows).items())
 
 
-def test_the_models_themselves_take_every_proposal_of_equal_length(policies):
+def test_along_a_chain_of_the_aligned_model_all_weights_are_one(policies):
     for done in Metropolis(n=4, limit_means="absorb")(policies, requests(1.0, 10), CONFIG, 16):
         assert done.exact.moves >= 1 and done.log_normalizers.sum() == pytest.approx(0, abs=1e-5)

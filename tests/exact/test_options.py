@@ -48,7 +48,10 @@ def test_a_sweep_keeps_and_tells_how_completions_were_found(call, tmp_path, draw
         if row["lambda"] == 0 and draw == "exact":
             assert found["tries"] == 1
     if draw == "exact":
-        assert "3 of 3 tries accepted (100%)" in out and "log Z needs --num-samples=2" in out
+        assert (
+            "3 of 3 tries accepted (100%)" in out
+            and "log Z needs a prompt with two accepted completions" in out
+        )
     # The same once more, and another meaning of the limit is another run.
     assert call(sweep.main, *words, f"--draw={draw}", "--limit-means=absorb")[0] == 0
     assert read_rows(tmp_path / "run") == rows

@@ -35,8 +35,8 @@ def add_exact_options(parser: argparse.ArgumentParser) -> None:
         "--max-tries",
         type=int,
         metavar="N",
-        help="of --draw=exact: completions that are begun for one, at most; the last is kept with its weight "
-        "(default 1000)",
+        help="of --draw=exact: completions that are begun for one, at most; if none is accepted the last is kept "
+        "and said to be no exact draw (default 1000)",
     )
 
 
