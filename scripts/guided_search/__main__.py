@@ -19,12 +19,11 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.guided_search.page import write_page
-
 from dera_jax.commands.process import endings
 from dera_jax.common.files import write_bytes
 from dera_jax.common.folders import find_data
 from scripts.guided_search.experiments import EXPERIMENTS, Models
+from scripts.guided_search.page import write_page
 from scripts.guided_search.runs import run_experiment
 
 
