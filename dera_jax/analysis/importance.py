@@ -30,12 +30,12 @@ def log_weight(row: dict, ends: Collection[str] = ("eos",)) -> float | None:
 
     log w = log π(y|x) + Σ log zₜ − log q(y|x),  q being what was drawn from. None where it is unknown: the
     completion was cut off, by its length or at a stop text, the rule is no mixture, or it was chosen from several
-    candidates, so that its q is not what `sampling_logprob` tells.
+    candidates or tries, so that its q is not what `sampling_logprob` tells.
 
     Args:
       ends: finish reasons of whole texts; with `stop` the mixture is that of texts up to the stop text.
     """
-    if row["finish_reason"] not in ends or row["log_normalizer"] is None or "search" in row:
+    if row["finish_reason"] not in ends or row["log_normalizer"] is None or "search" in row or "exact" in row:
         return None
     return row["logprob"] + row["log_normalizer"] - row["sampling_logprob"]
 

@@ -6,6 +6,8 @@
   dera compare     win rates of one run over another, by a judge
   dera tune        the best strength, and β to retrain at
   dera plot        figures and tables of sweeps
+  dera curve       one smooth curve over λ from the completions of a few strengths
+  dera optimum     what perfect training would give, and how far a model is from it
   dera combine     the weight-combined model of a pair
   dera lm_eval     lm-evaluation-harness at many strengths
   dera bench       speed, as ratios in one run

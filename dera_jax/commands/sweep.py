@@ -15,65 +15,20 @@ a process is killed, a rerun with any number of processes keeps its rows and mak
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands.options import cli, decoding, devices, drawing, models
+from dera_jax.commands.options import cli, decoding, drawing, models, sweeping
 from dera_jax.commands.parts.sweep_plan import load_plan, prompts_of
-from dera_jax.commands.parts.sweep_progress import run_with_progress
+from dera_jax.commands.parts.sweep_progress import run_plan
 from dera_jax.commands.parts.sweep_report import folder_name, report, tell_plan
-from dera_jax.commands.process import endings, interrupts
-from dera_jax.common.checks import check_count, check_number
-from dera_jax.common.shown import shown
-from dera_jax.common.user_code import UserCodeError
+from dera_jax.commands.process import endings
 
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.sweep`."""
     parser = cli.Parser("sweep", __doc__)
-    parser.add_argument(
-        "--lambda",
-        dest="lambda_",
-        default="0:2:0.2",
-        metavar="STRENGTHS",
-        help="a list 0,0.5,1 (1/6 is fine) or a range start:stop:step, 0:2:0.2; for two aligned models 0.5+0.5 or "
-        "the grid 0:1:0.5x0:1:0.5; prompt: the strength in each prompt's field `lambda` (default %(default)s)",
-    )
-    parser.add_argument(
-        "--prompts",
-        metavar="PROMPTS",
-        help="FILE.jsonl|.json|.csv|.parquet|.txt, hf:org/set[:split], tfds:name[:split], toy or chat "
-        "(default: toy with the toy pair, else chat)",
-    )
-    parser.add_argument(
-        "--reward",
-        metavar="REWARD[,REWARD…]",
-        help=f"{cli.REWARDS} (default: none; for the toy pair length:16:24)",
-    )
-    parser.add_argument(
-        "--num-prompts",
-        type=int,
-        default=64,
-        metavar="N",
-        help="use the first N prompts (default %(default)s)",
-    )
-    parser.add_argument(
-        "--num-samples",
-        type=int,
-        default=1,
-        metavar="N",
-        help="completions of each prompt at each strength (default %(default)s)",
-    )
-    parser.add_argument(
-        "--beta",
-        type=float,
-        metavar="B",
-        help="KL strength that the aligned model was trained with, to show β/λ (default: as in its manifest)",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="the run's folder (default runs/<reference>-<aligned>-<hash>)"
-    )
+    sweeping.add_sweep_options(parser)
     parser.add_argument(
         "--preset",
         metavar="NAME",
@@ -100,16 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.sweep`."""
     args = _arguments(argv)
     decode = decoding.decode_config(args)
-    check_count("--num-prompts", args.num_prompts)
-    check_count("--num-samples", args.num_samples)
-    if args.beta is not None:
-        check_number("--beta", args.beta, 0.0, float("inf"))
-        if args.beta == 0:
-            raise ValueError("--beta: expected a number above 0, got 0: no model is trained without")
-    decoding.parse_rows(args.rows, 1)
-    if args.out:
-        cli.check_folder(args.out)
-        devices.check_free(args, [args.out])
+    sweeping.check(args)
 
     plan = load_plan(args, decode)
     from dera_jax.devices.processes import leads
@@ -120,36 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if leads():
             print(told)
         return
-    from dera_jax.sweeps.estimate import check_memory
-    from dera_jax.sweeps.run import open_run
-
-    check_memory(plan)
-    kept = f"finished completions are in {shown(out, 200)}; rerun to resume"
-    with (
-        _mendable(out),
-        interrupts.telling(kept),
-        open_run(plan, out, cli.command_line("eval.sweep", argv), cli.warn) as folder,
-    ):
-        seconds, usage = run_with_progress(plan, folder)
-        more = {"decode_seconds": round(seconds, 1)} if seconds else None
-        folder.finish(folder.manifest["extent"] | {"prompts": prompts_of(args)}, more)
-        rows, used = folder.rows, folder.manifest.get("resources") if usage.slot_steps else None
+    rows, seconds, used = run_plan(plan, out, prompts_of(args), cli.command_line("eval.sweep", argv))
     if leads():
         report(out, rows, seconds, used)
-
-
-@contextmanager
-def _mendable(out: Path) -> Iterator[None]:
-    """Adds to a failure of the user's own reward which completions are kept."""
-    try:
-        yield
-    except UserCodeError as error:
-        from dera_jax.search.scores import ScoreError
-
-        kept = f"{out} keeps all completions; once the reward is mended, the same command goes on"
-        if isinstance(error, ScoreError):
-            kept = f"completions that have ended are in {out}; a changed score is another draw, for another --out"
-        raise ValueError(f"{error}; {kept}") from error
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -4,6 +4,7 @@
   python -m eval.tune RUN --objective=length:40:60 --constraint='slots>=-2%' --constraint='kl<=5'
   python -m eval.tune RUN --objective=win-rate --judge=model:DIR --against=0
   python -m eval.tune RUN --retrain
+  python -m eval.tune RUN/curve.json --objective=slots
 
 It prints λ*, its value with a 95 % interval on prompts that were not used for the choice, and β* = β/λ*,
 the β to retrain with. --retrain trains that model with the command that the aligned model recorded,
@@ -13,19 +14,27 @@ first. Code that they name (`--reward=python:…`, --rule, --draw) runs only if 
 A constraint bounds the mean of a reward, of `kl` (nats) or of `length` (tokens): NAME>=NUMBER or
 NAME<=NUMBER; a number with % is the change allowed from λ = 0 (>=-2%: it falls by 2 % at most). λ* meets
 all constraints on the prompts of the choice; the report says whether they hold on the others.
+
+A curve of eval.curve has strengths between those that were decoded; λ* comes with an interval.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from dera_jax.commands.options import cli
+from dera_jax.commands.parts import tuning
 from dera_jax.commands.process import endings
 
 
 def make_parser() -> cli.Parser:
     """Returns the parser of `python -m eval.tune`."""
     parser = cli.Parser("tune", __doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a sweep's folder, or its rows.jsonl[.gz|.xz]")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a sweep's folder, its rows.jsonl[.gz|.xz], or a curve's curve.json",
+    )
     group = parser.add_argument_group("objective")
     group.add_argument(
         "--objective",
@@ -122,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     run = runs.read_run(args.run)
     second = runs.read_run(Path(args.validation)) if share is None else None
-    objective = _objective(args, run)
+    if run.is_curve:
+        tuning.check_curve(args, run)
+    objective = tuning.make_objective(args, run)
     constraints = [objectives.parse_constraint(text, run.rewards) for text in args.constraint]
     names = list(dict.fromkeys([*objective.names, *(each.name for each in constraints)]))
     choosing, validation = (
@@ -142,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = {"run": str(args.run), "validation": args.validation, "seed": args.seed}
     figures |= report.tuning_to_json(*told)
     figures["provenance"] = provenance(cli.command_line("eval.tune", argv))
-    _write(args, told, figures)
+    tuning.write_figures(args, told, figures)
     if args.retrain:
         from dera_jax.commands.parts import retrain
 
@@ -158,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             print("\n" + report.format_retrained(retrained, star))
             figures["retrained"] = report.retrained_to_json(retrained, star)
-            _write(args, told, figures, retrained.objective)
+            tuning.write_figures(args, told, figures, retrained.objective)
     if written := [shown(path) for path in (args.out, args.plot) if path]:
         print("\n" + ", ".join(written))
 
@@ -172,29 +183,3 @@ def _share(text: str) -> float | None:
     if not 0 < share < 1:
         raise ValueError(f"--validation: expected a share between 0 and 1, or a run, found {text}")
     return share
-
-
-def _objective(args, run):
-    """Returns the objective that the options name."""
-    from dera_jax.analysis.tuning import grid, objectives
-    from dera_jax.strengths import parse_strengths
-
-    if args.against is not None and args.objective != grid.WIN_RATE:
-        raise ValueError(f"--against has no meaning without --objective={grid.WIN_RATE}")
-    against = (0.0,) * run.models if args.against is None else parse_strengths(args.against, run.models)[0]
-    return objectives.make_objective(args.objective, args.judge, against, args.kl_price, run.rewards)
-
-
-def _write(args, told: tuple, figures: dict, retrained=None) -> None:
-    """Writes what --out and --plot ask for."""
-    from dera_jax.common.json_files import write_json
-
-    if args.out:
-        write_json(args.out, figures)
-    if args.plot:
-        from dera_jax.analysis.reports import describe_models
-        from dera_jax.analysis.tuning.figure import plot_tuning
-
-        found, objective, constraints, targets = told
-        beta = targets[0].beta if len(targets) == 1 else None
-        plot_tuning(found, objective, constraints, args.plot, beta, retrained, describe_models(args.run))

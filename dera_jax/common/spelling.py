@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 COMMANDS = {
-    **dict.fromkeys("sweep generate score compare tune plot combine lm_eval bench plan".split(), "eval"),
+    **dict.fromkeys(
+        "sweep generate score compare tune plot curve optimum combine lm_eval bench plan".split(), "eval"
+    ),
     **dict.fromkeys("sft reward dpo rlhf value".split(), "train"),
 }
 """Names of the commands, and the folder of a checkout in which each has its door."""

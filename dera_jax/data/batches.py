@@ -57,6 +57,7 @@ def make_batch(
     tight: bool = False,
     bucket: Callable[[int], int] = bucket_length,
     learned: Sequence[Sequence[bool] | None] | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Batch:
     """Returns a batch of `rows` rows (default: as many as prompts), the rest of them empty.
 
@@ -66,15 +67,15 @@ def make_batch(
       tight: pad on the right alone, for models that read prompt and completion as one text.
       bucket: the padded length of a part.
       learned: tokens of each completion that `completion_mask` has, all where it is None.
+      shape: padded lengths of prompts (`tight`: of prompts with completions) and of completions, if not their buckets.
     """
     rows = rows or len(prompts)
-    after = bucket(max(map(len, completions)))
+    before, after = shape or lengths(prompts, completions, tight, bucket)
     if tight:
-        length = padded_length(max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True)))
+        length = before
         first = np.array([len(prompt) for prompt in prompts] + [1] * (rows - len(prompts)), np.int32)
         lefts = [0] * len(prompts)
     else:
-        before = bucket(max(map(len, prompts)))
         length, first, lefts = before + after, None, [before - len(prompt) for prompt in prompts]
     tokens, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
     masks, chosen = np.zeros((rows, after), bool), learned or [None] * len(prompts)
@@ -84,6 +85,19 @@ def make_batch(
         mask[row, left : left + len(ids)] = True
         masks[row, : len(completion)] = True if chosen[row] is None else chosen[row]
     return Batch(tokens, mask, masks, first)
+
+
+def lengths(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    tight: bool,
+    bucket: Callable[[int], int] = bucket_length,
+) -> tuple[int, int]:
+    """Returns the shape that `make_batch` pads to; its arguments are of that function."""
+    after = bucket(max(map(len, completions)))
+    if tight:
+        return padded_length(max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))), after
+    return bucket(max(map(len, prompts))), after
 
 
 def fed_length(prompt: Sequence[int], completion: Sequence[int]) -> int:

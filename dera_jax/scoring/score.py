@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from dera_jax import models
 from dera_jax.common.shown import shown
 from dera_jax.data.answers import encode_answer
-from dera_jax.data.batches import Batch, fed_length, make_batch
+from dera_jax.data.batches import Batch, fed_length, lengths, make_batch
 from dera_jax.data.buckets import padded_length
 from dera_jax.data.encoding import EncodedPrompt, encode_prompts
 from dera_jax.data.prompts import as_prompts, check_one_turn
@@ -103,14 +103,25 @@ def score_tokens(
     completions: Sequence[Sequence[int]],
     lambdas: Sequence[float | Strength],
     rows: int,
+    alike: bool = False,
 ) -> Iterator[Scored]:
-    """Yields the figures of each completion; `prompts[i][m]` are the ids that model m reads."""
+    """Yields the figures of each completion; `prompts[i][m]` are the ids that model m reads.
+
+    Args:
+      alike: pad all to one shape, which is compiled once: for completions of about one length.
+    """
     check_language_models(policies)
     weights = strength_weights([x if isinstance(x, tuple) else (x,) for x in lambdas])
     configs = tuple(policy.config for policy in policies)
     params = tuple(policy.params for policy in policies)
     mesh = mesh_of(params[0])
     rows = rows_for(mesh, rows)
+    shapes = [
+        lengths([prompt[m] for prompt in prompts], completions, not config.encoder_decoder, padded_length)
+        if alike
+        else None
+        for m, config in enumerate(configs)
+    ]
     for start in range(0, len(completions), rows):
         part = slice(start, start + rows)
         batches = tuple(
@@ -120,6 +131,7 @@ def score_tokens(
                 rows,
                 tight=not config.encoder_decoder,
                 bucket=padded_length,
+                shape=shapes[m],
             )
             for m, config in enumerate(configs)
         )

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from dera_jax.analysis.tuning.choose import _place, choose, split, tune
+from dera_jax.analysis.tuning.choose import choose, split, tune
 from dera_jax.analysis.tuning.grid import read_grid
 from dera_jax.analysis.tuning.objectives import Objective, make_objective, parse_constraint
 from dera_jax.analysis.tuning.ranges import finer_range, wider_ranges
+from dera_jax.common.hashed import hashed_uniform
 from dera_jax.strengths import parse_strengths
 from tests.support.grids import PEAK, REWARD, gridded, rows_of
 
@@ -123,10 +124,12 @@ def test_few_prompts_are_divided_exactly():
             grid = gridded(PEAK, prompts, samples=1)
             parts = [set(part.prompts) for part in split(grid, share, seed)]
             assert parts[0] | parts[1] == set(range(prompts)) and not parts[0] & parts[1]
-            hashed = sum(_place(prompt, seed) < share for prompt in range(prompts))
+            hashed = sum(hashed_uniform(seed, prompt) < share for prompt in range(prompts))
             exact = not 8 <= hashed <= prompts - 8
             assert tuple(map(len, parts)) == (counts if exact else (prompts - hashed, hashed))
-            assert max(_place(p, seed) for p in parts[1]) < min(_place(p, seed) for p in parts[0])
+            assert max(hashed_uniform(seed, p) for p in parts[1]) < min(
+                hashed_uniform(seed, p) for p in parts[0]
+            )
     with pytest.raises(ValueError, match=r"found 8 and 7: a sweep of at least 16 .* or --validation=RUN"):
         split(gridded(PEAK, 15, samples=1), 0.45, 0)
     with pytest.raises(ValueError, match=r"found 19 and 1: --validation=0.5 leaves enough for both"):

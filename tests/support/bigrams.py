@@ -79,3 +79,54 @@ class Bigrams:
     def requests(self, lambda_, samples):
         prompt = EncodedPrompt(Prompt(0, "x"), ((5, START), (5, START)))
         return [Request(prompt, sample, (lambda_,)) for sample in range(samples)]
+
+    def rows(self, strength, prompts, samples, longest, seed):
+        """Returns rows of the realigned policy at one strength, drawn word by word from its transitions."""
+        rng = np.random.default_rng(seed)
+        mixture = self.mixture(strength)
+        edges = mixture.cumsum(1)
+        count = prompts * samples
+        word, tokens = np.full(count, START), np.full((count, longest), -1)
+        going = np.ones(count, bool)
+        sums = np.zeros((3, count))
+        terms = [*self.logprobs, np.log(mixture)]
+        for place in range(longest):
+            drawn = (rng.random(count)[:, None] > edges[word] / edges[word][:, -1:]).sum(1)
+            sums += np.where(going, [term[word, drawn] for term in terms], 0)
+            tokens[going, place] = drawn[going]
+            going &= drawn != EOS
+            word = np.where(going, drawn, word)
+        return [
+            self._row(n // samples, n % samples, strength, tokens[n][tokens[n] >= 0].tolist(), sums[:, n])
+            for n in range(count)
+        ]
+
+    def _row(self, prompt, sample, strength, tokens, sums):
+        reference, aligned, own = sums.tolist()
+        ended = tokens[-1] == EOS
+        length = len(tokens) - ended
+        return {
+            "prompt_id": prompt, "sample": sample, "lambda": strength, "tokens": tokens, "length": length,
+            "finish_reason": "eos" if ended else "length", "rewards": {"short": float(length < 8)},
+            "reference_logprob": reference, "aligned_logprob": aligned, "logprob": own,
+        }  # fmt: skip
+
+    def log_normalizers(self, rows, strength):
+        """Returns Σ log z of rows at any strength, and Σ KL(mixture ‖ reference)."""
+        z = self.weights(strength).sum(1)
+        mixture = self.mixture(strength)
+        kl = (mixture * (np.log(mixture) - self.logprobs[0])).sum(1)
+        before = [[START, *row["tokens"][:-1]] for row in rows]
+        return tuple(np.array([term[words].sum() for words in before]) for term in (np.log(z), kl))
+
+    def means(self, matrix, longest, limit_means):
+        """Returns Z, and the means of `length` and of `short` (length below 8), of a matrix's responses."""
+        ended, cut = self.sums(matrix, longest)
+        cut = cut if limit_means == "absorb" else 0.0
+        z = ended.sum() + cut
+        lengths = np.arange(longest)  # EOS left out
+        return {
+            "log_z": np.log(z),
+            "length": (ended @ lengths + cut * longest) / z,
+            "short": (ended[:8].sum()) / z,
+        }

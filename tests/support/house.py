@@ -14,7 +14,7 @@ results      common strengths
 rewards      common models devices policies data decoding results
 sweeps       common strengths realign rules models devices policies data decoding results rewards
 analysis     common strengths results rewards
-scoring      common strengths realign models devices policies data decoding analysis
+scoring      common strengths realign models devices policies data decoding results analysis
 training     common realign models devices policies data decoding rewards scoring
 search       common strengths realign rules models devices policies data decoding rewards
 exact        common strengths realign rules models devices policies data decoding rewards search

@@ -5,8 +5,6 @@ gain. So the strength is chosen on some prompts and its value is that on others,
 sure the choice is, bootstrap over prompts tells: the strength that each resample would have chosen.
 """
 
-import hashlib
-import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from dera_jax.analysis.estimates import LEVEL, Estimate, estimate
 from dera_jax.analysis.tuning.grid import Grid
 from dera_jax.analysis.tuning.objectives import Constraint, Objective
+from dera_jax.common.hashed import hashed_uniform
 from dera_jax.strengths import Strength, format_strength
 
 MIN_PROMPTS = 8
@@ -40,7 +39,7 @@ def split(grid: Grid, share: float, seed: int = 0) -> tuple[Grid, Grid]:
     Raises:
       ValueError: either part has fewer than 8 prompts.
     """
-    places = {prompt: _place(prompt, seed) for prompt in grid.prompts}
+    places = {prompt: hashed_uniform(seed, prompt) for prompt in grid.prompts}
     validating = {prompt for prompt, place in places.items() if place < share}
     if min(len(validating), len(places) - len(validating)) < MIN_PROMPTS:
         validating = set(sorted(places, key=places.get)[: round(share * len(places))])
@@ -48,12 +47,6 @@ def split(grid: Grid, share: float, seed: int = 0) -> tuple[Grid, Grid]:
     halves = "--validation=0.5 leaves enough for both"
     check_parts(*parts, halves if len(places) >= 2 * MIN_PROMPTS else FEW)
     return parts
-
-
-def _place(prompt_id: Hashable, seed: int) -> float:
-    """Returns a number in [0, 1) that looks random."""
-    told = hashlib.sha256(json.dumps([seed, prompt_id]).encode()).digest()
-    return int.from_bytes(told[:6]) / 2**48
 
 
 def check_parts(choosing: Grid, validation: Grid, way_out: str = MORE) -> None:
@@ -91,6 +84,16 @@ class Choice:
             chosen.append(strength)
             total += self.shares[strength]
         return sorted(chosen)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Between which strengths the middle 95 % of the resamples choose; None of several aligned models."""
+        chosen = sorted((s, share) for s, share in self.shares.items() if share)
+        if len(self.strength) > 1 or not chosen:
+            return None
+        axis, shares = np.array([s[0] for s, _ in chosen]), np.cumsum([share for _, share in chosen])
+        low, high = np.searchsorted(shares, shares[-1] * np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+        return float(axis[low]), float(axis[min(high, len(axis) - 1)])
 
 
 def choose(

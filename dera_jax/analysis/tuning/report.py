@@ -14,6 +14,8 @@ from dera_jax.analysis.tuning.retraining import Cost
 from dera_jax.common.shown import shown
 from dera_jax.strengths import Strength, format_strength, strength_to_json
 
+MOST = 25
+"""Strengths of a table; of more, some are shown."""
 NAMES = {"kl": "KL (nats)", "length": "length (tokens)"}
 NOT_COMPARED = (
     "not compared: models trained at the other β, so whether one of them were better still is not known, "
@@ -71,8 +73,8 @@ def _extent(part: Part) -> str:
 
 
 def _table(tuning: Tuning, constraints: Sequence[Constraint], targets: Sequence[Target]) -> str:
-    """Returns the strengths with both parts' means; what a constraint excludes has a cross."""
-    strengths = list(tuning.choosing.objective)
+    """Returns the strengths with both parts' means, some of very many; what a constraint excludes has a cross."""
+    strengths = _shown_of(list(tuning.choosing.objective), tuning.choice.strength)
     choice, beta = tuning.choice, targets[0].beta if len(targets) == 1 else None
     stars = [
         f"{cell} *" if s == choice.strength else f"{cell}  "
@@ -94,6 +96,14 @@ def _table(tuning: Tuning, constraints: Sequence[Constraint], targets: Sequence[
     columns.append(Column("picked in", [f"{100 * choice.shares[s]:.0f} %" for s in strengths]))
     legend = "*: λ*; ± is half a 95 % interval over prompts; picked in: share of resamples of the prompts"
     return f"{format_columns(columns)}\n\n{legend}"
+
+
+def _shown_of(strengths: Sequence[Strength], star: Strength) -> list[Strength]:
+    """Returns every so many strengths of a long axis, λ*, and the models themselves."""
+    if len(strengths) <= MOST or len(star) > 1:
+        return list(strengths)
+    kept = {*strengths[:: math.ceil(len(strengths) / MOST)], star, *ends(1), strengths[-1]}
+    return [strength for strength in strengths if strength in kept]
 
 
 def _ratio(beta: float, lambda_: float) -> str:
@@ -118,6 +128,9 @@ def _certainty(tuning: Tuning) -> list[str]:
     choice = tuning.choice
     none = 1 - sum(choice.shares.values())
     undecided = f"; in {none:.0%} no strength meets the constraints" if none > 0.0005 else ""
+    if len(choice.shares) > MOST and choice.interval:
+        low, high = choice.interval
+        return [f"  95 % interval of λ*, over prompts: {low:g} to {high:g}{undecided}"]
     return [
         f"  the same choice in {choice.shares[choice.strength]:.0%} of the resamples; "
         f"95 % choose among {', '.join(map(format_strength, choice.likely))}{undecided}"
@@ -263,6 +276,7 @@ def tuning_to_json(
         "margins": {text: estimate_to_json(margin) for text, margin in tuning.margins.items()},
         "share_of_resamples": choice.shares[star],
         "likely": list(map(strength_to_json, choice.likely)),
+        "interval": choice.interval and list(choice.interval),
         "wider": wider_ranges(list(tuning.choosing.objective), star),
         "finer": (finer := finer_range(choice)) and finer[1],
         "beta": [target.beta for target in targets],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dera_jax.analysis.curves.reading import is_curve, read_curve_rows
 from dera_jax.analysis.tuning.choose import check_parts, split
 from dera_jax.analysis.tuning.grid import FIELDS, Grid, read_grid, reward_names, told_names
 from dera_jax.common.differences import Difference, differences
@@ -26,6 +27,8 @@ class Run:
     rows: list[dict]
     manifest: dict | None
     """None where it is not beside the rows."""
+    is_curve: bool = False
+    """Whether a row stands for what all completions of a prompt say of a strength."""
 
     @cached_property
     def by_strength(self) -> dict[Strength, list[dict]]:
@@ -58,11 +61,13 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Returns the run in a folder, or of a file of rows.
+    """Returns the run in a folder, or of a file of rows; or a curve, as if its points had been decoded.
 
     Raises:
       ValueError: there are no rows, or the manifest is broken.
     """
+    if is_curve(path):
+        return Run(path, read_curve_rows(path), None, is_curve=True)
     rows = read_rows(path)
     if not rows:
         raise ValueError(f"{shown(path, 200)}: no rows yet")
@@ -111,11 +116,13 @@ def parts_of_two(
         models, decoded otherwise, or has draws of the first.
     """
     where = f"{option}={second.name}"
-    ways = [_way(each.manifest) for each in (run, second) if each.manifest]
+    if run.is_curve != second.is_curve:
+        raise ValueError(f"{where}: expected {'a curve' if run.is_curve else 'a run'}, as {run.name} is one")
+    ways = [way(each.manifest) for each in (run, second) if each.manifest]
     if len(ways) == 2 and (other := differing(*ways)):
         raise ValueError(f"{where}: {shown(other.name, 60)} is not that of {run.name}")
     draws = [{(str(row.get("prompt")), row.get("seed")) for row in each.rows} for each in (run, second)]
-    if same := len(draws[0] & draws[1]):
+    if not run.is_curve and (same := len(draws[0] & draws[1])):
         raise ValueError(f"{where}: {same} of its prompts are those of {run.name}, with the same seed")
     for name in names:
         if name not in (*second.rewards, *FIELDS):
@@ -140,22 +147,22 @@ def _grid(
     allow_missing: bool,
     tell: Tell,
 ) -> Grid:
-    some = None if len(groups) == len(run.by_strength) else groups
-    check_whole(
-        run.path,
-        run.rows,
-        allow_missing,
-        "leaves out what is not there at every strength",
-        some,
-        tell=lambda line: tell(f"warning: {line}"),
-    )
+    if not run.is_curve:
+        check_whole(
+            run.path,
+            run.rows,
+            allow_missing,
+            "leaves out what is not there at every strength",
+            None if len(groups) == len(run.by_strength) else groups,
+            tell=lambda line: tell(f"warning: {line}"),
+        )
     grid, left_out = read_grid(groups, names, run.name, allow_missing)
     if left_out:
         tell(f"{shown(run.name, 100)}: {left_out} completions left out, not there at every strength")
     return grid
 
 
-def _way(manifest: Mapping) -> dict:
+def way(manifest: Mapping) -> dict:
     """Returns what rows must share to be compared: all but the seed of their draws."""
     decode = {name: value for name, value in manifest["identity"].get("decode", {}).items() if name != "seed"}
     return manifest["identity"] | {"decode": decode}

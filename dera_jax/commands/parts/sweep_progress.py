@@ -1,17 +1,57 @@
 """A sweep as it is watched: compiling, and then completion by completion."""
 
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 
 from tqdm import tqdm
 
 from dera_jax.commands.options import cli
 from dera_jax.commands.process import interrupts
+from dera_jax.common.shown import shown
+from dera_jax.common.user_code import UserCodeError
 
 LOGGED = 10.0
 """Seconds between lines of progress in a file."""
+
+
+def run_plan(plan, out: Path, prompts: str, command: Sequence[str]) -> tuple:
+    """Adds what a sweep's folder lacks; returns all its rows, the seconds of decoding and what was used.
+
+    Args:
+      prompts: the PROMPTS argument, for the manifest.
+      command: likewise the words of the command line.
+    """
+    from dera_jax.sweeps.estimate import check_memory
+    from dera_jax.sweeps.run import open_run
+
+    check_memory(plan)
+    kept = f"finished completions are in {shown(out, 200)}; rerun to resume"
+    with (
+        _mendable(out),
+        interrupts.telling(kept),
+        open_run(plan, out, command, cli.warn) as folder,
+    ):
+        seconds, usage = run_with_progress(plan, folder)
+        more = {"decode_seconds": round(seconds, 1)} if seconds else None
+        folder.finish(folder.manifest["extent"] | {"prompts": prompts}, more)
+        return folder.rows, seconds, folder.manifest.get("resources") if usage.slot_steps else None
+
+
+@contextmanager
+def _mendable(out: Path) -> Iterator[None]:
+    """Adds to a failure of the user's own reward which completions are kept."""
+    try:
+        yield
+    except UserCodeError as error:
+        from dera_jax.search.scores import ScoreError
+
+        kept = f"{out} keeps all completions; once the reward is mended, the same command goes on"
+        if isinstance(error, ScoreError):
+            kept = f"completions that have ended are in {out}; a changed score is another draw, for another --out"
+        raise ValueError(f"{error}; {kept}") from error
 
 
 def run_with_progress(plan, folder) -> tuple:

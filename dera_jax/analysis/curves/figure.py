@@ -1,0 +1,116 @@
+"""The figure of a curve: every quantity over λ, with what was decoded beside it."""
+
+import io
+import math
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dera_jax.analysis.curves.curve import LEAST_EFFECTIVE
+from dera_jax.analysis.curves.report import Told
+from dera_jax.analysis.panels import GREY
+from dera_jax.analysis.plots import COLORS, PANEL, STYLE
+from dera_jax.analysis.tables import short_names
+from dera_jax.common.files import write_bytes
+from dera_jax.common.shown import shown
+
+LABELS = {
+    "kl": "KL to reference (nats)", "length": "length (tokens)", "cut": "share cut off", "log_z": "log Z (nats)",
+}  # fmt: skip
+LINE, DOTS = COLORS[0], COLORS[1]
+
+
+def plot_curve(told: Told, path: Path, about: str = "") -> None:
+    """Writes the figure as PNG, whole or not at all.
+
+    Args:
+      about: what the models are.
+    """
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        names = [name for name in told.curve.names if name != "log_ratio"]
+        figure, axes = _panels(len(names) + 1)
+        short = short_names([name for name in names if name not in LABELS], width=32)
+        for ax, name in zip(axes, names, strict=False):
+            _plot_figure(ax, told, name)
+            ax.set_ylabel(LABELS.get(name) or f"reward {short[name]}")
+        _plot_effective(axes[len(names)], told)
+        _add_legend(figure, told)
+        figure.supxlabel(
+            f"{shown(about, 200)}\nλ; bands and bars: 95 % intervals over prompts", fontsize=7, color=GREY
+        )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = 2 if count == 4 else min(count, 3)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.5))
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+def _plot_figure(ax: Axes, told: Told, name: str) -> None:
+    points = told.curve.points
+    x = np.array([point.lambda_ for point in points])
+    mean, low, high = np.array([(f.mean, f.low, f.high) for f in (point.figures[name] for point in points)]).T
+    drawn = np.array([point.drawn for point in points])
+    ax.plot(x, np.where(_beside(drawn), mean, np.nan), color=GREY, linestyle=":", linewidth=1)
+    ax.plot(x, np.where(drawn, mean, np.nan), color=LINE)
+    ax.fill_between(
+        x, np.where(drawn, low, np.nan), np.where(drawn, high, np.nan), color=LINE, alpha=0.18, linewidth=0
+    )
+    for strength, means in told.plain.items():
+        if found := means.get(name):
+            ax.plot(strength, found.mean, "o", color=DOTS, zorder=4)
+            ax.vlines(strength, found.low, found.high, color=DOTS, linewidth=1.2)
+    if name == "log_z":
+        for bound in told.bounds:
+            ax.vlines(bound.lambda_, bound.lower.mean, bound.upper.mean, color="black", linewidth=3, zorder=5)
+    _limit(ax, np.concatenate([each[drawn] for each in (low, high, mean)]), told, name)
+
+
+def _beside(drawn: np.ndarray) -> np.ndarray:
+    """Returns where nothing is drawn, and the last point that is on either side."""
+    grey = ~drawn
+    grey[1:] |= ~drawn[:-1]
+    grey[:-1] |= ~drawn[1:]
+    return grey
+
+
+def _limit(ax: Axes, values: np.ndarray, told: Told, name: str) -> None:
+    """Lets what is drawn, and the dots, decide the range: what is grey may run out of it."""
+    dots = [m[name].mean for m in told.plain.values() if name in m]
+    kept = np.append(values[~np.isnan(values)], dots)
+    if kept.size:
+        room = 0.08 * (np.ptp(kept) or 1)
+        ax.set_ylim(kept.min() - room, kept.max() + room)
+
+
+def _plot_effective(ax: Axes, told: Told) -> None:
+    points = told.curve.points
+    ax.plot([point.lambda_ for point in points], [point.effective for point in points], color=LINE)
+    ax.axhline(LEAST_EFFECTIVE, color=GREY, linewidth=0.7, linestyle=":")
+    ax.set_ylim(0, 1)
+    ax.set_ylabel("effective share of the pool")
+
+
+def _add_legend(figure: Figure, told: Told) -> None:
+    law = "whole responses (Eq. 5)" if told.curve.law == "response" else "realigned policy (Eq. 6)"
+    handles = [
+        Line2D([], [], color=LINE, label=f"{law}, pooled"),
+        Line2D([], [], color=DOTS, marker="o", linestyle="none", label="as decoded (Eq. 6)"),
+        Line2D([], [], color=GREY, linestyle=":", label=f"effective share below {LEAST_EFFECTIVE:.0%}"),
+    ]
+    if told.bounds:
+        handles.append(Line2D([], [], color="black", linewidth=3, label="bounds of log Z"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=2 if len(handles) == 4 else 3)
