@@ -97,6 +97,8 @@ def _checked(args: Namespace) -> list[float]:
     check_count("--tries", args.tries, most=10**5)
     if args.beta is not None:
         check_number("--beta", args.beta, 0.0, float("inf"))
+        if args.beta == 0:
+            raise ValueError("--beta: expected a number above 0, got 0, where the optimum has no limit")
     if args.max_reward is not None:
         check_number("--max-reward", args.max_reward, -float("inf"), float("inf"))
     if args.out:

@@ -34,6 +34,7 @@ def _sweep(*words: str, writes: str = "new", runs: tuple = ()) -> Command:
 
 
 PICTURES = ("run/sweep.png", "run/summary.csv")
+CURVE = tuple(f"run/{name}" for name in ("curve.csv", "curve.json", "curve.png", "normalizers.json"))
 SFT = ("--data=completions.jsonl", LENGTH)
 DPO = ("--reference=reference", "--data=pairs.jsonl", LENGTH, "--beta=0.1")
 COMMANDS = {
@@ -84,6 +85,13 @@ COMMANDS = {
     "tune": Command("tune", ["run", "--out=new.json", "--plot=new.png"], ("new.json", "new.png")),
     "tune two": Command("tune", ["run", "--validation=other", "--kl-price=0.1"]),
     "tune gz": Command("tune", ["packed-gz"]),
+    "curve": Command("curve", ["run", "--limit-means=absorb"], CURVE, ("run",)),
+    "curve per token": Command("curve", ["run", "--per-token", "--grid=0,0.5,1"], CURVE, ("run",)),
+    "curve again": Command("curve", ["curved"], ("curved",)),
+    "tune curve": Command("tune", ["curved/curve.json", "--out=new.json", "--plot=new.png"], ("new.json", "new.png")),
+    "optimum": Command(
+        "optimum", ["run", f"--reward={LENGTHS}", "--beta=0.1", "--lambda=0,1", "--of=other", "--out=new"], ("new",)
+    ),
     "compare": Command("compare", ["run", "other", f"--judge={LENGTHS}", "--out=new.json"], ("new.json",)),
     "compare one": Command("compare", ["run", "run", "--against=0", "--judge=length:1:4"]),
     "compare xz": Command("compare", ["packed-xz", "other", "--judge=length:1:4"]),

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from tests.campaign import mutations, semantics, words
 
-RUN = ["sweep grows", "score", "plot", "table", "table latex", "tune", "compare", "compare one"]
+RUN = [
+    "sweep grows", "score", "plot", "table", "table latex", "tune", "compare", "compare one",
+    "curve", "curve per token", "optimum",
+]  # fmt: skip
 MODEL = ["sweep", "generate", "score pairs", "score models", "combine", "sft", "dpo", "reward", "rlhf"]
 KINDS = {
     "rows": ("run/rows.jsonl", "lines", [*RUN, "dry run", "plot two", "tune two", "compare mine"]),
@@ -22,6 +25,8 @@ KINDS = {
     "rows, gz": ("packed-gz/rows.jsonl.gz", "bytes", ["table gz", "tune gz"]),
     "rows, xz": ("packed-xz/rows.jsonl.xz", "bytes", ["table xz", "compare xz"]),
     "run's manifest": ("run/manifest.json", "json", [*RUN, "plot two", "tune two", "compare endpoint"]),
+    "curve": ("curved/curve.json", "json", ["tune curve"]),
+    "normalizers": ("curved/normalizers.json", "json", ["curve again"]),
     "lock": ("run/.lock", "bytes", ["sweep grows", "score"]),
     "config": ("aligned/config.json", "json", [*MODEL, "sweep int8"]),
     "tokenizer": ("aligned/tokenizer.json", "json", ["sweep", "sft", "combine"]),

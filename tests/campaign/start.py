@@ -135,7 +135,7 @@ def write_shards(source: Path, folder: Path) -> None:
 
 def make(words: list[str]) -> int:
     """Makes all of it in the current folder."""
-    from dera_jax.commands import dpo, reward, sft, sweep
+    from dera_jax.commands import curve, dpo, reward, sft, sweep
 
     here = Path.cwd()
     write_data(here)
@@ -168,6 +168,8 @@ def make(words: list[str]) -> int:
     for out, seed in (("run", 0), ("other", 1)):
         words = [*SWEEP, "--lambda=0,0.5,1", f"--reward={LENGTHS}", f"--out={out}", f"--seed={seed}"]
         assert sweep.main(words) == 0
+    shutil.copytree(here / "run", here / "curved")
+    assert curve.main(["curved", "--grid=0:1:0.25", "--limit-means=absorb"]) == 0
     write_packed(here)
     write_stopped()
     write_answer(here)

@@ -216,5 +216,7 @@ def _write(out: Path, rows: list[dict], identity: dict, manifest: dict, command:
     models = manifest.get("provenance", {}).get("models", [])[:1]
     identity = {name: value for name, value in identity.items() if name not in ("quantization", "templates")}
     with RunFolder(out, identity, provenance(list(command), models=models)) as folder:
-        folder.replace_rows(rows)
-        folder.finish(folder.manifest.get("extent", {}) | extent(rows))
+        strengths = {row["lambda"] for row in rows}
+        every = [*(row for row in folder.rows if row["lambda"] not in strengths), *rows]
+        folder.replace_rows(every)
+        folder.finish(folder.manifest.get("extent", {}) | extent(every))
