@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from dera_jax.common.shown import shown
 from dera_jax.strengths import format_strength, strength_from_json
 
 
@@ -34,9 +35,18 @@ def _tried(rows: Sequence[dict]) -> str:
     told += (
         f"; log Z {_with_error(shares)}" if shares else "; log Z needs a prompt with two accepted completions"
     )
-    if kept := len(found) - accepted:
-        told += f"; {kept} kept though no try was accepted: these are not draws from the optimum"
+    if kept := [row for row in rows if not row["exact"]["accepted"]]:
+        told += (
+            f"; {len(kept)} kept though no try was accepted, of prompt {_named(kept)}: these are not draws from the "
+            "optimum"
+        )
     return told
+
+
+def _named(rows: Sequence[dict], most: int = 5) -> str:
+    """Returns the ids of rows' prompts, the first of many."""
+    ids = [shown(str(each), 40) for each in dict.fromkeys(row["prompt_id"] for row in rows)]
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} others" if len(ids) > most else "")
 
 
 def _population(rows: Sequence[dict]) -> str:

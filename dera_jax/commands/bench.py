@@ -21,6 +21,7 @@ prefix    time to the first token of a chat's second turn, with the first turn c
 refill    slots that are refilled against fixed batches, with completions that end with a line, and the
           share of slots that is busy (of the given pair)
 search    guided searches of one completion against the plain draw, and best of 8 against eight samples
+exact     what exact draws take beside the plain ones that they are made of
 lora      a base mixed with an adapter on it against the base alone at twice the rows
 startup   from the start of a process to its first tokens, with and without compilations kept
 imports   processes that read results or give help, against `import jax`

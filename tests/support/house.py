@@ -19,6 +19,6 @@ training     common realign models devices policies data decoding rewards scorin
 search       common strengths realign rules models devices policies data decoding rewards
 exact        common strengths realign rules models devices policies data decoding rewards search
 experiments  common strengths
-performance  common strengths realign rules models devices policies data decoding rewards scoring training search
+performance  common strengths realign rules models devices policies data decoding rewards scoring training search exact
 """
 """What stands at the door of `dera_jax`, and what each imports besides its own files: only lines above its own."""

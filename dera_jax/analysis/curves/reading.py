@@ -1,7 +1,7 @@
 """A curve as rows: one of each prompt and strength that is drawn, which stands for what the prompt's pool says."""
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from dera_jax.analysis.curves.report import FORMAT
 from dera_jax.common.json_files import check_type, read_json
@@ -14,6 +14,12 @@ OTHER = ("cut", "log_z", "log_ratio")
 """Figures that are no rewards, KL or length."""
 
 
+PointOfFile = TypedDict(
+    "PointOfFile", {"lambda": Number, "drawn": bool, "by_prompt": dict[str, list[Number | None]]}
+)
+"""A strength of it."""
+
+
 class CurveFile(TypedDict):
     """What of a curve's JSON is read."""
 
@@ -21,7 +27,7 @@ class CurveFile(TypedDict):
     law: str
     beta: Number | None
     prompt_ids: list[int | str]
-    points: list[dict[str, Any]]
+    points: list[PointOfFile]
 
 
 def is_curve(path: Path) -> bool:
@@ -43,7 +49,18 @@ def read_curve_rows(path: Path) -> list[dict]:
         raise ValueError(f"{name}: expected a curve, as eval.curve writes it: {error}") from None
     if curve["format"] != FORMAT:
         raise ValueError(f"{name}: expected a curve of format {FORMAT}, found {curve['format']}")
-    points = [point for point in curve["points"] if point.get("drawn")]
+    count = len(curve["prompt_ids"])
+    for number, point in enumerate(curve["points"]):
+        for figure in ("kl", "length"):
+            if figure not in point["by_prompt"]:
+                raise ValueError(f"{name}: at points[{number}].by_prompt: no {figure!r} in it")
+        for figure, values in point["by_prompt"].items():
+            if len(values) != count:
+                raise ValueError(
+                    f"{name}: at points[{number}].by_prompt.{shown(figure, 60)}: expected {count} numbers, one for "
+                    f"each prompt, found {len(values)}"
+                )
+    points = [point for point in curve["points"] if point["drawn"]]
     if not points:
         raise ValueError(f"{name}: at no strength do enough completions carry the weight")
     return [_row(curve, point, number) for point in points for number in range(len(curve["prompt_ids"]))]

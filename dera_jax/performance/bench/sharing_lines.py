@@ -1,12 +1,24 @@
 """The sections of `python -m eval.bench --schedule`: what sharing saves, and its lines."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from dera_jax.performance.bench.drafting_lines import draft_line
 from dera_jax.performance.bench.searching_lines import search_line
 from dera_jax.performance.bench.spreads import format_spread
 
-SECTIONS = ("share", "draft", "strengths", "prefix", "refill", "search", "lora", "startup", "imports")
+SECTIONS = (
+    "share",
+    "draft",
+    "strengths",
+    "prefix",
+    "refill",
+    "search",
+    "exact",
+    "lora",
+    "startup",
+    "imports",
+)
 LORA_ROWS = (1, 8)
 
 
@@ -42,6 +54,8 @@ def measure(
             yield section, bench.bench_refill(policies, prompts(bench.LONGEST), config, told)
         elif section == "search":
             yield from ((section, result) for result in searching.bench(policies, config, told))
+        elif section == "exact":
+            yield from ((section, result) for result in searching.bench_exact(policies, config, told))
         elif section == "startup":
             yield section, starts.bench_startup(names, config.repeats, told)
         elif section == "imports":
@@ -124,6 +138,7 @@ LINES = {
     "prefix": _prefix_line,
     "refill": _refill_line,
     "search": search_line,
+    "exact": partial(search_line, section="exact"),
     "lora": _lora_line,
     "startup": _startup_line,
     "imports": _imports_line,
