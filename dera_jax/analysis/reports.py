@@ -118,6 +118,8 @@ def reduce_to_csv_rows(summaries: Sequence[Summary]) -> list[dict]:
         row |= _columns("length", summary.length)
         row |= _columns("log_ratio", summary.log_ratio)
         row |= {"ended": summary.ended, "effective_sample_share": summary.ess, "tokens": summary.tokens}
+        for name in dict.fromkeys(name for each in summaries for name in each.exact):
+            row[f"exact_{name}"] = summary.exact.get(name, math.nan)
         row["warning"] = "; ".join(line for line, _ in _warnings([summary]))
         rows.append({harmless(column): _cell(value) for column, value in row.items()})
     return rows

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dera_jax.analysis.estimates import Estimate, estimate, paired_difference
+from dera_jax.analysis.exact import exact_figures
 from dera_jax.analysis.importance import count_copies, effective_sample_share
 from dera_jax.strengths import strength_from_json
 
@@ -63,6 +64,8 @@ class Summary:
     """Completions that are copies of another of their prompt, since they were drawn with certainty."""
     turn_rewards: dict[str, dict[int, Estimate]] = field(default_factory=dict)
     """Of each reward, by the turn, from 0; empty where no prompt has several."""
+    exact: dict[str, float] = field(default_factory=dict)
+    """What draws from the response-level optimum took, see `exact_figures`; empty of others."""
 
 
 def summarize(rows: Sequence[dict]) -> list[Summary]:
@@ -116,6 +119,7 @@ def _summarize_strength(
         copies=count_copies(rows),
         tokens=sum(map(drawn_tokens, rows)),
         turn_rewards={name: _by_turn(found) for name, found in values.items()} if several else {},
+        exact=exact_figures(rows),
     )
 
 
