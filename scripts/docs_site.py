@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 SHOWN = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "results/chain/README.md",
     "results/e2e_t5/README.md",
     "results/guided_search/README.md",
     "results/hh_rlhf/README.md",

@@ -12,6 +12,8 @@ average, `share` being the effective one, so that both J* and the distances are 
 Reference: Rafailov et al. 2023, Direct Preference Optimization, Eq. 4.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +48,15 @@ class Optimum:
     reward: Rows
     beta: float
     """KL strength at λ = 1."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these completions and their rewards from others."""
+        told = [
+            [row["prompt_id"], row["sample"], row.get("seed"), reward]
+            for row, reward in zip(self.rows, self.reward.tolist(), strict=True)
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def log_weights(self, strength: float) -> Rows:
         """Returns λ r/β."""

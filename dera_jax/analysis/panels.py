@@ -18,6 +18,8 @@ from dera_jax.strengths import format_strength
 GREY = "#707070"
 ASINH_FROM = 4.0
 """Strengths beyond this are shown on a scale linear near 0 and logarithmic far away."""
+MOST_MARKERS = 40
+"""Points of a curve that have a marker each."""
 COMPASS = np.array([(x, y) for x in (0.7, -0.7) for y in (0.7, -0.7)] + [(0, 1), (0, -1), (1, 0), (-1, 0)])
 """Directions from a point to its label, the best first."""
 
@@ -87,7 +89,8 @@ def plot_over_strength(ax: Axes, curves: Sequence[Curve], quantity: Quantity) ->
         for points, joined in _groups(curve, quantity):
             x = np.array([places[summary.lambda_] for summary, _ in points])
             mean, low, high = _bounds([value for _, value in points])
-            style = {"color": curve.color, "marker": curve.marker, "clip_on": False, "zorder": 3}
+            marker = curve.marker if len(points) <= MOST_MARKERS else ""
+            style = {"color": curve.color, "marker": marker, "clip_on": False, "zorder": 3}
             ax.plot(x, mean, linestyle="-" if joined else "none", **style)
             if joined and not np.isnan(low).any():  # a band has no holes; bars may lack some
                 ax.fill_between(x, low, high, color=curve.color, alpha=0.18, linewidth=0)
@@ -130,7 +133,9 @@ def _thin_out(ax: Axes, strengths: list[float], spacing: float) -> list[float]:
     place = ax.get_xaxis().get_transform().transform
     width = place(high) - place(low)
     kept: list[float] = []
-    for strength in [*(end for end in (0.0, 1.0) if low <= end <= high), high, low, *strengths]:
+    # Then those with the fewest digits.
+    plainest = sorted(strengths, key=lambda strength: len(f"{strength:.4g}"))
+    for strength in [*(end for end in (0.0, 1.0) if low <= end <= high), high, low, *plainest]:
         if all(abs(place(strength) - place(other)) >= spacing * width for other in kept):
             kept.append(strength)
     return sorted(kept)

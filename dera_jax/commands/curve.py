@@ -10,8 +10,8 @@ responses, π_ref(y)^(1−λ) π_al(y)^λ (Eq. 5), of which the realigned policy
 --per-token it is that of the realigned policy itself, as a sweep of all strengths would show it. It is drawn
 where at least 10 % of the completions carry the weight, grey elsewhere.
 
-Written are curve.csv, curve.json and curve.png in the run's folder (the first of several). eval.tune takes curve.json
-for a strength between those that were decoded.
+Written are curve.csv, curve.json and curve.png, in the run's folder (the first of several) or in --out. eval.tune takes
+curve.json for a strength between those that were decoded.
 """
 
 from argparse import Namespace
@@ -22,6 +22,8 @@ from dera_jax.commands.options import cli, decoding, models, sweeping
 from dera_jax.commands.process import endings
 from dera_jax.search.notation import LIMIT_MEANS
 
+FARTHEST = 100
+"""Of a curve's strengths from 0."""
 DEFAULTS = {"strengths": "0,0.5,1", "num_samples": 4}
 """Of a curve's own sweep."""
 
@@ -34,7 +36,8 @@ def make_parser() -> cli.Parser:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help="folders of sweeps of the same models and prompts; without any, prompts are decoded first",
+        help="sweeps of the same models and prompts, each a folder or its rows.jsonl[.gz|.xz]; without any, prompts "
+        "are decoded first",
     )
     parser.add_argument(
         "--grid",
@@ -53,6 +56,9 @@ def make_parser() -> cli.Parser:
         "--per-token",
         action="store_true",
         help="the realigned policy's own law, whose cut completions are members",
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="use a run that is not complete, with a warning"
     )
     group = parser.add_argument_group("its own sweep, without RUN")
     sweeping.add_sweep_options(group, **DEFAULTS)
@@ -79,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         curve_of_sweep(_of_sweep(args), args, grid, command)
 
 
-AGAIN = ("runs", "grid", "limit_means", "per_token", "reference", "aligned", "dtype", "rows", "mesh")
+AGAIN = (
+    "runs", "grid", "limit_means", "per_token", "allow_missing", "out", "reference", "aligned", "dtype", "rows", "mesh",
+)  # fmt: skip
 """Options that have a meaning with RUN: the rows are read by the models once more."""
 
 
@@ -97,9 +105,12 @@ def _grid(text: str | None) -> list[float] | None:
     if text is None:
         return None
     try:
-        return [strength for (strength,) in parse_strengths(text, 1)]
+        grid = [strength for (strength,) in parse_strengths(text, 1)]
     except ValueError as error:
-        raise ValueError(f"--grid: {error}") from None
+        raise ValueError(str(error).replace("--lambda: ", "--grid: ")) from None
+    if far := [strength for strength in grid if abs(strength) > FARTHEST]:
+        raise ValueError(f"--grid: expected strengths from {-FARTHEST} to {FARTHEST}, found {far[0]:g}")
+    return grid
 
 
 def _of_sweep(args: Namespace) -> Namespace:

@@ -6,11 +6,11 @@
 
 The optimum of a reward r under a KL penalty β/λ is π_ref(y) exp(λ r(y)/β)/Z (Eq. 2). Completions of the reference are
 accepted with probability exp(λ (r − R)/β), R being the largest value that the reward can have: those are exact samples.
-Where none is left, or R is unknown, they are drawn in proportion to exp(λ r/β), and the report says how many
+Where too few are accepted, or R is unknown, they are drawn in proportion to exp(λ r/β), and the report says how many
 completions carry that weight. Both are rows like those of a sweep: eval.plot, eval.tune and eval.compare take them.
 
---of tells of other runs how far their policies are from the optimum at their own β/λ: KL(π‖π*) in nats. A model is
-told of by a run of it at λ = 1.
+--of measures how far the policies of another run are from the optimum at their own β/λ: KL(π‖π*) in nats. To measure a
+model, decode it first: eval.sweep --aligned=MODEL --lambda=1.
 """
 
 from argparse import Namespace
@@ -48,8 +48,8 @@ def make_parser() -> cli.Parser:
         "--max-reward",
         type=float,
         metavar="R",
-        help="largest value that the reward can have (default: 0 of length, 1 of slots and keywords; of others the "
-        "largest that was seen, so that no sample is called exact)",
+        help="largest value that the reward can have (default: 0 for length, 1 for slots, keywords and concepts; "
+        "for others the largest that was seen, and then no sample is called exact)",
     )
     parser.add_argument(
         "--tries",
@@ -58,7 +58,12 @@ def make_parser() -> cli.Parser:
         metavar="N",
         help="without RUN: completions of the reference for each prompt (default %(default)s)",
     )
-    sweeping.add_sweep_options(parser, num_samples=SAMPLES)
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="use runs that are not complete, with a warning"
+    )
+    sweeping.add_sweep_options(
+        parser, num_samples=SAMPLES, samples="rows of the optimum for each prompt and strength"
+    )
     models.add_model_options(parser)
     decoding.add_decode_options(parser)
     return parser
@@ -96,9 +101,9 @@ def _checked(args: Namespace) -> list[float]:
     check_count("--num-samples", args.num_samples)
     check_count("--tries", args.tries, most=10**5)
     if args.beta is not None:
-        check_number("--beta", args.beta, 0.0, float("inf"))
-        if args.beta == 0:
-            raise ValueError("--beta: expected a number above 0, got 0, where the optimum has no limit")
+        check_number("--beta", args.beta, -float("inf"), float("inf"))
+        if args.beta <= 0:
+            raise ValueError(f"--beta: expected a number above 0, got {args.beta:g}")
     if args.max_reward is not None:
         check_number("--max-reward", args.max_reward, -float("inf"), float("inf"))
     if args.out:
@@ -106,7 +111,9 @@ def _checked(args: Namespace) -> list[float]:
     return strengths
 
 
-WITH_RUN = ("run", "of", "max_reward", "num_samples", "lambda_", "reward", "beta", "out", "seed")
+WITH_RUN = (
+    "run", "of", "max_reward", "allow_missing", "num_samples", "lambda_", "reward", "beta", "out", "seed"
+)  # fmt: skip
 """Options that have a meaning with RUN."""
 
 

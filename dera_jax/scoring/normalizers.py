@@ -1,17 +1,19 @@
 """Kept completions, read once more: their normalizers at strengths they were not drawn at."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float
 
 from dera_jax.common.json_files import check_type, read_json, write_json
+from dera_jax.common.shown import shown
 from dera_jax.data.buckets import bucket_length
 from dera_jax.policies.policy import Policy
-from dera_jax.results.rows import row_key
+from dera_jax.results.rows import Number, row_key
 from dera_jax.scoring.score import score_tokens
 from dera_jax.strengths import strength_from_json
 
@@ -95,6 +97,23 @@ def write_normalizers(path: Path, rows: Sequence[dict], models: Sequence[str], f
     write_json(path, kept)
 
 
+class Kept(TypedDict):
+    """What the file holds."""
+
+    models: list[str]
+    strengths: list[Number]
+    rows: list[list[int | str | None]]
+    log_normalizers: list[list[Number]]
+    kl: list[list[Number]]
+
+
+def _check_shape(kept: Kept) -> None:
+    shape = len(kept["rows"]), len(kept["strengths"])
+    for name in ("log_normalizers", "kl"):
+        if len(kept[name]) != shape[0] or any(len(each) != shape[1] for each in kept[name]):
+            raise ValueError(f"{name}: expected {shape[0]} lists of {shape[1]} numbers")
+
+
 def kept_normalizers(
     path: Path, rows: Sequence[dict], models: Sequence[str], strengths: Sequence[float]
 ) -> Normalizers | None:
@@ -105,11 +124,17 @@ def kept_normalizers(
     """
     if not path.is_file():
         return None
-    kept = read_json(path)
-    check_type(kept, Mapping)
-    places = {tuple(key): n for n, key in enumerate(kept.get("rows", []))}
+    try:
+        kept = read_json(path)
+        check_type(kept, Kept)
+        _check_shape(kept)
+    except ValueError as error:
+        raise ValueError(
+            f"{shown(path, 200)}: broken, remove it to have the rows read again: {error}"
+        ) from None
+    places = {tuple(key): n for n, key in enumerate(kept["rows"])}
     wanted = [places.get(tuple(key)) for key in _keys(rows)]
-    if kept.get("models") != list(models) or None in wanted or not {*strengths} <= {*kept["strengths"]}:
+    if kept["models"] != list(models) or None in wanted or not {*strengths} <= {*kept["strengths"]}:
         return None
     columns = [kept["strengths"].index(strength) for strength in strengths]
     log_normalizers, kl = (

@@ -65,6 +65,14 @@ def test_accepted_completions_have_its_law(pair, optimum):
     assert len({each.row for each in found if each.accepted}) == len(accepted)
 
 
+def test_draws_do_not_prefer_completions_that_ended_first(optimum):
+    """Rows lie in a file as they ended, the short ones first."""
+    by_length = sorted(optimum.rows, key=lambda row: row["length"])
+    again = optimum_of(by_length, "brief", BETA)
+    assert [row["sample"] for row in again.rows] == [row["sample"] for row in optimum.rows]
+    assert draws(again, 1.0, 8, 0.0, seed=1) == draws(optimum, 1.0, 8, 0.0, seed=1)
+
+
 def test_other_draws_follow_the_weights(pair):
     """Where none is accepted; the bound is far above what any completion has."""
     few = optimum_of(judged(pair.rows(0.0, 400, 20, LONGEST, 5)), "brief", BETA)

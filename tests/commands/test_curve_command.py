@@ -65,7 +65,7 @@ def test_reading_again_gives_what_decoding_gave(run):
 def test_a_curve_drawn_again_needs_no_model(run, capsys, monkeypatch):
     monkeypatch.setattr(models, "load_models", None)
     code, told, _ = call(capsys, curve, run, "--grid=0:1:0.25", "--limit-means=absorb")
-    assert code == 0 and "∫₀¹" in told and "log Z at λ = 0.5: between" in told
+    assert code == 0 and "∫₀¹" in told and "log Z at λ = 0.5: from below" in told
 
 
 def test_a_strength_is_tuned_on_a_curve(run, capsys, tmp_path):
@@ -101,6 +101,7 @@ def test_the_realigned_policys_own_curve_is_what_is_decoded(run, capsys):
     [
         (["--num-prompts=3"], "--num-prompts has no meaning with RUN"),
         (["--grid=a"], "--grid: "),
+        (["--grid=0,1e300"], "--grid: expected strengths from -100 to 100"),
         (["--draft=ngram"], "--draft has no meaning with RUN"),
     ],
 )
@@ -129,6 +130,48 @@ def test_runs_that_do_not_pool_are_refused(run, capsys, tmp_path, words, told):
     capsys.readouterr()
     code, _, error = call(capsys, curve, run, other)
     assert code == 2 and told in error and error.count("\n") == 1
+
+
+def test_a_run_does_not_pool_with_itself(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    for other in (run, run.name, f"./{run.name}/rows.jsonl"):
+        code, _, error = call(capsys, curve, run, other)
+        assert code == 2 and "has completions of" in error and error.count("\n") == 1
+
+
+def shortened(run, out, rows):
+    """A copy of a run that was stopped: short completions end first."""
+    out.mkdir()
+    (out / "manifest.json").write_bytes((run / "manifest.json").read_bytes())
+    lines = (run / "rows.jsonl").read_text().splitlines(keepends=True)
+    (out / "rows.jsonl").write_text("".join(lines[:rows]))
+    return out
+
+
+def test_a_run_that_was_stopped_is_refused(run, reference, capsys, tmp_path):
+    part = shortened(run, tmp_path / "part", 60)
+    code, _, error = call(capsys, curve, part)
+    assert code == 2 and "--allow-missing uses what is there" in error and error.count("\n") == 1
+    code, _, error = call(capsys, curve, part, "--allow-missing", f"--out={tmp_path / 'curve'}")
+    assert code == 0 and "warning: " in error
+    drawn = shortened(reference.with_name("toy-reference"), tmp_path / "drawn", 100)
+    words = ["--reward=length:16:24", f"--out={tmp_path / 'optimum'}"]
+    code, _, error = call(capsys, optimum, drawn, *words)
+    assert code == 2 and "--allow-missing uses what is there" in error and error.count("\n") == 1
+    whole = reference.with_name("toy-reference")
+    code, _, error = call(capsys, optimum, whole, *words, f"--of={part}")
+    assert code == 2 and "--allow-missing" in error and not (tmp_path / "optimum").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"rows": [1]}', '{"models": [], "strengths": [], "rows": [], "log_normalizers": []}', "{"],
+)
+def test_broken_normalizers_are_one_line(run, capsys, tmp_path, content):
+    part = shortened(run, tmp_path / "copy", None)
+    (part / "normalizers.json").write_text(content)
+    code, _, error = call(capsys, curve, part)
+    assert code == 2 and "normalizers.json: broken, remove it" in error and error.count("\n") == 1
 
 
 def test_two_runs_of_other_seeds_are_one_pool(run, capsys, tmp_path):
@@ -168,8 +211,10 @@ def test_distances_of_other_runs(reference, run, capsys, tmp_path):
     # More strengths are added; another β is another run.
     assert call(capsys, optimum, drawn, *words[:-1], "--lambda=2")[0] == 0
     assert {row["lambda"] for row in read_rows(out)} == {1.0, 2.0}
-    code, _, error = call(capsys, optimum, drawn, *words, "--beta=0.3")
-    assert code == 2 and "another" in error and error.count("\n") == 1
+    assert {p["lambda"] for p in json.loads((out / "optimum.json").read_text())["points"]} == {1.0, 2.0}
+    for other in ((drawn, "--beta=0.3"), (run,)):
+        code, _, error = call(capsys, optimum, *other, *words)
+        assert code == 2 and "another" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

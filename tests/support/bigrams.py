@@ -109,6 +109,7 @@ class Bigrams:
             "prompt_id": prompt, "sample": sample, "lambda": strength, "tokens": tokens, "length": length,
             "finish_reason": "eos" if ended else "length", "rewards": {"short": float(length < 8)},
             "reference_logprob": reference, "aligned_logprob": aligned, "logprob": own,
+            "kl_to_reference": 0.0,
         }  # fmt: skip
 
     def log_normalizers(self, rows, strength):

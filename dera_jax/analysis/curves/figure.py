@@ -36,13 +36,15 @@ def plot_curve(told: Told, path: Path, about: str = "") -> None:
         names = [name for name in told.curve.names if name != "log_ratio"]
         figure, axes = _panels(len(names) + 1)
         short = short_names([name for name in names if name not in LABELS], width=32)
+        for ax in axes:
+            ax.set_xlabel("λ", labelpad=1)
         for ax, name in zip(axes, names, strict=False):
             _plot_figure(ax, told, name)
             ax.set_ylabel(LABELS.get(name) or f"reward {short[name]}")
         _plot_effective(axes[len(names)], told)
         _add_legend(figure, told)
         figure.supxlabel(
-            f"{shown(about, 200)}\nλ; bands and bars: 95 % intervals over prompts", fontsize=7, color=GREY
+            f"{shown(about, 200)}\nbands and bars: 95 % intervals over prompts", fontsize=7, color=GREY
         )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
@@ -69,13 +71,22 @@ def _plot_figure(ax: Axes, told: Told, name: str) -> None:
     ax.fill_between(
         x, np.where(drawn, low, np.nan), np.where(drawn, high, np.nan), color=LINE, alpha=0.18, linewidth=0
     )
-    for strength, means in told.plain.items():
+    for strength, means in told.dots.items():
         if found := means.get(name):
             ax.plot(strength, found.mean, "o", color=DOTS, zorder=4)
             ax.vlines(strength, found.low, found.high, color=DOTS, linewidth=1.2)
     if name == "log_z":
         for bound in told.bounds:
-            ax.vlines(bound.lambda_, bound.lower.mean, bound.upper.mean, color="black", linewidth=3, zorder=5)
+            ends = [bound.lower.mean, bound.upper.mean]
+            ax.errorbar(
+                bound.lambda_,
+                np.mean(ends),
+                np.ptp(ends) / 2,
+                color="black",
+                capsize=4,
+                linewidth=1.2,
+                zorder=5,
+            )
     _limit(ax, np.concatenate([each[drawn] for each in (low, high, mean)]), told, name)
 
 
@@ -89,10 +100,11 @@ def _beside(drawn: np.ndarray) -> np.ndarray:
 
 def _limit(ax: Axes, values: np.ndarray, told: Told, name: str) -> None:
     """Lets what is drawn, and the dots, decide the range: what is grey may run out of it."""
-    dots = [m[name].mean for m in told.plain.values() if name in m]
-    kept = np.append(values[~np.isnan(values)], dots)
+    dots = [end for m in told.dots.values() if name in m for end in (m[name].mean, m[name].low, m[name].high)]
+    kept = np.append(values, dots)
+    kept = kept[~np.isnan(kept)]
     if kept.size:
-        room = 0.08 * (np.ptp(kept) or 1)
+        room = 0.08 * max(np.ptp(kept), 1e-3 * abs(kept).max(), 1e-6)
         ax.set_ylim(kept.min() - room, kept.max() + room)
 
 
@@ -104,13 +116,18 @@ def _plot_effective(ax: Axes, told: Told) -> None:
     ax.set_ylabel("effective share of the pool")
 
 
+def _dots_label(told: Told) -> str:
+    ended = told.curve.law == "response" and told.limit_means == "ended"
+    return "as decoded (Eq. 6)" + (", those that ended" if ended else "")
+
+
 def _add_legend(figure: Figure, told: Told) -> None:
     law = "whole responses (Eq. 5)" if told.curve.law == "response" else "realigned policy (Eq. 6)"
     handles = [
         Line2D([], [], color=LINE, label=f"{law}, pooled"),
-        Line2D([], [], color=DOTS, marker="o", linestyle="none", label="as decoded (Eq. 6)"),
+        Line2D([], [], color=DOTS, marker="o", linestyle="none", label=_dots_label(told)),
         Line2D([], [], color=GREY, linestyle=":", label=f"effective share below {LEAST_EFFECTIVE:.0%}"),
     ]
     if told.bounds:
-        handles.append(Line2D([], [], color="black", linewidth=3, label="bounds of log Z"))
+        handles.append(Line2D([], [], color="black", linewidth=1.2, label="bounds of log Z"))
     figure.legend(handles=handles, loc="outside upper center", ncols=2 if len(handles) == 4 else 3)

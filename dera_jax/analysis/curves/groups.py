@@ -7,6 +7,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
+from dera_jax.strengths import strength_from_json
+
 Rows = Float[np.ndarray, " rows"]
 PerPrompt = Float[np.ndarray, " prompts"]
 
@@ -58,10 +60,24 @@ class Groups:
 
 
 def grouped(rows: Sequence[dict]) -> tuple[Groups, list[int]]:
-    """Returns the groups of rows, and the numbers of the rows in the order in which they stand there."""
-    order = sorted(
-        range(len(rows)), key=lambda n: (isinstance(rows[n]["prompt_id"], str), rows[n]["prompt_id"])
-    )
+    """Returns the groups of rows, and the numbers of the rows in the order in which they stand there.
+
+    Completions of a prompt stand in the order in which they were asked for, not that in which they ended: in a file
+    the short ones come first.
+    """
+
+    def place(number: int) -> tuple:
+        row = rows[number]
+        prompt = row["prompt_id"]
+        return (
+            isinstance(prompt, str),
+            prompt,
+            strength_from_json(row["lambda"]),
+            row.get("seed", 0),
+            row["sample"],
+        )
+
+    order = sorted(range(len(rows)), key=place)
     ids = [rows[n]["prompt_id"] for n in order]
     starts = [n for n in range(len(ids)) if n == 0 or ids[n] != ids[n - 1]]
     return Groups(tuple(ids[n] for n in starts), np.array(starts), len(rows)), order

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +44,9 @@ class ResponseLaw:
 
     The mean weight of a prompt is an unbiased estimate of Z(λ), and with ℓ = log π_al/π_ref
 
-      d log Z/dλ = E[ℓ],      d E[f]/dλ = Cov(f, ℓ),      KL(p ‖ π_ref) = λ E[ℓ] − log Z.
+      d log Z/dλ = E[ℓ],      d E[f]/dλ = Cov(f, ℓ),      KL(p ‖ p₀) = λ E[ℓ] − log Z + log Z(0),
+
+    p₀ being the law at λ = 0: the reference, given that it ends in time where cut completions are no members.
     """
 
     pool: Pool
@@ -68,11 +71,19 @@ class ResponseLaw:
         p = np.exp(log_w - total[pool.prompt])
         log_z = total - np.log(pool.sizes)
         ratio, variance = self._mean_and_slope(p, pool.log_ratio)
-        figures = {"kl": strength * ratio - log_z, "log_z": log_z, "log_ratio": ratio}
+        figures = {
+            "kl": strength * ratio - log_z + self._log_z_of_reference,
+            "log_z": log_z,
+            "log_ratio": ratio,
+        }
         slopes = {"kl": strength * variance, "log_z": ratio, "log_ratio": variance}
         for name, values in self._values().items():
             figures[name], slopes[name] = self._mean_and_slope(p, values)
         return Point(strength, pool.effective(p), figures, slopes)
+
+    @cached_property
+    def _log_z_of_reference(self) -> PerPrompt:
+        return self.pool.log_sums(self.log_weights(0.0)) - np.log(self.pool.sizes)
 
     def _values(self) -> dict[str, Rows]:
         cut = {"cut": self.pool.cut.astype(np.float64)} if self.limit_means == "absorb" else {}
@@ -110,7 +121,8 @@ class TokenLaw:
         for name, values in {**pool.values, "cut": pool.cut.astype(np.float64)}.items():
             figures[name] = self._ratio(w, values)
             slopes[name] = self._slope(w, values, score)
-        effective = float(w.sum() ** 2 / (w**2).sum()) / len(w)
+        size = float(w.sum() ** 2 / (w**2).sum())
+        effective = (size - 1) / (len(w) - 1) if len(w) > 1 else 0.0
         return Point(strength, effective, figures, slopes)
 
     def _means(self, values: Rows) -> PerPrompt:

@@ -32,6 +32,8 @@ class Pool(Groups):
     """Σ log zₜ at a strength: of all at which completions were drawn."""
     kl: Mapping[float, Rows]
     """Σ KL(mixture ‖ reference) of the next token, at strengths where that is known."""
+    own_kl: Rows
+    """Likewise at the strength that each was drawn at."""
     cut: Bool[np.ndarray, " rows"]
     """Whether the length limit has ended it."""
     values: Mapping[str, Rows]
@@ -87,6 +89,7 @@ class Pool(Groups):
             aligned=self.aligned[keep],
             log_normalizers=of(self.log_normalizers),
             kl=of(self.kl),
+            own_kl=self.own_kl[keep],
             cut=self.cut[keep],
             values=of(self.values),
         )
@@ -111,7 +114,9 @@ def pool_of(
         return np.array([value(row) for row in ordered], np.float64)
 
     zero = {0.0: np.zeros(len(rows)), 1.0: np.zeros(len(rows))}
-    names = dict.fromkeys(name for row in ordered for name in row["rewards"])
+    names = dict.fromkeys(
+        name for row in ordered for name, value in row["rewards"].items() if value is not None
+    )
     return Pool(
         **vars(groups),
         drawn_at=column(lambda row: _number(row["lambda"])),
@@ -120,6 +125,7 @@ def pool_of(
         log_normalizers=zero
         | {s: np.asarray(each, np.float64)[order] for s, each in log_normalizers.items()},
         kl={s: np.asarray(each, np.float64)[order] for s, each in (kl or {}).items()},
+        own_kl=column(lambda row: row["kl_to_reference"]),
         cut=np.array([row["finish_reason"] == "length" for row in ordered]),
         values={name: column(lambda row, name=name: _or_nan(row["rewards"].get(name))) for name in names}
         | {"length": column(lambda row: row["length"])},

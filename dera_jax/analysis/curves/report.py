@@ -4,7 +4,9 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from dera_jax.analysis.curves.bounds import Bound
 from dera_jax.analysis.curves.certificate import Certificate
@@ -13,6 +15,7 @@ from dera_jax.analysis.curves.pool import Pool
 from dera_jax.analysis.estimates import Estimate, estimate, estimate_to_json
 from dera_jax.analysis.reports import harmless
 from dera_jax.analysis.tables import Column, estimate_cells, format_columns, short_names, strength_cells
+from dera_jax.common.shown import shown
 
 FORMAT = 1
 """Of a curve's JSON."""
@@ -31,24 +34,45 @@ class Told:
     limit_means: str
     """Of whole responses; of the realigned policy cut responses are members."""
     plain: Mapping[float, Mapping[str, Estimate]]
-    """Plain means of the completions at each strength of the pool."""
+    """Plain means of the completions at each strength of the pool, as they are."""
+    dots: Mapping[float, Mapping[str, Estimate]]
+    """Likewise of those that are members of the law: what the figure draws."""
     beta: float | None
     bounds: Sequence[Bound] = ()
     certificate: Certificate | None = None
     completions: int = 0
+    unscored: Mapping[str, int] = field(default_factory=dict)
+    """Completions that a reward has no number for."""
 
 
-def plain_means(pool: Pool) -> dict[float, dict[str, Estimate]]:
-    """Returns the means of the completions that were drawn at each strength of a pool, as they are."""
+def counted(number: int, noun: str) -> str:
+    """Returns `1 prompt`, `2 prompts`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def unscored(pool: Pool) -> dict[str, int]:
+    """Returns how many completions each reward has no number for, where there are any."""
+    lacking = {name: int(np.isnan(values).sum()) for name, values in pool.values.items()}
+    return {name: count for name, count in lacking.items() if count}
+
+
+def plain_means(pool: Pool, member: np.ndarray | None = None) -> dict[float, dict[str, Estimate]]:
+    """Returns the means of the completions that were drawn at each strength of a pool, as they are.
+
+    Args:
+      member: which of them count; None: all.
+    """
     found: dict[float, dict[str, Estimate]] = {}
     for strength in pool.strengths:
-        part = pool.part(pool.drawn_at == strength)
-        figures = {**part.values, "cut": part.cut.astype(float)}
-        if strength in part.kl:
-            figures["kl"] = part.kl[strength]
+        own = pool.drawn_at == strength
+        own = own if member is None else own & member
+        if not own.any():
+            continue
+        part = pool.part(own)
+        figures = {**part.values, "kl": part.own_kl, "cut": part.cut.astype(float)}
         found[strength] = {}
         for name, values in figures.items():
-            known = ~(values != values)
+            known = ~np.isnan(values)
             if known.any():
                 prompts = [part.prompts[n] for n in part.prompt[known]]
                 found[strength][name] = estimate(values[known], prompts)
@@ -87,10 +111,12 @@ def _share(point: CurvePoint) -> str:
 def _plain_lines(told: Told) -> list[str]:
     law = "whole responses (Eq. 5)" if told.curve.law == "response" else "the realigned policy (Eq. 6)"
     lines = [
-        f"{law}, from {told.completions} completions of {len(told.curve.prompts)} prompts at λ = "
+        f"{law}, from {counted(told.completions, 'completion')} of {counted(len(told.curve.prompts), 'prompt')} at λ = "
         f"{', '.join(f'{s:g}' for s in told.plain)}; ± is half a 95 % interval over prompts; effective: share of the "
         f"pool that carries the weight (in brackets: below {LEAST_EFFECTIVE:.0%}, not to be relied on)"
     ]
+    for name, count in told.unscored.items():
+        lines.append(f"{shown(name, 60)}: {count} of {told.completions} completions have no number for it")
     if told.curve.law == "response":
         cut = ", ".join(
             f"{means['cut'].mean:.0%} cut off and {means['length'].mean:.1f} tokens at λ = {strength:g}"
@@ -108,7 +134,7 @@ def _plain_lines(told: Told) -> list[str]:
 
 def _certificate_lines(told: Told) -> list[str]:
     lines = [
-        f"log Z at λ = {bound.lambda_:g}: between {_signed(bound.lower)} and {_signed(bound.upper)}"
+        f"log Z at λ = {bound.lambda_:g}: from below {_signed(bound.lower)}, from above {_signed(bound.upper)}"
         for bound in told.bounds
         if bound.upper.mean or bound.upper.low
     ]

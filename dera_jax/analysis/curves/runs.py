@@ -1,15 +1,18 @@
 """The runs whose completions a curve pools, read and compared."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dera_jax.analysis.tuning.runs import differing, way
+from dera_jax.common.notes import Tell
 from dera_jax.common.shown import shown
+from dera_jax.results.asked import check_whole
 from dera_jax.results.manifests import read_manifest
 from dera_jax.results.reading import read_rows
 from dera_jax.results.rows import WHOLE
-from dera_jax.strengths import strength_from_json
+from dera_jax.strengths import Strength, strength_from_json
 
 PLAIN = {"temperature": (1, 1.0), "top_k": (None,), "top_p": (None, 1, 1.0)}
 """Settings at which completions are drawn from the mixture itself."""
@@ -35,19 +38,47 @@ class Pooled:
         return found.pop() if len(found) == 1 else None
 
 
-def read_pooled(runs: Sequence[Path]) -> Pooled:
-    """Returns the rows of runs.
+def read_whole(
+    run: Path, allow_missing: bool, tell: Tell, strengths: Collection[Strength] | None = None
+) -> list[dict]:
+    """Returns the rows of a run that is all there, or of one that may lack some.
+
+    A run that was stopped has more of the short completions: means of what is there are not those of the whole.
+
+    Args:
+      tell: hears what is missing where that is allowed.
+      strengths: at which rows are looked for; None: all.
 
     Raises:
-      ValueError: no rows, rows that no mixture of two models has drawn as it is, or runs that differ in models,
-        settings or prompts, or have the same completions.
+      ValueError: there is no run, no rows, or some are missing and that is not allowed.
+    """
+    name = shown(run, 200)
+    if not run.exists():
+        raise ValueError(f"{name}: no such run")
+    if run.suffix == ".json":
+        raise ValueError(f"{name}: expected a run's folder, found a file of another kind")
+    rows = read_rows(run, WHOLE)
+    if not rows:
+        raise ValueError(f"{name}: no rows yet")
+    check_whole(run, rows, allow_missing, "uses what is there", strengths, tell=tell)
+    return [row for row in rows if strengths is None or strength_from_json(row["lambda"]) in strengths]
+
+
+def read_pooled(runs: Sequence[Path], allow_missing: bool = False, tell: Tell = warnings.warn) -> Pooled:
+    """Returns the rows of runs.
+
+    Args:
+      allow_missing: whether completions may be missing.
+      tell: hears which are.
+
+    Raises:
+      ValueError: no rows, missing ones, rows that no mixture of two models has drawn as it is, or runs that differ in
+        models, settings or prompts, or have the same completions.
     """
     found = []
     for run in runs:
-        name, manifest = shown(run, 200), read_manifest(run)
-        rows = read_rows(run, WHOLE)
-        if not rows:
-            raise ValueError(f"{name}: no rows yet")
+        name, rows = shown(run, 200), read_whole(run, allow_missing, tell)
+        manifest = read_manifest(run)
         check_as_is(rows, manifest, name)
         _check_pair(rows, name)
         found.append((name, rows, manifest))
@@ -114,9 +145,9 @@ def _check_same(first: tuple, other: tuple) -> None:
 
 def _check_once(found: Sequence[tuple]) -> None:
     """Raises ValueError where a completion is there twice: the same prompt, sample, strength and seed."""
-    runs: dict[tuple, str] = {}
-    for name, rows, _ in found:
+    runs: dict[tuple, int] = {}
+    for number, (name, rows, _) in enumerate(found):
         for row in rows:
             key = row["prompt_id"], row["sample"], row.get("seed"), strength_from_json(row["lambda"])
-            if runs.setdefault(key, name) != name:
-                raise ValueError(f"{name}: has completions of {runs[key]}; expected another --seed")
+            if runs.setdefault(key, number) != number:
+                raise ValueError(f"{name}: has completions of {found[runs[key]][0]}; expected another --seed")

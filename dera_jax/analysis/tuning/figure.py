@@ -19,7 +19,7 @@ from dera_jax.analysis.summaries import Summary
 from dera_jax.analysis.tables import short_names
 from dera_jax.analysis.tuning.choose import Part, Tuning
 from dera_jax.analysis.tuning.objectives import Constraint, Objective
-from dera_jax.analysis.tuning.report import NAMES
+from dera_jax.analysis.tuning.report import MOST, NAMES
 from dera_jax.common.files import write_bytes
 from dera_jax.strengths import Strength, format_strength
 
@@ -203,9 +203,15 @@ def _heat_maps(tuning: Tuning, objective: Objective, curves: Sequence[Curve]) ->
 
 def _caption(tuning: Tuning) -> str:
     choosing, validation = tuning.choosing, tuning.validation
+    several = f"{choosing.completions:,} completions of " if choosing.completions > choosing.prompts else ""
+    others = f"{validation.completions:,} of " if several else ""
+    if len(tuning.choice.shares) > MOST and tuning.choice.interval:
+        low, high = tuning.choice.interval
+        sure = f"between {low:g} and {high:g} in 95 % of the resamples"
+    else:
+        sure = f"the choice of {tuning.choice.shares[tuning.choice.strength]:.0%} of the resamples"
     return (
-        f"n = {choosing.completions:,} completions of {choosing.prompts} prompts per strength to choose on, "
-        f"{validation.completions:,} of {validation.prompts} to validate on\n"
-        f"bands and bars: 95 % intervals over prompts; λ*: the choice of "
-        f"{tuning.choice.shares[tuning.choice.strength]:.0%} of the resamples"
+        f"n = {several}{choosing.prompts} prompts per strength to choose on, {others}{validation.prompts} to validate "
+        "on\n"
+        f"bands and bars: 95 % intervals over prompts; λ*: {sure}"
     )

@@ -69,7 +69,8 @@ def format_tuning(
 
 
 def _extent(part: Part) -> str:
-    return f"{part.prompts} prompts ({part.completions} completions per strength)"
+    several = f" ({part.completions} completions per strength)" if part.completions != part.prompts else ""
+    return f"{part.prompts} prompts{several}"
 
 
 def _table(tuning: Tuning, constraints: Sequence[Constraint], targets: Sequence[Target]) -> str:

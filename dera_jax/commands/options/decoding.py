@@ -101,6 +101,14 @@ def decode_config(args: argparse.Namespace, **given) -> DecodeConfig:
     return read_settings(args, DecodeConfig, stop=tuple(map(unescape, args.stop)), **given)
 
 
+def check_as_is(config: DecodeConfig) -> None:
+    """Raises ValueError where completions would not be those of the policies as they are."""
+    for name, usual in (("temperature", 1.0), ("top_k", None), ("top_p", None)):
+        if (found := getattr(config, name)) != usual:
+            expected = f"--temperature={usual:g}" if usual else f"no --{name.replace('_', '-')}"
+            raise ValueError(f"expected {expected}, found {found:g}: another law would be drawn from")
+
+
 def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bool = True):
     """Returns the draw from the realigned policy, as the options have it.
 

@@ -12,8 +12,13 @@ def add_sweep_options(
     strengths: str = "0:2:0.2",
     num_samples: int = 1,
     num_prompts: int = 64,
+    samples: str = "completions of each prompt at each strength",
 ) -> None:
-    """Adds what is decoded: strengths, prompts, rewards, and the folder; with these defaults."""
+    """Adds what is decoded: strengths, prompts, rewards, and the folder; with these defaults.
+
+    Args:
+      samples: what `num_samples` counts.
+    """
     parser.add_argument(
         "--lambda",
         dest="lambda_",
@@ -45,7 +50,7 @@ def add_sweep_options(
         type=int,
         default=num_samples,
         metavar="N",
-        help="completions of each prompt at each strength (default %(default)s)",
+        help=f"{samples} (default %(default)s)",
     )
     parser.add_argument(
         "--beta",

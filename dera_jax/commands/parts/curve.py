@@ -25,6 +25,7 @@ def curve_of_sweep(
 
     config = decoding.decode_config(sweep)
     sweeping.check(sweep)
+    decoding.check_as_is(config)
     plan = load_plan(sweep, config)
     out = args.out or Path("runs") / f"curve-{folder_name(plan)}"
     run_plan(plan, out, prompts_of(sweep), command)
@@ -33,6 +34,8 @@ def curve_of_sweep(
 
 def curve_of_runs(args: Namespace, grid: list[float] | None, command: Sequence[str]) -> None:
     """Draws the curve of runs that are there."""
+    if args.out:
+        cli.check_folder(args.out)
     _draw(args.runs, args, grid, command)
 
 
@@ -44,14 +47,16 @@ def _draw(
     from dera_jax.analysis.curves.pool import pool_of
     from dera_jax.analysis.curves.runs import read_pooled
     from dera_jax.analysis.reports import describe_models
-    from dera_jax.common.files import write_text
+    from dera_jax.common.files import make_folder, write_text
     from dera_jax.common.json_files import write_json
     from dera_jax.common.provenance import provenance
 
-    pooled = read_pooled(runs)
+    pooled = read_pooled(runs, args.allow_missing, cli.warn)
     strengths = grid or _default_grid(pooled.strengths)
     wanted = sorted({*pooled.strengths, *(strengths if args.per_token else ())})
-    folder = runs[0] if runs[0].is_dir() else runs[0].parent
+    first = runs[0] if runs[0].is_dir() else runs[0].parent
+    folder = args.out or first
+    make_folder(folder)
     found = _normalizers(pooled, wanted, args, folder / "normalizers.json", policies)
     told = _told(pool_of(pooled.rows, *found.by_strength()), pooled, strengths, args)
     for warning in _warnings(told):
@@ -62,7 +67,7 @@ def _draw(
         folder / "curve.json",
         report.curve_to_json(told) | {"runs": [str(run) for run in runs], "provenance": provenance(command)},
     )
-    plot_curve(told, folder / "curve.png", describe_models(folder))
+    plot_curve(told, folder / "curve.png", describe_models(first))
     print(f"{shown(folder)}/: curve.csv, curve.json, curve.png")
 
 
@@ -79,22 +84,23 @@ def _told(pool, pooled, strengths: Sequence[float], args: Namespace):
     from dera_jax.analysis.curves.certificate import certify
     from dera_jax.analysis.curves.curve import make_curve
     from dera_jax.analysis.curves.laws import ResponseLaw, TokenLaw
-    from dera_jax.analysis.curves.report import Told, plain_means
+    from dera_jax.analysis.curves.report import Told, plain_means, unscored
 
-    plain = plain_means(pool)
+    plain, several = plain_means(pool), {"completions": len(pooled.rows), "unscored": unscored(pool)}
     if args.per_token:
         curve = make_curve(TokenLaw(pool), strengths)
-        return Told(curve, "absorb", plain, pooled.beta, completions=len(pooled.rows))
+        return Told(curve, "absorb", plain, plain, pooled.beta, **several)
     law = ResponseLaw(_with_members(pool, args.limit_means), args.limit_means)
     curve = make_curve(law, strengths)
     return Told(
         curve,
         args.limit_means,
         plain,
+        plain_means(law.pool, law.member),
         pooled.beta,
         bounds(law),
         certify(law, [point.lambda_ for point in curve.drawn][:: max(1, len(curve.drawn) // 10)]),
-        len(pooled.rows),
+        **several,
     )
 
 
@@ -150,7 +156,14 @@ def _normalizers(pooled, wanted: list[float], args: Namespace, kept: Path, polic
 
 
 def _fingerprints(manifest: dict) -> list[str]:
-    found = manifest["identity"]["models"]
+    """Returns what tells the models of a run.
+
+    Raises:
+      ValueError: the manifest does not say.
+    """
+    found = manifest["identity"].get("models", {})
+    if "reference" not in found or "aligned" not in found:
+        raise ValueError("the run's manifest does not tell its models' fingerprints (identity.models)")
     aligned = found["aligned"]
     return [found["reference"], *(aligned if isinstance(aligned, list) else [aligned])]
 

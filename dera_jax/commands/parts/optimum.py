@@ -7,7 +7,7 @@ from pathlib import Path
 from dera_jax.commands.options import cli, decoding
 from dera_jax.common.shown import shown
 
-BOUNDS = {"length": 0.0, "slots": 1.0, "keywords": 1.0}
+BOUNDS = {"length": 0.0, "slots": 1.0, "keywords": 1.0, "concepts": 1.0}
 """Largest value of rewards that have one."""
 
 
@@ -28,11 +28,12 @@ def optimum_of_reference(args: Namespace, strengths: Sequence[float], command: S
     })  # fmt: skip
     config = decoding.decode_config(sweep)
     sweeping.check(sweep)
-    if config.temperature != 1 or config.top_k or config.top_p:
-        raise ValueError(
-            "expected --temperature=1 without --top-k and --top-p: the reference is to speak as it is"
-        )
+    decoding.check_as_is(config)
+    for other in args.of:
+        _read(other, args.allow_missing)  # before hours of work
     plan = load_plan(sweep, config)
+    if not (args.beta or plan.beta):
+        raise ValueError("expected --beta, the KL strength at λ = 1; the models do not tell it")
     out = args.out or Path("runs") / f"optimum-{folder_name(plan)}"
     drawn = out.with_name(f"{out.name}-reference")
     run_plan(plan, drawn, prompts_of(sweep), command)
@@ -41,9 +42,8 @@ def optimum_of_reference(args: Namespace, strengths: Sequence[float], command: S
 
 def optimum_of_run(args: Namespace, strengths: Sequence[float], command: Sequence[str]) -> None:
     """Shows the optimum from the completions of a run at λ = 0."""
-    from dera_jax.results.reading import read_rows
-
-    names = list(dict.fromkeys(name for row in read_rows(args.run) for name in row.get("rewards", {})))
+    rows = _read(args.run, True)
+    names = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
     reward = args.reward or (names[0] if len(names) == 1 else None)
     _check_reward(reward)
     if reward not in names:
@@ -72,15 +72,19 @@ def _show(
     from dera_jax.common.provenance import provenance
     from dera_jax.results.manifests import read_manifest
 
-    rows, beta = _reference_rows(run, reward, beta)
+    rows, beta = _reference_rows(run, reward, beta, args.allow_missing)
     found = optimum_of(rows, reward, beta)
     largest, bounded = _largest(args.max_reward, reward, max(found.reward))
+    identity = _identity(read_manifest(run), found, reward, largest, args)
+    # Rows, figures and table are of all strengths that the folder has.
+    strengths = sorted({*strengths, *_strengths_there(out, identity)})
     points = [found.at(strength) for strength in strengths]
     drawn = {s: draws(found, s, args.num_samples, largest, args.seed) for s in strengths}
-    distances = [each for other in args.of for each in _distances(found, run, other, reward)]
-    manifest = read_manifest(run)
+    distances = [
+        each for other in args.of for each in _distances(found, run, other, reward, args.allow_missing)
+    ]
     made = list(_rows(found, points, drawn, reward, bounded, args.seed))
-    _write(out, made, _identity(manifest, reward, beta, largest, args), manifest, command)
+    _write(out, made, identity, read_manifest(run), command)
     accepted = {
         s: [each.accepted and bounded for some in every for each in some] for s, every in drawn.items()
     }
@@ -97,7 +101,29 @@ def _show(
     print(f"{shown(out)}/: rows.jsonl ({len(made)} rows), manifest.json, optimum.json")
 
 
-def _reference_rows(run: Path, reward: str, beta: float | None) -> tuple[list[dict], float]:
+def _read(run: Path, allow_missing: bool, strengths=None) -> list[dict]:
+    """Returns the rows of a run, see `read_whole`."""
+    from dera_jax.analysis.curves.runs import read_whole
+
+    return read_whole(
+        run, allow_missing, cli.warn if not allow_missing or strengths else lambda line: None, strengths
+    )
+
+
+def _strengths_there(out: Path, identity: dict) -> list[float]:
+    """Returns the strengths of the rows that a folder of the same identity has."""
+    from dera_jax.results.manifests import read_manifest
+    from dera_jax.results.reading import read_rows
+
+    if not (out / "rows.jsonl").is_file() or not (out / "manifest.json").is_file():
+        return []
+    same = read_manifest(out)["identity"].get("draw") == identity["draw"]
+    return sorted({row["lambda"] for row in read_rows(out)}) if same else []
+
+
+def _reference_rows(
+    run: Path, reward: str, beta: float | None, allow_missing: bool
+) -> tuple[list[dict], float]:
     """Returns the rows of the reference, as it is, and β.
 
     Raises:
@@ -105,12 +131,9 @@ def _reference_rows(run: Path, reward: str, beta: float | None) -> tuple[list[di
     """
     from dera_jax.analysis.curves.runs import check_as_is
     from dera_jax.results.manifests import read_manifest
-    from dera_jax.results.reading import read_rows
-    from dera_jax.results.rows import WHOLE
-    from dera_jax.strengths import strength_from_json
 
     name = shown(run, 200)
-    rows = [row for row in read_rows(run, WHOLE) if not any(strength_from_json(row["lambda"]))]
+    rows = _read(run, allow_missing, [(0.0,)])
     if not rows:
         raise ValueError(f"{name}: expected completions at λ = 0, the reference's own, found none")
     check_as_is(rows, read_manifest(run), name)
@@ -136,7 +159,9 @@ def _largest(given: float | None, reward: str, seen: float) -> tuple[float, bool
     return bound, True
 
 
-def _distances(found, run: Path, other: Path, reward: str) -> Iterator[tuple[str, object]]:
+def _distances(
+    found, run: Path, other: Path, reward: str, allow_missing: bool
+) -> Iterator[tuple[str, object]]:
     """Yields how far each strength of a run is from its optimum, with the run's name.
 
     Raises:
@@ -145,11 +170,9 @@ def _distances(found, run: Path, other: Path, reward: str) -> Iterator[tuple[str
     from dera_jax.analysis.curves.runs import check_as_is
     from dera_jax.analysis.optimum import distance
     from dera_jax.results.manifests import read_manifest
-    from dera_jax.results.reading import read_rows
-    from dera_jax.results.rows import WHOLE
     from dera_jax.strengths import strength_from_json
 
-    name, rows = shown(other, 200), read_rows(other, WHOLE)
+    name, rows = shown(other, 200), _read(other, allow_missing)
     models, own = (
         read_manifest(each)["identity"].get("models", {}).get("reference") for each in (other, run)
     )
@@ -195,15 +218,16 @@ def _rows(found, points, drawn, reward: str, bounded: bool, seed: int) -> Iterat
                 }  # fmt: skip
 
 
-def _identity(manifest: dict, reward: str, beta: float, largest: float, args: Namespace) -> dict:
+def _identity(manifest: dict, found, reward: str, largest: float, args: Namespace) -> dict:
     """Returns the identity of an optimum's rows: the reference's, with a reward in the place of the aligned model."""
     identity = manifest["identity"]
     reference = identity.get("models", {}).get("reference", "")
     return {
         **identity,
-        "models": {"reference": reference, "aligned": [f"optimum of {reward} at {beta!r}"]},
+        "models": {"reference": reference, "aligned": [f"optimum of {reward} at {found.beta!r}"]},
         "rule": "optimum",
-        "draw": f"optimum:{reward}:{largest!r}:{args.seed}:{args.num_samples}",
+        # Other completions, another bound or seed make other rows.
+        "draw": f"optimum:{reward}:{found.beta!r}:{largest!r}:{args.seed}:{args.num_samples}:{found.fingerprint}",
     }
 
 
@@ -216,7 +240,5 @@ def _write(out: Path, rows: list[dict], identity: dict, manifest: dict, command:
     models = manifest.get("provenance", {}).get("models", [])[:1]
     identity = {name: value for name, value in identity.items() if name not in ("quantization", "templates")}
     with RunFolder(out, identity, provenance(list(command), models=models)) as folder:
-        strengths = {row["lambda"] for row in rows}
-        every = [*(row for row in folder.rows if row["lambda"] not in strengths), *rows]
-        folder.replace_rows(every)
-        folder.finish(folder.manifest.get("extent", {}) | extent(every))
+        folder.replace_rows(rows)
+        folder.finish(folder.manifest.get("extent", {}) | extent(rows))
