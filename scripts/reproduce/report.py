@@ -12,6 +12,7 @@ from scripts.reproduce import claims, figures
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import hallucination as ha
 from scripts.reproduce import quantities as qu
+from scripts.reproduce.certificates import certificate_lines
 from scripts.reproduce.evidence import Evidence
 from scripts.reproduce.page import page
 from scripts.reproduce.recipes import BANDS, Recipes
@@ -55,7 +56,8 @@ def write_report(
     missing = [step for evidence in read.values() for step in evidence.missing]
     missing += [step.folder for steps in others.values() for step in steps if not is_kept(step, folders)]
     told = [line for subject in subjects for line in _invented(subject, recipes, folders)]
-    text = page(subjects, verdicts, drawn, missing, told)
+    certified = certificate_lines([subject for subject in subjects if subject.name in BANDS])
+    text = page(subjects, verdicts, drawn, missing, told, certified)
     write_text(folders.results / "REPRODUCTION.md", text)
     print(f"{folders.results / 'REPRODUCTION.md'}: {len(verdicts)} claims, {len(drawn)} figures")
     for verdict in verdicts:

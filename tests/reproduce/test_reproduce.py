@@ -4,6 +4,7 @@ import csv
 import fcntl
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from dera_jax.results.rows import sort_rows
 from scripts.reproduce import claims, report, runner, subjects
 from scripts.reproduce import data as recipe_data
 from scripts.reproduce import evidence as ev
+from scripts.reproduce import quantities as qu
+from scripts.reproduce.certificates import certificate_lines, certificates
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.rewards import invented, inventions
 from scripts.reproduce.smoke import shrink
 from tests.support.steps import MADE
 
+ROOT = Path(__file__).parents[2]
 PAIR = Experiment(
     name="toy",
     title="the shipped pair",
@@ -292,3 +296,48 @@ def test_people_invent_little(data):
         rows = list(csv.DictReader(file))[::40]
     found = invented([r["mr"] for r in rows], [r["ref"] for r in rows])
     assert -0.12 < np.mean(found) < 0
+
+
+def test_certificates_are_the_distances_of_a_known_optimum():
+    """A reward of −1 or 0: J* and KL(π‖π*) are closed forms of the shares in the band."""
+    rng = np.random.default_rng(0)
+    beta, prompts, samples = 0.5, 20, 200
+
+    def rows(inside, kl):
+        """Rows of which a share lies in the band, all at a KL."""
+        return [
+            {"prompt_id": prompt, "sample": sample, "lambda": 1.0, "kl_to_reference": kl, "length": 5,
+             "rewards": {"length": float(hit) - 1}}
+            for prompt in range(prompts) for sample, hit in enumerate(rng.random(samples) < inside)
+        ]  # fmt: skip
+
+    reference = [row | {"lambda": 0.0} for row in rows(0.3, 0.0)]
+    evidence = ev.Evidence(
+        replace(PAIR, beta=beta),
+        {(0.0, 0): reference},
+        {(1.0, 0): rows(0.6, 0.4), (2.0, 0): rows(0.6, 3.0)},
+        {},
+        [],
+    )
+    reward = qu.reward("length")
+    found = certificates(subjects.Subject(evidence, reward, {}, reward, ""))
+    assert [each.strength for each in found] == [1.0, 2.0]
+    for each, kl in zip(found, (0.4, 3.0), strict=True):
+        s = beta / each.strength
+        # J* = s log(p + (1 − p) e^{−1/s}), the reference's share in the band as it was drawn.
+        p = 1 + np.mean([row["rewards"]["length"] for row in reference])
+        best = s * np.log(p + (1 - p) * np.exp(-1 / s))
+        own = 0.6 - 1 - s * kl
+        assert each.distance.mean == pytest.approx((best - own) / s, abs=0.1)
+        assert each.share == pytest.approx((own - (p - 1)) / (best - (p - 1)), abs=0.1)
+    assert found[0].share > 0 > found[1].share
+
+
+def test_the_page_has_the_certificates_of_the_rows():
+    folders = runner.Folders(Path("nowhere"), ROOT / "results/reproduction")
+    experiment = Recipes().experiments()["stories-length-rloo"]
+    evidence = ev.read_evidence(experiment, folders)
+    reward = qu.reward("length")
+    text = (folders.results / "REPRODUCTION.md").read_text()
+    for line in certificate_lines([subjects.Subject(evidence, reward, {}, reward, "")])[1:]:
+        assert line in text

@@ -1,0 +1,81 @@
+"""How far the trained models are from the optimum of what they were trained for, by rows that exist.
+
+KL(π ‖ π*) = (J* − J(π))·λ/β of a model trained at β/λ, J* from the reference's completions (`analysis.optimum`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dera_jax.analysis.estimates import Estimate
+from dera_jax.analysis.optimum import Optimum, distance, optimum_of
+from scripts.reproduce.evidence import Rows
+from scripts.reproduce.subjects import Subject, show
+
+NAME = "reward"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known of the models trained at one strength."""
+
+    strength: float
+    seeds: int
+    distance: Estimate
+    """KL to the optimum, in nats; over prompts, the seeds' completions together."""
+    share: float
+    """Of what can be gained over the reference: (J − J_ref) / (J* − J_ref)."""
+
+
+def certificates(subject: Subject) -> list[Certificate]:
+    """Returns those of an experiment's models, by strength; none where the reference's completions are missing."""
+    found = subject.evidence
+    reference = _judged(found.dera.get((0.0, 0), []), subject)
+    if not reference:
+        return []
+    optimum = optimum_of(reference, NAME, found.experiment.beta)
+    return list(_of_strengths(subject, optimum))
+
+
+def _of_strengths(subject: Subject, optimum: Optimum) -> Iterator[Certificate]:
+    found = subject.evidence
+    plain = float(optimum.reward.mean())
+    for strength in sorted({s for s, _ in found.retrained} - {0.0}):
+        seeds = [rows for (at, _), rows in found.retrained.items() if at == strength]
+        rows = _judged([row for rows in seeds for row in rows], subject)
+        if not rows:
+            continue
+        beta = found.experiment.beta / strength
+        told = distance(optimum, rows, NAME, strength, beta)
+        gained, gainable = told.objective.mean - plain, told.best.mean - plain
+        yield Certificate(strength, len(seeds), told.distance, gained / gainable if gainable > 0 else 0.0)
+
+
+def _judged(rows: Rows, subject: Subject) -> Rows:
+    """Returns the rows that have the reward, under one name."""
+    values = [(row, subject.reward(row)) for row in rows]
+    return [row | {"rewards": {NAME: value}} for row, value in values if value is not None]
+
+
+def certificate_lines(subjects: Sequence[Subject]) -> list[str]:
+    """Returns the section of the page."""
+    lines = [
+        f"| {subject.name} | {each.strength:g} | {subject.evidence.experiment.beta / each.strength:.3g} | {each.seeds} "
+        f"| {show(each.distance, 1)} | {each.share:z.0%} |"
+        for subject in subjects
+        for each in certificates(subject)
+    ]
+    return [SECTION, *lines, ""] if lines else []
+
+
+SECTION = """
+## How far the models are from their optimum
+
+For a reward r and a KL strength s the optimum of Eq. 1 is π_ref exp(r/s)/Z, and KL(π‖π*) = (J* − J(π))/s for every
+policy, with J = E[r] − s·KL: exact, from the rows of the reference (λ = 0) and the model's own. J* comes from few
+completions of a prompt and is a little too small, so distances are lower bounds on average. Share: how much of what J
+can gain over the reference was gained; below 0, training made it worse. Trainings that stop early are held back by
+that as by a KL penalty, so "DeRa against retrained" compares two early-stopped models here. What the gap is with
+perfect training is on [the page of the exact chain](../chain/README.md).
+
+| experiment | λ | β/λ | seeds | KL to its optimum (nats) | share |
+|---|--:|--:|--:|--:|--:|"""
