@@ -49,7 +49,7 @@ def bench_exact(
     policies = without_eos(policies)
     prompt = make_prompt(policies, config.new_tokens)
     aligned, halfway = (
-        [Request(prompt, sample, strength) for sample in range(EXACT_ROWS)] for strength in ((1.0,), LAMBDA)
+        [Request(prompt, sample, (strength,)) for sample in range(EXACT_ROWS)] for strength in (1.0, LAMBDA)
     )
     rows, title = (EXACT_ROWS,) * 2, f"{EXACT_ROWS} samples"
     accepted = {"exact": (Rejection(limit_means="absorb"), EXACT)}
