@@ -163,15 +163,26 @@ def distance(optimum: Optimum, rows: Sequence[dict], reward: str, strength: floa
     """
     point = optimum.at(optimum.beta / beta)
     places = {prompt: n for n, prompt in enumerate(optimum.groups.prompts)}
-    groups, order = grouped([row for row in rows if row["prompt_id"] in places])
-    kept = [row for row in rows if row["prompt_id"] in places]
-    values, kl = (
-        groups.sums(np.array([of(kept[n]) for n in order], np.float64)) / groups.sizes
-        for of in (lambda row: row["rewards"][reward], lambda row: row["kl_to_reference"])
-    )
+    known = [row for row in rows if row["prompt_id"] in places]
+    groups, order = grouped(known)
+
+    def mean_of(values: Sequence[float]) -> PerPrompt:
+        return groups.sums(np.array([values[n] for n in order], np.float64)) / groups.sizes
+
+    def over_prompts(values: PerPrompt) -> Estimate:
+        return estimate(values, groups.prompts)
+
+    values = mean_of([row["rewards"][reward] for row in known])
+    kl = mean_of([row["kl_to_reference"] for row in known])
     best = beta * point.log_z[[places[prompt] for prompt in groups.prompts]]
     own = values - beta * kl
-    figures = (values, kl, own, best, (best - own) / beta)
     return Distance(
-        strength, beta, *(estimate(each, groups.prompts) for each in figures), len(groups.prompts)
+        lambda_=strength,
+        beta=beta,
+        reward=over_prompts(values),
+        kl=over_prompts(kl),
+        objective=over_prompts(own),
+        best=over_prompts(best),
+        distance=over_prompts((best - own) / beta),
+        prompts=len(groups.prompts),
     )

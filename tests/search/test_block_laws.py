@@ -280,7 +280,13 @@ def test_robust_blocks_take_the_best_by_those_weights(policies):
 
 
 def key_of(done):
-    return done.request.sample, tuple(done.tokens), done.search.score, done.search.candidates
+    return done.request.sample, tuple(done.tokens), done.search.candidates
+
+
+def ordered(found):
+    """What was chosen for each request, and its score: a sum of log-probabilities, whose last bits are of the rows."""
+    found = sorted(found, key=key_of)
+    return [key_of(done) for done in found], pytest.approx([done.search.score for done in found], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -293,10 +299,12 @@ def key_of(done):
 )  # fmt: skip
 def test_neighbours_order_and_rows_change_nothing(policies, draw):
     asked = requests(12)
-    expected = sorted(key_of(c) for c in draw(policies, asked, CONFIG, 48))
-    assert sorted(key_of(c) for c in draw(policies, asked[::-1], CONFIG, draw.width)) == expected
-    alone = [key_of(c) for request in asked for c in draw(policies, [request], CONFIG, 7)]
-    assert sorted(alone) == expected
+    expected, scores = ordered(draw(policies, asked, CONFIG, 48))
+    alone = [done for request in asked for done in draw(policies, [request], CONFIG, 7)]
+    for found in (draw(policies, asked[::-1], CONFIG, draw.width), alone):
+        again = sorted(found, key=key_of)
+        assert [key_of(done) for done in again] == expected
+        assert [done.search.score for done in again] == scores
 
 
 def test_a_request_that_is_cancelled_leaves_the_others_as_they_are(policies):

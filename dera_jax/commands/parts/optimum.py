@@ -173,11 +173,15 @@ def _distances(
     from dera_jax.strengths import strength_from_json
 
     name, rows = shown(other, 200), _read(other, allow_missing)
-    models, own = (
-        read_manifest(each)["identity"].get("models", {}).get("reference") for each in (other, run)
-    )
-    if models != own:
+    theirs, ours = (read_manifest(each)["identity"] for each in (other, run))
+    if theirs.get("models", {}).get("reference") != ours.get("models", {}).get("reference"):
         raise ValueError(f"--of={name}: its reference is not that of {shown(run, 200)}")
+    for setting in ("max_new_tokens", "stop"):
+        there, here = (each.get("decode", {}).get(setting) for each in (theirs, ours))
+        if there != here:
+            raise ValueError(
+                f"--of={name}: its {setting} is {shown(there, 60)}, in {shown(run, 200)} {shown(here, 60)}"
+            )
     check_as_is(rows, read_manifest(other), f"--of={name}")
     texts = {row["prompt_id"]: row["prompt"] for row in found.rows}
     same = [row for row in rows if texts.get(row["prompt_id"]) == row["prompt"]]
