@@ -107,19 +107,22 @@ class Draw:
     """Whether it is an exact sample; else it was drawn in proportion to the weights."""
 
 
-def draws(optimum: Optimum, strength: float, samples: int, largest: float, seed: int) -> list[list[Draw]]:
+def draws(
+    optimum: Optimum, strength: float, samples: int, largest: float | None, seed: int
+) -> list[list[Draw]]:
     """Returns samples of the optimum for each prompt.
 
     A completion is accepted with probability exp(λ (r − largest)/β). Where too few are, the others are drawn from
     all of the prompt's by their weights.
 
     Args:
-      largest: a bound of the reward.
+      largest: a bound of the reward; None: there is none, and nothing is accepted.
       seed: of the numbers that accept.
     """
     groups = optimum.groups
     log_u = np.log([hashed_uniform("optimum", seed, row["prompt_id"], row["sample"]) for row in optimum.rows])
-    accepted = log_u < strength * (optimum.reward - largest) / optimum.beta
+    bound = np.inf if largest is None else largest
+    accepted = log_u < (strength * (optimum.reward - bound) / optimum.beta if strength else 0.0)
     log_w = optimum.log_weights(strength)
     found = []
     for prompt, start, size in zip(groups.prompts, groups.starts, groups.sizes, strict=True):

@@ -14,7 +14,6 @@ Written are curve.csv, curve.json and curve.png, in the run's folder (the first 
 curve.json for a strength between those that were decoded.
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,28 +74,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid = _grid(args.grid)
     command = cli.command_line("eval.curve", argv)
     if args.runs:
-        _refuse_own(args, parser)
+        sweeping.refuse_own(args, parser, AGAIN)
         from dera_jax.commands.parts.curve import curve_of_runs
 
         curve_of_runs(args, grid, command)
     else:
         from dera_jax.commands.parts.curve import curve_of_sweep
 
-        curve_of_sweep(_of_sweep(args), args, grid, command)
+        curve_of_sweep(sweeping.of_plain_draw(args), args, grid, command)
 
 
 AGAIN = (
     "runs", "grid", "limit_means", "per_token", "allow_missing", "out", "reference", "aligned", "dtype", "rows", "mesh",
 )  # fmt: skip
 """Options that have a meaning with RUN: the rows are read by the models once more."""
-
-
-def _refuse_own(args: Namespace, parser: cli.Parser) -> None:
-    for name, value in vars(args).items():
-        if name not in AGAIN and value != parser.get_default(name):
-            raise ValueError(
-                f"{cli.option(name.strip('_'))} has no meaning with RUN, whose completions are there"
-            )
 
 
 def _grid(text: str | None) -> list[float] | None:
@@ -111,10 +102,3 @@ def _grid(text: str | None) -> list[float] | None:
     if far := [strength for strength in grid if abs(strength) > FARTHEST]:
         raise ValueError(f"--grid: expected strengths from {-FARTHEST} to {FARTHEST}, found {far[0]:g}")
     return grid
-
-
-def _of_sweep(args: Namespace) -> Namespace:
-    """Returns the arguments of the curve's own sweep."""
-    return Namespace(
-        **{**vars(args), "draw": "mixture", "limit_means": None, "max_tries": None, "trace": False}
-    )

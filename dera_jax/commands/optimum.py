@@ -49,7 +49,7 @@ def make_parser() -> cli.Parser:
         type=float,
         metavar="R",
         help="largest value that the reward can have (default: 0 for length, 1 for slots, keywords and concepts; "
-        "for others the largest that was seen, and then no sample is called exact)",
+        "for others unknown, and then no sample is exact)",
     )
     parser.add_argument(
         "--tries",
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = cli.command_line("eval.optimum", argv)
     strengths = _checked(args)
     if args.run:
-        _refuse_own(args, parser)
+        sweeping.refuse_own(args, parser, WITH_RUN)
         from dera_jax.commands.parts.optimum import optimum_of_run
 
         optimum_of_run(args, strengths, command)
@@ -115,11 +115,3 @@ WITH_RUN = (
     "run", "of", "max_reward", "allow_missing", "num_samples", "lambda_", "reward", "beta", "out", "seed"
 )  # fmt: skip
 """Options that have a meaning with RUN."""
-
-
-def _refuse_own(args: Namespace, parser: cli.Parser) -> None:
-    for name, value in vars(args).items():
-        if name not in WITH_RUN and value != parser.get_default(name):
-            raise ValueError(
-                f"{cli.option(name.strip('_'))} has no meaning with RUN, whose completions are there"
-            )

@@ -1,5 +1,7 @@
 """Kept completions, read once more: their normalizers at strengths they were not drawn at."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +15,7 @@ from dera_jax.common.json_files import check_type, read_json, write_json
 from dera_jax.common.shown import shown
 from dera_jax.data.buckets import bucket_length
 from dera_jax.policies.policy import Policy
-from dera_jax.results.rows import Number, row_key
+from dera_jax.results.rows import Number
 from dera_jax.scoring.score import score_tokens
 from dera_jax.strengths import strength_from_json
 
@@ -81,12 +83,18 @@ def _each_models(tokens: Sequence, models: int) -> list[list[int]]:
     return list(tokens) if tokens and isinstance(tokens[0], list) else [list(tokens)] * models
 
 
-def _keys(rows: Sequence[dict]) -> list[list]:
-    return [[*row_key(row), row.get("seed")] for row in rows]
+def _keys(rows: Sequence[dict]) -> list[str]:
+    """Returns what tells the texts of rows: other prompts may have the same ids."""
+    texts = (json.dumps([row["prompt_tokens"], row["tokens"]]) for row in rows)
+    return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
 
 
 def write_normalizers(path: Path, rows: Sequence[dict], models: Sequence[str], found: Normalizers) -> None:
-    """Writes what was read, whole or not at all."""
+    """Writes what was read, whole or not at all.
+
+    Args:
+      models: what tells the models that have read, and in which precision.
+    """
     kept = {
         "models": list(models),
         "strengths": list(found.strengths),
@@ -102,7 +110,7 @@ class Kept(TypedDict):
 
     models: list[str]
     strengths: list[Number]
-    rows: list[list[int | str | None]]
+    rows: list[str]
     log_normalizers: list[list[Number]]
     kl: list[list[Number]]
 
@@ -132,8 +140,8 @@ def kept_normalizers(
         raise ValueError(
             f"{shown(path, 200)}: broken, remove it to have the rows read again: {error}"
         ) from None
-    places = {tuple(key): n for n, key in enumerate(kept["rows"])}
-    wanted = [places.get(tuple(key)) for key in _keys(rows)]
+    places = {key: n for n, key in enumerate(kept["rows"])}
+    wanted = [places.get(key) for key in _keys(rows)]
     if kept["models"] != list(models) or None in wanted or not {*strengths} <= {*kept["strengths"]}:
         return None
     columns = [kept["strengths"].index(strength) for strength in strengths]

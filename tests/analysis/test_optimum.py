@@ -111,3 +111,10 @@ def test_the_optimum_is_at_no_distance_from_itself(pair, optimum):
     ]
     found = distance(optimum, rows, "brief", 1.0, BETA)
     assert close(found.distance, 0.0)
+
+
+def test_without_a_bound_nothing_is_called_exact(optimum):
+    found = [each for every in draws(optimum, 1.0, 4, None, seed=1) for each in every]
+    assert len(found) == 200 and not any(each.accepted for each in found)
+    # At λ = 0 everything is: it is the reference.
+    assert all(each.accepted for every in draws(optimum, 0.0, 4, None, seed=1) for each in every)

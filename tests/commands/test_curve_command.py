@@ -174,6 +174,26 @@ def test_broken_normalizers_are_one_line(run, capsys, tmp_path, content):
     assert code == 2 and "normalizers.json: broken, remove it" in error and error.count("\n") == 1
 
 
+def test_normalizers_of_other_prompts_are_not_used(run, capsys, tmp_path, monkeypatch):
+    """Two runs may have the same prompt ids, samples and models; what is kept of one says nothing of the other."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Ida sees {n} dogs."}) + "\n" for n in range(16)))
+    other, out = tmp_path / "other", tmp_path / "out"
+    assert sweep.main(["--lambda=0,0.5,1", *SMALL, f"--prompts={prompts}", f"--out={other}"]) == 0
+    assert call(capsys, curve, run, f"--out={out}", "--limit-means=absorb")[0] == 0
+    assert "reading again" in call(capsys, curve, other, f"--out={out}", "--limit-means=absorb")[2]
+    assert "reading again" not in call(capsys, curve, other, f"--out={out}", "--limit-means=absorb")[2]
+
+
+def test_distances_need_the_same_limit(reference, run, capsys, tmp_path):
+    other = tmp_path / "short"
+    assert sweep.main(["--lambda=1", "--num-prompts=16", "--max-new-tokens=8", f"--out={other}"]) == 0
+    drawn = reference.with_name("toy-reference")
+    words = ["--reward=length:16:24", f"--out={tmp_path / 'no'}", f"--of={other}"]
+    code, _, error = call(capsys, optimum, drawn, *words)
+    assert code == 2 and "its max_new_tokens is 8" in error and error.count("\n") == 1
+
+
 def test_two_runs_of_other_seeds_are_one_pool(run, capsys, tmp_path):
     other = tmp_path / "other"
     assert sweep.main(["--lambda=0.5,1.5", *SMALL, "--seed=4", f"--out={other}"]) == 0

@@ -1,6 +1,7 @@
 """Options of commands that decode prompts at strengths into a folder."""
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 from dera_jax.commands.options import cli, decoding, devices
@@ -61,6 +62,25 @@ def add_sweep_options(
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the run's folder (default runs/<reference>-<aligned>-<hash>)"
     )
+
+
+def refuse_own(args: argparse.Namespace, parser: argparse.ArgumentParser, with_run: Collection[str]) -> None:
+    """Raises ValueError where an option of a command's own sweep is given beside a run.
+
+    Args:
+      with_run: names of those that have a meaning there.
+    """
+    for name, value in vars(args).items():
+        if name not in with_run and value != parser.get_default(name):
+            raise ValueError(
+                f"{cli.option(name.strip('_'))} has no meaning with RUN, whose completions are there"
+            )
+
+
+def of_plain_draw(args: argparse.Namespace, **changes) -> argparse.Namespace:
+    """Returns the arguments of a sweep that a command makes for itself: of the mixture as it is."""
+    plain = {"draw": "mixture", "limit_means": None, "max_tries": None, "trace": False}
+    return argparse.Namespace(**{**vars(args), **plain, **changes})
 
 
 def check(args: argparse.Namespace) -> None:

@@ -139,7 +139,9 @@ def _normalizers(pooled, wanted: list[float], args: Namespace, kept: Path, polic
     numbers = normalizers.to_read(pooled.rows, strengths)
     if not numbers:
         return told
-    names = _fingerprints(pooled.manifest)
+    identity = pooled.manifest["identity"]
+    precision = [str(identity.get("dtype")), *map(str, identity.get("quantization") or ())]
+    names = [*_fingerprints(pooled.manifest), *precision]
     there = normalizers.kept_normalizers(kept, pooled.rows, names, strengths)
     if there is not None:
         return there

@@ -22,10 +22,7 @@ def optimum_of_reference(args: Namespace, strengths: Sequence[float], command: S
         args.aligned = args.reference  # no other model is needed
     reward = args.reward or (cli.toy_reward() if models.model_names(args)[0] is None else None)
     _check_reward(reward)
-    sweep = Namespace(**{
-        **vars(args), "lambda_": "0", "num_samples": args.tries, "draw": "mixture", "limit_means": None,
-        "max_tries": None, "trace": False,
-    })  # fmt: skip
+    sweep = sweeping.of_plain_draw(args, lambda_="0", num_samples=args.tries)
     config = decoding.decode_config(sweep)
     sweeping.check(sweep)
     decoding.check_as_is(config)
@@ -74,7 +71,7 @@ def _show(
 
     rows, beta = _reference_rows(run, reward, beta, args.allow_missing)
     found = optimum_of(rows, reward, beta)
-    largest, bounded = _largest(args.max_reward, reward, max(found.reward))
+    largest = _largest(args.max_reward, reward, max(found.reward))
     identity = _identity(read_manifest(run), found, reward, largest, args)
     # Rows, figures and table are of all strengths that the folder has.
     strengths = sorted({*strengths, *_strengths_there(out, identity)})
@@ -83,18 +80,16 @@ def _show(
     distances = [
         each for other in args.of for each in _distances(found, run, other, reward, args.allow_missing)
     ]
-    made = list(_rows(found, points, drawn, reward, bounded, args.seed))
+    made = list(_rows(found, points, drawn, reward, args.seed))
     _write(out, made, identity, read_manifest(run), command)
-    accepted = {
-        s: [each.accepted and bounded for some in every for each in some] for s, every in drawn.items()
-    }
+    accepted = {s: [each.accepted for some in every for each in some] for s, every in drawn.items()}
     print(report.tell_optimum(points, accepted, reward, beta, len(rows)))
     if distances:
         print("\n" + report.tell_distances(distances))
     write_json(
         out / "optimum.json",
         {
-            "reward": reward, "beta": beta, "max_reward": largest if bounded else None, "reference": str(run),
+            "reward": reward, "beta": beta, "max_reward": largest, "reference": str(run),
             **report.optimum_to_json(points, accepted, distances), "provenance": provenance(command),
         },
     )  # fmt: skip
@@ -149,14 +144,12 @@ def _reference_rows(
     return rows, beta
 
 
-def _largest(given: float | None, reward: str, seen: float) -> tuple[float, bool]:
-    """Returns the largest value of a reward, and whether it is a bound."""
+def _largest(given: float | None, reward: str, seen: float) -> float | None:
+    """Returns the largest value that a reward can have, None where that is unknown."""
     bound = BOUNDS.get(reward.partition(":")[0]) if given is None else given
-    if bound is None:
-        return seen, False
-    if seen > bound:
+    if bound is not None and seen > bound:
         raise ValueError(f"--max-reward: expected at least {seen:g}, which a completion has, found {bound:g}")
-    return bound, True
+    return bound
 
 
 def _distances(
@@ -197,7 +190,7 @@ def _distances(
         yield name, distance(found, part, reward, strength[0], beta / strength[0])
 
 
-def _rows(found, points, drawn, reward: str, bounded: bool, seed: int) -> Iterator[dict]:
+def _rows(found, points, drawn, reward: str, seed: int) -> Iterator[dict]:
     """Yields the rows of the optimum."""
     for point in points:
         strength = point.lambda_
@@ -214,7 +207,7 @@ def _rows(found, points, drawn, reward: str, bounded: bool, seed: int) -> Iterat
                     "log_normalizer": None,
                     "exact": {
                         "tries": draw.tries,
-                        "accepted": draw.accepted and bounded,
+                        "accepted": draw.accepted,
                         "tokens": sum(len(each.get("tokens", ())) for each in tried),
                         "cut": sum(each["finish_reason"] == "length" for each in tried),
                         "log_weight": None,
@@ -222,7 +215,7 @@ def _rows(found, points, drawn, reward: str, bounded: bool, seed: int) -> Iterat
                 }  # fmt: skip
 
 
-def _identity(manifest: dict, found, reward: str, largest: float, args: Namespace) -> dict:
+def _identity(manifest: dict, found, reward: str, largest: float | None, args: Namespace) -> dict:
     """Returns the identity of an optimum's rows: the reference's, with a reward in the place of the aligned model."""
     identity = manifest["identity"]
     reference = identity.get("models", {}).get("reference", "")
