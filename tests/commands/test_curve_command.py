@@ -188,6 +188,7 @@ def test_normalizers_of_other_prompts_are_not_used(run, capsys, tmp_path, monkey
 def test_distances_need_the_same_limit(reference, run, capsys, tmp_path):
     other = tmp_path / "short"
     assert sweep.main(["--lambda=1", "--num-prompts=16", "--max-new-tokens=8", f"--out={other}"]) == 0
+    capsys.readouterr()
     drawn = reference.with_name("toy-reference")
     words = ["--reward=length:16:24", f"--out={tmp_path / 'no'}", f"--of={other}"]
     code, _, error = call(capsys, optimum, drawn, *words)
