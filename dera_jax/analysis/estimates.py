@@ -81,6 +81,27 @@ def estimate(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | 
     return Estimate(math.fsum(values) / len(values), *bootstrap_interval(values, groups))
 
 
+def ratio(above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray) -> Estimate:
+    """Returns  Σ above / Σ below  over prompts, with its interval when prompts are drawn with replacement.
+
+    NaN where Σ below is not above 0; no interval where that is so in a resample, or of fewer than 10 prompts.
+    """
+    above, below = (np.asarray(each, np.float64) for each in (above, below))
+    if not below.sum() > 0:
+        return Estimate(math.nan, math.nan, math.nan)
+    mean = float(above.sum() / below.sum())
+    if len(above) < FEW_GROUPS:
+        return Estimate(mean, math.nan, math.nan)
+    # By what they hold, so that their order says nothing.
+    order = np.lexsort((above, below))
+    counts = _resample_counts(len(above), 1000, 0)
+    drawn = counts @ below[order]
+    if not (drawn > 0).all():
+        return Estimate(mean, math.nan, math.nan)
+    low, high = np.quantile(counts @ above[order] / drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(mean, float(low), float(high))
+
+
 def paired_difference(
     values: dict[tuple[Hashable, ...], float], base: dict[tuple[Hashable, ...], float]
 ) -> Estimate | None:

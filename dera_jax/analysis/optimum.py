@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dera_jax.analysis.curves.groups import Groups, PerPrompt, Rows, grouped
-from dera_jax.analysis.estimates import Estimate, estimate
+from dera_jax.analysis.estimates import Estimate, estimate, ratio
 from dera_jax.common.hashed import hashed_uniform
 
 
@@ -154,6 +154,9 @@ class Distance:
     """J*"""
     distance: Estimate
     """KL(π ‖ π*), in nats."""
+    share: Estimate
+    """(J(π) − J(π_ref)) / (J* − J(π_ref)), at most 1 and below 0 where training made it worse; NaN where nothing can be
+    gained."""
     prompts: int
 
 
@@ -177,7 +180,9 @@ def distance(optimum: Optimum, rows: Sequence[dict], reward: str, strength: floa
 
     values = mean_of([row["rewards"][reward] for row in known])
     kl = mean_of([row["kl_to_reference"] for row in known])
-    best = beta * point.log_z[[places[prompt] for prompt in groups.prompts]]
+    here = [places[prompt] for prompt in groups.prompts]
+    best = beta * point.log_z[here]
+    plain = (optimum.groups.sums(optimum.reward) / optimum.groups.sizes)[here]
     own = values - beta * kl
     return Distance(
         lambda_=strength,
@@ -187,5 +192,6 @@ def distance(optimum: Optimum, rows: Sequence[dict], reward: str, strength: floa
         objective=over_prompts(own),
         best=over_prompts(best),
         distance=over_prompts((best - own) / beta),
+        share=ratio(own - plain, best - plain),
         prompts=len(groups.prompts),
     )

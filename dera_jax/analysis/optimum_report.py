@@ -1,5 +1,6 @@
 """An optimum, and distances from it, as text and as JSON."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from dera_jax.analysis.estimates import estimate_to_json
@@ -55,11 +56,12 @@ def tell_distances(distances: Sequence[tuple[str, Distance]]) -> str:
         Column("J", estimate_cells([each.objective for each in found])),
         Column("J*", estimate_cells([each.best for each in found])),
         Column("KL to optimum", estimate_cells([each.distance for each in found])),
+        Column("share", ["–" if math.isnan(each.share.mean) else f"{each.share.mean:.0%}" for each in found]),
     ]
     return (
         f"{format_columns(columns)}\n\n"
         "J: reward − β/λ · KL; J*: of the optimum; KL to optimum: (J* − J)·λ/β = KL(policy ‖ optimum), in nats; 0\n"
-        "would be perfect training"
+        "would be perfect training; share: of what J can gain over the reference, below 0 where training made it worse"
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from dera_jax.commands.options import algorithms, cli, decoding, rollouts, train_checks, train_grid, training
 from dera_jax.commands.options.settings import read_settings
 from dera_jax.commands.process import endings
+from dera_jax.common.checks import check_count
 from dera_jax.training.config import PPOConfig, RolloutConfig
 
 
@@ -39,6 +40,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
         idle |= dict.fromkeys(map(cli.option, algorithms.PPO), "--algorithm=ppo")
     if args.target_kl is None:
         idle["--kl-horizon"] = "--target-kl"
+    check_count("--certificate-samples", args.certificate_samples, least=0)
     train_checks.check_rollouts(args)
     train_checks.check(parser, args, idle)
 
@@ -78,9 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def method():
             given = policy, reference, encoded, rewards, rollout
+            told_by = {"held_out": asked, "certificate_samples": args.certificate_samples}
             if args.algorithm == "ppo":
-                return ppo_method(*given, ppo, config, held_out=asked)
-            return policy_gradient_method(*given, config, algorithm=args.algorithm, held_out=asked)
+                return ppo_method(*given, ppo, config, **told_by)
+            return policy_gradient_method(*given, config, algorithm=args.algorithm, **told_by)
 
         settings = session.settings(args.algorithm, policy) | {
             "beta": beta,

@@ -27,6 +27,8 @@ class Reward:
     function: Callable[[Completions], Sequence[float | None]]
     weight: float = 1.0
     """In a sum of several; what the reward itself gives is not multiplied."""
+    largest: float | None = None
+    """What it never exceeds; None where no such value is known."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -98,8 +100,14 @@ def parse_rewards(text: str) -> tuple[Reward, ...]:
         name = _name(spec)
         if name in rewards:
             raise ValueError(f"--reward: {name} is listed twice")
-        rewards[name] = Reward(name, _function(spec[len(name) + 1 :] if spec != name else spec, name))
+        written = spec[len(name) + 1 :] if spec != name else spec
+        rewards[name] = Reward(name, _function(written, name), largest=largest_value(written))
     return tuple(rewards.values())
+
+
+def largest_value(spec: str) -> float | None:
+    """Returns what a reward as it is written, `length:40:60` say, never exceeds; None where no such value is known."""
+    return LARGEST.get(spec.partition(":")[0])
 
 
 _NAME = re.compile("[A-Za-z0-9_.-]+")
@@ -230,5 +238,7 @@ KNOWN = {
     "python": (user_function, "python:module:function", "your own, with TRL's signature"),
 }
 """First word of a specification -> what makes its function from (the rest, the whole); its form; what it is."""
+LARGEST = {"length": 0.0, "slots": 1.0, "keywords": 1.0, "concepts": 1.0}
+"""First word of a specification -> what its reward never exceeds, where there is such a value."""
 HELP = ", ".join(f"{form} ({what})" for _, form, what in KNOWN.values()) + "; NAME=REWARD names one"
 """How rewards are written, for --help."""

@@ -18,7 +18,8 @@ LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "kto")
 NORMALIZED = ("sigmoid_norm", "ipo")
 """Losses of log-ratios per token."""
 SCHEDULES = ("constant", "linear", "cosine")
-VALUE_HEADS = ("own", "shared")
+VALUE_HEADS = ("own", "shared", "reference")
+KL_ESTIMATORS = ("sampled", "exact")
 VALUE_METHODS = ("fudge", "cd-q")
 
 
@@ -150,8 +151,18 @@ class PPOConfig:
     gamma: float = 1.0
     lam: float = 0.95
     """Discount and λ of generalized advantages, in [0, 1]."""
+    kl_estimator: str = one_of(KL_ESTIMATORS, "sampled")
+    """sampled: of a token, the log-ratio of the word that was drawn; exact: the divergence of the next word."""
+    value_lam: float | None = None
+    """λ of the returns that the values learn, in [0, 1]; None: `lam`. With 1 they learn from whole returns, whatever
+    the advantages are made of (arXiv:2503.01491)."""
     value_head: str = one_of(VALUE_HEADS, "own")
-    """own: a value model with a trunk of its own, which starts as the policy's; shared: a head on the policy."""
+    """own: a value model with a trunk of its own, which starts as the policy's; shared: a head on the policy;
+    reference: a small network on the frozen reference's hidden states and the number of tokens so far."""
+    value_learning_rate: float | None = None
+    """Peak learning rate of the value model's own parameters, > 0; None: that of the policy."""
+    value_warmup_steps: int = 0
+    """First steps in which only the value model learns; ≥ 0."""
 
     def __post_init__(self):
         take_plain_numbers(self)
@@ -163,7 +174,13 @@ class PPOConfig:
         check_number("vf_coef", self.vf_coef, 0.0, math.inf)
         check_number("gamma", self.gamma, 0.0, 1.0)
         check_number("lam", self.lam, 0.0, 1.0)
+        check_choice("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
+        if self.value_lam is not None:
+            check_number("value_lam", self.value_lam, 0.0, 1.0)
         check_choice("value_head", self.value_head, VALUE_HEADS)
+        if self.value_learning_rate is not None:
+            check_number("value_learning_rate", self.value_learning_rate, 1e-12, math.inf)
+        check_count("value_warmup_steps", self.value_warmup_steps, least=0)
 
 
 @dataclass(frozen=True)

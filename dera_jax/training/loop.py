@@ -55,8 +55,12 @@ class Method:
     gradient is not taken."""
     updates: int = 1
     """Of the parameters in a step; if more, the batch has one entry in front for each."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Factors of the learning rate, by the beginnings of parameters' names."""
     evaluate: Callable[[TrainState, dict], tuple[dict, list[dict]]] | None = None
     """(state, constants) to figures to log, and samples to keep."""
+    certify: Callable[[TrainState], dict] | None = None
+    """The trained state to how far it is from the optimum, for the manifest, see `certificates`."""
     drawn: Callable[[], list[dict]] | None = None
     """Samples of what was drawn for the last batch, to keep some where there is a checkpoint or evaluation."""
 
@@ -88,7 +92,7 @@ def fit(
       Preempted: after SIGTERM, the state saved.
       KeyboardInterrupt: after Ctrl-C, the state saved.
     """
-    optimizer, schedule = make_optimizer(config, method.updates)
+    optimizer, schedule = make_optimizer(config, method.updates, method.rates)
     if mesh:
         method = on_mesh(method, mesh)
     state = init_state(method.trained, optimizer, method.kept, mesh)

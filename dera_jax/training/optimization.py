@@ -1,7 +1,7 @@
 """One optimizer step: gradients accumulated over the parts of a batch, clipped, applied."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,12 +47,13 @@ Renew = Callable[[PyTree, dict, Any, Int[Array, ""]], dict]
 
 
 def make_optimizer(
-    config: TrainConfig, updates: int = 1
+    config: TrainConfig, updates: int = 1, rates: Mapping[str, float] | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns AdamW with clipped gradients, and its learning rate at each update.
 
     Args:
       updates: of the parameters in one step.
+      rates: factors of the learning rate, by the beginnings of parameters' names.
     """
     total = config.max_steps * updates
     warmup = warmup_updates(config, updates)
@@ -69,7 +70,17 @@ def make_optimizer(
         schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon,
         weight_decay=config.weight_decay, mask=_decayed,
     )  # fmt: skip
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, adamw, *([_scaled(rates)] if rates else [])), schedule
+
+
+def _scaled(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Returns what multiplies changes of flat parameters by the factor of their name's beginning, if it has one."""
+
+    def factor(name: str) -> float:
+        return next((rate for start, rate in rates.items() if name.startswith(start)), 1.0)
+
+    return optax.stateless(lambda changes, _: {name: each * factor(name) for name, each in changes.items()})
 
 
 def warmup_updates(config: TrainConfig, updates: int = 1) -> int:

@@ -12,6 +12,7 @@ from dera_jax.policies.policy import Policy
 from dera_jax.rewards.registry import Reward
 from dera_jax.scoring.logprobs import completion_logits, token_logprobs
 from dera_jax.training import losses, parameters
+from dera_jax.training.certificates import certifier
 from dera_jax.training.config import RolloutConfig, TrainConfig
 from dera_jax.training.loop import Method
 from dera_jax.training.on_policy import Judged, adaptive_beta, drawer, evaluator, summary
@@ -28,6 +29,7 @@ def policy_gradient_method(
     *,
     algorithm: str = "rloo",
     held_out: Sequence[EncodedPrompt] = (),
+    certificate_samples: int = 0,
 ) -> Method:
     """Returns the training of `policy` by REINFORCE.
 
@@ -69,6 +71,9 @@ def policy_gradient_method(
         batches,
         constants={"frozen": frozen},
         evaluate=evaluator(policy, reference, held_out, rewards, rollout, frozen),
+        certify=certifier(
+            policy, reference, held_out or prompts, rewards, rollout, config, frozen, certificate_samples
+        ),
         drawn=None if held_out else drawn_last,
         **adaptive_beta(rollout, config),
     )

@@ -30,7 +30,17 @@ from dera_jax.training.loop import Method, fit
 
 Save = Callable[[PyTree, Path, dict], None]
 """Writes trained parameters as a model folder with a manifest."""
-AFTERWARDS = ("finished", "files", "provenance", "seconds", "steps", "evaluation", "best", "checkpoint")
+AFTERWARDS = (
+    "finished",
+    "files",
+    "provenance",
+    "seconds",
+    "steps",
+    "evaluation",
+    "best",
+    "checkpoint",
+    "certificate",
+)
 """What a manifest says beside the settings that decide the parameters."""
 STEPS = "train_config.max_steps"
 HASHES = {
@@ -73,12 +83,12 @@ def run_training(
     best: Best,
     mesh: Mesh | None = None,
     tell: Tell | None = None,
-) -> None:
+) -> dict:
     """Trains in OUT, to its end: the last model lies in OUT itself, the best one in OUT/best.
 
     Killed at any moment, it ends the next time as if it had not been: of each model the manifest comes
     last, and the checkpoints go when that of the last model is there, but for the last one, from which
-    more steps go on.
+    more steps go on. Returns the manifest.
 
     Args:
       save: writes a model folder, its manifest last.
@@ -112,6 +122,8 @@ def run_training(
         if value is not None and best.improves(value, found.get(best.figure)):
             found = {"step": step, best.figure: value}
             keep(params, out / "best", manifest | {"best": found})
+    if method.certify and (certificate := method.certify(state)):
+        manifest |= {"certificate": certificate}
     manifest |= {
         "steps": config.max_steps,
         "evaluation": last,
@@ -122,6 +134,7 @@ def run_training(
     keep(params, out, manifest)
     if writes:
         _remove_checkpoints(out, manifest)
+    return manifest
 
 
 @contextmanager

@@ -6,6 +6,8 @@ KL(π ‖ π*) = (J* − J(π))·λ/β of a model trained at β/λ, J* from the 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dera_jax.analysis.estimates import Estimate
 from dera_jax.analysis.optimum import Optimum, distance, optimum_of
 from scripts.reproduce.evidence import Rows
@@ -22,14 +24,14 @@ class Certificate:
     seeds: int
     distance: Estimate
     """KL to the optimum, in nats; over prompts, the seeds' completions together."""
-    share: float
+    share: Estimate
     """Of what can be gained over the reference: (J − J_ref) / (J* − J_ref)."""
 
 
 def certificates(subject: Subject) -> list[Certificate]:
     """Returns those of an experiment's models, by strength; none where the reference's completions are missing."""
     found = subject.evidence
-    reference = _judged(found.dera.get((0.0, 0), []), subject)
+    reference = judged(found.dera.get((0.0, 0), []), subject)
     if not reference:
         return []
     optimum = optimum_of(reference, NAME, found.experiment.beta)
@@ -38,19 +40,28 @@ def certificates(subject: Subject) -> list[Certificate]:
 
 def _of_strengths(subject: Subject, optimum: Optimum) -> Iterator[Certificate]:
     found = subject.evidence
-    plain = float(optimum.reward.mean())
     for strength in sorted({s for s, _ in found.retrained} - {0.0}):
         seeds = [rows for (at, _), rows in found.retrained.items() if at == strength]
-        rows = _judged([row for rows in seeds for row in rows], subject)
+        rows = judged([row for rows in seeds for row in rows], subject)
         if not rows:
             continue
         beta = found.experiment.beta / strength
         told = distance(optimum, rows, NAME, strength, beta)
-        gained, gainable = told.objective.mean - plain, told.best.mean - plain
-        yield Certificate(strength, len(seeds), told.distance, gained / gainable if gainable > 0 else 0.0)
+        yield Certificate(strength, len(seeds), told.distance, told.share)
 
 
-def _judged(rows: Rows, subject: Subject) -> Rows:
+def optimum_curve(subject: Subject, quantity: str) -> dict[float, float]:
+    """Returns means of the optimum by strength, of `reward` or `kl`; none where the reward is not a length's."""
+    found = subject.evidence
+    reference = judged(found.dera.get((0.0, 0), []), subject) if subject.has_optimum else []
+    if not reference:
+        return {}
+    optimum = optimum_of(reference, NAME, found.experiment.beta)
+    top = max(s for s, _ in found.dera)
+    return {s: optimum.at(s).figures[quantity].mean for s in np.linspace(0, top, 41).tolist()}
+
+
+def judged(rows: Rows, subject: Subject) -> Rows:
     """Returns the rows that have the reward, under one name."""
     values = [(row, subject.reward(row)) for row in rows]
     return [row | {"rewards": {NAME: value}} for row, value in values if value is not None]
@@ -60,7 +71,7 @@ def certificate_lines(subjects: Sequence[Subject]) -> list[str]:
     """Returns the section of the page."""
     lines = [
         f"| {subject.name} | {each.strength:g} | {subject.evidence.experiment.beta / each.strength:.3g} | {each.seeds} "
-        f"| {show(each.distance, 1)} | {each.share:z.0%} |"
+        f"| {show(each.distance, 2)} | {each.share.mean:z.0%} [{each.share.low:z.0%}, {each.share.high:z.0%}] |"
         for subject in subjects
         for each in certificates(subject)
     ]

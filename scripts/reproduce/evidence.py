@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from dera_jax.analysis.estimates import Estimate, estimate
-from dera_jax.analysis.importance import effective_sample_size, log_weights
-from dera_jax.analysis.summaries import ENDED
+from dera_jax.analysis.importance import log_weights
 from dera_jax.common.json_files import read_json
 from dera_jax.experiments.declare import Experiment, Step
 from dera_jax.results.reading import read_rows
 from scripts.reproduce.runner import Folders, is_kept
 
+WHOLE = ("eos", "stop", "length")
+"""Finish reasons of whole responses of at most the limit's length."""
 Rows = list[dict]
 Quantity = Callable[[dict], float | None]
 """What a row shows; None where it shows nothing."""
@@ -107,24 +108,6 @@ def by_strength(rows: Iterable[dict]) -> dict[float, Rows]:
     return dict(found)
 
 
-def values(rows: Rows, quantity: Quantity) -> dict[tuple, float]:
-    """Returns what rows of one seed show, by (prompt, sample).
-
-    Raises:
-      ValueError: two rows of one cell, as several seeds have: one would stand for both.
-    """
-    found: dict[tuple, float] = {}
-    for row in rows:
-        if (value := quantity(row)) is not None:
-            cell = row["prompt_id"], row["sample"]
-            if cell in found:
-                raise ValueError(
-                    f"prompt {cell[0]!r}, sample {cell[1]}: expected rows of one seed, found two"
-                )
-            found[cell] = value
-    return found
-
-
 def mean(rows: Rows, quantity: Quantity) -> Estimate:
     """Returns the mean of what rows show, with its interval over prompts; of several seeds, of all their rows."""
     found = [(value, row["prompt_id"]) for row in rows if (value := quantity(row)) is not None]
@@ -148,105 +131,19 @@ def curve(rows: dict[tuple[float, int], Rows], quantity: Quantity) -> dict[float
     return {strength: mean(some, quantity) for strength, some in together.items()}
 
 
-def gaps(evidence: Evidence, quantity: Quantity) -> dict[float, Estimate]:
-    """Returns DeRa less retrained, prompt by prompt, for each strength of both but 0 and 1 (their models are one).
-
-    Of several seeds, means: what one training more or less does is `seed_noise`.
-    """
-    found = {}
-    strengths = {s for s, _ in evidence.dera} & {s for s, _ in evidence.retrained} - {0.0, 1.0}
-    for strength in sorted(strengths):
-        ours, theirs = (_by_prompt(rows, strength, quantity) for rows in (evidence.dera, evidence.retrained))
-        prompts = sorted(ours.keys() & theirs.keys(), key=str)
-        found[strength] = estimate([ours[p] - theirs[p] for p in prompts], prompts)
-    return found
-
-
-def _by_prompt(rows: dict[tuple[float, int], Rows], strength: float, quantity: Quantity) -> dict:
-    return prompt_means(rows_at(rows, strength), quantity)
-
-
-def mean_gap(evidence: Evidence, quantity: Quantity) -> Estimate:
-    """Returns mean |DeRa − retrained| over the strengths, with an interval over prompts.
-
-    The interval is of the mean of absolute differences of resampled means, which chance makes larger than 0
-    even where both agree.
-    """
-    strengths = list(gaps(evidence, quantity))
-    tables = []
-    for rows in (evidence.dera, evidence.retrained):
-        tables.append([_by_prompt(rows, strength, quantity) for strength in strengths])
-    prompts = sorted(tables[0][0], key=str)
-    difference = np.array(
-        [[ours[p] - theirs[p] for p in prompts] for ours, theirs in zip(*tables, strict=True)]
-    )
-    draws = np.random.default_rng(0).integers(len(prompts), size=(1000, len(prompts)))
-    resampled = np.abs(difference[:, draws].mean(axis=2)).mean(axis=0)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(float(np.abs(difference.mean(axis=1)).mean()), float(low), float(high))
-
-
-def seed_noise(rows: dict[tuple[float, int], Rows], quantity: Quantity) -> float | None:
-    """Returns the mean |difference| of two seeds at one strength, over strengths with several; None without."""
-    by = defaultdict(list)
-    for (strength, _), some in rows.items():
-        if strength:
-            by[strength].append(mean(some, quantity).mean)
-    pairs = [abs(a - b) for means in by.values() for n, a in enumerate(means) for b in means[n + 1 :]]
-    return float(np.mean(pairs)) if pairs else None
-
-
-def told_apart(found: dict[float, Estimate]) -> list[float]:
-    """Returns strengths whose means differ from each other by more than two standard errors of the difference."""
-    kept: list[float] = []
-    for strength in sorted(found, key=lambda s: found[s].mean):
-        if not kept or _apart(found[kept[-1]], found[strength]):
-            kept.append(strength)
-    return kept
-
-
-def _apart(a: Estimate, b: Estimate) -> bool:
-    # Half of a 95 % interval is 1.96 standard errors.
-    return abs(a.mean - b.mean) > 2 * np.hypot(a.half_width, b.half_width) / 1.96
-
-
-def rank_correlation(evidence: Evidence, quantity: Quantity) -> tuple[float, int] | None:
-    """Returns Spearman's ρ of DeRa and retrained, and of how many strengths: those whose retrained means differ."""
-    theirs, ours = curve(evidence.retrained, quantity), curve(evidence.dera, quantity)
-    strengths = [s for s in told_apart({s: v for s, v in theirs.items() if s in ours})]
-    if len(strengths) < 3:
-        return None
-    ranks = [np.argsort(np.argsort([each[s].mean for s in strengths])) for each in (theirs, ours)]
-    return float(np.corrcoef(*ranks)[0, 1]), len(strengths)
-
-
 def weighted(rows: Rows, quantity: Quantity) -> Estimate | None:
     """Returns the mean under the sequence-level mixture (Eq. 5), by weights exp(Σ log zₜ) within each prompt.
 
-    Of completions that ended, by EOS or at the stop text that the experiment's texts end at; those cut off have
-    no weight known. None if there are none.
+    Responses are of at most the limit's length, as they were in training: a completion that was cut off is a whole
+    one, and its weight is known too, so that at λ = 0 the mean is DeRa's own. None if there are no rows.
     """
-    by = log_weights([row for row in rows if quantity(row) is not None], ENDED)
+    by = log_weights([row for row in rows if quantity(row) is not None], WHOLE)
     means = []
     for found in by.values():
         logs = np.array([log_weight for log_weight, _ in found])
         shown = [quantity(row) for _, (row, *_) in found]
         means.append(float(np.average(shown, weights=np.exp(logs - logs.max()))))
     return estimate(means, list(by)) if means else None
-
-
-def worth(rows: Rows) -> float:
-    """Returns how many equally weighted completions those weights are worth, of a prompt's, on average."""
-    by = log_weights(rows, ENDED)
-    return float(np.mean([effective_sample_size([weight for weight, _ in found]) for found in by.values()]))
-
-
-def win_rate(rows: Rows, against: Rows, quantity: Quantity) -> Estimate:
-    """Returns how often `rows` show more than `against`, of equal prompts and samples; ties are half a win."""
-    ours, theirs = values(rows, quantity), values(against, quantity)
-    keys = [key for key in ours if key in theirs]
-    wins = [0.5 + 0.5 * np.sign(ours[key] - theirs[key]) for key in keys]
-    return estimate(wins, [prompt for prompt, _ in keys])
 
 
 def rows_at(rows: dict[tuple[float, int], Rows], strength: float) -> Rows:

@@ -1,5 +1,6 @@
 """The paper's figures, drawn from our rows: the same panels under the same names."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dera_jax.analysis.estimates import Estimate
 from dera_jax.analysis.plots import COLORS, STYLE
 from dera_jax.common.files import make_folder
 from scripts.reproduce import evidence as ev
+from scripts.reproduce.decomposition import PARTS, Parts
 from scripts.reproduce.evidence import Evidence, Quantity
 
 LOOKS = {
@@ -22,11 +24,11 @@ LOOKS = {
 }
 """Each way to a strength has one colour and marker in all figures."""
 
-WIDTH, HEIGHT = 7.0, 2.5
-"""Of a page, and of a row of panels, in inches."""
+DODGE = 0.008
+"""Step between ways beside each other, as a share of the axis: bars of equal means would hide each other."""
 
-MARKERS = "osD^vPXph"
-"""Of as many experiments: there are fewer colours than that."""
+WIDTH, HEIGHT = 7.0, 2.3
+"""Of a page, and of a row of panels, in inches."""
 
 GREY = "#707070"
 Draw = Callable[[Axes], None]
@@ -38,11 +40,11 @@ def save(path: Path, panels: Sequence[tuple[str, Draw]], note: str, columns: int
     with matplotlib.rc_context(STYLE):
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(WIDTH, HEIGHT * rows + 0.35), layout="constrained")
-        axes = figure.subplots(rows, min(columns, len(panels)), squeeze=False).flat
+        axes = list(figure.subplots(rows, min(columns, len(panels)), squeeze=False).flat)
         for ax, (title, draw) in zip(axes, panels, strict=False):
             draw(ax)
             ax.set_title(title, fontsize=8.5, loc="left")
-        for ax in list(axes)[len(panels) :]:
+        for ax in axes[len(panels) :]:
             ax.remove()
         handles = {
             label: handle
@@ -56,27 +58,30 @@ def save(path: Path, panels: Sequence[tuple[str, Draw]], note: str, columns: int
 
 
 def line(ax: Axes, name: str, found: Mapping[float, Estimate], joined: bool = True) -> None:
-    """Draws a way's means over the strength, with 95 % intervals."""
+    """Draws a way's means over the strength, with 95 % intervals; a little beside those of other ways."""
     if not found:
         return
     strengths = sorted(found)
+    places = np.array(strengths) + DODGE * (list(LOOKS).index(name) - 1) * max(strengths)
     means = np.array([found[s].mean for s in strengths])
     spread = np.array([[found[s].mean - found[s].low, found[s].high - found[s].mean] for s in strengths]).T
     ax.errorbar(
-        strengths,
+        places,
         means,
         np.nan_to_num(np.abs(spread)),
         label=name,
         linestyle="-" if joined else "none",
         elinewidth=0.8,
-        markersize=4,
+        capsize=1.5,
+        capthick=0.8,
+        markersize=3.5,
         **LOOKS[name],
     )
 
 
-def over_strength(ax: Axes, label: str, wide: bool = False) -> None:
+def over_strength(ax: Axes, label: str, beta: float | None = None, wide: bool = False) -> None:
     """Names the axes of a quantity over λ; `wide` strengths on a scale that is logarithmic far away."""
-    ax.set_xlabel("λ")
+    ax.set_xlabel("λ" if beta is None else f"λ (β/λ = {beta:g}/λ)")
     ax.set_ylabel(label)
     if wide:
         ax.set_xscale("asinh", linear_width=1.0)
@@ -86,12 +91,25 @@ def over_strength(ax: Axes, label: str, wide: bool = False) -> None:
 
 
 def ways(
-    found: Evidence, quantity: Quantity, label: str, *, combined: bool = False, weighted: bool = False
+    found: Evidence,
+    quantity: Quantity,
+    label: str,
+    *,
+    combined: bool = False,
+    weighted: bool = False,
+    optimum: Mapping[float, float] | None = None,
+    log: bool = False,
+    far: float = math.inf,
 ) -> Draw:
-    """Returns what draws a quantity of every way over the strength."""
+    """Returns what draws a quantity of every way over the strength, means of all trainings there are.
+
+    Args:
+      optimum: means of the optimum by strength, a dashed curve.
+      log: whether the quantity, above 0, is drawn on a logarithmic scale.
+      far: largest strength that is drawn.
+    """
 
     def draw(ax: Axes) -> None:
-        strengths = {s for s, _ in found.dera}
         # The ends, which both share, are no retrained models.
         several = ({"retrained": found.retrained} if found.experiment.retrained else {}) | {
             "DeRa": found.dera
@@ -99,90 +117,82 @@ def ways(
         if combined:
             several["weights combined"] = found.combined
         for name, rows in several.items():
-            # The line is one training's: where there are several, means would bend it.
-            first = {at: some for at, some in rows.items() if at[1] == 0}
-            line(ax, name, ev.curve(first, quantity))
-            others = [(s, ev.mean(some, quantity).mean) for (s, seed), some in rows.items() if seed and s]
-            if others:
-                ax.plot(*np.array(others).T, **LOOKS[name], linestyle="none", markersize=3, alpha=0.5)
+            near = {at: some for at, some in rows.items() if at[0] <= far and not (log and at[0] == 0)}
+            line(ax, name, ev.curve(near, quantity))
+            seeds = {seed for _, seed in near}
+            if len(seeds) > 1:
+                points = [(s, ev.mean(some, quantity).mean) for (s, _), some in near.items() if s]
+                ax.plot(*np.array(points).T, **LOOKS[name], linestyle="none", markersize=2, alpha=0.6)
         if weighted:
-            found_for = {s: ev.weighted(found.dera[s, 0], quantity) for s in strengths}
-            line(ax, "DeRa, weighted to Eq. 5", {s: mean for s, mean in found_for.items() if mean})
-        over_strength(ax, label, wide=max(strengths) > 4)
+            first = {s: some for (s, seed), some in found.dera.items() if seed == 0 and s <= min(far, 2)}
+            by = {s: ev.weighted(some, quantity) for s, some in first.items()}
+            line(ax, "DeRa, weighted to Eq. 5", {s: mean for s, mean in by.items() if mean})
+        if optimum:
+            at = [s for s in sorted(optimum) if s <= far and not (log and s == 0)]
+            ax.plot(at, [optimum[s] for s in at], "--", color="black", linewidth=0.9, label="optimum of β/λ")
+        if log:
+            ax.set_yscale("log")
+        over_strength(ax, label, found.experiment.beta, wide=min(far, max(s for s, _ in found.dera)) > 4)
 
     return draw
 
 
-def histograms(rows: Mapping[float, Sequence[dict]], band: tuple[int, int], longest: int) -> Draw:
-    """Returns what draws one histogram of lengths above the other, a strength each, with the rewarded band."""
+def rewarded(rows: Sequence[dict], reward: Quantity) -> tuple[int, int]:
+    """Returns the shortest and the longest length, as rows have it, that has the largest reward."""
+    most = max(reward(row) for row in rows)
+    found = [row["length"] for row in rows if reward(row) == most]
+    return min(found), max(found)
+
+
+def outlines(both: Mapping[str, Mapping[float, Sequence[dict]]], band: tuple[int, int]) -> Draw:
+    """Returns what draws the lengths of two ways over each other, a strength above the other, on one scale."""
 
     def draw(ax: Axes) -> None:
-        edges = np.arange(0, longest + 2, max(1, longest // 50))
-        ax.axvspan(*band, color="#F0E442", alpha=0.35, linewidth=0, zorder=0)
-        for place, strength in enumerate(sorted(rows, reverse=True)):
-            found = ev.lengths(rows[strength])
-            heights, _ = np.histogram(np.clip(found, 0, longest), edges)
-            top = 0.9 * heights / max(heights.max(), 1)
-            ax.fill_between(
-                edges[:-1], place, place + top, step="post", color=COLORS[5], alpha=0.8, linewidth=0
-            )
-            ax.plot([found.mean()] * 2, [place, place + 0.9], color="black", linewidth=0.8)
-        ax.set_yticks(range(len(rows)), [f"{s:g}" for s in sorted(rows, reverse=True)])
-        ax.set_xlabel("length (tokens); | mean")
+        strengths = sorted(set.intersection(*({*each} for each in both.values())), reverse=True)
+        longest = max(int(ev.lengths(rows).max()) for each in both.values() for rows in each.values())
+        edges = np.arange(0, longest + 2, max(1, longest // 40))
+        shares = {
+            (name, s): np.histogram(ev.lengths(each[s]), edges)[0] / len(each[s])
+            for name, each in both.items()
+            for s in strengths
+        }
+        top = max(each.max() for each in shares.values())
+        ax.axvspan(band[0], band[1] + 1, color="#F0E442", alpha=0.35, linewidth=0, zorder=0)
+        for (name, strength), each in shares.items():
+            place = strengths.index(strength)
+            ax.stairs(
+                place + 0.9 * each / top, edges, baseline=place, color=LOOKS[name]["color"], linewidth=0.9,
+                label=name,
+            )  # fmt: skip
+        ax.set_yticks(range(len(strengths)), [f"{s:g}" for s in strengths])
+        ax.set_xlabel("length (tokens)")
         ax.set_ylabel("λ")
         ax.set_xlim(0, longest)
 
     return draw
 
 
-def wins(found: Evidence, quantity: Quantity, against: float | None, label: str) -> Draw:
-    """Returns what draws win rates: against one strength's rows, or with None of DeRa against retrained."""
+def stacked(taken_apart: Sequence[Parts], quantity: str) -> Draw:
+    """Returns what draws the parts of the gap as stacked bars, and the gap as points."""
 
     def draw(ax: Axes) -> None:
-        dera, other = (
-            {s: some for (s, seed), some in sorted(rows.items()) if seed == 0}
-            for rows in (found.dera, found.retrained)
-        )
-        if against is None:
-            shown = {
-                s: ev.win_rate(dera[s], other[s], quantity) for s in dera if s in other and s not in (0, 1)
-            }
-            line(ax, "DeRa", shown)
-        else:
-            for name, rows in (("retrained", other), ("DeRa", dera)):
-                shown = {
-                    s: ev.win_rate(some, dera[against], quantity) for s, some in rows.items() if s != against
-                }
-                line(ax, name, shown)
-        ax.axhline(0.5, color="#B0B0B0", linewidth=0.7, zorder=0)
-        over_strength(ax, label, wide=max(dera) > 4)
-
-    return draw
-
-
-def bland_altman(points: Sequence[tuple[str, float, float]]) -> Draw:
-    """Returns what draws DeRa − retrained over their mean, both in % of the quantity's range, with limits."""
-
-    def draw(ax: Axes) -> None:
-        names = list(dict.fromkeys(name for name, _, _ in points))
-        for number, name in enumerate(names):
-            at, gap = np.array([(m, g) for n, m, g in points if n == name]).T
-            look = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)]}
-            ax.plot(at, gap, linestyle="none", markersize=3.5, label=name, **look)
-        gaps = np.array([gap for _, _, gap in points])
-        middle, spread = gaps.mean(), 1.96 * gaps.std(ddof=1)
-        for level, style in ((middle, "-"), (middle - spread, "--"), (middle + spread, "--")):
-            ax.axhline(level, color=GREY, linewidth=0.8, linestyle=style)
-            ax.annotate(
-                f"{level:+.1f}",
-                (1, level),
-                xycoords=("axes fraction", "data"),
-                fontsize=7,
-                va="bottom",
-                ha="right",
-            )
-        ax.set_xlabel("mean of DeRa and retrained (% of range)")
-        ax.set_ylabel("DeRa − retrained (% of range)")
+        places = np.arange(len(taken_apart))
+        above, below = np.zeros(len(places)), np.zeros(len(places))
+        for part, color in zip(PARTS, (COLORS[2], COLORS[0], COLORS[1]), strict=True):
+            heights = np.array([each.parts(quantity)[part] for each in taken_apart])
+            starts = np.where(heights >= 0, above, below)
+            ax.bar(places, heights, 0.75, starts, color=color, label=part, linewidth=0)
+            above, below = above + np.maximum(heights, 0), below + np.minimum(heights, 0)
+        gaps = [each.total[quantity].estimate for each in taken_apart]
+        spread = [[gap.mean - gap.low for gap in gaps], [gap.high - gap.mean for gap in gaps]]
+        ax.errorbar(
+            places, [gap.mean for gap in gaps], np.abs(spread), color="black", linestyle="none", marker="o",
+            markersize=2.5, elinewidth=0.8, capsize=1.5, label="DeRa − retrained",
+        )  # fmt: skip
+        ax.axhline(0, color="black", linewidth=0.6)
+        ax.set_xticks(places, [f"{each.strength:g}" for each in taken_apart], fontsize=7, rotation=60)
+        ax.set_xlabel("λ")
+        ax.set_ylabel("KL (nats)" if quantity == "KL" else "reward")
 
     return draw
 
@@ -194,7 +204,7 @@ def accuracies(found: Evidence) -> Draw:
         for name in ("retrained", "DeRa"):
             line(ax, name, found.accuracies.get(name, {}))
         far = max((s for each in found.accuracies.values() for s in each), default=0.0)
-        over_strength(ax, "share of pairs", wide=far > 4)
+        over_strength(ax, "share of pairs", found.experiment.beta, wide=far > 4)
 
     return draw
 

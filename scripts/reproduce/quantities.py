@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -84,10 +85,11 @@ def sentence_bleu(references: dict[str, list[str]]) -> Quantity:
 
     metric = BLEU(effective_order=True)
 
-    def quantity(row: dict) -> float:
-        return metric.sentence_score(row["completion"], references[row["prompt_id"]]).score
+    @cache
+    def score(prompt: str, text: str) -> float:
+        return metric.sentence_score(text, references[prompt]).score
 
-    return quantity
+    return lambda row: score(row["prompt_id"], row["completion"])
 
 
 def less(gain: Quantity, price: float, paid: Quantity) -> Quantity:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from dera_jax.rewards.slots import parse_slots, slot_coverage
 
@@ -34,6 +35,7 @@ def invented(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     return [-float(bool(inventions(*each))) for each in zip(prompts, completions, strict=True)]
 
 
+@cache
 def inventions(meaning: str, text: str) -> list[tuple[str, str]]:
     """Returns (slot, value) for what `text` says beside `meaning`: a place, or another value of a slot.
 

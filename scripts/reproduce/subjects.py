@@ -1,14 +1,10 @@
-"""An experiment as claims see it, what a claim came to, and how far two sets of rows are apart."""
+"""An experiment as claims see it."""
 
 from dataclasses import dataclass
-
-import numpy as np
 
 from dera_jax.analysis.estimates import Estimate
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.evidence import Evidence, Quantity
-
-HOLDS, FAILS, PARTLY, OPEN = "holds", "fails", "partly", "not tested yet"
 
 
 @dataclass(frozen=True)
@@ -24,6 +20,8 @@ class Subject:
     """What a user would choose a strength by."""
     told: str
     """The objective in words."""
+    has_optimum: bool = False
+    """Whether the optimum of the reward is known: it is what the models were trained for, and bounded."""
 
     @property
     def name(self) -> str:
@@ -31,56 +29,25 @@ class Subject:
         return self.evidence.experiment.name
 
     @property
+    def single(self) -> bool:
+        """Whether there is one training for every strength, of the aligned model or of the retrained ones."""
+        return any(
+            len({seed for _, seed in rows}) < 2 for rows in (self.evidence.dera, self.evidence.retrained)
+        )
+
+    @property
     def moved(self) -> bool:
         """Whether alignment did anything to the reward: where nothing moved, nothing can agree or disagree."""
         dera = self.evidence.dera
+        from scripts.reproduce.spread import difference
+
         change = difference(ev.rows_at(dera, 1.0), ev.rows_at(dera, 0.0), self.reward)
         return change.low > 0 or change.high < 0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one claim came to."""
-
-    number: int
-    claim: str
-    paper: str
-    ours: list[str]
-    """A finding for each experiment that can say something."""
-    verdict: str
-    holds_if: str
-    """What each finding is held to: ours, for the paper states none."""
 
 
 def show(found: Estimate, digits: int = 3) -> str:
     """Returns a mean with its interval."""
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
-def tell_sides(by: dict[float, float], form: str) -> str:
-    """Returns the means of what strengths below and above 1 have, in words; a side without any is left out."""
-    sides = {"λ < 1": [v for s, v in by.items() if s < 1], "λ > 1": [v for s, v in by.items() if s > 1]}
-    return ", ".join(f"{np.mean(some):{form}} for {name}" for name, some in sides.items() if some)
-
-
-def together(found: list[bool]) -> str:
-    """Returns the verdict of several findings."""
-    return OPEN if not found else HOLDS if all(found) else PARTLY if any(found) else FAILS
-
-
-def difference(ours: ev.Rows, theirs: ev.Rows, quantity: Quantity) -> Estimate:
-    """Returns the mean of `ours` less `theirs`, prompt by prompt."""
-    a, b = (ev.prompt_means(rows, quantity) for rows in (ours, theirs))
-    prompts = sorted(a.keys() & b.keys(), key=str)
-    return ev.estimate([a[p] - b[p] for p in prompts], prompts)
-
-
-def ks(a: ev.Rows, b: ev.Rows) -> float:
-    """Returns the Kolmogorov–Smirnov distance of two sets' lengths, in [0, 1]."""
-    ours, theirs = np.sort(ev.lengths(a)), np.sort(ev.lengths(b))
-    at = np.union1d(ours, theirs)
-    shares = [np.searchsorted(some, at, side="right") / len(some) for some in (ours, theirs)]
-    return float(np.abs(shares[0] - shares[1]).max())
 
 
 def chosen(subject: Subject) -> float | None:

@@ -14,7 +14,7 @@ from tests.support.json_files import manifest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["rloo", "pg", "ppo"])
-def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, toy, openings, tmp_path):
+def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, toy, openings, tmp_path, capsys):
     out = tmp_path / "aligned"
     rate = 0.001 if algorithm == "ppo" else 0.002
     code = rlhf_command.main(
@@ -28,6 +28,12 @@ def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, toy, openings, tmp_pat
     print(f"{algorithm}: reward {first:.3f} -> {last:.3f}")
     assert last > first + 0.05
     assert abs(lines[0]["kl"]) < 1e-3
+    certificate = manifest(out)["certificate"]
+    assert (
+        f"KL to the optimum of β = 0.02: {certificate['distance']['mean']:.2f} nats"
+        in capsys.readouterr().out
+    )
+    assert certificate["share"]["mean"] < 1 and certificate["largest_reward"] == 1.0
     assert load_policy(str(out)).beta == 0.02 and manifest(out)["method"] == algorithm
     assert 0 < lines[0]["entropy"] < np.log(512)
 

@@ -68,13 +68,14 @@ def method_of(name, policies, folder):
     prompts = [EncodedPrompt(Prompt(n, "x"), ((1, *words(1 + n)),)) for n in range(4)]
     given = policy, reference, prompts, [REWARD], RolloutConfig(DecodeConfig(max_new_tokens=12), 2, 0.3)
     if name.startswith("ppo"):
-        return ppo_method(*given, PPOConfig(num_ppo_epochs=1, value_head=name[4:]), CONFIG)
+        exact = {"kl_estimator": "exact", "value_lam": 1.0} if name == "ppo reference" else {}
+        return ppo_method(*given, PPOConfig(num_ppo_epochs=1, value_head=name[4:], **exact), CONFIG)
     return policy_gradient_method(*given, CONFIG, algorithm=name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [*PREFERENCES, "sft", "packed", "reward", "pg", "rloo", "ppo own", "ppo shared"]
+    "name", [*PREFERENCES, "sft", "packed", "reward", "pg", "rloo", "ppo own", "ppo shared", "ppo reference"]
 )
 def test_parts_change_nothing(name, policies, tmp_path):
     """Rows of very different lengths, in one part and in four: gradients and every figure are the same."""

@@ -64,6 +64,19 @@ def test_the_rate_rises_for_so_many_steps_of_several_updates():
     assert rates[12:] == pytest.approx([config.learning_rate] * 4)
 
 
+def test_parameters_may_learn_at_rates_of_their_own():
+    """The factor of a name's beginning multiplies the change, whatever the gradients are."""
+    config = replace(CONFIG, max_grad_norm=1e9, weight_decay=0.0)
+    params = {"policy.a": jnp.ones(3), "value.a": jnp.ones(3)}
+    gradients = {name: jnp.float32([1.0, -2.0, 0.5]) for name in params}
+    optimizer, _ = make_optimizer(config, rates={"value.": 10.0})
+    changes, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(changes["value.a"], 10 * changes["policy.a"], rtol=1e-6)
+    plain, _ = make_optimizer(config)
+    expected, _ = plain.update(gradients, plain.init(params), params)
+    np.testing.assert_array_equal(changes["policy.a"], expected["policy.a"])
+
+
 def test_settings_that_cannot_be(refused, tmp_path):
     words = ["--model=gone", "--data=gone.txt", f"--out={tmp_path / 'out'}"]
     for given, said in [

@@ -1,5 +1,6 @@
 """Alignment and realignment against the paper's equations, on a policy whose every completion is listed."""
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from dera_jax.realign import mix_logits, strength_weights
 from dera_jax.rewards.registry import Reward
 from dera_jax.scoring.logprobs import completion_logits, completion_logprobs
 from dera_jax.training import parameters
+from dera_jax.training.certificates import tell_certificate
 from dera_jax.training.config import PPOConfig, RolloutConfig, RunConfig, TrainConfig
 from dera_jax.training.log import read_metrics
 from dera_jax.training.loop import Method, fit
@@ -40,6 +42,12 @@ DECODE = DecodeConfig(max_new_tokens=LONGEST)
 BATCH = make_batch([PROMPT] * len(COMPLETIONS), COMPLETIONS)
 FIRST = EncodedPrompt(Prompt(0, "x"), (PROMPT,))
 BETAS = (0.25, 0.5, 1.0)
+PPO = {
+    "reference": {
+        "kl_estimator": "exact", "value_lam": 1.0, "lam": 0.8, "value_warmup_steps": 5, "value_learning_rate": 0.01,
+    }
+}  # fmt: skip
+"""Settings beside the usual ones, by value head."""
 
 normalized = partial(log_softmax, axis=-1)
 _logits = jax.jit(completion_logits, static_argnames="config")
@@ -128,7 +136,9 @@ def alignment(algorithm: str, reference: Policy, rollout: RolloutConfig, config:
     if algorithm == "rloo":
         return policy_gradient_method(*given, config)
     head = algorithm.removeprefix("ppo-")
-    return ppo_method(*given, PPOConfig(num_ppo_epochs=2, vf_coef=1.0, value_head=head), config)
+    return ppo_method(
+        *given, PPOConfig(num_ppo_epochs=2, vf_coef=1.0, value_head=head, **PPO.get(head, {})), config
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +147,9 @@ def aligned(reference, tmp_path_factory):
 
     @lru_cache
     def train(algorithm: str, beta: float) -> Trained:
-        rate, number = {"rloo": (0.01, 50), "ppo-own": (0.005, 25), "ppo-shared": (0.01, 25)}[algorithm]
+        rate, number = {
+            "rloo": (0.01, 50), "ppo-own": (0.005, 25), "ppo-shared": (0.01, 25), "ppo-reference": (0.005, 30),
+        }[algorithm]  # fmt: skip
         config = TrainConfig(learning_rate=rate, max_steps=number, batch_size=256)
         method = alignment(algorithm, reference, RolloutConfig(DECODE, 256, beta), config)
         return run(method, config, reference, tmp_path_factory.mktemp(algorithm))
@@ -190,7 +202,10 @@ def test_policy_gradient_is_unbiased(toy, algorithm, num_prompts, num_samples, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm, beta", [*product(["rloo", "ppo-own"], BETAS), ("ppo-shared", 0.5)])
+@pytest.mark.parametrize(
+    "algorithm, beta",
+    [*product(["rloo", "ppo-own"], BETAS), *product(["ppo-shared", "ppo-reference"], [0.5])],
+)
 def test_alignment_approaches_the_closed_form(reference, aligned, algorithm, beta):
     """KL(π ‖ π*) to Eq. 2 falls by far."""
     tables = table_of(reference), aligned(algorithm, beta).table
@@ -254,7 +269,7 @@ def drawn_completions(batch) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value_head", ["own", "shared"])
+@pytest.mark.parametrize("value_head", ["own", "shared", "reference"])
 def test_values_predict_what_is_to_come(reference, aligned, value_head):
     method, state, table = aligned(f"ppo-{value_head}", 0.5)
     seen, _ = method.batches(state, 1000)
@@ -264,6 +279,47 @@ def test_values_predict_what_is_to_come(reference, aligned, value_head):
     error = np.sqrt(np.mean((seen.values[seen.batch.completion_mask] - expected) ** 2))
     print(f"{value_head}: values {expected.mean():.3f} ± {expected.std():.3f}, error {error:.3f}")
     assert error < 0.6 * expected.std()
+
+
+def test_the_policy_stays_while_only_the_value_model_learns(reference, tmp_path):
+    """Of two steps of warm-up and one more: the policy is the reference's to the bit until then, and then not."""
+    config = TrainConfig(learning_rate=0.01, max_steps=3, batch_size=8)
+    ppo = PPOConfig(num_ppo_epochs=2, value_head="reference", value_warmup_steps=2, value_learning_rate=0.05)
+    given = (reference, reference, [FIRST], [REWARD], RolloutConfig(DECODE, 8, 0.5), ppo, config)
+    tables, values = [], []
+    for _, state, _ in fit(ppo_method(*given), config, RunConfig(), tmp_path):
+        own = parameters.part("policy.", state.params)
+        tables.append(table_of(with_params(reference, parameters.whole(reference.config, own, {}))))
+        values.append(np.asarray(state.params["value.2.bias"]))
+    start = table_of(reference)
+    assert np.array_equal(tables[0], start) and np.array_equal(tables[1], start)
+    assert not np.array_equal(tables[2], start)
+    assert values[0] != 0 and values[1] != values[0]
+
+
+def test_a_certificate_is_the_divergence_from_the_optimum(reference, toy):
+    """Of a policy that is not its reference: KL(π ‖ π*) and the share of what can be gained, by enumeration."""
+    policy, beta = tiny_policy(toy, 0, scale=1.5), 0.5
+    config = TrainConfig(max_steps=1000, batch_size=4000)
+    prompts = [EncodedPrompt(Prompt(n, "x"), (PROMPT,)) for n in range(20)]
+    method = policy_gradient_method(
+        policy, reference, prompts, [replace(REWARD, largest=1.0)], RolloutConfig(DECODE, 200, beta), config,
+        certificate_samples=200,
+    )  # fmt: skip
+    told = method.certify(init_state(method.trained, optax.sgd(1.0), {}))
+    ours, start = (of_completions(table_of(one)) for one in (policy, reference))
+    best = beta * np.log(np.exp(start) @ np.exp(GAINS / beta))
+    own = np.exp(ours) @ GAINS - beta * divergence(ours, start)
+    exact = divergence(ours, closed_form(table_of(reference), beta))
+    assert exact == pytest.approx((best - own) / beta)
+    assert told["distance"]["mean"] == pytest.approx(exact, rel=0.1)
+    assert told["distance"]["low"] < exact < told["distance"]["high"]
+    plain = np.exp(start) @ GAINS
+    assert told["share"]["mean"] == pytest.approx((own - plain) / (best - plain), abs=0.1)
+    assert (told["prompts"], told["completions"], told["largest_reward"]) == (20, 4000, 1.0)
+    line = tell_certificate(told)
+    assert f"{told['distance']['mean']:.2f} nats [" in line and "at least" not in line
+    assert tell_certificate(told | {"largest_reward": None}).endswith("that were seen")
 
 
 @pytest.mark.slow

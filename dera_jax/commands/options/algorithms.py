@@ -15,7 +15,19 @@ PPO: Help = {
     "vf_coef": ("X", "weight of the value loss (default %(default)g)"),
     "gamma": ("X", "discount factor (default %(default)g)"),
     "lam": ("X", "λ of generalized advantage estimation (default %(default)g)"),
-    "value_head": (None, "own: a network of its own; shared: a head on the policy (default %(default)s)"),
+    "kl_estimator": (
+        None,
+        "what a token costs: sampled, the log-ratio of the word that was drawn; exact, the divergence of the next "
+        "word, whose gradient is taken itself: less noise, one more pass of the reference (default %(default)s)",
+    ),
+    "value_lam": ("X", "λ of the returns that the values learn; 1: whole returns (default: --lam)"),
+    "value_head": (
+        None,
+        "own: a network of its own; shared: a head on the policy; reference: a small network on what the reference "
+        "reads (default %(default)s)",
+    ),
+    "value_learning_rate": ("RATE", "learning rate of the value model (default: --learning-rate)"),
+    "value_warmup_steps": ("N", "first steps in which only the value model learns (default %(default)s)"),
 }
 """Settings of `PPOConfig`."""
 
@@ -38,5 +50,14 @@ def add_algorithm_options(parser: cli.Parser) -> None:
         default=RolloutConfig.horizon,
         metavar="N",
         help="completions in which β adapts by about a fifth (default %(default)s)",
+    )
+    group.add_argument(
+        "--certificate-samples",
+        type=int,
+        default=16,
+        metavar="N",
+        help="completions of each of up to 64 prompts, of the trained model and of its reference, that tell how far "
+        "it is from the optimum of its objective (default %(default)s; 0: it is not told); together at most a tenth "
+        "of those that the training draws",
     )
     add_settings(parser.add_argument_group("PPO"), PPOConfig, PPO)

@@ -25,6 +25,7 @@ def run_grid(args: argparse.Namespace, session, command: Sequence[str], prepare:
     from dera_jax.common.provenance import provenance
     from dera_jax.devices.processes import leads
     from dera_jax.training import runs
+    from dera_jax.training.certificates import tell_certificate
     from dera_jax.training.loop import Preempted
 
     members, unpushed = list(training.grid(args)), []
@@ -53,10 +54,12 @@ def run_grid(args: argparse.Namespace, session, command: Sequence[str], prepare:
                         cli.tell,
                     )
                     try:
-                        runs.run_training(*given_run)
+                        manifest = runs.run_training(*given_run)
                     except Preempted as preempted:
                         raise endings.Terminated(str(preempted)) from None
                     print(f"{config.max_steps} steps; model, manifest and metrics in {shown(out)}")
+                    if certificate := manifest.get("certificate"):
+                        print(tell_certificate(certificate))
                     unpushed += _push(args, out, len(members))
                     continue
         runs.tidy(out)

@@ -7,9 +7,6 @@ from pathlib import Path
 from dera_jax.commands.options import cli, decoding
 from dera_jax.common.shown import shown
 
-BOUNDS = {"length": 0.0, "slots": 1.0, "keywords": 1.0, "concepts": 1.0}
-"""Largest value of rewards that have one."""
-
 
 def optimum_of_reference(args: Namespace, strengths: Sequence[float], command: Sequence[str]) -> None:
     """Decodes the reference, and shows the optimum."""
@@ -146,7 +143,9 @@ def _reference_rows(
 
 def _largest(given: float | None, reward: str, seen: float) -> float | None:
     """Returns the largest value that a reward can have, None where that is unknown."""
-    bound = BOUNDS.get(reward.partition(":")[0]) if given is None else given
+    from dera_jax.rewards.registry import largest_value
+
+    bound = largest_value(reward) if given is None else given
     if bound is not None and seen > bound:
         raise ValueError(f"--max-reward: expected at least {seen:g}, which a completion has, found {bound:g}")
     return bound

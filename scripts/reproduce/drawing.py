@@ -1,0 +1,202 @@
+"""The figures of REPRODUCTION.md: one for each group of claims, a panel for each experiment, captions from the rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.reproduce import evidence as ev
+from scripts.reproduce import figures
+from scripts.reproduce import quantities as qu
+from scripts.reproduce.certificates import optimum_curve
+from scripts.reproduce.decomposition import PARTS, Parts
+from scripts.reproduce.subjects import Subject
+from scripts.reproduce.verdicts import CANNOT, Cell
+
+Matrix = Mapping[str, Mapping[str, Cell]]
+UNITS = {
+    "likelihood": "nats per token",
+    "known words": "share of words",
+    "variety": "share of word pairs",
+    "slots": "share of slots",
+    "BLEU of a text": "BLEU, 0 to 100",
+}
+"""Of what nobody paid for."""
+SHOWN = (0.0, 0.5, 1.0, 2.0)
+"""Strengths of the histograms."""
+FAR = 5.0
+"""Reward and likelihood beyond are so low that nothing else could be seen."""
+BARS = "Bars: 95 % intervals over prompts; lines: means of all trainings; small points: single trainings."
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure."""
+
+    title: str
+    path: str
+    """From REPRODUCTION.md."""
+    caption: str
+    """What it shows, and what was found."""
+
+
+def draw_all(
+    subjects: Sequence[Subject], matrix: Matrix, taken_apart: Mapping[str, Sequence[Parts]], results: Path
+) -> list[Drawn]:
+    """Writes all figures of experiments whose alignment moved their reward."""
+    moved = [subject for subject in subjects if subject.moved]
+    retrained = [subject for subject in moved if subject.evidence.experiment.retrained]
+    known = [subject for subject in retrained if taken_apart.get(subject.name)]
+    preferred = [subject for subject in retrained if subject.evidence.accuracies]
+    combined = [subject for subject in moved if len(subject.evidence.combined) > 2]
+    wanted = (
+        ("Reward", "reward", _rewards, retrained, ("reward, λ < 1", "reward, 1 < λ ≤ 2", "reward, λ > 2")),
+        ("KL divergence from the reference", "kl", _divergences, retrained, ("KL, λ < 1", "KL, 1 < λ ≤ 2")),
+        ("Lengths", "lengths", _lengths, known, ("length, λ < 1", "length, 1 < λ ≤ 2")),
+        ("What nobody paid for", "quality", _qualities, known, ("quality falls, DeRa", "quality falls, retrained")),
+        ("Choosing a strength", "choice", _objectives, preferred, ("choice of strength",)),
+        ("Pair accuracy (Eq. 14)", "accuracy", _accuracies, preferred, ("pair accuracy, λ < 1",)),
+        ("Logits against weights", "weights", _weights, combined,
+         ("logits over weights, λ < 1", "logits over weights, 1 < λ ≤ 2", "logits over weights, λ > 2")),
+    )  # fmt: skip
+    drawn = []
+    for title, name, panels, some, claims in wanted:
+        if some:
+            path = f"figures/{name}.png"
+            told, several = panels(some)
+            figures.save(results / path, several, f"{_counts(some)}", min(4, max(2, len(several))))
+            drawn.append(Drawn(title, path, f"{told} {findings(some, matrix, claims)} {BARS}"))
+    if known:
+        drawn.insert(2, _gaps(known, taken_apart, results))
+        _headline(known[0], results)
+    return drawn
+
+
+def _headline(subject: Subject, results: Path) -> None:
+    """Writes one experiment alone: reward, KL and lengths."""
+    several = [make([subject])[1][0][1] for make in (_rewards, _divergences, _lengths)]
+    titles = ("(a) mean reward", "(b) KL to the reference", "(c) lengths")
+    figures.save(
+        results / f"figures/{subject.name}.png", list(zip(titles, several, strict=True)), _counts([subject])
+    )
+
+
+def findings(subjects: Sequence[Subject], matrix: Matrix, claims: Sequence[str]) -> str:
+    """Returns what the matrix says of some claims, as sentences."""
+    told = []
+    for claim in claims:
+        cells = {s.name: matrix[s.name][claim] for s in subjects if claim in matrix.get(s.name, {})}
+        by: dict[str, list[str]] = {}
+        for name, cell in cells.items():
+            if cell.verdict != CANNOT:
+                by.setdefault(cell.verdict, []).append(name)
+        if by:
+            told.append(
+                f"**{claim}**: " + "; ".join(f"{verdict}: {', '.join(some)}" for verdict, some in by.items())
+            )
+    return ". ".join(told) + "."
+
+
+def _counts(subjects: Sequence[Subject]) -> str:
+    rows = [len(some) for subject in subjects for some in subject.evidence.dera.values()]
+    counts = f"{min(rows):,}" + (f" to {max(rows):,}" if max(rows) > min(rows) else "")
+    return f"{counts} completions at each strength of each training"
+
+
+def _rewards(subjects: Sequence[Subject]):
+    def panel(subject: Subject) -> figures.Draw:
+        best = optimum_curve(subject, "reward")
+        return figures.ways(
+            subject.evidence, subject.reward, "mean reward", weighted=True, optimum=best, far=FAR
+        )
+
+    told = (
+        "Mean reward over λ: DeRa, models retrained at β/λ, DeRa's completions weighted to Eq. 5, and the optimum of "
+        "β/λ, which is known for rewards of lengths (dashed)."
+    )
+    return told, _each(subjects, panel)
+
+
+def _divergences(subjects: Sequence[Subject]):
+    def panel(subject: Subject) -> figures.Draw:
+        return figures.ways(subject.evidence, qu.kl, "nats", optimum=optimum_curve(subject, "kl"), log=True)
+
+    told = "KL divergence from the reference over λ, on a logarithmic scale."
+    return told, _each(subjects, panel)
+
+
+def _lengths(subjects: Sequence[Subject]):
+    def panel(subject: Subject) -> figures.Draw:
+        found = subject.evidence
+        both = {
+            name: {s: ev.rows_at(rows, s) for s in SHOWN if (s, 0) in rows}
+            for name, rows in (("DeRa", found.dera), ("retrained", found.retrained))
+        }
+        rows = [row for some in both["DeRa"].values() for row in some]
+        return figures.outlines(both, figures.rewarded(rows, subject.reward))
+
+    told = "Lengths of completions by DeRa and by retrained models; yellow: lengths that have the reward."
+    return told, _each(subjects, panel)
+
+
+def _qualities(subjects: Sequence[Subject]):
+    panels = [
+        (f"{subject.name}: {name}", figures.ways(subject.evidence, quantity, UNITS.get(name, name)))
+        for subject in subjects
+        for name, quantity in subject.quality.items()
+    ]
+    return "Qualities that no reward paid for, over λ.", panels
+
+
+def _objectives(subjects: Sequence[Subject]):
+    def panel(subject: Subject) -> figures.Draw:
+        return figures.ways(subject.evidence, subject.objective, subject.told, far=FAR)
+
+    return f"What a strength is chosen by, over λ (to {FAR:g}; beyond, texts fall apart).", _each(
+        subjects, panel
+    )
+
+
+def _accuracies(subjects: Sequence[Subject]):
+    told = "Share of held-out pairs whose better text each way prefers."
+    return told, _each(subjects, lambda subject: figures.accuracies(subject.evidence))
+
+
+def _weights(subjects: Sequence[Subject]):
+    def panel(subject: Subject) -> figures.Draw:
+        return figures.ways(subject.evidence, subject.objective, subject.told, combined=True, far=FAR)
+
+    told = "The objective over λ where logits are mixed (DeRa), where weights are, and by retraining."
+    return told, _each(subjects, panel)
+
+
+def _each(subjects: Sequence[Subject], panel: Callable[[Subject], figures.Draw]):
+    return [(subject.name, panel(subject)) for subject in subjects]
+
+
+def _gaps(subjects: Sequence[Subject], taken_apart: Mapping[str, Sequence[Parts]], results: Path) -> Drawn:
+    """Writes the stacked bars of the decomposition."""
+    path = "figures/gap.png"
+    panels = [
+        (subject.name, figures.stacked(taken_apart[subject.name], quantity))
+        for quantity in ("reward", "KL")
+        for subject in subjects
+    ]
+    figures.save(
+        results / path, panels, "points: DeRa − retrained with its 95 % interval", min(4, len(subjects))
+    )
+    means = {
+        part: [
+            each.parts("reward")[part]
+            for name in taken_apart
+            for each in taken_apart[name]
+            if each.strength <= 2
+        ]
+        for part in PARTS
+    }
+    ranges = "; ".join(f"{part} {min(some):+.3f} to {max(some):+.3f}" for part, some in means.items() if some)
+    caption = (
+        "DeRa − retrained as the sum of what mixing words instead of responses does, of the aligned model's distance "
+        f"from its optimum, and of the retrained model's. Of the reward: {ranges}. Where the two training errors are "
+        "large they nearly cancel; what is left is the gap."
+    )
+    return Drawn("The gap taken apart", path, caption)
