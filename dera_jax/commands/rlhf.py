@@ -38,6 +38,11 @@ def _check(parser: cli.Parser, args: argparse.Namespace) -> None:
     idle = {}
     if args.algorithm != "ppo":
         idle |= dict.fromkeys(map(cli.option, algorithms.PPO), "--algorithm=ppo")
+    elif args.value_warmup_steps >= args.max_steps:
+        raise ValueError(
+            f"--value-warmup-steps: expected fewer than --max-steps={args.max_steps}, found {args.value_warmup_steps}: "
+            "the policy would not be trained"
+        )
     if args.target_kl is None:
         idle["--kl-horizon"] = "--target-kl"
     check_count("--certificate-samples", args.certificate_samples, least=0)

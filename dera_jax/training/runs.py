@@ -56,6 +56,10 @@ ADDED = {
     "train_config.adam_beta1": 0.9,
     "train_config.adam_beta2": 0.999,
     "train_config.adam_epsilon": 1e-8,
+    "ppo.kl_estimator": "sampled",
+    "ppo.value_lam": None,
+    "ppo.value_learning_rate": None,
+    "ppo.value_warmup_steps": 0,
 }
 """Settings that manifests of older versions do not tell, and what those versions did."""
 

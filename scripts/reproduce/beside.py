@@ -114,7 +114,7 @@ def _two_rewards(steps: Sequence[Step], folders: Folders) -> list[str]:
         "## Two rewards (Appendix B)\n",
         "![Two rewards](figures/two-rewards.png)\n",
         "Two aligned models, one for lengths and one for happy words, mixed at (λ₁, λ₂), against models trained on "
-        "λ₁ r₁ + λ₂ r₂; DeRa less trained, one training each. Bars: 95 % intervals over prompts; line: DeRa's Pareto "
+        "λ₁ r₁ + λ₂ r₂; DeRa minus trained, one training each. Bars: 95 % intervals over prompts; line: DeRa's Pareto "
         "front.\n",
         "| λ₁ + λ₂ | " + " | ".join(f"{name} | (± {MARGINS[name]:g})" for name in rewards) + " |",
         "|---|" + "--:|---|" * len(rewards),

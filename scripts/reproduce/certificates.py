@@ -84,8 +84,9 @@ SECTION = """
 For a reward r and a KL strength s the optimum of Eq. 1 is π_ref exp(r/s)/Z, and KL(π‖π*) = (J* − J(π))/s for every
 policy, with J = E[r] − s·KL: exact, from the rows of the reference (λ = 0) and the model's own. J* comes from few
 completions of a prompt and is a little too small, so distances are lower bounds on average. Share: how much of what J
-can gain over the reference was gained; below 0, training made it worse. Trainings that stop early are held back by
-that as by a KL penalty, so "DeRa against retrained" compares two early-stopped models here. What the gap is with
+can gain over the reference was gained; below 0, training made it worse. These trainings gain too little reward for the
+KL they spend: part of it is noise, and early stopping is a penalty of its own, so "DeRa against retrained" compares two
+early-stopped models here. What the gap is with
 perfect training is on [the page of the exact chain](../chain/README.md).
 
 | experiment | λ | β/λ | seeds | KL to its optimum (nats) | share |

@@ -14,11 +14,11 @@ from scripts.reproduce.verdicts import CANNOT, Cell
 
 Matrix = Mapping[str, Mapping[str, Cell]]
 UNITS = {
-    "likelihood": "nats per token",
-    "known words": "share of words",
-    "variety": "share of word pairs",
-    "slots": "share of slots",
-    "BLEU of a text": "BLEU, 0 to 100",
+    "likelihood": "likelihood (nats per token)",
+    "known words": "known words (share)",
+    "variety": "variety (share of pairs)",
+    "slots": "slots said (share)",
+    "BLEU of a text": "BLEU of a text",
 }
 """Of what nobody paid for."""
 SHOWN = (0.0, 0.5, 1.0, 2.0)
@@ -52,18 +52,20 @@ def draw_all(
         ("Reward", "reward", _rewards, retrained, ("reward, λ < 1", "reward, 1 < λ ≤ 2", "reward, λ > 2")),
         ("KL divergence from the reference", "kl", _divergences, retrained, ("KL, λ < 1", "KL, 1 < λ ≤ 2")),
         ("Lengths", "lengths", _lengths, known, ("length, λ < 1", "length, 1 < λ ≤ 2")),
-        ("What nobody paid for", "quality", _qualities, known, ("quality falls, DeRa", "quality falls, retrained")),
+        ("Qualities without a reward", "quality", _qualities, known,
+         ("quality falls, DeRa", "quality falls, retrained")),
         ("Choosing a strength", "choice", _objectives, preferred, ("choice of strength",)),
         ("Pair accuracy (Eq. 14)", "accuracy", _accuracies, preferred, ("pair accuracy, λ < 1",)),
         ("Logits against weights", "weights", _weights, combined,
-         ("logits over weights, λ < 1", "logits over weights, 1 < λ ≤ 2", "logits over weights, λ > 2")),
+         ("logits and weights, λ < 1", "logits over weights, 1 < λ ≤ 2", "logits over weights, λ > 2")),
     )  # fmt: skip
     drawn = []
     for title, name, panels, some, claims in wanted:
         if some:
             path = f"figures/{name}.png"
             told, several = panels(some)
-            figures.save(results / path, several, f"{_counts(some)}", min(4, max(2, len(several))))
+            columns = 3 if len(several) > 8 else max(2, min(4, len(several)))
+            figures.save(results / path, several, _counts(some), columns)
             drawn.append(Drawn(title, path, f"{told} {findings(some, matrix, claims)} {BARS}"))
     if known:
         drawn.insert(2, _gaps(known, taken_apart, results))
@@ -93,7 +95,7 @@ def findings(subjects: Sequence[Subject], matrix: Matrix, claims: Sequence[str])
             told.append(
                 f"**{claim}**: " + "; ".join(f"{verdict}: {', '.join(some)}" for verdict, some in by.items())
             )
-    return ". ".join(told) + "."
+    return ". ".join(told) + ". Other experiments stand in the table."
 
 
 def _counts(subjects: Sequence[Subject]) -> str:
@@ -140,11 +142,11 @@ def _lengths(subjects: Sequence[Subject]):
 
 def _qualities(subjects: Sequence[Subject]):
     panels = [
-        (f"{subject.name}: {name}", figures.ways(subject.evidence, quantity, UNITS.get(name, name)))
+        (subject.name, figures.ways(subject.evidence, quantity, UNITS[name]))
         for subject in subjects
         for name, quantity in subject.quality.items()
     ]
-    return "Qualities that no reward paid for, over λ.", panels
+    return "What the reward does not ask for, over λ.", panels
 
 
 def _objectives(subjects: Sequence[Subject]):
@@ -195,8 +197,8 @@ def _gaps(subjects: Sequence[Subject], taken_apart: Mapping[str, Sequence[Parts]
     }
     ranges = "; ".join(f"{part} {min(some):+.3f} to {max(some):+.3f}" for part, some in means.items() if some)
     caption = (
-        "DeRa − retrained as the sum of what mixing words instead of responses does, of the aligned model's distance "
-        f"from its optimum, and of the retrained model's. Of the reward: {ranges}. Where the two training errors are "
-        "large they nearly cancel; what is left is the gap."
+        "DeRa − retrained as the sum of three parts: mixing token by token instead of whole responses; the distance of "
+        "the mixture of responses (Eq. 5) from the optimum of β/λ; and that of the retrained model, turned round. Of "
+        f"the reward: {ranges}. Where the two training errors are large they nearly cancel; what is left is the gap."
     )
     return Drawn("The gap taken apart", path, caption)

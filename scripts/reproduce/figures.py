@@ -132,6 +132,8 @@ def ways(
             ax.plot(at, [optimum[s] for s in at], "--", color="black", linewidth=0.9, label="optimum of β/λ")
         if log:
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("")
         over_strength(ax, label, found.experiment.beta, wide=min(far, max(s for s, _ in found.dera)) > 4)
 
     return draw

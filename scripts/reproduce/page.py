@@ -8,7 +8,7 @@ from scripts.reproduce.claims import CLAIMS
 from scripts.reproduce.decomposition import PARTS, Parts
 from scripts.reproduce.drawing import Drawn
 from scripts.reproduce.subjects import Subject
-from scripts.reproduce.verdicts import AGREES, CANNOT, DISAGREES, SIGNS, UNDECIDED, Cell
+from scripts.reproduce.verdicts import AGREES, CANNOT, DISAGREES, SIGNS, UNDECIDED, Cell, Claim
 
 Matrix = Mapping[str, Mapping[str, Cell]]
 """By experiment and title of a claim."""
@@ -44,71 +44,83 @@ def page(
 
 def in_five_lines(matrix: Matrix, taken_apart: Mapping[str, Sequence[Parts]]) -> list[str]:
     """Returns what a reader wants to know first, made from the verdicts and the decompositions."""
-    agreed, differ = (_claims_with(matrix, verdict) for verdict in (AGREES, DISAGREES))
-    only = [claim for claim in agreed if claim not in differ]
     tested = sum(cell.verdict != CANNOT for cells in matrix.values() for cell in cells.values())
     single = sum(
         cell.single for cells in matrix.values() for cell in cells.values() if cell.verdict != CANNOT
     )
     return [
-        "- **What agrees with the paper**: " + (_listed(only, matrix, AGREES) or "no claim everywhere") + ".",
-        "- **What does not**: "
-        + (_listed(differ, matrix, DISAGREES) or "nothing that could be tested")
-        + ".",
+        "- **As in the paper** (experiments for : against : undecided): " + _listed(matrix, "for") + ".",
+        "- **Not as in the paper**: "
+        + _listed(matrix, "against")
+        + f". **Mixed**: {_listed(matrix, 'mixed')}. "
+        f"**Undecided everywhere**: {_listed(matrix, 'undecided')}. **New here**: {_listed(matrix, 'new')}.",
         f"- **Why**: {why(taken_apart)}",
         f"- **What to do**: {advice(matrix)}",
-        f"- **How sure this is**: {tested} answers, of which {single} rest on one training (¹) and "
-        f"{sum(c.verdict == UNDECIDED for cells in matrix.values() for c in cells.values())} are undecided; small "
-        "models, rewards that a program computes, alignments that stopped early (see the limits at the end).",
+        f"- **How sure this is**: {tested} answers, of which {single} rest on one training (¹). Models are small, "
+        "rewards are computed by a program, and alignments stopped long before their optimum; what perfect training "
+        "would give is [computed on a chain](../chain/README.md). Margins were fixed after the first report of these "
+        "rows.",
     ]
 
 
-def _claims_with(matrix: Matrix, verdict: str) -> list[str]:
-    return [
-        claim.title
-        for claim in CLAIMS
-        if any(cells[claim.title].verdict == verdict for cells in matrix.values() if claim.title in cells)
-    ]
+def _kind(claim: Claim, verdicts: Sequence[str]) -> str:
+    """Returns how experiments stand to what the paper says: for, against, mixed, undecided, new, or silent."""
+    if not verdicts:
+        return "silent"
+    if claim.expected is None:
+        return "new"
+    against = DISAGREES if claim.expected == AGREES else AGREES
+    said, denied = claim.expected in verdicts, against in verdicts
+    return {(True, False): "for", (False, True): "against", (True, True): "mixed"}.get(
+        (said, denied), "undecided"
+    )
 
 
-def _listed(titles: Sequence[str], matrix: Matrix, verdict: str) -> str:
-    """Returns claims with how many experiments say so, of those that can say anything."""
+def _listed(matrix: Matrix, kind: str) -> str:
+    """Returns the claims that experiments stand to in one way, with how many are for, against and undecided."""
     told = []
-    for title in titles:
-        verdicts = _verdicts(matrix, title)
-        told.append(f"{title} ({verdicts.count(verdict)} of {len(verdicts)})")
-    return "; ".join(told)
+    for claim in CLAIMS:
+        verdicts = _verdicts(matrix, claim.title)
+        if _kind(claim, verdicts) == kind:
+            counts = " : ".join(str(verdicts.count(verdict)) for verdict in (AGREES, DISAGREES, UNDECIDED))
+            doubt = " (the paper: not so)" if claim.expected == DISAGREES else ""
+            told.append(f"{claim.sentence}{doubt} {counts}")
+    return "; ".join(told) or "nothing"
 
 
 def why(taken_apart: Mapping[str, Sequence[Parts]]) -> str:
-    """Returns what the gaps are made of, as a sentence."""
-    every = [parts.parts("reward") for some in taken_apart.values() for parts in some if parts.strength <= 2]
+    """Returns what the gaps of the rewards of lengths are made of, up to λ = 2."""
+    every = [parts for some in taken_apart.values() for parts in some if parts.strength <= 2]
     if not every:
         return "no experiment has an optimum that is known."
-    token, aligned, retrained = (float(np.mean([abs(each[part]) for each in every])) for part in PARTS)
-    sides = {
-        "below": [p for some in taken_apart.values() for p in some if p.strength < 1],
-        "above": [p for some in taken_apart.values() for p in some if 1 < p.strength <= 2],
-    }
-    signed = {
-        side: float(np.mean([parts.total["reward"].estimate.mean for parts in some]))
-        for side, some in sides.items()
-        if some
-    }
-    gaps = " and ".join(f"{gap:+.3f} {side} λ = 1" for side, gap in signed.items())
-    return (
-        f"in the length experiments DeRa's reward less that of retrained models is {gaps}, the difference of two much "
-        f"larger distances: the aligned model is {aligned:.2f} away from its optimum, the retrained ones "
-        f"{retrained:.2f} from theirs; mixing words instead of whole responses, which is what DeRa approximates, makes "
-        f"{token:.3f} (means of absolute values). None was trained to its optimum: both stop where their steps end, "
-        "not where β says."
+    token, aligned, retrained = (
+        float(np.mean([abs(each.parts("reward")[part]) for each in every])) for part in PARTS
     )
+    gaps = " and ".join(
+        f"{_range([gap for gap in some])} {side} λ = 1"
+        for side, some in (
+            ("below", [p.total["reward"].estimate.mean for p in every if p.strength < 1]),
+            ("above", [p.total["reward"].estimate.mean for p in every if p.strength > 1]),
+        )
+        if some
+    )
+    return (
+        f"for rewards of lengths DeRa minus retrained is {gaps}, the difference of two much larger distances from the "
+        f"optimum of β/λ: {aligned:.2f} on average for the mixture of whole responses, {retrained:.2f} for the "
+        f"retrained models. Mixing token by token, which is what DeRa approximates, makes {token:.3f} of it (means of "
+        "absolute values). Trainings end where their steps do, not where β says. For KL the token-by-token part is "
+        "larger, and what happens beyond λ = 2 or with the gold reward has no optimum to be measured by."
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{np.mean(values):+z.3f} ({min(values):+z.3f} to {max(values):+z.3f})"
 
 
 def advice(matrix: Matrix) -> str:
     """Returns what a user should do, by the verdicts."""
     near = [verdict for side in ("reward, λ < 1", "reward, 1 < λ ≤ 2") for verdict in _verdicts(matrix, side)]
-    choice = _verdicts(matrix, "choice of strength")
+    choice, base = _verdicts(matrix, "choice of strength"), _verdicts(matrix, "better than the base")
     astray = {
         "do not read KL off it": ("KL, λ < 1", "KL, 1 < λ ≤ 2"),
         "do not go beyond λ = 2": ("reward, λ > 2",),
@@ -119,11 +131,12 @@ def advice(matrix: Matrix) -> str:
         if any(DISAGREES in _verdicts(matrix, claim) for claim in claims)
     ]
     return (
-        f"use λ to see which way to go. Up to λ = 2 the reward gap is beyond its margin in {near.count(DISAGREES)} of "
-        f"{len(near)} answers; the strength that DeRa chose was wrong by more than its margin in "
-        f"{choice.count(DISAGREES)} of {len(choice)}, and about the best for sure in {choice.count(AGREES)}. "
-        + (f"But {' and '.join(warnings)}. " if warnings else "")
-        + "Retrain once at the strength it suggests before you believe a number."
+        "use λ to see which way to go, and retrain once there before you believe a number. Retraining at DeRa's choice "
+        f"was surely better than the base β in {base.count(AGREES)} of {len(base)} experiments and surely worse in "
+        f"{base.count(DISAGREES)}; its choice was surely about the best one in {choice.count(AGREES)} of {len(choice)} "
+        f"and surely not in {choice.count(DISAGREES)}. Up to λ = 2 the reward is surely within its margin of that of "
+        f"retrained models in {near.count(AGREES)} of {len(near)} answers, surely beyond in {near.count(DISAGREES)}, "
+        f"undecided in {near.count(UNDECIDED)}." + (f" But {' and '.join(warnings)}." if warnings else "")
     )
 
 
@@ -232,9 +245,11 @@ DEFINITIONS = """
   not, else −1; *gold*, mean rating of the words in a lexicon (−4 to 4) plus log-probability per token under the
   untouched model (nats). **KL**: of a completion to the reference, in nats. **Range**: how far the means of an
   experiment reach up to λ = 2.
-- **Interval**: 95 %, of prompts and trainings together (t, Welch and Satterthwaite). **Agrees**: the interval of the
-  mean signed difference lies within ± the margin; **disagrees**: outside of it on one side; **undecided**: across.
-  **Noise floor**: the mean |difference| that chance alone gives.
+- **Interval**: 95 %, of prompts and trainings together (t, Welch and Satterthwaite). **Agrees**, for a difference: its
+  interval lies within ± the margin; **disagrees**: outside of it on one side; **undecided**: across. For a rise or a
+  fall: the interval lies on its side of 0; on the other, or one that matters is excluded; across. For Spearman's ρ: at
+  least the bound, or below it. Signs are of the sentence, whatever the paper says of it. **Noise floor**: the mean
+  |difference| that chance alone gives.
 - **Objective**, by which a strength is chosen: reward less β · KL for lengths on stories, reward plus slots said on
   E2E, the gold reward elsewhere."""
 LIMITS = """
@@ -242,9 +257,9 @@ LIMITS = """
 
 They can show what mixing does to distributions: rewards that are computed, lengths, KL, and whether a model retrained
 at β/λ does the same. They cannot show what people prefer: on Anthropic HH a reward model of this size ranks held-out
-pairs as well as a bag of words does, and its alignments move no reward. Preferences are therefore tested where the truth
-is known: pairs of the reference's own texts are labelled by the gold reward with Bradley–Terry noise. That a lexicon is
-no reader is part of the bargain.
+pairs as well as a bag of words does, and its alignments move no reward. Preferences are therefore tested where the
+truth is known: pairs of the reference's own texts are labelled by the gold reward with Bradley–Terry noise. A lexicon
+cannot judge a text as a reader would.
 
 What was chosen after looking: the gold reward's second part, DPO's batch and rate and the reward model's recipe were
 changed after a first run in which gold rose with every strength; `gold-dpo-weak` was added, with a larger rate too, so

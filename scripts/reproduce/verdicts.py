@@ -39,6 +39,8 @@ class Claim:
     test: str
     """What makes it agree."""
     ask: Callable[[Subject], Cell]
+    expected: str | None = AGREES
+    """What the paper says of the sentence: that it is so, that it is not (`DISAGREES`), or nothing (None)."""
 
 
 def nothing(why: str) -> Cell:

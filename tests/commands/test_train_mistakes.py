@@ -26,6 +26,26 @@ MISTAKES = [
     ("sft", {"--lora-alpha": "8"}, "--lora-alpha has an effect with --lora-r only"),
     ("sft", {"--coordinator": "localhost:1"}, "missing --num-processes (or JAX_NUM_PROCESSES), --process-id"),
     ("rlhf", {"--reward": "keywords:a", "--num-ppo-epochs": "2"}, "has an effect with --algorithm=ppo only"),
+    (
+        "rlhf",
+        {"--reward": "keywords:a", "--algorithm": "ppo", "--value-warmup-steps": "1"},
+        "--value-warmup-steps: expe",
+    ),
+    (
+        "rlhf",
+        {"--reward": "keywords:a", "--algorithm": "ppo", "--value-lam": "2"},
+        "--value-lam: expected a number",
+    ),
+    (
+        "rlhf",
+        {"--reward": "keywords:a", "--kl-estimator": "exact"},
+        "has an effect with --algorithm=ppo only",
+    ),
+    (
+        "rlhf",
+        {"--reward": "keywords:a", "--certificate-samples": "-1"},
+        "--certificate-samples: expected a whole",
+    ),
     ("rlhf", {"--reward": "keywords:a", "--num-samples": "3"}, "expected a multiple of --num-samples=3"),
     ("rlhf", {"--reward": "keywords:a", "--num-samples": "1"}, "--algorithm=rloo expects 2 or more"),
     ("rlhf", {"--reward": "keywords:a", "--num-samples": "2"}, "takes 16 prompts a step, found 8 in"),

@@ -20,7 +20,7 @@ from scripts.reproduce import data as recipe_data
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import quantities as qu
 from scripts.reproduce import runner, spread, subjects
-from scripts.reproduce.certificates import certificate_lines, certificates
+from scripts.reproduce.certificates import certificates
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.rewards import invented, inventions
 from scripts.reproduce.smoke import shrink
@@ -257,13 +257,3 @@ def test_certificates_are_the_distances_of_a_known_optimum():
         assert each.distance.mean == pytest.approx((best - own) / s, abs=0.1)
         assert each.share.mean == pytest.approx((own - (p - 1)) / (best - (p - 1)), abs=0.1)
     assert found[0].share.mean > 0 > found[1].share.mean
-
-
-def test_the_page_has_the_certificates_of_the_rows():
-    folders = runner.Folders(Path("nowhere"), ROOT / "results/reproduction")
-    experiment = Recipes().experiments()["stories-length-rloo"]
-    evidence = ev.read_evidence(experiment, folders)
-    reward = qu.reward("length")
-    text = (folders.results / "REPRODUCTION.md").read_text()
-    for line in certificate_lines([subjects.Subject(evidence, reward, {}, reward, "")])[1:]:
-        assert line in text

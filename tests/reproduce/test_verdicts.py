@@ -9,7 +9,7 @@ from scipy import stats
 
 from dera_jax.analysis.estimates import Estimate
 from dera_jax.experiments.declare import Experiment, Step
-from scripts.reproduce import claims, spread
+from scripts.reproduce import claims, questions, spread
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import quantities as qu
 from scripts.reproduce.decomposition import PARTS, QUANTITIES, decompose
@@ -76,14 +76,14 @@ def ask(title, one):
 
 
 def only(side, **changed):
-    low, high = claims.SIDES[side]
+    low, high = questions.SIDES[side]
     return lambda s: changed if low < s < high and s != 1 else {}
 
 
 @pytest.mark.parametrize(
     ("side", "name", "large", "small", "noise"),
     [
-        *((side, f"reward, {side}", {"reward": 0.2}, {"reward": 0.02}, 0.15) for side in claims.SIDES),
+        *((side, f"reward, {side}", {"reward": 0.2}, {"reward": 0.02}, 0.15) for side in questions.SIDES),
         ("λ < 1", "KL, λ < 1", {"kl": 0.6}, {"kl": 0.02}, 0.3),
         ("1 < λ ≤ 2", "KL, 1 < λ ≤ 2", {"kl": 2.0}, {"kl": 0.05}, 1.0),
         ("λ < 1", "length, λ < 1", {"tokens": 6.0}, {"tokens": 0.5}, 4.0),
@@ -97,7 +97,7 @@ def test_agreement_is_equivalence_within_the_margin(side, name, large, small, no
     (figure, by), *_ = small.items()
     assert ask(name, subject(dera=only(side, **small), noise=noise)).verdict == UNDECIDED
     # Elsewhere it is no matter of this side.
-    other = next(each for each in claims.SIDES if each != side)
+    other = next(each for each in questions.SIDES if each != side)
     assert ask(name, subject(dera=only(other, **{figure: by}))).verdict == AGREES
 
 
@@ -139,6 +139,19 @@ def test_the_choice_is_judged_by_what_retraining_there_loses():
     assert peak(0.5) == {}
 
 
+def test_a_better_strength_is_confirmed_by_retraining_there():
+    """DeRa says that λ = 2 is better than 1; retraining there is, is not, or there is nothing to retrain."""
+
+    def at_two(by):
+        return lambda s: {"reward": by if s == 2 else 0.0}
+
+    title = "better than the base"
+    assert ask(title, subject(dera=at_two(0.5), retrained=at_two(0.3))).verdict == AGREES
+    assert ask(title, subject(dera=at_two(0.5), retrained=at_two(-0.5))).verdict == DISAGREES
+    assert ask(title, subject(dera=at_two(0.5), retrained=at_two(-0.1), noise=0.3)).verdict == UNDECIDED
+    assert ask(title, subject(dera=lambda s: {"reward": 0.9 if s == 1 else 0.0})).verdict == CANNOT
+
+
 @pytest.mark.parametrize(
     ("way", "title"), [("dera", "quality falls, DeRa"), ("retrained", "quality falls, retrained")]
 )
@@ -155,11 +168,19 @@ def test_text_falls_apart_or_it_does_not():
     assert ask("text falls apart", subject(dera=lambda s: {"likelihood": 0.3 * s})).verdict == DISAGREES
 
 
-@pytest.mark.parametrize("side", list(claims.SIDES))
+@pytest.mark.parametrize("side", ["1 < λ ≤ 2", "λ > 2"])
 def test_logits_over_weights(side):
     title = f"logits over weights, {side}"
     assert ask(title, subject(combined=only(side, reward=-0.1))).verdict == AGREES
     assert ask(title, subject(combined=only(side, reward=0.1))).verdict == DISAGREES
+    assert ask(title, subject()).verdict == CANNOT
+
+
+def test_weights_as_good_as_logits_below_one():
+    title = "logits and weights, λ < 1"
+    assert ask(title, subject(combined=only("λ < 1", reward=0.01))).verdict == AGREES
+    for by in (0.2, -0.2):
+        assert ask(title, subject(combined=only("λ < 1", reward=by))).verdict == DISAGREES
     assert ask(title, subject()).verdict == CANNOT
 
 
@@ -261,7 +282,7 @@ def test_the_parts_sum_to_the_gap_and_tell_what_was_put_in():
 def test_weighted_means_are_plain_ones_where_all_weights_are_one():
     """At λ = 0 all weights are 1, those of completions that were cut off too."""
     rows = [
-        {"prompt_id": n % 5, "sample": n, "lambda": 0.0, "x": float(n % 3), "finish_reason": reason,
+        {"prompt_id": n % 5, "sample": n, "lambda": 0.0, "x": float(n % 3 == 1), "finish_reason": reason,
          "logprob": -1.0, "sampling_logprob": -1.0, "log_normalizer": 0.0}
         for n, reason in enumerate(["stop", "length", "eos"] * 10)
     ]  # fmt: skip

@@ -15,7 +15,7 @@ rewards      common models devices policies data decoding results
 sweeps       common strengths realign rules models devices policies data decoding results rewards
 analysis     common strengths results rewards
 scoring      common strengths realign models devices policies data decoding results analysis
-training     common realign models devices policies data decoding rewards scoring
+training     common realign models devices policies data decoding rewards analysis scoring
 search       common strengths realign rules models devices policies data decoding rewards
 exact        common strengths realign rules models devices policies data decoding rewards search
 experiments  common strengths

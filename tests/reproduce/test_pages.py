@@ -1,0 +1,88 @@
+"""Pages say what the rows say: the report's answers, and the figures that other pages take from it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts.reproduce import evidence as ev
+from scripts.reproduce import quantities as qu
+from scripts.reproduce import runner
+from scripts.reproduce.certificates import certificate_lines, certificates
+from scripts.reproduce.claims import CLAIMS
+from scripts.reproduce.decomposition import QUANTITIES, decompose, decomposition_lines
+from scripts.reproduce.figures import rewarded
+from scripts.reproduce.recipes import BANDS, Recipes
+from scripts.reproduce.subjects import Subject
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results/reproduction"
+EXPERIMENTS = Recipes().experiments()
+OF_WORDS = {"quality falls, DeRa", "quality falls, retrained", "text falls apart"}
+"""Claims that need texts beside the rows."""
+
+
+def read(name):
+    found = ev.read_evidence(EXPERIMENTS[name], runner.Folders(Path("nowhere"), RESULTS))
+    if name.startswith("gold"):
+        return Subject(found, qu.gold, {}, qu.gold, "gold reward")
+    reward, beta = qu.reward("length"), found.experiment.beta
+    if name.startswith("e2e"):
+        return Subject(found, reward, {}, qu.both(reward, qu.reward("slots")), "reward + slots", True)
+    return Subject(found, reward, {}, qu.less(reward, beta, qu.kl), f"reward − {beta:g} · KL", True)
+
+
+@pytest.mark.parametrize("name", ["stories-length-ppo", "gold-dpo"])
+def test_the_page_of_an_experiment_has_the_answers_of_its_rows(name):
+    subject, page = read(name), (RESULTS / f"experiments/{name}.md").read_text()
+    matrix = (RESULTS / "REPRODUCTION.md").read_text()
+    head = next(line for line in matrix.splitlines() if line.startswith("| | ["))
+    column = [re.sub(r"\[(.*)\]\(.*\)", r"\1", cell.strip()) for cell in head.split("|")].index(name)
+    for claim in CLAIMS:
+        if claim.title not in OF_WORDS:
+            cell = claim.ask(subject)
+            assert f"| {claim.title} | {cell.sign} | {cell.finding} |" in page
+            line = next(line for line in matrix.splitlines() if line.startswith(f"| {claim.title} |"))
+            assert line.split("|")[column].strip() == cell.sign
+
+
+def test_the_page_has_the_gaps_and_certificates_of_the_rows():
+    subject = read("stories-length-rloo")
+    page = (RESULTS / "experiments/stories-length-rloo.md").read_text()
+    every = decompose(subject)
+    for line in decomposition_lines(subject, every):
+        assert line in page
+    for parts in every:
+        for name in QUANTITIES:
+            total = parts.total[name].estimate.mean
+            assert sum(parts.parts(name).values()) == pytest.approx(total, abs=1e-9)
+    report = (RESULTS / "REPRODUCTION.md").read_text()
+    for line in certificate_lines([subject])[1:]:
+        assert line in report
+    assert all(each.distance.low > 0 for each in certificates(subject))
+
+
+@pytest.mark.parametrize("name", list(BANDS))
+def test_the_band_of_a_figure_is_where_the_reward_is(name):
+    """A paragraph's line break counts as a token of its length, and not in the reward."""
+    low, high = BANDS[name]
+    more = int(name.startswith("stories"))
+    rows = [row for some in read(name).evidence.dera.values() for row in some]
+    assert rewarded(rows, qu.reward("length")) == (low + more, high + more)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/reproduction.md"])
+def test_figures_of_other_pages_are_the_reports(page):
+    """Every number with an interval stands on the page of an experiment, word for word."""
+    text = (ROOT / page).read_text()
+    told = " ".join(path.read_text() for path in sorted((RESULTS / "experiments").glob("*.md")))
+    found = re.findall(r"[-+]?\d+\.\d+\s\[[-+]?\d+\.\d+,\s[-+]?\d+\.\d+\]", text)
+    assert len(found) >= 4
+    for figure in found:
+        assert " ".join(figure.split()) in told, figure
+
+
+def test_what_pages_point_to_is_there():
+    for page in (*(RESULTS / "experiments").glob("*.md"), RESULTS / "REPRODUCTION.md"):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
