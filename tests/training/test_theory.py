@@ -1,7 +1,7 @@
 """Alignment and realignment against the paper's equations, on a policy whose every completion is listed."""
 
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -12,17 +12,13 @@ import numpy as np
 import optax
 import pytest
 from scipy.optimize import brentq
-from scipy.special import log_softmax
 
 from dera_jax.data import buckets
 from dera_jax.data.batches import make_batch
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.prompts import Prompt
-from dera_jax.decoding.config import DecodeConfig
 from dera_jax.policies.policy import Policy, with_params
-from dera_jax.realign import mix_logits, strength_weights
-from dera_jax.rewards.registry import Reward
-from dera_jax.scoring.logprobs import completion_logits, completion_logprobs
+from dera_jax.scoring.logprobs import completion_logprobs
 from dera_jax.training import parameters
 from dera_jax.training.certificates import tell_certificate
 from dera_jax.training.config import PPOConfig, RolloutConfig, RunConfig, TrainConfig
@@ -31,15 +27,25 @@ from dera_jax.training.loop import Method, fit
 from dera_jax.training.optimization import TrainState, init_state, make_update
 from dera_jax.training.policy_gradient import policy_gradient_method
 from dera_jax.training.ppo import ppo_method
-from tests.support.toy import EOS, all_completions, tiny_policy
+from tests.support.listed import (
+    COMPLETIONS,
+    DECODE,
+    GAINS,
+    OTHER,
+    PREFIXES,
+    PROMPT,
+    REWARD,
+    by_token,
+    closed_form,
+    divergence,
+    gain,
+    of_completions,
+    realigned,
+    steps,
+    table_of,
+)
+from tests.support.toy import tiny_policy
 
-PROMPT, OTHER = (1, 2, 0, 2), (2, 2, 1)
-LONGEST = 3
-COMPLETIONS = all_completions(4, LONGEST)
-PREFIXES = [prefix for length in range(LONGEST) for prefix in product({*range(4)} - {EOS}, repeat=length)]
-"""Wherever a next token is drawn. A table has the log-probabilities of the four tokens at each."""
-DECODE = DecodeConfig(max_new_tokens=LONGEST)
-BATCH = make_batch([PROMPT] * len(COMPLETIONS), COMPLETIONS)
 FIRST = EncodedPrompt(Prompt(0, "x"), (PROMPT,))
 BETAS = (0.25, 0.5, 1.0)
 PPO = {
@@ -48,60 +54,6 @@ PPO = {
     }
 }  # fmt: skip
 """Settings beside the usual ones, by value head."""
-
-normalized = partial(log_softmax, axis=-1)
-_logits = jax.jit(completion_logits, static_argnames="config")
-
-
-def gain(tokens) -> float:
-    """The reward, of tokens with EOS or without."""
-    return float(2 in tokens) - 0.4 * list(tokens).count(1)
-
-
-REWARD = Reward("has-2-not-1", lambda c: [gain(tokens) for tokens in c.tokens])
-GAINS = np.array([gain(completion) for completion in COMPLETIONS])
-
-
-def steps(completion) -> tuple[list[int], list[int]]:
-    """Where a completion stands in a table."""
-    return [PREFIXES.index(tuple(completion[:t])) for t in range(len(completion))], list(completion)
-
-
-def table_of(policy: Policy) -> np.ndarray:
-    logits = np.asarray(_logits(policy.config, policy.params, BATCH), float)
-    table = np.zeros((len(PREFIXES), 4))
-    for row, completion in enumerate(COMPLETIONS):
-        table[steps(completion)[0]] = logits[row, : len(completion)]
-    return normalized(table)
-
-
-def of_completions(table: np.ndarray) -> np.ndarray:
-    """log π(y|x) of every completion."""
-    return np.array([table[steps(completion)].sum() for completion in COMPLETIONS])
-
-
-def by_token(logprobs: np.ndarray) -> np.ndarray:
-    """The table of a distribution over completions: its conditionals."""
-    mass = np.zeros((len(PREFIXES), 4))
-    for completion, probability in zip(COMPLETIONS, np.exp(logprobs), strict=True):
-        mass[steps(completion)] += probability
-    return normalized(np.log(mass))
-
-
-def closed_form(reference: np.ndarray, beta: float) -> np.ndarray:
-    """log π*(y|x) with π* ∝ π_ref exp(r/β) (Eq. 2)."""
-    return normalized(of_completions(reference) + GAINS / beta)
-
-
-def realigned(reference: np.ndarray, aligned: np.ndarray, lambda_: float) -> np.ndarray:
-    """The table of DeRa (Eq. 6)."""
-    weights = jnp.broadcast_to(strength_weights([lambda_]), (len(PREFIXES), 2))
-    return normalized(np.asarray(mix_logits(jnp.float32([reference, aligned]), weights), float))
-
-
-def divergence(p: np.ndarray, q: np.ndarray) -> float:
-    """KL(p ‖ q) of log-probabilities of completions."""
-    return float(np.exp(p) @ (p - q))
 
 
 @pytest.fixture(scope="module", autouse=True)
