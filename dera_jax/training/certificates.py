@@ -114,6 +114,8 @@ def certificate(optimum: Optimum, rows: Sequence[dict], beta: float, largest: fl
         **{name: estimate_to_json(getattr(found, name)) for name in named},
         "effective_share": optimum.at(optimum.beta / beta).effective,
         "largest_reward": largest,
+        # Else the completions of the reference do not show what can be gained.
+        "covered": max(row["rewards"][NAME] for row in rows) <= float(optimum.reward.max()),
         "prompts": found.prompts,
         "completions": len(rows),
     }
@@ -124,19 +126,21 @@ def tell_certificate(told: dict) -> str:
 
     >>> tell_certificate({"beta": 0.5, "distance": {"mean": 0.31, "low": 0.25, "high": 0.375}, "share":
     ...     {"mean": 0.34, "low": None, "high": None}, "effective_share": 0.5, "largest_reward": 0.0,
-    ...     "prompts": 20, "completions": 320})
+    ...     "covered": True, "prompts": 20, "completions": 320})
     'KL to the optimum of β = 0.5: 0.31 nats [0.25, 0.38]; 34% of what the objective can gain (16 × 20 completions)'
     """
     distance, share = told["distance"], told["share"]
     each = told["completions"] // told["prompts"]
-    gained = "nothing can be gained" if share["mean"] is None else (
+    gained = "no gain known" if share["mean"] is None else (
         f"{share['mean']:.0%}{_interval(share, '.0%')} of what the objective can gain"
     )  # fmt: skip
     line = (
         f"KL to the optimum of β = {told['beta']:g}: {distance['mean']:.2f} nats{_interval(distance, '.2f')}; {gained} "
         f"({each} × {told['prompts']} completions)"
     )
-    if told["largest_reward"] is None:
+    if not told["covered"]:
+        line += "; at least, for no completion of the reference has the model's largest reward"
+    elif told["largest_reward"] is None:
         line += "; at least, for rewards without a known bound have it from the completions that were seen"
     elif told["effective_share"] < RELIABLE:
         line += f"; at least, for {told['effective_share']:.0%} of the reference's completions decide it"

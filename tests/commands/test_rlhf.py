@@ -33,7 +33,7 @@ def test_rlhf_raises_the_reward_and_keeps_beta(algorithm, toy, openings, tmp_pat
         f"KL to the optimum of β = 0.02: {certificate['distance']['mean']:.2f} nats"
         in capsys.readouterr().out
     )
-    assert certificate["share"]["mean"] < 1 and certificate["largest_reward"] == 1.0
+    assert certificate["largest_reward"] == 1.0 and 0 < certificate["effective_share"] <= 1
     assert load_policy(str(out)).beta == 0.02 and manifest(out)["method"] == algorithm
     assert 0 < lines[0]["entropy"] < np.log(512)
 

@@ -272,6 +272,7 @@ def test_a_certificate_is_the_divergence_from_the_optimum(reference, toy):
     line = tell_certificate(told)
     assert f"{told['distance']['mean']:.2f} nats [" in line and "at least" not in line
     assert tell_certificate(told | {"largest_reward": None}).endswith("that were seen")
+    assert told["covered"] and tell_certificate(told | {"covered": False}).endswith("largest reward")
 
 
 @pytest.mark.slow

@@ -33,8 +33,8 @@ REPEATED = {
     "train.dpo": f"""{_TRAINING} eval-share max-length truncation-mode num-train-epochs loss label-smoothing
         sync-ref-model ref-model-mixup-alpha ref-model-sync-steps desirable-weight undesirable-weight""",
     "train.rlhf": f"""{_TRAINING} num-prompts reward reward-weights algorithm target-kl kl-horizon num-ppo-epochs
-        num-mini-batches cliprange cliprange-value vf-coef gamma lam value-head num-samples max-new-tokens stop
-        temperature""",
+        num-mini-batches cliprange cliprange-value vf-coef gamma lam kl-estimator value-lam value-head
+        value-learning-rate value-warmup-steps certificate-samples num-samples max-new-tokens stop temperature""",
     "eval.sweep": """reference aligned lambda prompts reward rule num-prompts num-samples beta out preset dtype
         chat-template reference-chat-template aligned-instruction chat-template-kwargs quantize mesh
         max-new-tokens temperature top-k top-p stop seed kv-cache share draft
