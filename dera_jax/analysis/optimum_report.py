@@ -89,7 +89,7 @@ def optimum_to_json(
                 "prompts": each.prompts,
                 **{
                     field: estimate_to_json(getattr(each, field))
-                    for field in ("reward", "kl", "objective", "best", "distance")
+                    for field in ("reward", "kl", "objective", "best", "distance", "share")
                 },
             }
             for name, each in distances

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from jaxtyping import PyTree
 
@@ -58,8 +57,7 @@ def certifier(
         found = []
         for start in range(0, len(chosen), size):
             some = chosen[start : start + size]
-            decode = replace(rollout.decode, seed=rollout.decode.seed + start)
-            drawn = draw_rollout(one, compared, some, samples, rewards, decode, step)
+            drawn = draw_rollout(one, compared, some, samples, rewards, rollout.decode, step)
             found += rows_of(drawn, 0.0 if compared is None else 1.0)
         return found
 

@@ -21,10 +21,7 @@ from dera_jax.training.loop import Method
 from dera_jax.training.on_policy import adaptive_beta, drawer, evaluator, summary
 from dera_jax.training.optimization import Terms, TrainState
 from dera_jax.training.rollout import Rollout
-from dera_jax.training.value_models import VALUE, make_value_model, reader
-
-POLICY = "policy."
-"""Beginning of the names of the policy's parameters."""
+from dera_jax.training.value_models import POLICY, VALUE, make_value_model, reader
 
 
 class Experience(NamedTuple):

@@ -19,8 +19,8 @@ from dera_jax.scoring.logprobs import completion_hidden
 from dera_jax.training import parameters
 from dera_jax.training.config import PPOConfig
 
-VALUE = "value."
-"""Beginning of the names of a value model's own parameters, which lie beside the policy's."""
+POLICY, VALUE = "policy.", "value."
+"""Beginnings of the names of the policy's parameters, and of a value model's own, which lie beside them."""
 HIDDEN = 128
 """Width of the two layers of a network on the reference's hidden states."""
 Values = Float[Array, "rows completion"]
@@ -91,7 +91,7 @@ class OnTrunk:
     def __call__(self, params: PyTree, frozen: PyTree, batch: Batch, read: Array | None) -> Values:
         """Returns the values, see `ValueModel`."""
         own = parameters.part(VALUE, params)
-        own |= _trunk(parameters.part("policy.", params)) if self.shared else {}
+        own |= _trunk(parameters.part(POLICY, params)) if self.shared else {}
         model = models.bind(self.config, parameters.whole(self.config, own, _trunk(frozen)))
         mask = jnp.asarray(batch.mask) if self.config.trunk.encoder_decoder else batch.fed
         return model.completion_values(jnp.asarray(batch.tokens), mask, batch.completion_mask.shape[1])

@@ -97,7 +97,7 @@ def why(taken_apart: Mapping[str, Sequence[Parts]]) -> str:
         float(np.mean([abs(each.parts("reward")[part]) for each in every])) for part in PARTS
     )
     gaps = " and ".join(
-        f"{_range([gap for gap in some])} {side} λ = 1"
+        f"{_range(some)} {side} λ = 1"
         for side, some in (
             ("below", [p.total["reward"].estimate.mean for p in every if p.strength < 1]),
             ("above", [p.total["reward"].estimate.mean for p in every if p.strength > 1]),

@@ -40,6 +40,7 @@ SLIGHT = {"likelihood": 0.05, "known words": 0.01, "variety": 0.01, "slots": 0.0
 SIDES = {"λ < 1": (0.0, 1.0), "1 < λ ≤ 2": (1.0, 2.0 + 1e-9), "λ > 2": (2.0 + 1e-9, math.inf)}
 UNMOVED = "the aligned model's reward is not told apart from its reference's"
 NOT_BOTH = "no strength of both there"
+NO_CHOICE = "fewer than two strengths to choose from"
 
 
 def compared(subject: Subject, side: str) -> list[float]:
@@ -149,10 +150,8 @@ def choice(subject: Subject) -> Cell:
     """Whether the model retrained at the strength that DeRa chooses is about as good as the best retrained one."""
     found = subject.evidence
     best = chosen(subject)
-    if best is None:
-        return nothing("fewer than two strengths to choose from")
-    if not subject.moved:
-        return nothing(UNMOVED)
+    if best is None or not subject.moved:
+        return nothing(NO_CHOICE if best is None else UNMOVED)
     first, second = (ev.half(found.retrained, which) for which in (0, 1))
     means = ev.curve(first, subject.objective)
     really = max((s for s in means if s), key=lambda s: means[s].mean)
@@ -176,10 +175,8 @@ def improvement(subject: Subject) -> Cell:
     """Whether the model retrained at DeRa's choice is better than the aligned one, on other prompts."""
     found = subject.evidence
     best = chosen(subject)
-    if best is None:
-        return nothing("fewer than two strengths to choose from")
-    if not subject.moved:
-        return nothing(UNMOVED)
+    if best is None or not subject.moved:
+        return nothing(NO_CHOICE if best is None else UNMOVED)
     if best == 1:
         return nothing(f"by {subject.told} DeRa chooses λ = 1: nothing to retrain")
     predicted, gained = (

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from dera_jax.analysis.estimates import Estimate
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.evidence import Evidence, Quantity
+from scripts.reproduce.spread import difference
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,6 @@ class Subject:
     def moved(self) -> bool:
         """Whether alignment did anything to the reward: where nothing moved, nothing can agree or disagree."""
         dera = self.evidence.dera
-        from scripts.reproduce.spread import difference
-
         change = difference(ev.rows_at(dera, 1.0), ev.rows_at(dera, 0.0), self.reward)
         return change.low > 0 or change.high < 0
 

@@ -57,7 +57,7 @@ def add_algorithm_options(parser: cli.Parser) -> None:
         default=16,
         metavar="N",
         help="completions of each of up to 64 prompts, of the trained model and of its reference, that tell how far "
-        "it is from the optimum of its objective (default %(default)s; 0: it is not told); together at most a tenth "
-        "of those that the training draws",
+        "it is from the optimum of its objective (default %(default)s; 0: it is not told); fewer prompts in a short "
+        "training: about a tenth of what it draws, and one batch of each at least",
     )
     add_settings(parser.add_argument_group("PPO"), PPOConfig, PPO)
