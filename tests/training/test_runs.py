@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from dera_jax.commands.options import cli
 from dera_jax.policies import manifests
 from dera_jax.policies.policy import TOY, with_params
 from dera_jax.training import runs
-from dera_jax.training.config import RunConfig, TrainConfig
+from dera_jax.training.config import PPOConfig, RunConfig, TrainConfig
 from dera_jax.training.log import FILES
 from dera_jax.training.loop import Method, fit
 from dera_jax.training.optimization import Terms
@@ -133,14 +133,17 @@ def test_finished_folders_of_older_versions_stay_so(out):
 
 
 def test_folders_of_versions_with_fewer_settings_are_those_of_their_defaults(out):
-    manifest = read(out / "manifest.json")
+    settings = SETTINGS | {"ppo": asdict(PPOConfig())}
+    manifest = read(out / "manifest.json") | settings
     for name in runs.ADDED:
         section, _, setting = name.rpartition(".")
-        (manifest[section] if section else manifest).pop(setting, None)
+        del manifest[section][setting]
     (out / "manifest.json").write_text(json.dumps(manifest))
-    assert is_finished(out)
+    assert runs.is_finished(out, settings, CONFIG)
     with pytest.raises(ValueError, match=r"adam_beta1: 0.9 there, 0.5 now"):
-        runs.is_finished(out, SETTINGS, replace(CONFIG, adam_beta1=0.5))
+        runs.is_finished(out, settings, replace(CONFIG, adam_beta1=0.5))
+    with pytest.raises(ValueError, match=r"value_warmup_steps: 0 there, 3 now"):
+        runs.is_finished(out, settings | {"ppo": asdict(PPOConfig(value_warmup_steps=3))}, CONFIG)
 
 
 @pytest.mark.parametrize(
