@@ -56,7 +56,8 @@ gc.freeze()
 gc.set_threshold(20_000, 20, 20)
 
 pytest_plugins = [
-    "tests.support.time_box", "tests.support.command_runs", "tests.support.outside_data", "tests.support.stub_judge",
+    "tests.support.time_box", "tests.support.command_runs", "tests.support.browsers", "tests.support.outside_data",
+    "tests.support.stub_judge",
 ]  # fmt: skip
 
 

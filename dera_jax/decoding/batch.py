@@ -22,6 +22,7 @@ from dera_jax.data.encoding import EncodedPrompt, before
 from dera_jax.decoding import device_loop, state
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.endings import End, Endings
+from dera_jax.decoding.finished import NotFinite, check_finite, completion_of
 from dera_jax.decoding.prefilling import PromptPool
 from dera_jax.decoding.request import Completion, Request, Shape, shape_of
 from dera_jax.decoding.room import CHUNK, full_room, room_for
@@ -32,8 +33,7 @@ from dera_jax.devices.usage import Usage
 from dera_jax.models.keys import seed_key
 from dera_jax.policies.policy import Policy
 from dera_jax.realign import strength_weights
-from dera_jax.rules.rule import Rule, linear_rule, named
-from dera_jax.strengths import format_strength
+from dera_jax.rules.rule import Rule, linear_rule
 
 
 def _prompt_hash(request: Request) -> np.uint32:
@@ -48,7 +48,7 @@ def _seed_data(seed: int) -> np.ndarray:
 
 
 @dataclass
-class _Slot:
+class Slot:
     """A row at work."""
 
     request: Request
@@ -92,9 +92,11 @@ class Batch:
         # Those beyond what was asked for are filled too.
         self.rows = rows = rows_for(self.mesh, rows)
         self.queue: deque[Request] = deque()
-        self.slots: list[_Slot | None] = [None] * rows
+        self.slots: list[Slot | None] = [None] * rows
         self.pool = PromptPool(self.configs, self.params, rows, parts["data"], self.mesh)
         self.sampling = Sampling.create(config.temperature, config.top_k, config.top_p, parts["model"])
+        self.failed: list[tuple[Request, NotFinite]] | None = None
+        """A list takes the requests whose figures are not finite, and the others go on."""
         self.own_sampling = False
         """Whether a request has brought its own; the program for such rows serves all from then on."""
         eos_ids = {i for policy in policies for i in policy.eos_ids}
@@ -108,6 +110,11 @@ class Batch:
     def _reads_together(self) -> bool:
         """Whether models on one base are run as one."""
         return True
+
+    @property
+    def working(self) -> list[Slot]:
+        """The rows at work."""
+        return [slot for slot in self.slots if slot is not None]
 
     @property
     def waiting(self) -> int:
@@ -149,7 +156,7 @@ class Batch:
         They are to be taken before the next step.
 
         Raises:
-          ValueError: a completion has figures that are not finite; those before it have been returned.
+          NotFinite: of a completion, unless `failed` is a list; those before it have been returned.
         """
         self.fill()
         return self._take_finished(self.run_chunk()) if any(self.slots) else iter(())
@@ -187,7 +194,7 @@ class Batch:
         requests = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
         filled = list(zip(free, requests, strict=False))
         for slot, request in filled:
-            self.slots[slot] = _Slot(request, self._endings(request))
+            self.slots[slot] = Slot(request, self._endings(request))
         self.fit_caches(self._needed_room())
         self._fill_slots(filled)
 
@@ -241,10 +248,9 @@ class Batch:
 
     def _needed_room(self) -> tuple[int, ...]:
         """Returns the slots of each cache for another chunk of the longest row, at most twice what it needs."""
-        working = [slot for slot in self.slots if slot is not None]
-        if not working:
+        if not self.working:
             return self.room
-        taken = [self._taken([slot.request.prompt], len(slot.tokens)) for slot in working]
+        taken = [self._taken([slot.request.prompt], len(slot.tokens)) for slot in self.working]
         wanted = self._room_for(tuple(map(max, zip(*taken, strict=True))))
         pairs = zip(wanted, self.room, strict=True)
         return tuple(new if new > old or 2 * new <= old else old for new, old in pairs)
@@ -282,7 +288,15 @@ class Batch:
             searched = len(slot.tokens)
             slot.tokens.extend(column.token.tolist())
             slot.drawn.append(column)
-            if completion := self._finished(slot, searched):
+            try:
+                completion = self._finished(slot, searched)
+            except NotFinite as error:
+                self.slots[number] = None
+                if self.failed is None:
+                    raise
+                self.failed.append((slot.request, error))
+                continue
+            if completion:
                 self.slots[number] = None
                 self.pool.keep_row(
                     self.state, number, slot.request.prompt, slot.tokens, len(completion.tokens)
@@ -295,7 +309,7 @@ class Batch:
         """Returns what a row has drawn in the last chunk."""
         return jax.tree.map(lambda a: a[:, row], drawn)
 
-    def _finished(self, slot: _Slot, searched: int) -> Completion | None:
+    def _finished(self, slot: Slot, searched: int) -> Completion | None:
         """Returns the slot's completion if it has ended; `searched` of its tokens were looked at before."""
         end = self._find_end(slot.request, slot.endings, slot.tokens, searched)
         if not searched or end:
@@ -307,38 +321,7 @@ class Batch:
         return endings.find(continued, tokens, searched, request.prompt.turn_ends)
 
     def _check_finite(self, request: Request, chunks: Sequence[device_loop.Drawn], end: int) -> None:
-        """Raises ValueError where a model's logits, or those that the rule made of them, are not finite."""
-        drawn = jax.tree.map(lambda *parts: np.concatenate(parts)[:end], *chunks)
-        mixed = np.isfinite(drawn.record.logprob) & np.isfinite(drawn.sampling_logprob)
-        finite = np.column_stack([np.isfinite(drawn.record.model_logprobs), mixed])
-        if finite.all():
-            return
-        step, column = np.argwhere(~finite)[0]
-        name = (*(p.name for p in self.policies), f"rule {named(self.rule).name}")[column]
-        at = f" at λ = {format_strength(request.lambda_)}" if column == len(self.policies) else ""
-        raise ValueError(
-            f"{name}: logits are not finite at token {step + 1} of the completion of "
-            f"prompt {request.prompt.id!r}{at}"
-        )
-
-
-def completion_of(
-    request: Request, tokens: Sequence[int], chunks: Sequence[device_loop.Drawn], end: End
-) -> Completion:
-    """Returns the completion that has ended, with the figures of its tokens from all its chunks."""
-    drawn = jax.tree.map(lambda *parts: np.concatenate(parts)[: end.count], *chunks)
-    record = drawn.record
-    return Completion(
-        request=request,
-        tokens=list(tokens[: end.count]),
-        text=end.text,
-        finish_reason=end.reason,
-        logprobs=record.logprob,
-        model_logprobs=record.model_logprobs,
-        sampling_logprobs=drawn.sampling_logprob,
-        kl_to_reference=record.kl_to_reference,
-        log_normalizers=record.log_normalizer,
-    )
+        check_finite(self.policies, self.rule, request, chunks, end)
 
 
 def _sampling_of(config: DecodeConfig) -> tuple:

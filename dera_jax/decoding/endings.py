@@ -77,6 +77,30 @@ class Endings:
         """Returns how a completion ends that goes on but is cut here."""
         return End(len(tokens), "length", self._text(prompt, tokens))
 
+    def settled(self, prompt: Sequence[int], tokens: list[int]) -> str:
+        """Returns the beginning of a completion's text that stays, whatever its next tokens are.
+
+        What may be half a character, or the beginning of a stop text, is left out.
+        """
+        count = self._beyond_doubt(prompt, tokens) if self._stop else len(tokens)
+        return self._text(prompt, tokens[:count]).rstrip(REPLACEMENT)
+
+    def _beyond_doubt(self, prompt: Sequence[int], tokens: list[int]) -> int:
+        """Returns how many tokens lie before what a stop text may begin in."""
+        start = self._reach(prompt, tokens)
+        known = [*prompt, *tokens[:start]]
+
+        def said(count: int) -> str:
+            return self._text(known, tokens[start:count], special=True).rstrip(REPLACEMENT)
+
+        text = said(len(tokens))
+        doubtful = range(min(self._longest - 1, len(text)), 0, -1)
+        held = next((n for n in doubtful if any(stop.startswith(text[-n:]) for stop in self._stop)), 0)
+        if not held:
+            return len(tokens)
+        counts = range(len(tokens) - 1, start, -1)
+        return next((n for n in counts if len(said(n)) <= len(text) - held), start)
+
     def _find_stop(self, prompt: Sequence[int], tokens: list[int], searched: int) -> End | None:
         """Returns the end at the stop text that is whole with the fewest tokens.
 

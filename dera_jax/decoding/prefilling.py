@@ -1,7 +1,8 @@
 """Prompts read ahead of their turn: once for all strengths and samples, as many at once as there are devices."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from dera_jax import models
 from dera_jax.data import buckets
 from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.decoding import device_loop
+from dera_jax.decoding.pieces import PIECE, as_prefilled, contexts, read_on
 from dera_jax.decoding.prefix_cache import PrefixCache
 from dera_jax.decoding.prefix_reading import PrefixReader
 from dera_jax.decoding.state import DecodeState, Prefilled
@@ -73,11 +75,36 @@ class PromptPool:
         """
         # By what is read: later turns of a prompt differ from sample to sample.
         if prompt.tokens not in self.kept:
-            prefilled, prompts = self._continued(prompt) or self._read(prompt, then)
-            self.kept.update({each.tokens: (prefilled, number) for number, each in enumerate(prompts)})
-            while len(self.kept) > self.most:
-                self.kept.popitem(last=False)
+            self._keep(*(self._continued(prompt) or self._read(prompt, then)))
         return self.kept[prompt.tokens]
+
+    def read_in_pieces(self, prompt: EncodedPrompt) -> Iterator[None]:
+        """Reads a prompt, and yields behind every piece but the last: at its end `prefill` has it.
+
+        Args:
+          prompt: which no encoder reads.
+        """
+        if prompt.tokens in self.kept:
+            return
+        if continued := self._continued(prompt):
+            self._keep(*continued)
+            return
+        first = replace(prompt, tokens=tuple(ids[: PIECE + 1] for ids in prompt.tokens))
+        common = [len(context) for context, _ in first.parts]
+        start = self._prefilled([first] * self.together)
+        yield
+        whole = contexts(prompt)
+        for caches in read_on(self.configs, self.params, start.caches, 0, common, whole, self.mesh):
+            if caches is None:
+                yield
+        self._keep(as_prefilled(prompt, caches), [prompt])
+        if self.prefixes:
+            self.prefixes.keep_prompts([prompt], self.kept[prompt.tokens][0])
+
+    def _keep(self, prefilled: Prefilled, prompts: Sequence[EncodedPrompt]) -> None:
+        self.kept.update({each.tokens: (prefilled, number) for number, each in enumerate(prompts)})
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
 
     def _continued(self, prompt: EncodedPrompt) -> tuple[Prefilled, list[EncodedPrompt]] | None:
         """Returns a prompt that goes on from caches of earlier ones, if any has its beginning."""

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from dera_jax.decoding import branches, device_loop, shared_loop
-from dera_jax.decoding.batch import Batch, completion_of
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.finished import completion_of
 from dera_jax.decoding.request import Completion, Request, Shape
 from dera_jax.decoding.room import CHUNK
 from dera_jax.devices.usage import Usage

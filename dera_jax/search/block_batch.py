@@ -15,8 +15,9 @@ import numpy as np
 from dera_jax.common.shown import shown
 from dera_jax.data.encoding import before
 from dera_jax.decoding import branches, device_loop
-from dera_jax.decoding.batch import Batch, completion_of
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.finished import completion_of
 from dera_jax.decoding.request import Completion, Request, Searched, Shape
 from dera_jax.decoding.row_sampling import RowSampling
 from dera_jax.decoding.sampling import Sampling

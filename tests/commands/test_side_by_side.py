@@ -8,7 +8,7 @@ import pytest
 from dera_jax import read_rows
 from dera_jax.commands import generate
 from dera_jax.commands.parts.side_by_side import side_by_side
-from dera_jax.decoding import prefix_cache, prefix_reading
+from dera_jax.decoding import pieces, prefix_cache
 from dera_jax.results.rows import sort_rows
 from tests.support.command_runs import TEXTS
 
@@ -72,11 +72,9 @@ def test_what_lines_begin_with_is_read_once(call, monkeypatch):
         "".join(f"{'Mira visits Ida. ' * 20}{end}\n" for end in ("Tom ran home", "Ida sat", "Lily saw a cat"))
         + "/quit\n"
     )
-    read, piece = [], prefix_reading.read_piece
+    read, piece = [], pieces.read_piece
     stores, make = [], prefix_cache.PrefixCache.__init__
-    monkeypatch.setattr(
-        prefix_reading, "read_piece", lambda *args, **more: read.append(args) or piece(*args, **more)
-    )
+    monkeypatch.setattr(pieces, "read_piece", lambda *args, **more: read.append(args) or piece(*args, **more))
     monkeypatch.setattr(
         prefix_cache.PrefixCache, "__init__", lambda self, **how: stores.append(self) or make(self, **how)
     )

@@ -11,8 +11,9 @@ from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import Prompt, as_prompts
 from dera_jax.decoding.complete import MixtureDraw, complete
 from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.pieces import cut_row, read_piece
 from dera_jax.decoding.prefix_cache import Entry, Owner, PrefixCache
-from dera_jax.decoding.prefix_reading import LEAST, cut_row, read_piece
+from dera_jax.decoding.prefix_reading import LEAST
 from dera_jax.decoding.request import Request
 from dera_jax.decoding.state import Prefilled
 from dera_jax.devices.usage import Usage

@@ -9,7 +9,7 @@ import pytest
 from dera_jax import load_policies
 from dera_jax.commands.bench import main
 from dera_jax.common.spelling import COMMANDS
-from dera_jax.decoding import device_loop, prefix_reading
+from dera_jax.decoding import device_loop, pieces
 from dera_jax.decoding.room import CHUNK
 from dera_jax.performance.bench import prefixes, sharing, sharing_lines, sides, starts, timing
 from dera_jax.policies.save import save_policy
@@ -149,9 +149,9 @@ def test_what_is_printed(ran):
 def test_a_second_turn_is_measured_with_its_first_in_the_cache(monkeypatch):
     """Half of the runs read the new tokens alone, the others all of them."""
     read, whole = [], []
-    piece, prefill = prefix_reading.read_piece, device_loop.prefill_prompts
+    piece, prefill = pieces.read_piece, device_loop.prefill_prompts
     monkeypatch.setattr(
-        prefix_reading, "read_piece", lambda *args, **more: read.append(args[4]) or piece(*args, **more)
+        pieces, "read_piece", lambda *args, **more: read.append(args[4]) or piece(*args, **more)
     )
     monkeypatch.setattr(
         device_loop, "prefill_prompts", lambda *args, **more: whole.append(args) or prefill(*args, **more)

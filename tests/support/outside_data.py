@@ -11,6 +11,7 @@ import pytest
 
 from dera_jax.common.folders import data_folder, how_to_get
 from scripts.get_data import is_there
+from tests.support.browsers import is_without_browser
 from tests.support.time_box import is_left_out
 
 # Before xdist's workers start, which inherit it.
@@ -33,7 +34,7 @@ def pytest_addoption(parser):
         "--may-skip",
         choices=("any", "data", "none"),
         default="any",
-        help="fail if other tests are skipped than those that need data, or any at all",
+        help="fail if other tests are skipped than those that need data or a browser, or any at all",
     )
 
 
@@ -84,7 +85,8 @@ def pytest_sessionfinish(session):
 
 
 def _forbidden(need, others, config):
-    return {"any": [], "data": others, "none": [*need, *others]}[config.getoption("--may-skip")]
+    faults = [report for report in others if not is_without_browser(report)]
+    return {"any": [], "data": faults, "none": [*need, *others]}[config.getoption("--may-skip")]
 
 
 def _reason(report):

@@ -11,8 +11,9 @@ from dera_jax import parse_rewards, read_rows, sweep
 from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import as_prompts
 from dera_jax.decoding import shared_batch
-from dera_jax.decoding.batch import Batch, completion_of
+from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.finished import completion_of
 from dera_jax.devices.mesh import Group, parse_mesh
 from dera_jax.results.manifests import read_manifest
 from dera_jax.results.rows import row_key, sort_rows

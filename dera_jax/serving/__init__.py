@@ -1,0 +1,1 @@
+"""Requests over HTTP, each with its own strength, in one running batch."""

@@ -1,0 +1,286 @@
+"""From bodies to requests: the strength, the prompts as ids, how they are drawn."""
+
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from dera_jax.common.shown import shown
+from dera_jax.common.usable import Unusable
+from dera_jax.data.encoding import DoesNotFit, EncodedPrompt, encode_turn
+from dera_jax.data.prompts import Prompt, with_settings
+from dera_jax.decoding.config import DecodeConfig
+from dera_jax.decoding.request import Request
+from dera_jax.policies.policy import Policy
+from dera_jax.serving.config import ServeConfig, check_in_range
+from dera_jax.serving.errors import ApiError
+from dera_jax.serving.protocol import (
+    MOST_PROMPTS,
+    MOST_STRENGTHS,
+    Asked,
+    ChatBody,
+    CompletionBody,
+    DeraOptions,
+    Role,
+    ScoreBody,
+)
+from dera_jax.strengths import Strength, as_strengths
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request asks for."""
+
+    requests: tuple[Request, ...]
+    """All samples of the first prompt, then those of the next."""
+    lambda_: Strength
+    model: str
+    """As the client has named it."""
+
+
+class Reader:
+    """Makes requests of bodies, for one pair of models."""
+
+    def __init__(self, policies: Sequence[Policy], config: ServeConfig):
+        """Reads for `policies`, the reference first."""
+        self.policies, self.config = policies, config
+        self.context = min(policy.config.max_positions for policy in policies)
+        self._lock = threading.Lock()  # tokenizers are not made for two threads
+
+    @property
+    def num_aligned(self) -> int:
+        return len(self.policies) - 1
+
+    @property
+    def has_template(self) -> bool:
+        """Whether chats can be read."""
+        return any(p.template is not None or p.tokenizer.chat_template for p in self.policies)
+
+    def completions(self, body: CompletionBody) -> Ask:
+        """Returns what a body of `/v1/completions` asks for.
+
+        Raises:
+          ApiError: it cannot be had.
+        """
+        given = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+        prompts = [given] if given and isinstance(given[0], int) else given
+        if len({type(each) for each in given}) > 1:
+            raise ApiError("prompt: expected texts alone, or token ids alone", param="prompt")
+        if not prompts:
+            raise ApiError("prompt: expected at least one, found none", param="prompt")
+        if len(prompts) > MOST_PROMPTS:
+            raise ApiError(f"prompt: expected at most {MOST_PROMPTS}, found {len(prompts)}", param="prompt")
+        wanted = self.config.decode.max_new_tokens if body.max_tokens is None else body.max_tokens
+        if wanted == 0 and not body.echo:
+            raise ApiError("max_tokens: expected at least 1, or `echo`, found 0", param="max_tokens")
+        encoded = [self._encode(prompt, max(1, wanted), body.max_tokens is None) for prompt in prompts]
+        return self._ask(body, encoded, max(1, wanted), 0)
+
+    def chat(self, body: ChatBody) -> Ask:
+        """Returns what a body of `/v1/chat/completions` asks for.
+
+        Raises:
+          ApiError: it cannot be had.
+        """
+        asked = self.chat_prompt(body.messages, body.continue_final_message, body.chat_template_kwargs)
+        given = body.max_completion_tokens or body.max_tokens
+        wanted = given or self.config.decode.max_new_tokens
+        turn = sum(message["role"] == "assistant" for message in asked.messages or ())
+        return self._ask(body, [self._encode(asked, wanted, given is None)], wanted, turn)
+
+    def chat_prompt(
+        self, messages: Sequence[dict], continued: bool = False, variables: dict | None = None
+    ) -> Prompt:
+        """Returns a chat as the prompt of its next answer.
+
+        Raises:
+          ApiError: there is no chat template, or the messages are none that can be answered.
+        """
+        if not self.has_template:
+            raise ApiError(
+                "this model has no chat template: use /v1/completions, or start the server with --chat-template",
+                param="messages",
+            )
+        if not messages:
+            raise ApiError("messages: expected at least one, found none", param="messages")
+        roles = get_args(Role)
+        joined: list[dict] = []
+        for number, message in enumerate(messages):
+            if message.get("role") not in roles:
+                found = shown(repr(message.get("role")), 40)
+                raise ApiError(
+                    f"messages[{number}].role: expected one of {', '.join(roles)}, found {found}",
+                    param="messages",
+                )
+            message = {**message, "content": _content(message, number)}
+            if message["role"] == "developer":
+                message["role"] = "system"
+            # Two of the user in a row would be two turns to answer.
+            if joined and joined[-1]["role"] == message["role"] == "user":
+                joined[-1]["content"] += "\n\n" + message["content"]
+            else:
+                joined.append(message)
+        prefix = ""
+        if joined[-1]["role"] == "assistant":
+            if not continued:
+                raise ApiError(
+                    "messages: expected the last one to be the user's, found the assistant's; set "
+                    "continue_final_message to have it continued",
+                    param="messages",
+                )
+            prefix = joined.pop()["content"]
+        return self._prompt({"messages": joined, "prefix": prefix}, "messages", variables)
+
+    def encoded(self, messages: Sequence[dict]) -> EncodedPrompt:
+        """Returns a chat as ids."""
+        return self._encode(self.chat_prompt(messages), 1)
+
+    def _prompt(self, value: object, param: str, variables: dict | None = None) -> Prompt:
+        try:
+            return with_settings(Prompt.of(value, where="the request"), variables or {})
+        except ValueError as error:
+            raise ApiError(str(error), param=param) from None
+
+    def _encode(self, asked: Prompt | str | list[int], new: int, shorter: bool = False) -> EncodedPrompt:
+        """Returns a prompt as ids.
+
+        Args:
+          new: tokens that may follow it.
+          shorter: whether so many that there is room for will do.
+        """
+        if isinstance(asked, list):
+            return self._of_ids(asked, new)
+        param = "prompt" if isinstance(asked, str) else "messages"
+        prompt = self._prompt(asked, param) if isinstance(asked, str) else asked
+        try:
+            with self._lock:
+                return encode_turn(self.policies, prompt, (), 1 if shorter else new)
+        except DoesNotFit as error:
+            raise ApiError(error.detail, param=param, code="context_length_exceeded") from None
+        except (Unusable, ValueError) as error:
+            raise ApiError(str(error), param=param) from None
+
+    def _of_ids(self, ids: list[int], new: int) -> EncodedPrompt:
+        vocab = min(policy.config.vocab_size for policy in self.policies)
+        if not ids or not all(0 <= each < vocab for each in ids):
+            raise ApiError(f"prompt: expected token ids from 0 to {vocab - 1}, at least one", param="prompt")
+        if len(ids) + new - 1 > self.context:
+            raise ApiError(
+                f"{len(ids)} tokens and {new} new ones do not fit the context of {self.context} tokens",
+                param="prompt", code="context_length_exceeded",
+            )  # fmt: skip
+        with self._lock:
+            text = self.policies[-1].tokenizer.decode(ids)
+        starts = tuple(policy.config.start_token for policy in self.policies)
+        return EncodedPrompt(Prompt(0, text or " "), (tuple(ids),) * len(self.policies), starts)
+
+    def _ask(self, body: Asked, prompts: Sequence[EncodedPrompt], new: int, turn: int) -> Ask:
+        lambda_ = self.strength(body.model, body.dera, turn)
+        requests = []
+        for prompt in prompts:
+            room = self.context - max(map(len, prompt.tokens)) + 1
+            config = self._decode(body, min(new, room))
+            requests += [Request(prompt, sample, lambda_, config=config) for sample in range(body.n or 1)]
+        return Ask(tuple(requests), lambda_, body.model or self.config.name)
+
+    def _decode(self, body: Asked, new: int) -> DecodeConfig:
+        given = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k")}
+        settings = {name: value for name, value in given.items() if value is not None}
+        seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+        stops = self.config.decode.stop if body.stop is None else body.stops
+        try:
+            return replace(self.config.decode, max_new_tokens=new, seed=seed, stop=stops, **settings)
+        except ValueError as error:
+            raise ApiError(str(error), param=str(error).partition(":")[0]) from None
+
+    def strength(self, model: str, options: DeraOptions | None, turn: int = 0) -> Strength:
+        """Returns the strength of a request: of its `dera` object, else of the model's name, else the server's.
+
+        Args:
+          turn: number of answers before this one.
+
+        Raises:
+          ApiError: an unknown model, or a strength that is none or is not offered.
+        """
+        named = self._named(model)
+        given = options and options.lambda_
+        found = (
+            named or self.config.lambda_
+            if given is None
+            else self._strength(_of_turn(given, turn, self.num_aligned))
+        )
+        self._check_range(found)
+        return found
+
+    def strengths(self, body: ScoreBody) -> list[Strength]:
+        """Returns the strengths that a text is to be scored at."""
+        given = body.dera and body.dera.lambda_
+        if given is None:
+            return [self.strength(body.model, None)]
+        self._named(body.model)
+        several = given if isinstance(given, list) else [given]
+        if not 1 <= len(several) <= MOST_STRENGTHS:
+            raise ApiError(
+                f"dera.lambda: expected 1 to {MOST_STRENGTHS} strengths, found {len(several)}",
+                param="dera.lambda",
+            )
+        found = list(dict.fromkeys(map(self._strength, several)))
+        for each in found:
+            self._check_range(each)
+        return found
+
+    def _named(self, model: str) -> Strength | None:
+        """Returns the strength in a model's name, `NAME@1.5`."""
+        name, at, strength = (
+            model.rpartition("@") if model.startswith(f"{self.config.name}@") else (model, "", "")
+        )
+        if name not in ("", self.config.name):
+            raise ApiError(
+                f"the model {shown(model, 80)!r} does not exist: there is {self.config.name}, and "
+                f"{self.config.name}@STRENGTH",
+                404, param="model", code="model_not_found",
+            )  # fmt: skip
+        return self._strength(strength, "model") if at else None
+
+    def _strength(self, value: object, param: str = "dera.lambda") -> Strength:
+        try:
+            found = as_strengths(value if isinstance(value, str) else [value], self.num_aligned, param)
+        except (ValueError, TypeError) as error:
+            raise ApiError(str(error), param=param) from None
+        if len(found) != 1:
+            raise ApiError(f"{param}: expected one strength, found {len(found)}", param=param)
+        return found[0]
+
+    def _check_range(self, strength: Strength) -> None:
+        try:
+            check_in_range(strength, self.config.lambda_range, "dera.lambda")
+        except ValueError as error:
+            raise ApiError(str(error), param="dera.lambda") from None
+
+
+def _of_turn(given: object, turn: int, num_aligned: int) -> object:
+    """Returns the strength of a turn, where there is one for each."""
+    if not isinstance(given, list) or not given:
+        return given
+    each = isinstance(given[0], list) if num_aligned > 1 else len(given) > 1
+    if not each:
+        return given
+    if turn >= len(given):
+        raise ApiError(
+            f"dera.lambda: expected a strength for each of {turn + 1} turns, found {len(given)}",
+            param="dera.lambda",
+        )
+    return given[turn]
+
+
+def _content(message: dict, number: int) -> str:
+    """Returns the text of a message, which may be in parts."""
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str) or not (content or message["role"] == "assistant"):
+        raise ApiError(
+            f"messages[{number}].content: expected a text with at least one character", param="messages"
+        )
+    return content
