@@ -10,7 +10,9 @@ decoding options are what requests leave open. Ctrl-C or SIGTERM ends the server
 """
 
 import argparse
+import errno
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -71,6 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = decoding.decode_config(args)
     config, rule, draw = _checked(args, decode)
     uvicorn = _uvicorn()
+    with _listen(args.host, args.port) as listening:
+        app = _load(args, config, rule, draw)
+        port = listening.getsockname()[1]
+        print(
+            f"{config.name} at http://{args.host}:{port} (λ = {args.lambda_}, {config.rows} rows)", flush=True
+        )
+        with interrupts.raised():
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run([listening])
+
+
+def _load(args: argparse.Namespace, config, rule, draw):
+    """Returns the application, its models loaded and compiled."""
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
@@ -82,20 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.sweeps.plan import known_beta
 
     check_values(policies, rule.function)
-    service = Service(
-        policies, config, rule.function, draw, known_beta(policies) if args.beta is None else args.beta
-    )
+    beta = known_beta(policies) if args.beta is None else args.beta
+    service = Service(policies, config, rule.function, draw, beta)
     print("compiling", file=sys.stderr)
     print(f"compiled in {warm_up(service):.1f} s", file=sys.stderr)
-    app = make_app(service)
-    settings = uvicorn.Config(app, host=args.host, port=args.port, log_level="warning", access_log=False)
-    print(
-        f"{config.name} at http://{args.host}:{args.port} (λ = {args.lambda_}, {config.rows} rows)",
-        flush=True,
-    )
-    with interrupts.raised():
-        uvicorn.Server(settings).run()
-    print("ended", file=sys.stderr)
+    return make_app(service)
 
 
 def _checked(args: argparse.Namespace, decode):
@@ -139,6 +144,24 @@ def _range(text: str) -> tuple[float, float]:
         return float(least), float(most)
     except ValueError:
         raise ValueError(f"--lambda-range: expected two numbers such as 0:2, found {text!r:.40}") from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Returns what listens at an address; clients wait there until the models are ready.
+
+    Raises:
+      ValueError: it is in use, or none of this machine.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened at ({error.strerror})"
+        raise ValueError(f"--host={host} --port={port}: {why}") from None
+    return listening
 
 
 def _uvicorn():

@@ -247,7 +247,8 @@ class Reader:
         try:
             found = as_strengths(value if isinstance(value, str) else [value], self.num_aligned, param)
         except (ValueError, TypeError) as error:
-            raise ApiError(str(error), param=param) from None
+            told = f"{param}: expected a number such as 1.5 or 1/2, found {shown(value, 40)!r}"
+            raise ApiError(told if isinstance(value, str) else str(error), param=param) from None
         if len(found) != 1:
             raise ApiError(f"{param}: expected one strength, found {len(found)}", param=param)
         return found[0]

@@ -19,6 +19,7 @@ training     common realign models devices policies data decoding rewards analys
 search       common strengths realign rules models devices policies data decoding rewards
 exact        common strengths realign rules models devices policies data decoding rewards search
 experiments  common strengths
+serving      common strengths realign rules models devices policies data decoding scoring
 performance  common strengths realign rules models devices policies data decoding rewards scoring training search exact
 """
 """What stands at the door of `dera_jax`, and what each imports besides its own files: only lines above its own."""

@@ -1,0 +1,121 @@
+"""Completions join and leave a running batch; none is lost, none mixed up, no slot stays taken."""
+
+import contextlib
+import json
+import random
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from dera_jax import generate
+from dera_jax.serving.fair_queue import FairQueue, Full
+from tests.support.servers import post, serving, wait_until
+
+
+def test_clients_take_turns_and_a_full_queue_takes_nothing():
+    queue = FairQueue(4)
+    queue.add("a", [1, 2, 3])
+    with pytest.raises(Full):
+        queue.add("b", [4, 5])
+    queue.add("b", [4])
+    assert [queue.take() for _ in range(len(queue))][:2] == [1, 4]
+
+
+def test_what_is_dropped_is_the_very_object():
+    first, second = [1], [1]
+    queue = FairQueue(4)
+    queue.add("a", [first, second])
+    assert queue.drop(second) and not queue.drop(second) and queue.take() is first and len(queue) == 0
+
+
+STORM = 150
+
+
+def counted(text, name):
+    """Returns a counter of /metrics, summed over its labels."""
+    return sum(float(value) for value in re.findall(rf"^dera:{name}_total{{.*}} (\S+)$", text, re.MULTILINE))
+
+
+def test_a_storm_of_requests(pair):
+    """Random strengths, lengths and samplings; a third is cancelled, a tenth is malformed."""
+    rng = random.Random(0)
+    prompts = ["Once upon a time", "Tom has a dog.", "The", "Lily went to the park. " * 4]
+    with serving(pair, rows=4, queue=10**4) as (url, service), ThreadPoolExecutor(12) as at_once:
+
+        def ask(number):
+            mine = random.Random(number)
+            body = {
+                "prompt": mine.choice(prompts), "max_tokens": mine.randint(1, 40), "seed": number,
+                "dera": {"lambda": mine.choice((0, 0.3, 1, 1.7))},
+            }  # fmt: skip
+            kind = mine.choices(("whole", "streamed", "cancelled", "malformed"), (36, 20, 33, 11))[0]
+            if kind == "malformed":
+                return kind, body, post(url, "/v1/completions", **body | {"n": "three"})[0]
+            if kind == "cancelled":
+                with requests.post(
+                    f"{url}/v1/completions", json=body | {"stream": True}, stream=True, timeout=60
+                ) as answer:
+                    next(answer.iter_content(1), None)
+                return kind, body, None
+            if kind == "streamed":
+                answer = requests.post(f"{url}/v1/completions", json=body | {"stream": True}, timeout=60)
+                parts = [
+                    line.removeprefix("data: ")
+                    for line in answer.text.split("\n")
+                    if line.startswith("data: {")
+                ]
+                return (
+                    kind,
+                    body,
+                    "".join(json.loads(p)["choices"][0]["text"] for p in parts),
+                )
+            return kind, body, post(url, "/v1/completions", **body)[1]["choices"][0]["text"]
+
+        made = list(at_once.map(ask, rng.sample(range(10**6), STORM)))
+        wait_until(lambda: service.engine.load().busy == 0 and service.engine.load().waiting == 0)
+        metrics = requests.get(f"{url}/metrics", timeout=60).text
+
+    kinds = [kind for kind, _, _ in made]
+    assert all(kinds.count(kind) > 5 for kind in ("whole", "streamed", "cancelled", "malformed"))
+    assert all(found == 400 for kind, _, found in made if kind == "malformed")
+    for kind, body, found in made:
+        if kind in ("whole", "streamed"):
+            given = {"seed": body["seed"], "max_new_tokens": body["max_tokens"], "rows": 4}
+            (expected,) = generate(pair, [body["prompt"]], body["dera"]["lambda"], **given)
+            assert found == expected.text, body
+    ended, cancelled = counted(metrics, "request_success"), counted(metrics, "request_cancelled")
+    assert ended + cancelled == STORM - kinds.count("malformed")
+    assert (
+        counted(metrics, "request_refused") == kinds.count("malformed")
+        and counted(metrics, "request_failure") == 0
+    )
+
+
+def test_a_client_that_goes_away_frees_its_slot(pair):
+    with serving(pair, rows=1) as (url, service):
+        body = {"prompt": "Once", "max_tokens": 200, "n": 30, "temperature": 3.0}
+        for stream in (False, True):
+            answers = threading.Thread(target=_leave, args=(url, body | {"stream": stream}))
+            answers.start()
+            wait_until(lambda: service.engine.load().busy == 1 or not answers.is_alive())  # noqa: B023
+            answers.join()
+            wait_until(lambda: service.engine.load().busy == service.engine.load().waiting == 0)
+        assert post(url, "/v1/completions", prompt="Once", max_tokens=2)[0] == 200
+
+
+def _leave(url, body):
+    with contextlib.suppress(requests.exceptions.Timeout):
+        requests.post(f"{url}/v1/completions", json=body, timeout=0.3, stream=True).close()
+
+
+def test_what_was_taken_is_finished_when_the_server_ends(pair):
+    with serving(pair, rows=2) as (url, _), ThreadPoolExecutor(4) as at_once:
+        asked = [
+            at_once.submit(post, url, "/v1/completions", prompt="Once", max_tokens=60, seed=n)
+            for n in range(4)
+        ]
+        wait_until(lambda: counted(requests.get(f"{url}/metrics", timeout=60).text, "prompt_tokens") > 0)
+    assert [each.result()[0] for each in asked] == [200] * 4
