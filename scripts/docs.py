@@ -24,6 +24,7 @@ from dera_jax.commands import (  # noqa: F401
     reward,
     rlhf,
     score,
+    serve,
     sft,
     sweep,
     tune,

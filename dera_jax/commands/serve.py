@@ -61,8 +61,9 @@ def make_parser() -> cli.Parser:
         help=f"what clients must send (default: {KEY} of the environment, else nothing)",
     )
     models.add_model_options(parser)
-    decoding.add_decode_options(parser)
-    parser.set_defaults(max_new_tokens=512)
+    decoding.add_decode_options(parser, leave_out=("seed", "share"))
+    # Requests bring a seed or get a new one; their rows share nothing.
+    parser.set_defaults(max_new_tokens=512, seed=0, share="off")
     return parser
 
 
@@ -86,6 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _load(args: argparse.Namespace, config, rule, draw):
     """Returns the application, its models loaded and compiled."""
     mesh = models.open_mesh(args)
+
+    from dera_jax.devices.processes import several
+
+    if several():
+        raise ValueError(
+            "eval.serve: expected one process (a mesh of its own devices is fine), found several"
+        )
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
 

@@ -17,8 +17,10 @@ from dera_jax.policies.policy import Policy
 class DoesNotFit(Unusable):
     """A prompt is too long for a model's context."""
 
-    def __init__(self, detail: str):
+    def __init__(self, detail: str, tokens: int, new: int, context: int):
         super().__init__("prompt too long", detail)
+        self.tokens, self.new, self.context = tokens, new, context
+        """Of the prompt, those that were to follow, and how many there is room for."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,10 @@ def _check_fits(policy: Policy, prompt: Prompt, ids: Sequence[int], max_new_toke
         raise DoesNotFit(
             f"{len(ids)} tokens and {max_new_tokens} new ones do not fit the context of "
             f"{shown(policy.name, 200)} ({context} tokens)"
-            + (f"; it has room for --max-new-tokens={left}" if left > 0 and max_new_tokens else "")
+            + (f"; it has room for --max-new-tokens={left}" if left > 0 and max_new_tokens else ""),
+            len(ids),
+            max_new_tokens,
+            context,
         )
     if max(ids) >= vocab:
         raise ValueError(

@@ -157,7 +157,7 @@ class Reader:
             with self._lock:
                 return encode_turn(self.policies, prompt, (), 1 if shorter else new)
         except DoesNotFit as error:
-            raise ApiError(error.detail, param=param, code="context_length_exceeded") from None
+            raise _too_long(error.tokens, new, error.context, param) from None
         except (Unusable, ValueError) as error:
             raise ApiError(str(error), param=param) from None
 
@@ -166,10 +166,7 @@ class Reader:
         if not ids or not all(0 <= each < vocab for each in ids):
             raise ApiError(f"prompt: expected token ids from 0 to {vocab - 1}, at least one", param="prompt")
         if len(ids) + new - 1 > self.context:
-            raise ApiError(
-                f"{len(ids)} tokens and {new} new ones do not fit the context of {self.context} tokens",
-                param="prompt", code="context_length_exceeded",
-            )  # fmt: skip
+            raise _too_long(len(ids), new, self.context, "prompt")
         with self._lock:
             text = self.policies[-1].tokenizer.decode(ids)
         starts = tuple(policy.config.start_token for policy in self.policies)
@@ -258,6 +255,16 @@ class Reader:
             check_in_range(strength, self.config.lambda_range, "dera.lambda")
         except ValueError as error:
             raise ApiError(str(error), param="dera.lambda") from None
+
+
+def _too_long(tokens: int, new: int, context: int, param: str) -> ApiError:
+    left = context - tokens + 1
+    room = f"; there is room for max_tokens={left}" if left > 0 else ""
+    return ApiError(
+        f"{tokens} tokens and {new} new ones do not fit the context of {context} tokens{room}",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def _of_turn(given: object, turn: int, num_aligned: int) -> object:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 
@@ -85,12 +86,12 @@ class Service:
         dera = {
             "lambda": list(strength),
             "lambda_range": list(self.config.lambda_range),
-            "reference": reference.name,
-            "aligned": [policy.name for policy in aligned],
+            "reference": _public_name(reference.name),
+            "aligned": [_public_name(policy.name) for policy in aligned],
             "beta": self.beta,
             "beta_over_lambda": beta_over(self.beta, strength),
             "chat": self.reader.has_template,
-            "max_tokens": decode.max_new_tokens,
+            "max_tokens": min(decode.max_new_tokens, self.reader.context - 1),
             "context": self.reader.context,
         }
         return {"id": name, "object": "model", "created": self.begun, "owned_by": "dera_jax", "dera": dera}
@@ -228,6 +229,17 @@ class Service:
             "log_z": [rounded(float(each.sum(dtype="float64"))) for each in found.log_normalizers],
             "token_logprobs": [[rounded(x) for x in each.tolist()] for each in found.logprobs],
         }
+
+
+def _public_name(name: str) -> str:
+    """Returns a model's name without the folders that it lies in here.
+
+    >>> _public_name("org/model"), _public_name("/")
+    ('org/model', '')
+    """
+    return "+".join(
+        os.path.basename(part.rstrip("/")) if os.path.exists(part) else part for part in name.split("+")
+    )
 
 
 def _extras(body: CompletionBody | ChatBody) -> tuple[bool, bool]:

@@ -1,6 +1,7 @@
 """Options of commands that decode: how completions are drawn, by which rule, how many at a time."""
 
 import argparse
+from collections.abc import Collection
 
 from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import streams
@@ -45,12 +46,16 @@ DRAFT: Help = {
 
 
 def add_decode_options(
-    parser: argparse.ArgumentParser, draft: str = "none", prefix_cache: str = "off"
+    parser: argparse.ArgumentParser,
+    draft: str = "none",
+    prefix_cache: str = "off",
+    leave_out: Collection[str] = (),
 ) -> None:
     """Adds how completions are drawn.
 
     Args:
       draft: the default of the option of that name; so is `prefix_cache`.
+      leave_out: options that the command has no use of.
     """
     group = parser.add_argument_group("decoding (of the mixture)")
     group.add_argument(
@@ -59,14 +64,16 @@ def add_decode_options(
         help="linear, the mixture of logits (default); tilt, which adds the values of a value head, the last model of "
         "--aligned, times its strength 1/β; or module:function, your own rule",
     )
-    add_settings(group, DecodeConfig, HELP)
-    group.add_argument(
-        "--share",
-        choices=("on", "off"),
-        default="on",
-        help="decode the common beginning of several strengths once; off is slower and gives the same completions "
-        "(default %(default)s)",
-    )
+    shown = {name: told for name, told in HELP.items() if name not in leave_out}
+    add_settings(group, DecodeConfig, shown, leave_out=HELP.keys() - shown.keys())
+    if "share" not in leave_out:
+        group.add_argument(
+            "--share",
+            choices=("on", "off"),
+            default="on",
+            help="decode the common beginning of several strengths once; off is slower and gives the same completions "
+            "(default %(default)s)",
+        )
     add_settings(group, DrawConfig, DRAFT, leave_out=("share",), draft=draft)
     group.add_argument(
         "--prefix-cache",
