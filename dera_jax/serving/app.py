@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-import dera_jax
+from dera_jax.common.version import __version__
 from dera_jax.serving.errors import ApiError
 from dera_jax.serving.service import Service
 
@@ -46,7 +46,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
     @app.get("/version")
     async def version() -> dict:
-        return {"version": dera_jax.__version__}
+        return {"version": __version__}
 
     @app.get("/metrics")
     async def metrics() -> Response:
