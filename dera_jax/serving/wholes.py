@@ -12,6 +12,7 @@ from dera_jax.serving.answers import (
     completion_logprobs,
     dera_tokens,
     envelope,
+    rounded,
     usage,
 )
 from dera_jax.serving.asking import Ask
@@ -91,7 +92,7 @@ class Answerer:
             best = None
             if count:
                 found = await self._likeliest(request, request.prompt.tokens, ids)
-                best = [dict(words) for words in self._words(known, ids, found, count)]
+                best = _first_of_each(self._words(known, ids, found, count))
             return completion_logprobs(texts, logprobs, best, offset)
         whole = [list(each) for each in request.prompt.tokens]
         read = [*whole[-1][1:], *ids]
@@ -100,7 +101,7 @@ class Answerer:
         if read:
             found = await self._likeliest(request, [each[:1] for each in whole], read)
             logprobs += list(map(float, found.logprobs))
-            best += [dict(words) for words in self._words(whole[-1][:1], read, found, count)]
+            best += _first_of_each(self._words(whole[-1][:1], read, found, count))
         texts = self.writer.texts((), [*whole[-1], *ids])
         return completion_logprobs(texts, logprobs, best if count else None)
 
@@ -121,3 +122,8 @@ class Answerer:
             each = zip(found.words[place][:count], found.word_logprobs[place][:count], strict=True)
             words.append([(self.writer.texts(before, [int(word)])[0], float(value)) for word, value in each])
         return words
+
+
+def _first_of_each(words: Sequence[Sequence[tuple[str, float]]]) -> list[dict[str, float | None]]:
+    """Returns the words of each place by their texts; of two alike the more probable one."""
+    return [{text: rounded(value) for text, value in reversed(each)} for each in words]
