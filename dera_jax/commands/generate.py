@@ -2,10 +2,14 @@
 
   python -m eval.generate --prompt="Who helps Tom?" --lambda=0,0.5,1,2
   python -m eval.generate --interactive
+  python -m eval.generate --chat
 
 All strengths share their random numbers, so that completions differ because of the strength alone.
 With --interactive each line of standard input is a prompt of its own, which does not see earlier
 answers; /lambda 0,0.7 changes the strengths, and /quit or the end of input stops.
+With --chat and no prompt it is a conversation: answers appear as they are drawn, their tokens coloured by KL where the
+terminal has colours. /lambda 1.5 changes the strength, /both 0 1 answers at two, of which the first goes on, /reset
+begins anew, and Ctrl-C ends an answer, not the program.
 """
 
 import shutil
@@ -16,10 +20,13 @@ from tqdm import tqdm
 
 from dera_jax.commands.options import cli, decoding, drawing, models
 from dera_jax.commands.parts.side_by_side import side_by_side
+from dera_jax.commands.parts.talking import talk
 from dera_jax.commands.process import endings, streams
 from dera_jax.common.checks import check_count
 from dera_jax.common.shown import shown
 from dera_jax.rules.known import load_rule
+
+STRENGTHS = "0,0.5,1,2"
 
 
 @endings.command
@@ -41,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def parsed(text: str) -> tuple:
         return parse_strengths(text, len(aligned or [1]))
 
-    lambdas = parsed(args.lambda_)
+    talks = args.chat and args.prompt is None and not args.interactive
+    lambdas = parsed(args.lambda_ or ("1" if talks else STRENGTHS))
     prompt = _prompt(args.prompt, args.chat)
     rule = load_rule(args.rule)
     draw = drawing.draw_of(args, rule, len(aligned or [1]), answers=False)
@@ -58,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         made = sweep(policies, [asked], lambdas, draw=draw, **settings)
         _show(_watched(made, len(lambdas) * args.num_samples), lambdas, args.num_samples)
 
-    if args.interactive:
+    if talks:
+        talk(args, policies, decode, rule.function, draw, lambdas, parsed)
+    elif args.interactive:
         converse(lambda text, strengths: answer(_prompt(text, args.chat), strengths), lambdas, parsed)
     else:
         text = streams.as_text(args.prompt or prompt.text)
@@ -76,13 +86,16 @@ def make_parser() -> cli.Parser:
         action="store_true",
         help="load the models once and answer every line of standard input",
     )
-    parser.add_argument("--chat", action="store_true", help="apply the chat template to the prompt")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="apply the chat template to the prompt; without one, have a conversation",
+    )
     parser.add_argument(
         "--lambda",
         dest="lambda_",
-        default="0,0.5,1,2",
         metavar="STRENGTHS",
-        help="as in eval.sweep (default %(default)s)",
+        help=f"as in eval.sweep (default {STRENGTHS}; in a conversation 1)",
     )
     parser.add_argument(
         "--num-samples",

@@ -194,7 +194,7 @@ class Batch:
         requests = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
         filled = list(zip(free, requests, strict=False))
         for slot, request in filled:
-            self.slots[slot] = Slot(request, self._endings(request))
+            self.slots[slot] = Slot(request, self.endings_of(request))
         self.fit_caches(self._needed_room())
         self._fill_slots(filled)
 
@@ -235,7 +235,8 @@ class Batch:
     def _config(self, request: Request) -> DecodeConfig:
         return request.config or self.config
 
-    def _endings(self, request: Request) -> Endings:
+    def endings_of(self, request: Request) -> Endings:
+        """Returns what ends a request's completion."""
         if request.config is None:
             return self.endings
         return self.endings.but(request.config.stop, request.config.max_new_tokens)

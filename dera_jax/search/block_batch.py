@@ -129,7 +129,7 @@ class BlockBatch(Batch):
         self._fill_slots(filled)
 
     def _group(self, request: Request, rows: list[int | None]) -> Group:
-        return Group(request, self._endings(request), rows, [Branch()] * len(rows))
+        return Group(request, self.endings_of(request), rows, [Branch()] * len(rows))
 
     def _free_rows(self) -> list[int]:
         """Returns free rows of one device for another request; none if there are not enough."""
