@@ -7,9 +7,9 @@
 All strengths share their random numbers, so that completions differ because of the strength alone.
 With --interactive each line of standard input is a prompt of its own, which does not see earlier
 answers; /lambda 0,0.7 changes the strengths, and /quit or the end of input stops.
-With --chat and no prompt it is a conversation: answers appear as they are drawn, their tokens coloured by KL where the
-terminal has colours. /lambda 1.5 changes the strength, /both 0 1 answers at two, of which the first goes on, /reset
-begins anew, and Ctrl-C ends an answer, not the program.
+With --chat and no prompt it is a conversation: answers appear as they are drawn, their tokens
+coloured by KL where the terminal has colours. /lambda 1.5 changes the strength, /both 0 1 answers
+at two, of which the first goes on, /reset begins anew, and Ctrl-C ends an answer alone.
 """
 
 import shutil

@@ -1,12 +1,13 @@
-"""Serves a pair over HTTP as OpenAI's clients expect it, with a strength per request and a page to try it on.
+"""Serves a pair to OpenAI's clients, with a strength for each request and a page to try it on.
 
   python -m eval.serve --reference=DIR --aligned=DIR
   curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"messages": [{"role": "user", "content": "Hi"}], "dera": {"lambda": 1.5}}'
 
-A request says its strength in a `dera` object or in the model's name, NAME@1.5; else it is --lambda. The page is at
-http://localhost:8000. Completions of any strength, length and sampling are decoded side by side, --rows at a time;
-decoding options are what requests leave open. Ctrl-C or SIGTERM ends the server when what it has begun is done.
+A request says its strength in a `dera` object or in the model's name, NAME@1.5; else it is
+--lambda. The page is at http://localhost:8000. Completions of any strength, length and sampling
+are decoded side by side, --rows at a time; decoding options are what requests leave open. Ctrl-C
+or SIGTERM ends the server when what it has begun is done.
 """
 
 import argparse

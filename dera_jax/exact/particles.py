@@ -100,7 +100,7 @@ class ParticleBatch(BlockBatch):
 
     def _group(self, request: Request, rows: list[int | None]) -> ParticleGroup:
         branches = [Branch(ancestor=number) for number in range(len(rows))]
-        return ParticleGroup(request, self._endings(request), rows, branches)
+        return ParticleGroup(request, self.endings_of(request), rows, branches)
 
     def _decide(
         self, group: ParticleGroup, candidates: list[Candidate], copies: dict[int, int]
