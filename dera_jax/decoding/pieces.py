@@ -27,6 +27,7 @@ def contexts(prompt: EncodedPrompt) -> Tokens:
 
 
 def as_prefilled(prompt: EncodedPrompt, caches: tuple) -> Prefilled:
+    """Returns a prompt with its caches, ready to be continued."""
     last = np.array([[token] for _, token in prompt.parts], np.int32)
     position = np.array([[len(context)] for context, _ in prompt.parts], np.int32)
     return Prefilled(caches, last, position)

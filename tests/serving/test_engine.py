@@ -11,6 +11,9 @@ import pytest
 import requests
 
 from dera_jax import generate
+from dera_jax.decoding import pieces, prefilling
+from dera_jax.decoding.batch import Batch
+from dera_jax.serving import engine
 from dera_jax.serving.fair_queue import FairQueue, Full
 from tests.support.servers import post, serving, wait_until
 
@@ -119,3 +122,26 @@ def test_what_was_taken_is_finished_when_the_server_ends(pair):
         ]
         wait_until(lambda: counted(requests.get(f"{url}/metrics", timeout=60).text, "prompt_tokens") > 0)
     assert [each.result()[0] for each in asked] == [200] * 4
+
+
+def test_a_long_prompt_delays_others_by_one_piece_at_a_time(pair, monkeypatch):
+    """While it is read, a chunk of what is decoded lies between any two of its pieces."""
+    seen = []
+    for module in (pieces, prefilling, engine):
+        monkeypatch.setattr(module, "PIECE", 32)
+    read, chunk = pieces.read_piece, Batch.run_chunk
+    monkeypatch.setattr(pieces, "read_piece", lambda *a, **more: seen.append("piece") or read(*a, **more))
+    monkeypatch.setattr(Batch, "run_chunk", lambda batch: seen.append("chunk") or chunk(batch))
+    with serving(pair, rows=2) as (url, _), ThreadPoolExecutor(1) as at_once:
+        other = at_once.submit(
+            post, url, "/v1/completions", prompt="Once", max_tokens=240, temperature=5.0, seed=1
+        )
+        wait_until(lambda: "chunk" in seen)
+        ids = list(range(3, 203))
+        status, found = post(url, "/v1/completions", prompt=ids, max_tokens=4, seed=1)
+        assert status == 200 and found["usage"]["prompt_tokens"] == len(ids)
+        assert other.result()[0] == 200
+    first, last = seen.index("piece"), len(seen) - seen[::-1].index("piece")
+    # Two models read each piece.
+    assert re.fullmatch("(piece piece chunk )*piece piece ", " ".join([*seen[first:last], ""])), seen
+    assert seen.count("piece") == 2 * -(-(len(ids) - 1 - 32) // 32)
