@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import queue
 import random
 import re
 import threading
@@ -15,23 +16,25 @@ from dera_jax.decoding import pieces, prefilling
 from dera_jax.decoding.batch import Batch
 from dera_jax.serving import engine
 from dera_jax.serving.fair_queue import FairQueue, Full
-from tests.support.servers import post, serving, wait_until
+from dera_jax.serving.jobs import Job
+from dera_jax.serving.protocol import CompletionBody
+from tests.support.servers import post, service_of, serving, wait_until
 
 
 def test_clients_take_turns_and_a_full_queue_takes_nothing():
-    queue = FairQueue(4)
-    queue.add("a", [1, 2, 3])
+    waiting = FairQueue(4)
+    waiting.add("a", [1, 2, 3])
     with pytest.raises(Full):
-        queue.add("b", [4, 5])
-    queue.add("b", [4])
-    assert [queue.take() for _ in range(len(queue))][:2] == [1, 4]
+        waiting.add("b", [4, 5])
+    waiting.add("b", [4])
+    assert [waiting.take() for _ in range(len(waiting))][:2] == [1, 4]
 
 
 def test_what_is_dropped_is_the_very_object():
     first, second = [1], [1]
-    queue = FairQueue(4)
-    queue.add("a", [first, second])
-    assert queue.drop(second) and not queue.drop(second) and queue.take() is first and len(queue) == 0
+    waiting = FairQueue(4)
+    waiting.add("a", [first, second])
+    assert waiting.drop(second) and not waiting.drop(second) and waiting.take() is first and len(waiting) == 0
 
 
 STORM = 150
@@ -124,23 +127,26 @@ def test_what_was_taken_is_finished_when_the_server_ends(pair):
     assert [each.result()[0] for each in asked] == [200] * 4
 
 
-def test_a_long_prompt_delays_others_by_one_piece_at_a_time(pair, monkeypatch):
+def test_a_long_prompt_delays_others_by_one_piece_at_a_time(chats, monkeypatch):
     """While it is read, a chunk of what is decoded lies between any two of its pieces."""
-    seen = []
+    seen, ended = [], queue.Queue()
     for module in (pieces, prefilling, engine):
         monkeypatch.setattr(module, "PIECE", 32)
     read, chunk = pieces.read_piece, Batch.run_chunk
     monkeypatch.setattr(pieces, "read_piece", lambda *a, **more: seen.append("piece") or read(*a, **more))
     monkeypatch.setattr(Batch, "run_chunk", lambda batch: seen.append("chunk") or chunk(batch))
-    with serving(pair, rows=2) as (url, _), ThreadPoolExecutor(1) as at_once:
-        other = at_once.submit(
-            post, url, "/v1/completions", prompt="Once", max_tokens=240, temperature=5.0, seed=1
-        )
-        wait_until(lambda: "chunk" in seen)
-        ids = list(range(3, 203))
-        status, found = post(url, "/v1/completions", prompt=ids, max_tokens=4, seed=1)
-        assert status == 200 and found["usage"]["prompt_tokens"] == len(ids)
-        assert other.result()[0] == 200
+    service, ids = service_of(chats, rows=2), list(range(3, 203))
+    asked = (
+        CompletionBody(prompt=[5, 6], max_tokens=240, seed=1),
+        CompletionBody(prompt=ids, max_tokens=4, seed=1),
+    )
+    for number, body in enumerate(asked):
+        (request,) = service.reader.completions(body).requests
+        service.engine.submit([Job(request, str(number), ended.put)])
+    service.engine.start()
+    made = [ended.get(timeout=120).completion for _ in asked]
+    service.engine.stop()
+    assert [len(completion.tokens) for completion in made] == [4, 240]
     first, last = seen.index("piece"), len(seen) - seen[::-1].index("piece")
     # Two models read each piece.
     assert re.fullmatch("(piece piece chunk )*piece piece ", " ".join([*seen[first:last], ""])), seen
