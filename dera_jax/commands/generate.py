@@ -13,12 +13,12 @@ at two, of which the first goes on, /reset begins anew, and Ctrl-C ends an answe
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
 from dera_jax.commands.options import cli, decoding, drawing, models
+from dera_jax.commands.parts.lines import each_line
 from dera_jax.commands.parts.side_by_side import side_by_side
 from dera_jax.commands.parts.talking import talk
 from dera_jax.commands.process import endings, streams
@@ -130,24 +130,18 @@ def converse(answer: Callable[[str, tuple], None], lambdas: tuple, parsed: Calla
       answer: told a prompt and the strengths.
       parsed: text to strengths.
     """
-    sign = "> " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            line = input(sign).strip()
-        except EOFError:
-            return
+
+    def take(line: str) -> None:
+        nonlocal lambdas
         command, _, rest = line.partition(" ")
-        try:
-            if command == "/quit":
-                return
-            if command == "/lambda":
-                lambdas = parsed(rest.strip())
-            elif line.startswith("/"):
-                raise ValueError(f"unknown command {command!r:.40}; expected /lambda STRENGTHS or /quit")
-            elif line:
-                answer(line, lambdas)
-        except ValueError as error:
-            print(f"error: {cli.in_one_line(error)}", file=sys.stderr)
+        if command == "/lambda":
+            lambdas = parsed(rest.strip())
+        elif line.startswith("/"):
+            raise ValueError(f"unknown command {command!r:.40}; expected /lambda STRENGTHS or /quit")
+        elif line:
+            answer(line, lambdas)
+
+    each_line(take)
 
 
 def _watched(rows: Iterable[dict], total: int) -> list[dict]:

@@ -24,6 +24,8 @@ from dera_jax.rules.known import load_rule
 
 KEY = "DERA_API_KEY"
 """Environment variable, in the place of --api-key."""
+DRAIN = 120
+"""Seconds that what has begun has to end in, once the server is told to end."""
 
 
 def make_parser() -> cli.Parser:
@@ -82,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{config.name} at http://{args.host}:{port} (λ = {args.lambda_}, {config.rows} rows)", flush=True
         )
         with interrupts.raised():
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run([listening])
+            settings = uvicorn.Config(
+                app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN
+            )
+            uvicorn.Server(settings).run([listening])
 
 
 def _load(args: argparse.Namespace, config, rule, draw):
@@ -132,16 +137,22 @@ def _checked(args: argparse.Namespace, decode):
     )
     if not name or "@" in name:
         raise ValueError(f"--served-model-name: expected a name without @, found {name!r:.60}")
-    config = ServeConfig(
-        name=name,
-        lambda_=strengths[0],
-        lambda_range=_range(args.lambda_range),
-        decode=decode,
-        rows=8 if args.rows == "auto" else decoding.parse_rows(args.rows, 1),
-        queue=args.queue,
-        max_body=args.max_body,
-        api_key=args.api_key or os.environ.get(KEY) or None,
-    )
+    limits = _range(args.lambda_range)
+    rows = 8 if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
+    try:
+        config = ServeConfig(
+            name=name,
+            lambda_=strengths[0],
+            lambda_range=limits,
+            decode=decode,
+            rows=rows,
+            queue=args.queue,
+            max_body=args.max_body,
+            api_key=args.api_key or os.environ.get(KEY) or None,
+        )
+    except ValueError as error:
+        setting, _, told = str(error).partition(":")
+        raise ValueError(f"{cli.option(setting)}:{told}") from None
     return config, rule, draw
 
 

@@ -47,12 +47,16 @@ class Writer:
         """Returns the tokens that a completion continues."""
         return before(self.policies[-1], request.prompt.tokens[-1])
 
-    def texts(self, known: Sequence[int], ids: Sequence[int]) -> list[str]:
-        """Returns each token's text behind those before it; all of them together are about the whole text."""
+    def texts(self, known: Sequence[int], ids: Sequence[int], special: bool = True) -> list[str]:
+        """Returns each token's text behind those before it; all of them together are about the whole text.
+
+        Args:
+          special: whether special tokens have one.
+        """
         known = list(known)
         found = []
         for each in ids:
-            found.append(decode_completion(self.tokenizer, known, [each], special=True))
+            found.append(decode_completion(self.tokenizer, known, [each], special=special))
             known.append(each)
         return found
 
@@ -154,15 +158,17 @@ def completion_logprobs(
     logprobs: Sequence[float | None],
     best: Sequence[dict[str, float] | None] | None,
     offset: int = 0,
+    shown: Sequence[str] | None = None,
 ) -> dict:
     """Returns the `logprobs` of a completion's choice.
 
     Args:
       best: the most probable words in each place.
       offset: characters before the first token.
+      shown: what each token has in the text, if that is something else than its own text.
     """
     offsets = []
-    for text in texts:
+    for text in texts if shown is None else shown:
         offsets.append(offset)
         offset += len(text)
     told = [None if each is None else rounded(each) for each in logprobs]

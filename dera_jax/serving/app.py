@@ -1,5 +1,6 @@
 """The routes: OpenAI's, and this server's own."""
 
+import asyncio
 import hmac
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -7,7 +8,9 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from dera_jax.common.version import __version__
 from dera_jax.serving.errors import ApiError
@@ -16,6 +19,8 @@ from dera_jax.serving.service import Service
 PAGE = Path(__file__).parent / "page" / "index.html"
 OPEN = ("/", "/health", "/version", "/metrics")
 """Routes that need no key."""
+PATIENCE = 30
+"""Seconds that a client has to send its body."""
 
 
 def make_app(service: Service) -> FastAPI:
@@ -27,6 +32,8 @@ def make_app(service: Service) -> FastAPI:
         yield
         service.engine.stop()
 
+    # Streams end when their completions do: a server that ends would cut them.
+    AppStatus.disable_automatic_graceful_drain()
     # Pages about routes would ask for scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     _add_pages(app, service)
@@ -36,11 +43,11 @@ def make_app(service: Service) -> FastAPI:
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])
     async def page() -> Response:
         return FileResponse(PAGE, media_type="text/html")
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         return Response(status_code=200 if service.engine.is_alive else 503)
 
@@ -80,8 +87,12 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.middleware("http")
     async def check_key(request: Request, then: Callable):
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if key is None or request.url.path in OPEN or hmac.compare_digest(given, key.encode()):
+        # Headers are bytes; as text they are read as Latin-1.
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = (
+            key and scheme.lower() == "bearer" and hmac.compare_digest(given.encode("latin-1"), key.encode())
+        )
+        if key is None or request.url.path in OPEN or right:
             return await then(request)
         return answer(ApiError("expected an API key: Authorization: Bearer KEY", 401, code="invalid_api_key"))
 
@@ -95,10 +106,12 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         return answer(error)
 
     @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+    async def unknown(request: Request, error: HTTPException) -> Response:
         told = {404: "there is no such route", 405: "this route has another method"}
         said = told.get(error.status_code, str(error.detail))
-        return answer(ApiError(f"{request.method} {request.url.path[:80]}: {said}", error.status_code))
+        found = answer(ApiError(f"{request.method} {request.url.path[:80]}: {said}", error.status_code))
+        found.headers.update(error.headers or {})
+        return found
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
@@ -109,14 +122,20 @@ async def _body(request: Request, most: int) -> bytes:
     """Returns the body of a request.
 
     Raises:
-      ApiError: it is no JSON by its type, or too large.
+      ApiError: it is no JSON by its type, too large, too slow, or its client has gone away.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(f"expected Content-Type: application/json, found {kind[:60] or 'none'}")
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > most:
-            raise ApiError(f"the body: expected at most {most} bytes", 413)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > most:
+                    raise ApiError(f"the body: expected at most {most} bytes", 413)
+    except TimeoutError:
+        raise ApiError(f"the body: expected all of it within {PATIENCE} s", 408) from None
+    except ClientDisconnect:
+        raise ApiError("the client has gone away", 499) from None
     return bytes(data)

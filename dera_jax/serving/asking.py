@@ -8,6 +8,7 @@ from typing import get_args
 
 from dera_jax.common.shown import shown
 from dera_jax.common.usable import Unusable
+from dera_jax.data.answers import encode_answer
 from dera_jax.data.encoding import DoesNotFit, EncodedPrompt, encode_turn
 from dera_jax.data.prompts import Prompt, with_settings
 from dera_jax.decoding.config import DecodeConfig
@@ -24,6 +25,7 @@ from dera_jax.serving.protocol import (
     DeraOptions,
     Role,
     ScoreBody,
+    TokenizeBody,
 )
 from dera_jax.strengths import Strength, as_strengths
 
@@ -83,7 +85,8 @@ class Reader:
         Raises:
           ApiError: it cannot be had.
         """
-        asked = self.chat_prompt(body.messages, body.continue_final_message, body.chat_template_kwargs)
+        continued = bool(body.continue_final_message)
+        asked = self.chat_prompt(body.messages, continued, body.chat_template_kwargs)
         given = body.max_completion_tokens or body.max_tokens
         wanted = given or self.config.decode.max_new_tokens
         turn = sum(message["role"] == "assistant" for message in asked.messages or ())
@@ -132,9 +135,26 @@ class Reader:
             prefix = joined.pop()["content"]
         return self._prompt({"messages": joined, "prefix": prefix}, "messages", variables)
 
-    def encoded(self, messages: Sequence[dict]) -> EncodedPrompt:
-        """Returns a chat as ids."""
-        return self._encode(self.chat_prompt(messages), 1)
+    def asked(self, body: ScoreBody | TokenizeBody) -> EncodedPrompt:
+        """Returns the prompt of a body that has one, or messages, as ids."""
+        self.strength(body.model, None)
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError("expected one of prompt and messages", param="prompt")
+        return self._encode(body.prompt if body.messages is None else self.chat_prompt(body.messages), 0)
+
+    def given(self, prompt: EncodedPrompt, text: str) -> list[int]:
+        """Returns the ids of a text that is given as a completion."""
+        try:
+            with self._lock:
+                ids = encode_answer(self.policies[-1], prompt, text)
+        except ValueError as error:
+            raise ApiError(str(error), param="completion") from None
+        if not ids:
+            raise ApiError("completion: expected texts of at least one token", param="completion")
+        longest = max(map(len, prompt.tokens))
+        if longest + len(ids) - 1 > self.context:
+            raise _too_long(longest, len(ids), self.context, "completion")
+        return ids
 
     def _prompt(self, value: object, param: str, variables: dict | None = None) -> Prompt:
         try:
@@ -191,7 +211,7 @@ class Reader:
         except ValueError as error:
             raise ApiError(str(error), param=str(error).partition(":")[0]) from None
 
-    def strength(self, model: str, options: DeraOptions | None, turn: int = 0) -> Strength:
+    def strength(self, model: str | None, options: DeraOptions | None, turn: int = 0) -> Strength:
         """Returns the strength of a request: of its `dera` object, else of the model's name, else the server's.
 
         Args:
@@ -202,13 +222,17 @@ class Reader:
         """
         named = self._named(model)
         given = options and options.lambda_
-        found = (
-            named or self.config.lambda_
-            if given is None
-            else self._strength(_of_turn(given, turn, self.num_aligned))
-        )
-        self._check_range(found)
-        return found
+        if given is None:
+            found = named or self.config.lambda_
+            self._check_range(found)
+            return found
+        turns = [self._offered(each) for each in _turns(given, self.num_aligned)]
+        if len(turns) > 1 and turn >= len(turns):
+            raise ApiError(
+                f"dera.lambda: expected a strength for each of {turn + 1} turns, found {len(turns)}",
+                param="dera.lambda",
+            )
+        return turns[turn if len(turns) > 1 else 0]
 
     def strengths(self, body: ScoreBody) -> list[Strength]:
         """Returns the strengths that a text is to be scored at."""
@@ -216,39 +240,43 @@ class Reader:
         if given is None:
             return [self.strength(body.model, None)]
         self._named(body.model)
-        several = given if isinstance(given, list) else [given]
+        several = _turns(given, self.num_aligned)
         if not 1 <= len(several) <= MOST_STRENGTHS:
             raise ApiError(
                 f"dera.lambda: expected 1 to {MOST_STRENGTHS} strengths, found {len(several)}",
                 param="dera.lambda",
             )
-        found = list(dict.fromkeys(map(self._strength, several)))
-        for each in found:
-            self._check_range(each)
-        return found
+        return list(dict.fromkeys(map(self._offered, several)))
 
-    def _named(self, model: str) -> Strength | None:
+    def _named(self, model: str | None) -> Strength | None:
         """Returns the strength in a model's name, `NAME@1.5`."""
-        name, at, strength = (
-            model.rpartition("@") if model.startswith(f"{self.config.name}@") else (model, "", "")
-        )
-        if name not in ("", self.config.name):
+        if model is None or model == self.config.name:
+            return None
+        name, _, strength = model.rpartition("@")
+        if name != self.config.name:
             raise ApiError(
                 f"the model {shown(model, 80)!r} does not exist: there is {self.config.name}, and "
                 f"{self.config.name}@STRENGTH",
                 404, param="model", code="model_not_found",
             )  # fmt: skip
-        return self._strength(strength, "model") if at else None
+        return self._strength(strength, "model")
 
     def _strength(self, value: object, param: str = "dera.lambda") -> Strength:
         try:
             found = as_strengths(value if isinstance(value, str) else [value], self.num_aligned, param)
         except (ValueError, TypeError) as error:
-            told = f"{param}: expected a number such as 1.5 or 1/2, found {shown(value, 40)!r}"
+            example = "1.5 or 1/2" if self.num_aligned == 1 else "+".join(["0.5"] * self.num_aligned)
+            told = f"{param}: expected a strength such as {example}, found {shown(value, 40)!r}"
             raise ApiError(told if isinstance(value, str) else str(error), param=param) from None
         if len(found) != 1:
             raise ApiError(f"{param}: expected one strength, found {len(found)}", param=param)
         return found[0]
+
+    def _offered(self, value: object) -> Strength:
+        """Returns a strength of a `dera` object, which is one that is offered."""
+        found = self._strength(value)
+        self._check_range(found)
+        return found
 
     def _check_range(self, strength: Strength) -> None:
         try:
@@ -267,28 +295,27 @@ def _too_long(tokens: int, new: int, context: int, param: str) -> ApiError:
     )
 
 
-def _of_turn(given: object, turn: int, num_aligned: int) -> object:
-    """Returns the strength of a turn, where there is one for each."""
+def _turns(given: object, num_aligned: int) -> list:
+    """Returns the strengths that a list has, one for each turn or text; of several models a list of numbers is one."""
     if not isinstance(given, list) or not given:
-        return given
-    each = isinstance(given[0], list) if num_aligned > 1 else len(given) > 1
-    if not each:
-        return given
-    if turn >= len(given):
-        raise ApiError(
-            f"dera.lambda: expected a strength for each of {turn + 1} turns, found {len(given)}",
-            param="dera.lambda",
-        )
-    return given[turn]
+        return [given]
+    vector = num_aligned > 1 and not any(isinstance(each, list | str) for each in given)
+    return [given] if vector else given
 
 
 def _content(message: dict, number: int) -> str:
     """Returns the text of a message, which may be in parts."""
-    content = message.get("content")
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+    content, where = message.get("content"), f"messages[{number}].content"
+    if isinstance(content, list):
+        for part in content:
+            if not (
+                isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            ):
+                kind = part.get("type") if isinstance(part, dict) else part
+                raise ApiError(
+                    f"{where}: expected parts of text, found {shown(str(kind), 40)}", param="messages"
+                )
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str) or not (content or message["role"] == "assistant"):
-        raise ApiError(
-            f"messages[{number}].content: expected a text with at least one character", param="messages"
-        )
+        raise ApiError(f"{where}: expected a text with at least one character", param="messages")
     return content

@@ -37,11 +37,11 @@ class ServeConfig:
             raise ValueError(
                 f"lambda_range: expected two finite numbers in order, found {least:g} and {most:g}"
             )
-        check_in_range(self.lambda_, self.lambda_range, "the default strength")
+        check_in_range(self.lambda_, self.lambda_range, "lambda")
 
 
 def check_in_range(strength: Strength, limits: tuple[float, float], name: str) -> None:
     """Raises ValueError where a strength is outside of what is offered."""
     least, most = limits
     if outside := [value for value in strength if not least <= value <= most]:
-        raise ValueError(f"{name}: expected {least:g} to {most:g}, found {outside[0]:g}")
+        raise ValueError(f"{name}: expected {least:g} to {most:g}, found {outside[0]}")

@@ -16,7 +16,7 @@ from dera_jax.decoding.request import Shape, shape_of
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule
-from dera_jax.serving.fair_queue import FairQueue
+from dera_jax.serving.fair_queue import FairQueue, Full
 from dera_jax.serving.jobs import Failed, Finished, Job, Progress
 
 Result = TypeVar("Result")
@@ -94,7 +94,12 @@ class Engine:
             self._wake.notify()
 
     def call(self, function: Callable[[], Result]) -> "Future[Result]":
-        """Has the thread call a function of the models between two chunks."""
+        """Has the thread call a function of the models between two chunks, one for each chunk; cancelled ones never.
+
+        Raises:
+          Full: as many wait as completions may.
+          Stopping: the server shuts down.
+        """
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -106,6 +111,8 @@ class Engine:
 
         with self._wake:
             self._check_open()
+            if len(self._calls) >= self.limit:
+                raise Full
             self._calls.append(run)
             self._wake.notify()
         return future
@@ -147,9 +154,9 @@ class Engine:
                 self._wake.wait_for(lambda: self._has_work or not self._open)
                 if not self._has_work:
                     return
-                calls, self._calls = self._calls, deque()
+                call = self._calls.popleft() if self._calls else None
                 cancelled, self._cancelled = self._cancelled, deque()
-            for call in calls:
+            if call:
                 call()
             for job in cancelled:
                 self._drop(job)

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 from dera_jax.decoding.request import Completion, Request
 from dera_jax.serving.engine import Engine, Stopping
@@ -11,8 +13,33 @@ from dera_jax.serving.fair_queue import Full
 from dera_jax.serving.jobs import Event, Failed, Finished, Job, Progress
 from dera_jax.serving.metrics import Metrics
 
+Result = TypeVar("Result")
 RETRY = 2
 """Seconds after which a client may try again where the queue is full."""
+
+
+@contextmanager
+def refusing(engine: Engine) -> Iterator[None]:
+    """Has what an engine does not take in the block be refused."""
+    try:
+        yield
+    except Full:
+        raise ApiError(
+            f"the queue of {engine.limit} is full: try again later", 429, retry_after=RETRY
+        ) from None
+    except Stopping as error:
+        raise ApiError(str(error), 503, retry_after=RETRY) from None
+
+
+async def called(engine: Engine, function: Callable[[], Result]) -> Result:
+    """Returns what a function of the models gives, called by the engine's thread; not at all once this is cancelled.
+
+    Raises:
+      ApiError: too many wait, or the server is shutting down.
+    """
+    with refusing(engine):
+        future = engine.call(function)
+    return await asyncio.wrap_future(future)
 
 
 class Exchange:
@@ -24,8 +51,12 @@ class Exchange:
         """Submits them; belongs to the running event loop.
 
         Raises:
-          ApiError: the queue is full, or the server is shutting down.
+          ApiError: the queue is full or shorter than they are many, or the server is shutting down.
         """
+        if len(requests) > engine.limit:
+            raise ApiError(
+                f"expected at most {engine.limit} completions of one request, found {len(requests)}"
+            )
         self.engine, self.metrics = engine, metrics
         self.begun = time.perf_counter()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -40,14 +71,8 @@ class Exchange:
 
         self.jobs = [Job(each, client, teller(number), stream) for number, each in enumerate(requests)]
         self.open = set(range(len(self.jobs)))
-        try:
+        with refusing(engine):
             engine.submit(self.jobs)
-        except Full:
-            raise ApiError(
-                f"the queue of {engine.limit} completions is full: try again later", 429, retry_after=RETRY
-            ) from None
-        except Stopping as error:
-            raise ApiError(str(error), 503, retry_after=RETRY) from None
         for prompt in {id(each.prompt): each.prompt for each in requests}.values():
             metrics.read(len(prompt.tokens[-1]))
 

@@ -13,23 +13,23 @@ Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 
 
-class DeraOptions(Struct):
+class DeraOptions(Struct, forbid_unknown_fields=True):
     """What these models have beyond others."""
 
     lambda_: Any = msgspec.field(name="lambda", default=None)
     """A strength, a list with one for each aligned model, or with one for each turn."""
-    tokens: bool = False
+    tokens: bool | None = None
     """Whether answers tell the figures of every token."""
 
 
 class StreamOptions(Struct):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Asked(Struct, kw_only=True):
     """What completions and chats have in common."""
 
-    model: str = ""
+    model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MOST_SAMPLES)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     temperature: float | None = None
@@ -66,7 +66,7 @@ class CompletionBody(Asked, kw_only=True):
     """A text, token ids, or a list of one kind of these."""
     max_tokens: Count | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    echo: bool = False
+    echo: bool | None = None
 
 
 class ChatBody(Asked, kw_only=True):
@@ -77,14 +77,14 @@ class ChatBody(Asked, kw_only=True):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    continue_final_message: bool = False
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
 class ScoreBody(Struct, kw_only=True):
     """Of `/v1/score`."""
 
-    model: str = ""
+    model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     completion: str | list[str]
@@ -94,7 +94,7 @@ class ScoreBody(Struct, kw_only=True):
 class TokenizeBody(Struct, kw_only=True):
     """Of `/tokenize`."""
 
-    model: str = ""
+    model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool = True
@@ -103,7 +103,7 @@ class TokenizeBody(Struct, kw_only=True):
 class DetokenizeBody(Struct, kw_only=True):
     """Of `/detokenize`."""
 
-    model: str = ""
+    model: str | None = None
     tokens: list[Count]
 
 
@@ -146,6 +146,8 @@ def read_body(data: bytes, kind: type[Body]) -> Body:
         raise ApiError(f"the body is no JSON: {_one_line(error)}") from None
     if not isinstance(fields, dict):
         raise ApiError("the body: expected a JSON object")
+    if "lambda" in fields:
+        raise ApiError('lambda: expected it in the dera object, {"dera": {"lambda": 1.5}}', param="lambda")
     for name, neutral in NEUTRAL.items():
         if name in fields and fields[name] not in neutral:
             raise ApiError(f"{name}: not supported by this server", param=name, code="unsupported_parameter")

@@ -4,25 +4,28 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import TypeVar
 
 from fastapi import Request
 from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
+from dera_jax.data.encoding import EncodedPrompt
 from dera_jax.data.tokens import text_ids
 from dera_jax.decoding.complete import MixtureDraw
 from dera_jax.decoding.endings import Endings
 from dera_jax.decoding.request import Completion
 from dera_jax.policies.policy import Policy
-from dera_jax.rules.rule import Rule
-from dera_jax.scoring.score import Scored, score
+from dera_jax.rules.rule import Rule, is_mixture
+from dera_jax.scoring.score import Scored, score_tokens
 from dera_jax.serving.answers import Writer, beta_over, rounded
 from dera_jax.serving.asking import Ask, Reader
 from dera_jax.serving.config import ServeConfig
-from dera_jax.serving.engine import Engine, Stopping
+from dera_jax.serving.engine import Engine
 from dera_jax.serving.errors import ApiError
-from dera_jax.serving.exchange import RETRY, Exchange
+from dera_jax.serving.exchange import Exchange, called
 from dera_jax.serving.metrics import Metrics
 from dera_jax.serving.protocol import (
     ChatBody,
@@ -34,8 +37,9 @@ from dera_jax.serving.protocol import (
 )
 from dera_jax.serving.streams import Wanted, events
 from dera_jax.serving.wholes import Answerer
-from dera_jax.strengths import format_strength, strength_to_json
+from dera_jax.strengths import Strength, format_strength, strength_to_json
 
+Result = TypeVar("Result")
 MOST_SCORED = 64
 """Completions of one `/v1/score`."""
 
@@ -80,7 +84,7 @@ class Service:
         Raises:
           ApiError: there is none of this name.
         """
-        strength = self.reader.strength(name, None)
+        strength = self.reader.strength(name or "?", None)
         reference, *aligned = self.policies
         decode = self.config.decode
         dera = {
@@ -100,8 +104,12 @@ class Service:
         """Answers `/v1/completions`."""
         body = read_body(data, CompletionBody)
         ask = await asyncio.to_thread(self.reader.completions, body)
+        if body.logprobs:
+            self._check_mixture("logprobs above 0")
+        if body.echo and body.logprobs is not None:
+            self._check_echo(ask)
         if not body.stream:
-            return await self.answerer.completions(body, ask, await self._made(request, ask))
+            return await self._whole(request, ask, partial(self.answerer.completions, body, ask))
         if body.echo or body.logprobs:
             raise ApiError("stream: not supported together with echo, or logprobs above 0", param="stream")
         return self._streamed(request, ask, body, Wanted(False, body.logprobs is not None, *_extras(body)))
@@ -111,9 +119,11 @@ class Service:
         body = read_body(data, ChatBody)
         if body.top_logprobs and not body.logprobs:
             raise ApiError("top_logprobs: expected logprobs with it", param="top_logprobs")
+        if body.top_logprobs:
+            self._check_mixture("top_logprobs")
         ask = await asyncio.to_thread(self.reader.chat, body)
         if not body.stream:
-            return await self.answerer.chat(body, ask, await self._made(request, ask))
+            return await self._whole(request, ask, partial(self.answerer.chat, body, ask))
         if body.top_logprobs:
             raise ApiError("stream: not supported together with top_logprobs", param="stream")
         return self._streamed(request, ask, body, Wanted(True, bool(body.logprobs), *_extras(body)))
@@ -121,38 +131,44 @@ class Service:
     async def score(self, request: Request, data: bytes) -> dict:
         """Answers `/v1/score`: given texts, under every model and at every strength."""
         body = read_body(data, ScoreBody)
+        self._check_mixture("/v1/score")
         texts = [body.completion] if isinstance(body.completion, str) else body.completion
         if not 1 <= len(texts) <= MOST_SCORED:
-            raise ApiError(
-                f"completion: expected 1 to {MOST_SCORED} texts, found {len(texts)}", param="completion"
-            )
+            found = f"found {len(texts)}"
+            raise ApiError(f"completion: expected 1 to {MOST_SCORED} texts, {found}", param="completion")
         strengths = self.reader.strengths(body)
-        prompts = [{"id": n} | self._asked(body) for n in range(len(texts))]
-        call = self._call(lambda: score(self.policies, prompts, texts, strengths))
-        try:
-            found = await asyncio.wrap_future(call)
-        except (ValueError, TypeError) as error:
-            raise ApiError(" ".join(str(error).split())[:300]) from None
+        prompt = self.reader.asked(body)
+        given = [self.reader.given(prompt, text) for text in texts]
+
+        async def scored() -> list[Scored]:
+            # One at a time: what is decoded goes on between two of them.
+            each = [partial(self._score, prompt, ids, strengths) for ids in given]
+            return [await called(self.engine, one) for one in each]
+
         return {
             "object": "list",
             "model": body.model or self.config.name,
             "lambda": list(map(strength_to_json, strengths)),
-            "data": [self._scored(number, each) for number, each in enumerate(found)],
+            "data": [
+                self._scored(number, each)
+                for number, each in enumerate(await _unless_gone(request, scored()))
+            ],
         }
 
     async def tokenize(self, request: Request, data: bytes) -> dict:
         """Answers `/tokenize`."""
         body = read_body(data, TokenizeBody)
-        asked = self._asked(body)
-        if "messages" in asked:
-            tokens = list(self.reader.encoded(body.messages).tokens[-1])
-        else:
+        if body.messages is None and body.prompt is not None:
+            self.reader.strength(body.model, None)
             tokens = self._text_ids(body.prompt, body.add_special_tokens)
+        else:
+            tokens = list(self.reader.asked(body).tokens[-1])
         return {"count": len(tokens), "max_model_len": self.reader.context, "tokens": tokens}
 
     async def detokenize(self, request: Request, data: bytes) -> dict:
         """Answers `/detokenize`."""
         body = read_body(data, DetokenizeBody)
+        self.reader.strength(body.model, None)
         tokenizer = self.policies[-1].tokenizer
         if body.tokens and max(body.tokens) >= len(tokenizer):
             raise ApiError(
@@ -166,41 +182,42 @@ class Service:
         except ValueError as error:
             raise ApiError(str(error), param="prompt") from None
 
-    def _asked(self, body: ScoreBody | TokenizeBody) -> dict:
-        """Returns the prompt that a body has, checked."""
-        self.reader.strength(body.model, None)
-        if (body.prompt is None) == (body.messages is None):
-            raise ApiError("expected one of prompt and messages", param="prompt")
-        if body.messages is None:
-            return {"prompt": body.prompt}
-        return {"messages": list(self.reader.chat_prompt(body.messages).messages)}
+    def _check_mixture(self, what: str) -> None:
+        """Refuses what only the linear mixture has: given tokens are read once for all strengths."""
+        if not is_mixture(self.engine.rule):
+            raise ApiError(f"{what}: not supported with this server's --rule", code="unsupported_parameter")
+
+    def _check_echo(self, ask: Ask) -> None:
+        """Refuses the figures of a prompt that not all models read alike, or that an encoder reads."""
+        self._check_mixture("echo with logprobs")
+        alike = all(len(set(request.prompt.tokens)) == 1 for request in ask.requests)
+        if not alike or any(policy.config.encoder_decoder for policy in self.policies):
+            raise ApiError(
+                "echo: with logprobs, expected models that continue one and the same prompt", param="echo"
+            )
+
+    def _score(self, prompt: EncodedPrompt, ids: list[int], strengths: Sequence[Strength]) -> Scored:
+        (found,) = score_tokens(self.policies, [prompt.tokens], [ids], strengths, 1)
+        return found
 
     def _offers(self, value: float) -> bool:
         least, most = self.config.lambda_range
         return least <= value <= most
 
-    def _call(self, function):
-        try:
-            return self.engine.call(function)
-        except Stopping as error:
-            raise ApiError(str(error), 503, retry_after=RETRY) from None
-
     def _exchange(self, request: Request, ask: Ask, stream: bool) -> Exchange:
         client = request.client.host if request.client else ""
         return Exchange(self.engine, self.metrics, ask.requests, client, stream)
 
-    async def _made(self, request: Request, ask: Ask) -> list[Completion]:
-        """Returns the completions of a request, which are given up when its client goes away."""
+    async def _whole(
+        self, request: Request, ask: Ask, answer: Callable[[list[Completion]], Awaitable[dict]]
+    ) -> dict:
+        """Returns what `answer` makes of a request's completions."""
         exchange = self._exchange(request, ask, False)
-        made = asyncio.ensure_future(exchange.completions())
-        gone = asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait({made, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not made.done():
-                raise ApiError("the client has gone away", 499)
-            return made.result()
-        finally:
-            await _ended(made, gone)
+
+        async def made() -> dict:
+            return await answer(await exchange.completions())
+
+        return await _unless_gone(request, made())
 
     def _streamed(
         self, request: Request, ask: Ask, body: CompletionBody | ChatBody, wanted: Wanted
@@ -247,6 +264,24 @@ def _extras(body: CompletionBody | ChatBody) -> tuple[bool, bool]:
     return bool(body.dera and body.dera.tokens), bool(
         body.stream_options and body.stream_options.include_usage
     )
+
+
+async def _unless_gone(request: Request, work: Coroutine[None, None, Result]) -> Result:
+    """Returns the result of some work, which is given up when the client goes away.
+
+    Raises:
+      ApiError: it has gone away.
+    """
+    made, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({made, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not made.done():
+            raise ApiError("the client has gone away", 499)
+        return made.result()
+    except ValueError as error:  # of the models: figures that are not finite
+        raise ApiError(" ".join(str(error).split())[:300]) from None
+    finally:
+        await _ended(made, gone)
 
 
 async def _disconnected(request: Request) -> None:

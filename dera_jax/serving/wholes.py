@@ -1,9 +1,9 @@
 """Answers as a whole: the choices of a request whose completions have all ended."""
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 
+from dera_jax.data.tokens import decode_completion
 from dera_jax.decoding.request import Completion, Request
 from dera_jax.serving.answers import (
     REASONS,
@@ -17,6 +17,7 @@ from dera_jax.serving.answers import (
 )
 from dera_jax.serving.asking import Ask
 from dera_jax.serving.engine import Engine
+from dera_jax.serving.exchange import called
 from dera_jax.serving.likeliest import Likeliest, likeliest
 from dera_jax.serving.protocol import ChatBody, CompletionBody
 
@@ -65,13 +66,15 @@ class Answerer:
 
     def _dera(self, body: ChatBody | CompletionBody, completion: Completion) -> dict:
         figures = self.writer.figures(completion)
+        if body.max_tokens == 0:  # one was drawn, and is not in the answer
+            return figures | dict.fromkeys(("kl", "log_z", "log_ratio"), 0.0)
         if body.dera and body.dera.tokens:
             figures["tokens"] = dera_tokens(self.writer.tokens_of(completion))
         return figures
 
     def _echoed(self, request: Request) -> str:
-        asked = request.prompt.prompt
-        return "".join(self.writer.texts((), request.prompt.tokens[-1])) if asked.text is None else asked.text
+        """Returns the text of a prompt, of ids too, without special tokens."""
+        return decode_completion(self.writer.tokenizer, (), request.prompt.tokens[-1])
 
     async def _chat_logprobs(self, completion: Completion, count: int) -> dict:
         request, best = completion.request, None
@@ -86,14 +89,13 @@ class Answerer:
         made = [] if body.max_tokens == 0 else self.writer.tokens_of(completion)
         ids = [token.id for token in made]
         if not body.echo:
-            offset = 0
             texts, known = [t.text for t in made], self.writer.continued(request)
             logprobs: list[float | None] = [t.logprob for t in made]
             best = None
             if count:
                 found = await self._likeliest(request, request.prompt.tokens, ids)
                 best = _first_of_each(self._words(known, ids, found, count))
-            return completion_logprobs(texts, logprobs, best, offset)
+            return completion_logprobs(texts, logprobs, best)
         whole = [list(each) for each in request.prompt.tokens]
         read = [*whole[-1][1:], *ids]
         # The first token has nothing before it.
@@ -102,15 +104,15 @@ class Answerer:
             found = await self._likeliest(request, [each[:1] for each in whole], read)
             logprobs += list(map(float, found.logprobs))
             best += _first_of_each(self._words(whole[-1][:1], read, found, count))
+        shown = self.writer.texts((), [*whole[-1], *ids], special=False)
         texts = self.writer.texts((), [*whole[-1], *ids])
-        return completion_logprobs(texts, logprobs, best if count else None)
+        return completion_logprobs(texts, logprobs, best if count else None, shown=shown)
 
     async def _likeliest(
         self, request: Request, prompt: Sequence[Sequence[int]], ids: Sequence[int]
     ) -> Likeliest:
-        policies = self.engine.policies
-        find = partial(likeliest, policies, prompt, ids, request.lambda_)
-        return await asyncio.wrap_future(self.engine.call(find))
+        find = partial(likeliest, self.engine.policies, prompt, ids, request.lambda_)
+        return await called(self.engine, find)
 
     def _words(
         self, known: Sequence[int], ids: Sequence[int], found: Likeliest, count: int

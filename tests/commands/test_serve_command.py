@@ -1,5 +1,6 @@
 """`python -m eval.serve` as a process: ready in one line, ended without a loss, refused in one line."""
 
+import json
 import re
 import signal
 import subprocess
@@ -16,12 +17,12 @@ from tests.support.processes import ROOT
     ("options", "said"),
     [
         (["--lambda=0,1"], "--lambda: expected one strength, found 2"),
-        (["--lambda=3"], "the default strength: expected 0 to 2, found 3"),
-        (["--lambda-range=2:0"], "lambda_range: expected two finite numbers in order, found 2 and 0"),
+        (["--lambda=3"], "--lambda: expected 0 to 2, found 3.0"),
+        (["--lambda-range=2:0"], "--lambda-range: expected two finite numbers in order, found 2 and 0"),
         (["--lambda-range=2"], "--lambda-range: expected two numbers such as 0:2, found '2'"),
-        (["--lambda-range=0:nan"], "lambda_range: expected two finite numbers in order"),
+        (["--lambda-range=0:nan"], "--lambda-range: expected two finite numbers in order"),
         (["--port=99999"], "--port: expected"),
-        (["--queue=0"], "queue: expected"),
+        (["--queue=0"], "--queue: expected"),
         (["--rows=none"], "--rows: expected a whole number"),
         (["--served-model-name=a@1"], "--served-model-name: expected a name without @, found 'a@1'"),
         (["--beta=-1"], "--beta: expected"),
@@ -44,16 +45,22 @@ def test_a_port_that_is_taken(capsys):
     assert "is in use" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_server_answers_and_ends_when_it_is_told(tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_ends_when_what_it_has_begun_is_done(ending):
     command = [sys.executable, "-m", "eval.serve", "--port=0", "--rows=2", "--lambda=1/2"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     found = re.fullmatch(r"toy at (http://127\.0\.0\.1:\d+) \(λ = 1/2, 2 rows\)\n", line)
     assert found, line + process.stderr.read()
-    answer = requests.post(f"{found[1]}/v1/completions", json={"prompt": "Once", "max_tokens": 5}, timeout=60)
-    assert answer.json()["dera"]["lambda"] == 0.5
     assert "strength (λ)" in requests.get(found[1], timeout=60).text
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode in (0, 143, -signal.SIGTERM) and "Traceback" not in errors
+    body = {"prompt": "Once", "max_tokens": 240, "n": 24, "temperature": 5.0, "stream": True}
+    with requests.post(f"{found[1]}/v1/completions", json=body, stream=True, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        process.send_signal(ending)
+        told = [line.removeprefix(b"data: ") for line in lines if line]
+    assert told[-1] == b"[DONE]"
+    choices = [json.loads(each)["choices"][0] for each in told[:-1]]
+    assert sum(choice["finish_reason"] is not None for choice in choices) == 24
+    assert choices[0]["index"] in range(24) and "Traceback" not in process.communicate(timeout=60)[1]
+    assert process.returncode in (143, -signal.SIGTERM, 130, -signal.SIGINT)

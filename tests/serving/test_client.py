@@ -11,6 +11,7 @@ from dera_jax.decoding import complete
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.request import Request
 from dera_jax.scoring.score import score
+from tests.support.servers import post, serving
 
 PROMPT = "Once upon a time"
 STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
@@ -126,6 +127,53 @@ def test_logprobs_of_a_prompt_are_those_of_teacher_forcing(pair, url):
     assert all(len(words) == 2 for words in told.top_logprobs[1:])
 
 
+def test_offsets_are_places_in_the_text(url):
+    """BOS has a token and no text."""
+    found = text_of(url, 0.5, echo=True, logprobs=1, max_tokens=8).choices[0]
+    told = found.logprobs
+    assert found.text.startswith(PROMPT) and told.tokens[0] == "<s>"
+    for token, offset in list(zip(told.tokens, told.text_offset, strict=True))[1:]:
+        assert found.text[offset:].startswith(token) or token == "</s>"
+
+
+def test_of_a_prompt_alone_no_figures_of_a_completion_are_told(url):
+    found = text_of(url, 1, echo=True, logprobs=0, max_tokens=0)
+    assert found.usage.completion_tokens == 0 and found.choices[0].text == PROMPT
+    assert [found.dera[name] for name in ("kl", "log_z", "log_ratio")] == [0, 0, 0]
+
+
+def test_given_texts_have_the_figures_of_score(pair, url):
+    texts, strengths = [" there was", " a dog."], [0, 0.5, 1.5]
+    body = {"prompt": PROMPT, "completion": texts, "dera": {"lambda": strengths}}
+    status, found = post(url, "/v1/score", **body)
+    assert status == 200 and found["lambda"] == strengths
+    expected = score(pair, [{"id": n, "prompt": PROMPT} for n in range(2)], texts, strengths)
+    for told, each in zip(found["data"], expected, strict=True):
+        assert told["tokens"] == each.tokens
+        for name, values in (
+            ("logprobs", each.logprobs),
+            ("kl", each.kl_to_reference),
+            ("log_z", each.log_normalizers),
+        ):
+            np.testing.assert_allclose(told[name], values.sum(axis=1), atol=1e-4)
+
+
+def test_two_aligned_models_take_a_strength_each(pair):
+    with serving((pair[0], pair[1], pair[1]), name="two", lambda_=(0.5, 0.5)) as (url, _):
+        for given in ([0.25, 0.75], "0.25+0.75", [[0.25, 0.75]]):
+            status, found = post(
+                url, "/v1/completions", prompt=PROMPT, seed=7, max_tokens=24, dera={"lambda": given}
+            )
+            assert status == 200 and found["dera"]["lambda"] == [0.25, 0.75]
+        (expected,) = offline(pair, 1)
+        assert found["choices"][0]["text"] == expected.text
+        assert post(url, "/v1/completions", prompt="a", model="two@0.5+1", max_tokens=1)[1]["dera"][
+            "lambda"
+        ] == [0.5, 1]
+        status, found = post(url, "/v1/completions", prompt="a", model="two@1")
+        assert status == 400 and "expected a strength such as 0.5+0.5, found '1'" in found["error"]["message"]
+
+
 def test_models_are_the_pair_and_its_ends(url):
     listed = {model.id: model for model in client(url).models.list()}
     assert list(listed) == ["toy", "toy@0", "toy@1"]
@@ -166,8 +214,6 @@ def test_figures_of_tokens_add_up_to_those_of_the_answer(url):
 
 
 def test_a_key_is_asked_for(pair):
-    from tests.support.servers import serving
-
     with serving(pair, api_key="right", rows=1) as (url, _):
         with pytest.raises(openai.AuthenticationError, match="expected an API key"):
             client(url, "wrong").models.list()

@@ -117,6 +117,24 @@ def _leave(url, body):
         requests.post(f"{url}/v1/completions", json=body, timeout=0.3, stream=True).close()
 
 
+def test_looks_at_the_models_wait_for_each_other_and_for_chunks(chats, monkeypatch):
+    """Between two of them lies a chunk of what is decoded; one that nobody waits for any more is left out."""
+    seen, ended = [], queue.Queue()
+    chunk = Batch.run_chunk
+    monkeypatch.setattr(Batch, "run_chunk", lambda batch: seen.append("chunk") or chunk(batch))
+    service = service_of(chats, queue=4)
+    (request,) = service.reader.completions(CompletionBody(prompt=[5, 6], max_tokens=80, seed=1)).requests
+    service.engine.submit([Job(request, "", ended.put)])
+    asked = [service.engine.call(lambda n=n: seen.append(n)) for n in range(4)]
+    with pytest.raises(Full):
+        service.engine.call(lambda: seen.append("too many"))
+    asked[2].cancel()
+    service.engine.start()
+    ended.get(timeout=120)
+    service.engine.stop()
+    assert seen[:6] == [0, "chunk", 1, "chunk", "chunk", 3]
+
+
 def test_what_was_taken_is_finished_when_the_server_ends(pair):
     with serving(pair, rows=2) as (url, _), ThreadPoolExecutor(4) as at_once:
         asked = [

@@ -1,5 +1,7 @@
 """What cannot be served is one sentence in OpenAI's form, and the server goes on."""
 
+import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 import requests
 
 from dera_jax.rules.rule import linear_rule
-from tests.support.servers import post, serving
+from tests.support.servers import post, serving, wait_until
 
 TEXT = {"prompt": "Once"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -53,14 +55,18 @@ def refused(url, path, status, said, **body):
         (TEXT | {"dera": {"lambda": -0.1}}, "dera.lambda: expected 0 to 2, found -0.1"),
         (
             TEXT | {"dera": {"lambda": "high"}},
-            "dera.lambda: expected a number such as 1.5 or 1/2, found 'high'",
+            "dera.lambda: expected a strength such as 1.5 or 1/2, found 'high'",
         ),
         (TEXT | {"dera": {"lambda": True}}, "dera.lambda: expected a number"),
         (TEXT | {"dera": {"lambda": {"a": 1}}}, "dera.lambda: expected a number"),
         (TEXT | {"dera": {"lambda": []}}, "dera.lambda: expected a number for each of 1 aligned models"),
+        (TEXT | {"dera": {"lambda": [1, 3]}}, "dera.lambda: expected 0 to 2, found 3"),
+        (TEXT | {"dera": {"lambda": 2.0000000000000004}}, "expected 0 to 2, found 2.0000000000000004"),
+        (TEXT | {"dera": {"lamda": 1}}, "dera: object contains unknown field `lamda`"),
+        (TEXT | {"lambda": 1}, "lambda: expected it in the dera object"),
         (TEXT | {"dera": 1}, "dera: expected `object | null`, got `int`"),
         (TEXT | {"model": "toy@9"}, "dera.lambda: expected 0 to 2, found 9"),
-        (TEXT | {"model": "toy@x"}, "model: expected a number such as 1.5 or 1/2, found 'x'"),
+        (TEXT | {"model": "toy@x"}, "model: expected a strength such as 1.5 or 1/2, found 'x'"),
         ({"prompt": "a\ud800b"}, ""),
     ],
     ids=lambda value: str(value)[:40].encode("ascii", "replace").decode(),
@@ -76,23 +82,21 @@ def test_a_completion_that_cannot_be(body, said, url):
         ({"messages": [{"role": "king", "content": "Hi"}]}, "messages[0].role: expected one of system"),
         ({"messages": [{"role": "user"}]}, "messages[0].content: expected a text"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content: expected a text with at least one"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content: expected a text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content: expected parts of text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, "expected parts of text"),
         ({"messages": [{"role": "system", "content": "Be."}]}, "expected the last one to be the user's"),
         ({"messages": "Hi"}, "messages: expected `array`, got `str`"),
         (CHAT | {"tools": [{"type": "function"}]}, "tools: not supported"),
         (CHAT | {"response_format": {"type": "json_object"}}, "response_format: not supported"),
         (CHAT | {"top_logprobs": 3}, "top_logprobs: expected logprobs with it"),
         (CHAT | {"max_tokens": 0}, "max_tokens: expected `int` >= 1"),
-        (CHAT | {"dera": {"lambda": [1, 2, "a"]}, "messages": [*CHAT["messages"]] }, ""),
+        (CHAT | {"dera": {"lambda": [1, 2, "a"]}}, "dera.lambda: expected a strength such as 1.5 or 1/2, found 'a'"),
         (CHAT | {"model": "toy"}, "the model 'toy' does not exist"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
 def test_a_chat_that_cannot_be(body, said, chat_url):
     status, told = post(chat_url, "/v1/chat/completions", **body)
-    if not said:  # what is right of it is used
-        assert status == 200
-        return
     assert status == (404 if "does not exist" in said else 400) and said in told["error"]["message"]
 
 
@@ -134,6 +138,14 @@ def test_another_model_is_not_found(model, url):
             400,
             "expected 1 to 64 texts",
         ),
+        ("/v1/score", b'{"completion": "", "prompt": "a"}', "application/json", 400, "at least one token"),
+        (
+            "/v1/score",
+            b'{"completion": "%s", "prompt": "a"}' % (b"a" * 900),
+            "application/json",
+            400,
+            "the context of 256",
+        ),
         ("/detokenize", b'{"tokens": [99999]}', "application/json", 400, "tokens: expected ids below 512"),
     ],
 )
@@ -143,12 +155,58 @@ def test_bodies_and_routes(path, sent, kind, status, said, url):
     assert requests.get(f"{url}/health", timeout=60).status_code == 200
 
 
-def test_a_full_queue_says_when_to_come_back(pair):
+def test_no_answer_names_folders_of_the_server(url):
+    status, found = post(url, "/v1/score", prompt="a", completion="a" * 900)
+    assert status == 400 and found["error"]["code"] == "context_length_exceeded"
+    assert (
+        "/" not in found["error"]["message"]
+        and "assets" not in requests.get(f"{url}/v1/models", timeout=60).text
+    )
+
+
+def test_a_request_that_never_fits_the_queue_is_not_told_to_come_back(pair):
     with serving(pair, rows=1, queue=3) as (url, _):
-        answer = requests.post(f"{url}/v1/completions", json={"prompt": "Once", "n": 4}, timeout=60)
+        status, found = post(url, "/v1/completions", prompt=["Once", "Twice"], n=2)
+        assert (
+            status == 400
+            and "expected at most 3 completions of one request, found 4" in found["error"]["message"]
+        )
+
+
+def test_machines_may_ask_for_heads_and_methods(url):
+    assert (
+        requests.head(url, timeout=60).status_code
+        == requests.head(f"{url}/health", timeout=60).status_code
+        == 200
+    )
+    assert requests.put(f"{url}/v1/score", timeout=60).headers["Allow"] == "POST"
+
+
+def test_a_body_that_breaks_off_is_no_error_of_the_server(running):
+    url, service = running
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = (
+            "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99"
+        )
+        client.sendall(f"{head}\r\n\r\n{{".encode())
+    refused = service.metrics.refused.labels("toy", "499")
+    wait_until(lambda: refused._value.get() >= 1)
+    assert 'status="500"' not in service.metrics.text().decode()
+
+
+def test_a_full_queue_says_when_to_come_back(pair):
+    with serving(pair, rows=1, queue=3) as (url, service), ThreadPoolExecutor(1) as at_once:
+        begun, go = threading.Event(), threading.Event()
+        service.engine.call(lambda: begun.set() or go.wait(60))
+        assert begun.wait(60)
+        first = at_once.submit(post, url, "/v1/completions", prompt="Once", n=3, max_tokens=2)
+        wait_until(lambda: service.engine.load().waiting == 3)
+        answer = requests.post(f"{url}/v1/completions", json={"prompt": "Once"}, timeout=60)
+        go.set()
         assert answer.status_code == 429 and int(answer.headers["Retry-After"]) > 0
-        assert answer.json()["error"]["message"] == "the queue of 3 completions is full: try again later"
-        assert post(url, "/v1/completions", prompt="Once", n=3, max_tokens=2)[0] == 200
+        assert answer.json()["error"]["message"] == "the queue of 3 is full: try again later"
+        assert first.result()[0] == 200
 
 
 def too_strong(logits, weights, state):
@@ -168,3 +226,25 @@ def test_figures_that_are_not_finite_fail_one_completion_alone(pair):
         assert [status for status, _ in found] == [400, 200, 400, 200]
         assert "logits are not finite" in found[0][1]["error"]["message"]
         assert service.engine.load().busy == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", TEXT | {"logprobs": 1}),
+        ("/v1/completions", TEXT | {"logprobs": 0, "echo": True}),
+        ("/v1/score", TEXT | {"completion": " upon"}),
+    ],
+)
+def test_figures_of_given_tokens_are_the_mixture_s_alone(path, body, pair):
+    """Another rule's would be those of another law."""
+    with serving(pair, rule=too_strong) as (url, _):
+        status, found = post(url, path, **body)
+        assert status == 400 and "not supported with this server's --rule" in found["error"]["message"]
+
+
+def test_a_key_may_have_any_letters(pair):
+    with serving(pair, api_key="clé", rows=1) as (url, _):
+        for given, status in (("Bearer clé", 200), ("bearer clé", 200), ("clé", 401), ("Bearer cle", 401)):
+            headers = {"Authorization": given.encode()}
+            assert requests.get(f"{url}/v1/models", headers=headers, timeout=60).status_code == status, given

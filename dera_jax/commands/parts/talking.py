@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from dera_jax.commands.options import cli
+from dera_jax.commands.parts.lines import each_line
 from dera_jax.commands.process import interrupts
 
 COLOURS = ((0.05, None), (0.2, 229), (0.5, 222), (1.0, 215), (math.inf, 208))
@@ -66,20 +66,9 @@ class Conversation:
         )
 
     def run(self) -> None:
-        """Answers each line of standard input until it ends or says /quit; a line that is wrong ends nothing."""
+        """Answers each line of standard input until it ends or says /quit."""
         print(HELP, file=sys.stderr)
-        sign = "> " if sys.stdin.isatty() else ""
-        while True:
-            try:
-                line = input(sign).strip()
-            except EOFError:
-                return
-            if line == "/quit":
-                return
-            try:
-                self.take(line)
-            except ValueError as error:
-                print(f"error: {cli.in_one_line(error)}", file=sys.stderr)
+        each_line(self.take)
 
     def take(self, line: str) -> None:
         """Does what a line says, or answers it."""
