@@ -82,7 +82,7 @@ def test_a_completion_that_cannot_be(body, said, url):
         ({"messages": [{"role": "king", "content": "Hi"}]}, "messages[0].role: expected one of system"),
         ({"messages": [{"role": "user"}]}, "messages[0].content: expected a text"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content: expected a text with at least one"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content: expected parts of text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content: expected parts of text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, "expected parts of text"),
         ({"messages": [{"role": "system", "content": "Be."}]}, "expected the last one to be the user's"),
         ({"messages": "Hi"}, "messages: expected `array`, got `str`"),
