@@ -1,9 +1,10 @@
-"""Writes docs/reference/commands.md from the parsers of the commands.
+"""Writes docs/reference/commands.md from the parsers of the commands, and rules.md from the table of rules.
 
 python -m scripts.docs
 """
 
 import argparse
+import math
 import re
 import textwrap
 from collections.abc import Iterator
@@ -33,9 +34,11 @@ from dera_jax.commands import (  # noqa: F401
 from dera_jax.commands.options.cli import Parser
 from dera_jax.common.spelling import COMMANDS
 from dera_jax.rewards.registry import HELP
+from dera_jax.rules.catalogue import KINDS, KNOWN, Dial, Entry
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/reference/commands.md"
+RULES = ROOT / "docs/reference/rules.md"
 
 INTRODUCTION = """\
 <!-- Written by scripts/docs.py from the parsers of the commands: change their help, then run the script. -->
@@ -144,11 +147,52 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
+ABOUT_RULES = """\
+<!-- Written by scripts/docs.py from dera_jax/rules/catalogue.py: change that, then run the script. -->
+
+# Rules
+
+What `--rule` takes, and `rule=` in Python: `NAME` or `NAME:key=value,…`. `--rule=list` prints these tables.
+Several rules are joined by `+`: first those that change the strength, then one that combines logits (without one:
+`linear`), then those that take words out. For example, `--rule=kl-budget:nats=0.05+plausible` never spends more than
+0.05 nats on a token and says nothing that the aligned model finds implausible. `hₘ` are logits and `πₘ` probabilities of
+model m, the reference is the first, and `λ` the strength (`--lambda`). [Decoding rules](../guides/decoding-rules.md)
+shows how they are used and how to write your own.
+"""
+
+
+def rules_page() -> str:
+    """Returns the page of all rules."""
+    sections = []
+    for kind, does in KINDS.items():
+        rows = [_rule(name, entry) for name, entry in KNOWN.items() if entry.kind == kind]
+        head = ["| rule | formula | when to use it | source |", "|---|---|---|---|"]
+        sections.append("\n".join([f"## {does[0].upper()}{does[1:]}\n", *head, *rows, ""]))
+    return "\n".join([ABOUT_RULES, *sections]).rstrip() + "\n"
+
+
+def _rule(name: str, entry: Entry) -> str:
+    written = name + (":" + ",".join(f"{d.name}={_default(d)}" for d in entry.dials) if entry.dials else "")
+    dials = [f"`{d.name}`: {d.meaning}, {d.least:g} to {d.most:g}" for d in entry.dials]
+    cells = (
+        f"`{written}`" + "".join(f"<br>{told}" for told in dials),
+        entry.formula,
+        entry.use,
+        entry.source,
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _default(dial: Dial) -> str:
+    return "…" if math.isinf(dial.default) else f"{dial.default:g}"
+
+
 def main() -> int:
-    """Writes the page; returns the exit code."""
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE.relative_to(ROOT))
+    """Writes the pages; returns the exit code."""
+    for place, text in ((PAGE, page()), (RULES, rules_page())):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+        print(place.relative_to(ROOT))
     return 0
 
 

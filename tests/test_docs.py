@@ -214,6 +214,10 @@ def test_the_page_of_commands_is_what_their_parsers_say():
     assert docs.PAGE.read_text(encoding="utf-8") == docs.page(), "run python -m scripts.docs"
 
 
+def test_the_page_of_rules_is_what_their_table_says():
+    assert docs.RULES.read_text(encoding="utf-8") == docs.rules_page(), "run python -m scripts.docs"
+
+
 def test_the_table_of_imports_is_the_one_that_is_tested():
     page = ROOT / "docs/explanation/house.md"
     assert TABLE.strip() in [block.text.strip() for block in BLOCKS[page]]

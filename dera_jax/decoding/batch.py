@@ -32,8 +32,7 @@ from dera_jax.devices.mesh import mesh_of, rows_for
 from dera_jax.devices.usage import Usage
 from dera_jax.models.keys import seed_key
 from dera_jax.policies.policy import Policy
-from dera_jax.realign import strength_weights
-from dera_jax.rules.rule import Rule, linear_rule
+from dera_jax.rules.rule import Rule, check_strength, dials_of, linear_rule, row_weights
 
 
 def _prompt_hash(request: Request) -> np.uint32:
@@ -130,9 +129,10 @@ class Batch:
         """Lets requests wait for slots, behind those that wait.
 
         Raises:
-          ValueError: one of another shape, or with another kind of cache.
+          ValueError: one of another shape, or with another kind of cache, or a strength that the rule does not take.
         """
         for request in requests:
+            check_strength(self.rule, request.lambda_)
             if (shape := shape_of(request)) != self.shape:
                 raise ValueError(f"request: expected one of {self.shape}, got {shape}")
             if request.config and request.config.kv_cache != self.config.kv_cache:
@@ -270,11 +270,11 @@ class Batch:
     def _fill_prompt(self, filled: list[tuple[int, Request]], then: Sequence[EncodedPrompt]) -> None:
         slots = np.full(self.rows, self.rows, np.int32)
         samples, attempts = np.zeros((2, self.rows), np.uint32)
-        weights = np.zeros((self.rows, len(self.policies)), np.float32)
+        weights = np.zeros((self.rows, len(self.policies) + len(dials_of(self.rule))), np.float32)
         seeds = np.tile(_seed_data(self.config.seed), (self.rows, 1))
         for entry, (slot, request) in enumerate(filled):
             slots[entry], samples[entry], attempts[entry] = slot, request.sample, request.attempt
-            weights[entry] = strength_weights(request.lambda_)
+            weights[entry] = row_weights(self.rule, request.lambda_)
             seeds[entry] = _seed_data(self._config(request).seed)
         first = filled[0][1]
         entries = state.Entries(slots, weights, seeds, _prompt_hash(first), samples, attempts)

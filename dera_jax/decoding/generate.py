@@ -13,7 +13,7 @@ from dera_jax.decoding.config import DecodeConfig, rows_of
 from dera_jax.decoding.conversation import Conversation, converse
 from dera_jax.decoding.request import Completion
 from dera_jax.policies.policy import Policy
-from dera_jax.rules.rule import Rule, linear_rule
+from dera_jax.rules.rule import Rule, as_rule, linear_rule
 from dera_jax.strengths import Strength, as_strengths
 
 HABITS = {
@@ -73,7 +73,7 @@ def generate(
     *,
     num_samples: int = 1,
     rows: int | str | None = None,
-    rule: Rule = linear_rule,
+    rule: Rule | str = linear_rule,
     draw: Draw = complete,
     **settings,
 ) -> list[Completion]:
@@ -86,6 +86,7 @@ def generate(
       lambda_: strength, a number or text such as "1/2"; a tuple of numbers for several aligned models.
       num_samples: completions of each prompt.
       rows: completions decoded at a time; None or "auto": as many as there are to make, at most 32.
+      rule: makes one model's logits of all models'; a function, or a name such as "plausible:alpha=0.1".
       draw: makes a completion of each; `complete` draws it from the realigned policy.
       settings: fields of `DecodeConfig`, such as max_new_tokens and temperature.
 
@@ -104,5 +105,5 @@ def generate(
     ]
     order = {(c.prompt.prompt_id, c.sample): number for number, c in enumerate(conversations)}
     number = rows_of(rows, math.ceil(len(conversations) * tries_of(draw)), width_of(draw))
-    made = converse(policies, conversations, config, number, rule, draw=draw)
+    made = converse(policies, conversations, config, number, as_rule(rule), draw=draw)
     return sorted(made, key=lambda c: (order[c.request.prompt.id, c.request.sample], c.request.turn))

@@ -32,7 +32,7 @@ def log_partition(logits: Float[Array, "rows vocab"]) -> Float[Array, " rows"]:
 def measure(
     logits: Float[Array, "models rows vocab"],
     mixed: Float[Array, "rows vocab"],
-    weights: Float[Array, "rows models"],
+    weights: Float[Array, "rows _columns"],
     token: Int[Array, " rows"],
     mixture: bool,
 ) -> TokenRecord:

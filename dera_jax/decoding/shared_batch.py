@@ -23,8 +23,7 @@ from dera_jax.decoding.request import Completion, Request, Shape
 from dera_jax.decoding.room import CHUNK
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
-from dera_jax.realign import strength_weights
-from dera_jax.rules.rule import Rule, linear_rule
+from dera_jax.rules.rule import Rule, dials_of, linear_rule, row_weights
 
 MOST_LANES = 16
 """For each row of the batch, at most."""
@@ -255,7 +254,8 @@ class SharedBatch(Batch):
         """Returns the lanes at work as the device takes them, and notes their places."""
         row = np.zeros((self.parts, self.part_lanes), np.int32)
         leader = np.zeros((self.parts, self.part_rows), np.int32)
-        weights = np.zeros((self.parts, self.part_lanes, len(self.policies)), np.float32)
+        columns = len(self.policies) + len(dials_of(self.rule))
+        weights = np.zeros((self.parts, self.part_lanes, columns), np.float32)
         state = None
         if self.initial_state:
             lanes = self.parts * self.part_lanes
@@ -271,7 +271,7 @@ class SharedBatch(Batch):
             for lane in branch.lanes if branch else ():
                 place = counts[part]
                 counts[part] += 1
-                row[part, place], weights[part, place] = own, strength_weights(lane.request.lambda_)
+                row[part, place], weights[part, place] = own, row_weights(self.rule, lane.request.lambda_)
                 if lane is branch.leader:
                     leader[part, own] = place
                 for leaf, value in zip(leaves, lane.state or (), strict=lane.state is not None):

@@ -31,8 +31,8 @@ class Lanes(NamedTuple):
     """That a lane draws for, counted in its part."""
     leader: Int[Array, "parts rows"]
     """The lane whose tokens a row goes on with, counted in their part."""
-    weights: Float[Array, "parts lanes models"]
-    """Each lane's strength, as weights of the models."""
+    weights: Float[Array, "parts lanes models_and_dials"]
+    """Each lane's strength, as weights of the models, and behind them the rule's dials."""
     blocks: Int[Array, ""]
     """Runs of as many lanes as a part has rows that hold lanes at work: what is behind them is not computed."""
     rule_state: PyTree

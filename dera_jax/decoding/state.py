@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32
 
 from dera_jax import models
 from dera_jax.devices import placement
-from dera_jax.rules.rule import Rule
+from dera_jax.rules.rule import Rule, dials_of
 
 
 class Prefilled(NamedTuple):
@@ -33,8 +33,8 @@ class DecodeState(NamedTuple):
     """Last token of each row, not yet fed: the prompt's own, then the one drawn for all models."""
     position: Int[Array, "models rows"]
     """Of `token`, counted without padding."""
-    weights: Float[Array, "rows models"]
-    """Strength of each row, as weights of the models."""
+    weights: Float[Array, "rows models_and_dials"]
+    """Strength of each row, as weights of the models, and behind them the rule's dials."""
     key: Key[Array, " rows"]
     """Of the row's prompt and sample; the number of tokens drawn is folded in, the strength is not."""
     drawn: Int[Array, " rows"]
@@ -59,8 +59,8 @@ class Entries(NamedTuple):
 
     slots: Int[Array, " rows"]
     """Row numbers, then the number of rows, which is no row."""
-    weights: Float[Array, "rows models"]
-    """Of the models."""
+    weights: Float[Array, "rows models_and_dials"]
+    """Of the models, and the rule's dials."""
     seeds: UInt32[Array, "rows words"]
     """Data of the seeds' keys."""
     prompt_hash: UInt32[Array, ""]
@@ -112,7 +112,7 @@ def empty_state(
         ),
         token=jnp.zeros((num_models, rows), jnp.int32),
         position=jnp.zeros((num_models, rows), jnp.int32),
-        weights=jnp.zeros((rows, num_models), jnp.float32),
+        weights=jnp.zeros((rows, num_models + len(dials_of(rule))), jnp.float32),
         key=jnp.broadcast_to(key, (rows,)),
         drawn=jnp.zeros(rows, jnp.int32),
         done=jnp.ones(rows, bool),

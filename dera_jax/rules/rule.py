@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dera_jax.common.code_hash import code_hash
 from dera_jax.common.user_code import run
-from dera_jax.realign import mix_centered
-from dera_jax.rules.known import NamedRule, known_name
+from dera_jax.realign import mix_centered, strength_weights
+from dera_jax.rules.known import NamedRule, known_name, load_rule
+from dera_jax.strengths import Strength, format_strength
 
 
 def linear_rule(
@@ -62,10 +63,40 @@ def apply_rule(
     return rule(logits, weights, state, *more)
 
 
+def dials_of(rule: Rule) -> tuple[float, ...]:
+    """Returns the values of a rule's dials; most have none."""
+    return getattr(rule, "dials", ())
+
+
+def row_weights(rule: Rule, lambda_: Strength) -> Float[np.ndarray, " models_and_dials"]:
+    """Returns the models' weights at a strength, and behind them the rule's dials."""
+    return np.append(strength_weights(lambda_), np.asarray(dials_of(rule), np.float32))
+
+
+def check_strength(rule: Rule, lambda_: Strength) -> None:
+    """Raises ValueError where a rule averages probabilities and a model's weight is below 0."""
+    if getattr(rule, "averages", False) and min(strength_weights(lambda_)) < 0:
+        raise ValueError(
+            f"rule {named(rule).name} averages: expected strengths of at least 0 that sum to at most 1, found "
+            f"{format_strength(lambda_)}"
+        )
+
+
 def named(rule: Rule) -> NamedRule:
     """Returns a rule with the name that rows carry: that of a known one, or module:function."""
+    if written := getattr(rule, "name", None):
+        return NamedRule(rule, str(written))
     name = f"{rule.__module__}:{getattr(rule, '__qualname__', type(rule).__qualname__)}"
     return NamedRule(rule, known_name(name) or name)
+
+
+def as_rule(rule: Rule | str) -> Rule:
+    """Returns the rule that Python code names as `--rule` does, or gives itself.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    return load_rule(rule).function if isinstance(rule, str) else rule
 
 
 LINEAR = named(linear_rule)
@@ -74,14 +105,16 @@ LINEAR = named(linear_rule)
 
 def rule_code(rule: Rule) -> str | None:
     """Returns a hash of a rule's code; None of the mixture, which its name decides."""
-    return None if is_mixture(rule) else code_hash(rule)
+    parts = getattr(rule, "parts", (rule,))
+    codes = [None if is_mixture(part) else code_hash(part) for part in parts]
+    return codes[0] if len(codes) == 1 else "+".join(code or "linear" for code in codes)
 
 
 def check_rule(rule: NamedRule, models: int, vocab: int) -> None:
     """Raises ValueError unless a rule turns logits of all models into logits of a row, without running it."""
     (function, name), rows, dtype = rule, 2, np.float32
     logits = jax.ShapeDtypeStruct((models, rows, vocab), dtype)
-    weights = jax.ShapeDtypeStruct((rows, models), dtype)
+    weights = jax.ShapeDtypeStruct((rows, models + len(dials_of(function))), dtype)
     initial = getattr(function, "initial_state", None)
     each = jax.ShapeDtypeStruct((models, rows), np.int32)
     context = Context(jax.ShapeDtypeStruct((rows,), np.int32), each, each)

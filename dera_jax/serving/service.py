@@ -18,7 +18,7 @@ from dera_jax.decoding.complete import MixtureDraw
 from dera_jax.decoding.endings import Endings
 from dera_jax.decoding.request import Completion
 from dera_jax.policies.policy import Policy
-from dera_jax.rules.rule import Rule, is_mixture
+from dera_jax.rules.rule import Rule, check_strength, is_mixture
 from dera_jax.scoring.score import Scored, score_tokens
 from dera_jax.serving.answers import Writer, beta_over, rounded
 from dera_jax.serving.asking import Ask, Reader
@@ -205,6 +205,10 @@ class Service:
         return least <= value <= most
 
     def _exchange(self, request: Request, ask: Ask, stream: bool) -> Exchange:
+        try:
+            check_strength(self.engine.rule, ask.lambda_)
+        except ValueError as error:
+            raise ApiError(str(error), param="lambda") from None
         client = request.client.host if request.client else ""
         return Exchange(self.engine, self.metrics, ask.requests, client, stream)
 

@@ -31,7 +31,7 @@ from dera_jax.policies.policy import Policy
 from dera_jax.results.rows import RowKey
 from dera_jax.rewards.registry import Reward
 from dera_jax.rules.known import NamedRule
-from dera_jax.rules.rule import LINEAR, check_rule, rule_code
+from dera_jax.rules.rule import LINEAR, check_rule, check_strength, rule_code
 from dera_jax.strengths import Strength, format_strength
 
 
@@ -64,6 +64,8 @@ class SweepPlan:
         vocab = min(policy.config.vocab_size for policy in self.policies)
         check_values(self.policies, self.rule.function)
         check_rule(self.rule, len(self.policies), vocab)
+        for strength in self.lambdas or ():
+            check_strength(self.rule.function, strength)
         aligned = len(self.policies) - 1
         if self.lambdas is None and aligned != 1:
             raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")

@@ -26,7 +26,7 @@ from dera_jax.results.manifests import Asked
 from dera_jax.results.rows import WHOLE, RowKey, row_key
 from dera_jax.rewards.of_rows import Tell, judge
 from dera_jax.rewards.registry import as_rewards
-from dera_jax.rules.rule import Rule, linear_rule, named
+from dera_jax.rules.rule import Rule, as_rule, linear_rule, named
 from dera_jax.strengths import PER_PROMPT, as_strengths
 from dera_jax.sweeps.judging import add_beta, extent, remembered
 from dera_jax.sweeps.plan import SweepPlan, make_plan, own_conversations, plan_keys, turn_key
@@ -47,7 +47,7 @@ def sweep(
     out: str | Path | None = None,
     num_samples: int = 1,
     rows: int | str | None = None,
-    rule: Rule = linear_rule,
+    rule: Rule | str = linear_rule,
     beta: float | None = None,
     command: Sequence[str] = (),
     draw: Draw = complete,
@@ -69,6 +69,7 @@ def sweep(
       out: folder to keep rows in and to resume from; None keeps nothing. `python -m eval.plot` draws it.
       num_samples: completions of each prompt at each strength.
       rows: completions decoded at a time; None or "auto": as many as the whole sweep has, at most 32.
+      rule: makes one model's logits of all models'; a function, or a name such as "plausible:alpha=0.1".
       beta: KL strength of the aligned model, if it does not tell itself.
       command: words of a command line that the folder keeps as what made it.
       draw: makes a completion of each cell; `complete` draws it from the realigned policy.
@@ -86,7 +87,7 @@ def sweep(
     warn_of(unread | unfit, "prompts", len(asked))
     plan = make_plan(
         policies, asked, encoded, strengths, judges, decode,
-        num_samples=num_samples, rows=rows, rule=named(rule), beta=beta, draw=draw,
+        num_samples=num_samples, rows=rows, rule=named(as_rule(rule)), beta=beta, draw=draw,
     )  # fmt: skip
     if out is None:
         yield from run_conversations(plan, {}, keep=lambda rows: None)

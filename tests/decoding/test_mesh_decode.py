@@ -46,7 +46,14 @@ PROMPTS = [
 ]
 """Nine of one bucket and one of another: as many of a bucket are prefilled at once as `data` has parts."""
 LAMBDAS = (-0.5, 0.5, 1.0, 2.0)
-SAMPLINGS = ({}, {"top_k": 50, "top_p": 0.95}, {"top_p": 0.9, "temperature": 0.8}, {"temperature": 0.0})
+SAMPLINGS = (
+    {},
+    {"top_k": 50, "top_p": 0.95},
+    {"top_p": 0.9, "temperature": 0.8},
+    {"temperature": 0.0},
+    {"rule": "kl-budget:nats=0.05+plausible"},
+    {"rule": "jensen-shannon"},
+)
 CHANGED = 1e-4
 """Words per token that another mesh may change in float32."""
 
@@ -201,6 +208,7 @@ def main():
     )
     print(json.dumps([searching(make, text, draw) for text, make, draw in searches]), flush=True)
     others = ("lora", adapted_pair, 0), ("int8", quantized_pair, 0), ("uneven", uneven_pair, 1)
+    others += ("budget", plain_pair, 4), ("divergence", plain_pair, 5)
     for name, make, sampling in others:
         found = check(make, "data:2,model:4", [sampling], (0.5,))
         print(
@@ -229,7 +237,15 @@ def test_rows_on_meshes_are_those_of_one_device():
     # An eighth, and what `model` does not divide: normalizations, masks of attention.
     assert share["data:8"] < 0.13 and max(share.values()) < 0.15, share
     assert calls == [2 + 1, 2 + 1, 5 + 1, 9 + 1]
-    assert [line["mesh"] for line in lines] == [*MESHES, "lora", "int8", "uneven", "score"]
+    assert [line["mesh"] for line in lines] == [
+        *MESHES,
+        "lora",
+        "int8",
+        "uneven",
+        "budget",
+        "divergence",
+        "score",
+    ]
     for line in lines:
         print(line)
         # A single row may part where it stands on the edge; the share is of all tokens.

@@ -4,7 +4,7 @@ TABLE = """
 common
 strengths    common
 realign
-rules        common realign
+rules        common strengths realign
 models       common
 devices      common models
 policies     common strengths realign models devices

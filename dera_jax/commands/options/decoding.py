@@ -7,6 +7,7 @@ from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import streams
 from dera_jax.common.checks import MOST
 from dera_jax.decoding.config import DecodeConfig, DrawConfig, rows_of
+from dera_jax.rules.catalogue import listed
 from dera_jax.rules.known import NamedRule
 from dera_jax.training.config import RolloutConfig
 
@@ -45,6 +46,16 @@ DRAFT: Help = {
 """Settings of `DrawConfig`."""
 
 
+class _Rule(argparse.Action):
+    """Takes a rule; `list` prints all and ends the command."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values == "list":
+            print(listed())
+            parser.exit()
+        setattr(namespace, self.dest, values)
+
+
 def add_decode_options(
     parser: argparse.ArgumentParser,
     draft: str = "none",
@@ -61,8 +72,9 @@ def add_decode_options(
     group.add_argument(
         "--rule",
         metavar="RULE",
-        help="linear, the mixture of logits (default); tilt, which adds the values of a value head, the last model of "
-        "--aligned, times its strength 1/β; or module:function, your own rule",
+        action=_Rule,
+        help="what makes one model's logits of all models' (default: linear, the mixture): NAME[:key=value,…], several "
+        "joined by +; list prints them; or module:function, your own rule",
     )
     shown = {name: told for name, told in HELP.items() if name not in leave_out}
     add_settings(group, DecodeConfig, shown, leave_out=HELP.keys() - shown.keys())
