@@ -154,8 +154,8 @@ ABOUT_RULES = """\
 
 What `--rule` takes, and `rule=` in Python: `NAME` or `NAME:key=value,…`. `--rule=list` prints these tables.
 Several rules are joined by `+`: first those that change the strength, then one that combines logits (without one:
-`linear`), then those that take words out. For example, `--rule=kl-budget:nats=0.05+plausible` never spends more than
-0.05 nats on a token and says nothing that the aligned model finds implausible. `hₘ` are logits and `πₘ` probabilities of
+`linear`), then those that take words out. For example, `--rule=kl-budget:nats=0.05+plausible` spends at most 0.05
+nats on a token before it takes out what the aligned model finds implausible. `hₘ` are logits and `πₘ` probabilities of
 model m, the reference is the first, and `λ` the strength (`--lambda`). [Decoding rules](../guides/decoding-rules.md)
 shows how they are used and how to write your own.
 """

@@ -1,4 +1,4 @@
-"""Rules by the names that users write: `linear`, `power:p=0.5`, several joined by `+`, `module:function` of their own."""
+"""Rules by what users write: `linear`, `power:p=0.5`, several joined by `+`, `module:function` of their own."""
 
 import math
 import re

@@ -61,7 +61,7 @@ def test_nothing_to_spend_is_the_reference():
 
 
 def test_words_that_the_aligned_model_finds_implausible_are_not_drawn():
-    likely = ALIGNED >= ALIGNED.max(axis=-1, keepdims=True) + np.log(0.3)
+    likely = ALIGNED.max(axis=-1, keepdims=True) + np.log(0.3) <= ALIGNED
     found = at_once("plausible:alpha=0.3", LOGITS, 2.0)
     kept = np.where(likely, at_once("linear", LOGITS, 2.0), -np.inf)
     kept -= np.log(np.exp(kept).sum(axis=-1, keepdims=True))
@@ -84,8 +84,8 @@ def test_contrast_is_where_large_strengths_lead():
 
 
 def test_contrast_as_its_paper_has_it():
-    """(1 + β) expert − β amateur within the expert's set is the mixture at λ = 1 + β there (arXiv:2309.09117, Eq. 2)."""
-    beta, likely = 0.5, ALIGNED >= ALIGNED.max(axis=-1, keepdims=True) + np.log(0.1)
+    """(1 + β) expert − β amateur in the expert's set is the mixture at λ = 1 + β there (arXiv:2309.09117, Eq. 2)."""
+    beta, likely = 0.5, ALIGNED.max(axis=-1, keepdims=True) + np.log(0.1) <= ALIGNED
     scores = np.where(likely, (1 + beta) * ALIGNED - beta * REFERENCE, -np.inf)
     scores -= np.log(np.exp(scores).sum(axis=-1, keepdims=True))
     found = at_once("plausible:alpha=0.1", LOGITS, 1 + beta)
