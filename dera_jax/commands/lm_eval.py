@@ -44,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.tasks or not all(args.tasks):
         raise ValueError("expected --tasks=TASK[,TASK…]; `lm-eval ls tasks` lists them")
-    if args.aligned_instruction:
-        raise ValueError(
-            "--aligned-instruction: lm-eval gives all models one text; its tasks have descriptions"
-        )
+    for side in ("reference", "aligned"):
+        if getattr(args, f"{side}_instruction"):
+            raise ValueError(
+                f"--{side}-instruction: lm-eval gives all models one text; its tasks have descriptions"
+            )
     if args.reference_chat_template:
         raise ValueError(
             "--reference-chat-template: lm-eval gives all models one text; --chat-template sets it"

@@ -37,6 +37,7 @@ def load_policies(
     quantize: str | Sequence[str | None] | None = None,
     chat_template: str | None = None,
     reference_chat_template: str | None = None,
+    reference_instruction: str | None = None,
     aligned_instruction: str | None = None,
     started: Started | None = None,
     mesh: Mesh | None = None,
@@ -57,6 +58,8 @@ def load_policies(
         reference's).
       reference_chat_template: of the reference alone, which then reads another text; empty puts a blank
         line between the messages and has no template.
+      reference_instruction: what the reference alone is told beside every task, such as the opposite of what is
+        wanted.
       aligned_instruction: what the aligned models alone are told beside every task, see `data.instructions`: the
         same model as reference and aligned is then realigned towards what the instruction changes.
       started: shows progress.
@@ -102,13 +105,10 @@ def load_policies(
             replace(policy, template=reference_chat_template) if number == 0 or policy.value_of else policy
             for number, policy in enumerate(policies)
         )
-    if aligned_instruction is not None:
-        # A value head reads what its reference reads.
-        policies = tuple(
-            replace(policy, instruction=aligned_instruction) if number and not policy.value_of else policy
-            for number, policy in enumerate(policies)
-        )
-    return policies
+    # A value head reads what its reference reads.
+    told = [reference_instruction if policy.value_of else aligned_instruction for policy in policies]
+    told[0] = reference_instruction
+    return tuple(replace(policy, instruction=each) for policy, each in zip(policies, told, strict=True))
 
 
 def load_policy(

@@ -43,6 +43,20 @@ def test_one_model_with_and_without_it_is_a_pair():
         assert np.isclose(done.logprobs.sum(), done.model_logprobs[:, 1].sum(), atol=1e-4)
 
 
+def test_two_instructions_are_the_ends_of_a_dial():
+    """Guidance at 0 and 1 are the two prompts by themselves."""
+    told = {"reference": "Bela is tired. {prompt}", "aligned": "Bela is happy. {prompt}"}
+    pair = load_policies(
+        TOY / "reference", TOY / "reference", **{f"{side}_instruction": text for side, text in told.items()}
+    )
+    plain = load_policies(TOY / "reference", TOY / "reference")
+    settings = dict(max_new_tokens=24, num_samples=3)
+    for strength, text in enumerate(told.values()):
+        made = generate(pair, ["Mira visits Ida."], float(strength), **settings)
+        given = [{"prompt": text.format(prompt="Mira visits Ida."), "id": 0}]
+        assert [c.tokens for c in made] == [c.tokens for c in generate(plain, given, 1.0, **settings)]
+
+
 def test_it_may_be_a_file_and_is_part_of_a_run(call, tmp_path):
     file = tmp_path / "rules.txt"
     file.write_text("Say less.\n")
@@ -58,8 +72,9 @@ def test_it_may_be_a_file_and_is_part_of_a_run(call, tmp_path):
 def test_an_empty_one_is_one_line(refused, tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     for given in ("  ", str(tmp_path / "empty.txt")):
-        line = refused(generate_command.main, f"--aligned-instruction={given}")
-        assert "--aligned-instruction: expected a text or a file" in line
+        for name in ("--aligned-instruction", "--reference-instruction"):
+            line = refused(generate_command.main, f"{name}={given}")
+            assert f"{name}: expected a text or a file" in line
 
 
 def test_lm_eval_has_none(refused):

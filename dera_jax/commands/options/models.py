@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dera_jax.commands.options import devices
+from dera_jax.commands.options.cli import option
 from dera_jax.commands.options.templates import add_template_settings
 from dera_jax.common.shown import shown
 
@@ -29,6 +30,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--aligned-instruction", metavar="TEXT|FILE",
         help="what the aligned models alone are told: with {prompt} in it a template of the task, else a system "
         "message (raw text: what comes before); the same model may then be reference and aligned",
+    )  # fmt: skip
+    group.add_argument(
+        "--reference-instruction", metavar="TEXT|FILE",
+        help="what the reference alone is told, such as the opposite: λ above 1 leads away from it",
     )  # fmt: skip
     add_template_settings(group)
     group.add_argument(
@@ -172,15 +177,19 @@ def _templates(args: argparse.Namespace) -> dict[str, str | None]:
         file = getattr(args, name, None)
         none = file == "none" and name == "reference_chat_template"
         texts[name] = "" if none else file and read_template(Path(file))
-    return texts | {"aligned_instruction": read_instruction(getattr(args, "aligned_instruction", None))}
+    sides = ("reference_instruction", "aligned_instruction")
+    return texts | {side: read_instruction(getattr(args, side, None), option(side)) for side in sides}
 
 
 LONGEST_NAME = 1000
 """Of a file, in characters; a longer text is none."""
 
 
-def read_instruction(given: str | None) -> str | None:
+def read_instruction(given: str | None, name: str) -> str | None:
     """Returns an instruction, or the text of the file that it names, without white space around it.
+
+    Args:
+      name: of the option, for errors.
 
     Raises:
       ValueError: it is empty, or a file that is no text.
@@ -192,9 +201,9 @@ def read_instruction(given: str | None) -> str | None:
         try:
             text = Path(given).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--aligned-instruction={shown(given, 80)}: cannot be read ({error})") from error
+            raise ValueError(f"{name}={shown(given, 80)}: cannot be read ({error})") from error
     if not text.strip():
-        raise ValueError("--aligned-instruction: expected a text or a file with one, found nothing")
+        raise ValueError(f"{name}: expected a text or a file with one, found nothing")
     return text.strip()
 
 
