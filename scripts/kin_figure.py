@@ -1,0 +1,41 @@
+"""The figure of all rules on one pair: what each gains for the KL that it pays."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from dera_jax.analysis.plots import COLORS, PANEL, STYLE
+from dera_jax.common.files import write_bytes
+
+PANELS = {
+    "strengths that change, sets of words": (
+        "linear", "plausible", "contrastive+plausible", "kl-budget", "first", "ramp", "decay", "nudging", "entropy",
+    ),
+    "other means": (
+        "linear", "power:p=1", "power:p=-1", "minimum", "maximum", "alpha-divergence", "jensen-shannon",
+    ),
+}  # fmt: skip
+MARKERS = "osv^D<>pX"
+
+
+def plot_kin(lines: Sequence[dict], path: Path) -> None:
+    """Writes reward against KL as PNG, a line for each rule, whole or not at all."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2 * PANEL[0] + 1, PANEL[1] + 1))
+        for ax, (title, rules) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
+            for number, rule in enumerate(rules):
+                own = [line for line in lines if line["rule"] == rule]
+                figures = [[line[name]["mean"] for line in own] for name in ("kl", "reward")]
+                color = "black" if rule == "linear" else COLORS[(number - 1) % len(COLORS)]
+                ax.plot(*figures, marker=MARKERS[number % len(MARKERS)], color=color, label=rule, linewidth=1)
+            ax.set_title(title)
+            ax.set_xlabel("KL to the reference, nats per completion")
+            ax.set_xscale("symlog", linthresh=1)
+            ax.legend(fontsize=7)
+        figure.axes[0].set_ylabel("reward")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
