@@ -25,7 +25,7 @@ from dera_jax.performance.bench.timing import interleave, ratio, timed
 from dera_jax.rules.known import load_rule
 from scripts.kin_figure import plot_kin
 
-MIXED, AVERAGED = "0.5,1,2,4", "0.25,0.5,0.75,1"
+MIXED, AVERAGED = "0.25,0.5,1,2", "0.25,0.5,0.75,1"
 """Strengths of rules that may go beyond the models, and of those that average their probabilities."""
 RULES = {
     "linear": MIXED,

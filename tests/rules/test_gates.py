@@ -110,3 +110,20 @@ def test_proxies_of_equal_size_are_the_tuned_model():
     np.testing.assert_allclose(at_once("linear", alike, 1, -1), logprobs_of(base), atol=1e-5)
     own = np.stack([base, tuned, base])
     np.testing.assert_allclose(at_once("linear", own, 1, -1), logprobs_of(tuned), atol=1e-5)
+
+
+def test_amulet_is_a_mixture():
+    """Its steps in a loop, against the strength that docs/explanation/kin.md gives (arXiv:2502.19148)."""
+    alpha, kappa, eta, steps = 2.0, 2.0, 10.0, 20
+    policy, gains = ALIGNED, np.zeros_like(ALIGNED)
+    strengths = [1.0]
+    for i in range(1, steps + 1):
+        gains += alpha * (policy - REFERENCE)
+        scale = kappa + 1 / (eta * i)
+        policy = (kappa * ALIGNED + gains / i + policy / (eta * i)) / scale
+        policy -= np.log(np.exp(policy - policy.max(-1, keepdims=True)).sum(-1, keepdims=True)) + policy.max(
+            -1, keepdims=True
+        )
+        strengths.append((kappa + alpha / i * sum(strengths) + strengths[-1] / (eta * i)) / scale)
+    assert strengths[-1] == pytest.approx(4.57, abs=0.005)
+    np.testing.assert_allclose(at_once("linear", LOGITS, strengths[-1]), policy, atol=1e-4)
