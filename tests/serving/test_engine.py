@@ -14,6 +14,8 @@ import requests
 from dera_jax import generate
 from dera_jax.decoding import pieces, prefilling
 from dera_jax.decoding.batch import Batch
+from dera_jax.decoding.complete import MixtureDraw
+from dera_jax.rules.known import load_rule
 from dera_jax.serving import engine
 from dera_jax.serving.fair_queue import FairQueue, Full
 from dera_jax.serving.jobs import Job
@@ -169,3 +171,31 @@ def test_a_long_prompt_delays_others_by_one_piece_at_a_time(chats, monkeypatch):
     # Two models read each piece.
     assert re.fullmatch("(piece piece chunk )*piece piece ", " ".join([*seen[first:last], ""])), seen
     assert seen.count("piece") == 2 * -(-(len(ids) - 1 - 32) // 32)
+
+
+@pytest.mark.parametrize("draft", ["ngram", "reference", "auto"])
+def test_drafts_change_no_answer(pair, draft):
+    """Rows of other strengths, samplings and lengths, which join and leave while others draft."""
+    bodies = [
+        {
+            "prompt": ["Once upon a time", "Tom has a dog."][n % 2], "max_tokens": 8 + 9 * n, "seed": n,
+            "temperature": (1.0, 0.7, 0.0)[n % 3], "dera": {"lambda": 0.4 * n},
+        }
+        for n in range(6)
+    ]  # fmt: skip
+    answers = []
+    for name in ("none", draft):
+        draw = MixtureDraw(draft=name)
+        with serving(pair, rows=3, draw=draw) as (url, service), ThreadPoolExecutor(6) as at_once:
+            made = list(at_once.map(lambda body: post(url, "/v1/completions", **body), bodies))
+            wait_until(lambda: service.engine.load().busy == 0)
+        answers.append([answer["choices"][0]["text"] for status, answer in made if status == 200])
+    assert len(answers[0]) == 6 and answers[0] == answers[1]
+
+
+def test_a_strength_that_the_rule_cannot_take_is_one_clients_error(pair):
+    with serving(pair, rule=load_rule("power").function) as (url, _), ThreadPoolExecutor(2) as at_once:
+        asked = at_once.submit(post, url, "/v1/completions", prompt="Once", max_tokens=40, model="toy@0.5")
+        status, found = post(url, "/v1/completions", prompt="Once", max_tokens=4, model="toy@1.5")
+        assert status == 400 and "power:p=1 averages" in found["error"]["message"]
+        assert asked.result()[0] == 200

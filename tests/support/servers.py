@@ -16,7 +16,7 @@ from dera_jax.serving.config import ServeConfig
 from dera_jax.serving.service import Service
 
 
-def service_of(policies, rule=linear_rule, **given):
+def service_of(policies, rule=linear_rule, draw=None, **given):
     """Returns the service of a pair; `given` are settings of `ServeConfig`."""
     settings = {
         "name": "toy",
@@ -25,7 +25,7 @@ def service_of(policies, rule=linear_rule, **given):
         "decode": DecodeConfig(max_new_tokens=24),
         "rows": 4,
     }
-    return Service(policies, ServeConfig(**settings | given), rule, MixtureDraw(), beta=0.1)
+    return Service(policies, ServeConfig(**settings | given), rule, draw or MixtureDraw(), beta=0.1)
 
 
 @contextmanager
