@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -66,6 +66,7 @@ class Counts:
         return -self.log_mass + cost
 
 
+@runtime_checkable
 class Evidence(Protocol):
     """The drawn tokens, and the models' logits where they were drawn."""
 
@@ -268,7 +269,7 @@ def _both_seen(evidence: Evidence, theta: np.ndarray, found: _Found) -> bool:
     least = float(MASSES[np.flatnonzero(gains >= gains.max() - INTERVAL)[0]])
     by_k, _ = evidence.counts(Kept(theta, None, least))
     of_k = by_k.gain(evidence.tokens)
-    return gains.max() - gains[-1] > SEEN and of_k[found.top_k - 1] - of_k[-1] > SEEN
+    return bool(gains.max() - gains[-1] > SEEN and of_k[found.top_k - 1] - of_k[-1] > SEEN)
 
 
 def intervals(theta: np.ndarray, spread: np.ndarray, groups: int) -> tuple[Range, Range]:
