@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dera_jax import commands
 from dera_jax.commands import (  # noqa: F401
+    audit,
     bench,
     combine,
     compare,

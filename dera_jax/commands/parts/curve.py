@@ -145,7 +145,7 @@ def _normalizers(pooled, wanted: list[float], args: Namespace, kept: Path, polic
     there = normalizers.kept_normalizers(kept, pooled.rows, names, strengths)
     if there is not None:
         return there
-    policies = policies or _load(pooled.manifest, args)
+    policies = policies or load_models_of(pooled.manifest, args)
     rows = [pooled.rows[n] for n in numbers]
     found = normalizers.read_again(policies, rows, strengths, decoding.parse_rows(args.rows, len(rows)))
     shown_by = tqdm(found, "reading again", len(rows), unit="completion", dynamic_ncols=True,
@@ -170,7 +170,7 @@ def _fingerprints(manifest: dict) -> list[str]:
     return [found["reference"], *(aligned if isinstance(aligned, list) else [aligned])]
 
 
-def _load(manifest: dict, args: Namespace):
+def load_models_of(manifest: dict, args: Namespace):
     """Returns the models of a run, as they were.
 
     Raises:
