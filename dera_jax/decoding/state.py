@@ -197,8 +197,9 @@ def fill_slots(
         key=state.key.at[slots].set(row_keys(entries), mode="drop"),
         drawn=state.drawn.at[slots].set(0, mode="drop"),
         done=state.done.at[slots].set(False, mode="drop"),
+        # Where strengths share rows, each of them has its own, and the batch none.
         rule_state=jax.tree.map(lambda old, new: _put(old, new, slots, mesh), state.rule_state, initial(1))
-        if initial
+        if initial and state.rule_state is not None
         else None,
     )
     return on_mesh(filled, mesh)
