@@ -73,7 +73,7 @@ def make_parser() -> Parser:
         "--shape", choices=(*SHAPES, "none"), default="15m", help="random Llama pair beside it (default 15m)"
     )
     result.add_argument(
-        "--rows", default="1,8,32", metavar="N,N…", help="of a batch; clients (default 1,8,32)"
+        "--rows", default="1,8,32", metavar="N,N…", help="rows of a batch, or clients (default 1,8,32)"
     )
     result.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of every row (default 128)")
     result.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
@@ -108,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_file("--out", args.out, ".json")
     modes = [mode for mode in MODES if getattr(args, mode)]
     if len(modes) > 1:
-        found = " and ".join(f"--{mode}" for mode in modes)
-        raise ValueError(f"expected one of --train, --schedule and --serve, found {found}")
+        given = " and ".join(f"--{mode}" for mode in modes)
+        raise ValueError(f"expected one of --train, --schedule and --serve, found {given}")
     known = MODES[modes[0]].SECTIONS if modes else SECTIONS
     sections, rows, names = _chosen(args.sections, known), _counts(args.rows), _pair_names(args)
     if args.serve:
@@ -143,9 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = training_lines.measure(chosen, model, *counts, with_torch, place, _progress)
             elif args.schedule:
                 prompts = partial(sweep_prompts, args.prompts, policies)
-                given = [name for name in names if name]
+                named = [name for name in names if name]
                 found = sharing_lines.measure(
-                    chosen, policies, given, prompts, config, _progress, random=number > 0
+                    chosen, policies, named, prompts, config, _progress, random=number > 0
                 )
             elif args.serve:
                 found = serving_lines.measure(
