@@ -26,6 +26,10 @@ lora      a base mixed with an adapter on it against the base alone at twice the
 startup   from the start of a process to its first tokens, with and without compilations kept
 imports   processes that read results or give help, against `import jax`
 
+With --serve, as many clients as --rows, at 8 strengths from 0 to 2:
+serve     throughput of `eval.serve` and its clients' latency, against the same requests decoded
+          offline, and against the pair behind FastAPI with `transformers` on torch
+
 Times are of whole calls that end with tokens on the host; EOS is disabled. Each figure is a median
 with its range over the repeats. Without torch its columns are left out.
 """
@@ -34,6 +38,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -43,14 +48,16 @@ from pathlib import Path
 from dera_jax.commands.options.cli import Parser, announce_devices, check_file, command_line
 from dera_jax.commands.options.decoding import unescape
 from dera_jax.commands.options.models import model_names
-from dera_jax.commands.process.endings import command
+from dera_jax.commands.process.endings import command, stopped_by_exceptions
 from dera_jax.common.json_files import write_json
 from dera_jax.common.provenance import provenance
-from dera_jax.performance.bench import decoding_lines, sharing_lines, training_lines
+from dera_jax.performance.bench import decoding_lines, serving_lines, sharing_lines, training_lines
 from dera_jax.performance.bench.pairs import SHAPES, describe, load_pairs, sweep_prompts, title, torch_pair
 
 SECTIONS = decoding_lines.SECTIONS
-LINES = decoding_lines.LINES | training_lines.LINES | sharing_lines.LINES
+MODES = {"train": training_lines, "schedule": sharing_lines, "serve": serving_lines}
+"""What is measured in place of decoding, by option."""
+LINES = {name: line for lines in (decoding_lines, *MODES.values()) for name, line in lines.LINES.items()}
 ONCE = ("sweep", "rlhf", "share", "refill", "startup", "imports")
 """Of the given pair alone."""
 
@@ -65,21 +72,18 @@ def make_parser() -> Parser:
     result.add_argument(
         "--shape", choices=(*SHAPES, "none"), default="15m", help="random Llama pair beside it (default 15m)"
     )
-    result.add_argument("--rows", default="1,8,32", metavar="N,N…", help="rows of a batch (default 1,8,32)")
+    result.add_argument(
+        "--rows", default="1,8,32", metavar="N,N…", help="rows of a batch, or clients (default 1,8,32)"
+    )
     result.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of every row (default 128)")
     result.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
-    result.add_argument(
-        "--train", action="store_true", help="measure training: sections " + ",".join(training_lines.SECTIONS)
-    )
-    result.add_argument(
-        "--schedule",
-        action="store_true",
-        help="measure sharing: sections " + ",".join(sharing_lines.SECTIONS),
-    )
+    for mode, what in (("train", "training"), ("schedule", "sharing"), ("serve", "serving")):
+        told = f"measure {what}: sections {','.join(MODES[mode].SECTIONS)}"
+        result.add_argument(f"--{mode}", action="store_true", help=told)
     result.add_argument(
         "--sections",
         metavar="A,B…",
-        help=f"(default: {','.join(SECTIONS)}; all of --train's or --schedule's)",
+        help=f"(default: {','.join(SECTIONS)}; all of --train's, --schedule's or --serve's)",
     )
     result.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="of each prompt in `share` (default 1)"
@@ -102,12 +106,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = make_parser().parse_args(argv)
     check_file("--out", args.out, ".json")
-    if args.train and args.schedule:
-        raise ValueError("expected --train or --schedule, found both")
-    known = SECTIONS
-    if args.train or args.schedule:
-        known = (training_lines if args.train else sharing_lines).SECTIONS
+    modes = [mode for mode in MODES if getattr(args, mode)]
+    if len(modes) > 1:
+        given = " and ".join(f"--{mode}" for mode in modes)
+        raise ValueError(f"expected one of --train, --schedule and --serve, found {given}")
+    known = MODES[modes[0]].SECTIONS if modes else SECTIONS
     sections, rows, names = _chosen(args.sections, known), _counts(args.rows), _pair_names(args)
+    if args.serve:
+        serving_lines.check_installed()
     from dera_jax.performance.bench import sides, timing
 
     stop = tuple(map(unescape, args.stop))
@@ -124,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     save = partial(write_json, args.out, report) if args.out else lambda: None
     # Before anything is measured: a name that cannot be written is told now, not in ten minutes.
     save()
-    with tempfile.TemporaryDirectory() as folder:
+    # Servers are ended before this process is.
+    with stopped_by_exceptions() if args.serve else nullcontext(), tempfile.TemporaryDirectory() as folder:
         for number, policies in enumerate(load_pairs(names, args.shape, Path(folder) / "random")):
             report["models"].append(describe(policies))
             print(f"\n{title(report['models'][-1])}", flush=True)
@@ -136,9 +143,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = training_lines.measure(chosen, model, *counts, with_torch, place, _progress)
             elif args.schedule:
                 prompts = partial(sweep_prompts, args.prompts, policies)
-                given = [name for name in names if name]
+                named = [name for name in names if name]
                 found = sharing_lines.measure(
-                    chosen, policies, given, prompts, config, _progress, random=number > 0
+                    chosen, policies, named, prompts, config, _progress, random=number > 0
+                )
+            elif args.serve:
+                found = serving_lines.measure(
+                    chosen, policies, rows, config, with_torch, place, device, _progress
                 )
             else:
                 beside = torch_pair(policies, place, device) if with_torch else None

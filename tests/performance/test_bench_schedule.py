@@ -204,7 +204,10 @@ def test_a_start_that_fails_says_why():
 
 def test_training_and_sharing_are_not_measured_together(models, capsys):
     assert main([*models, "--train", "--schedule"]) == 2
-    assert "expected --train or --schedule, found both" in capsys.readouterr().err
+    assert (
+        "expected one of --train, --schedule and --serve, found --train and --schedule\n"
+        in capsys.readouterr().err
+    )
     assert main([*models, "--schedule", "--sections=decode"]) == 2
     known = ", ".join(sharing_lines.SECTIONS)
     assert f"--sections: expected some of {known}, got 'decode'" in capsys.readouterr().err

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
@@ -59,6 +62,24 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
         return 0
 
     return wrapped
+
+
+@contextmanager
+def stopped_by_exceptions() -> Iterator[None]:
+    """Has Ctrl-C and SIGTERM raise in the block, which has something to put away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # hears no signals
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with interrupts.raised():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_) -> None:
+    raise Terminated("terminated")
 
 
 def in_one_line(text: object) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from dera_jax.performance.bench.pairs import sweep_prompts
-from dera_jax.performance.bench.spreads import format_spread
+from dera_jax.performance.bench.spreads import format_spread, format_threads
 
 SECTIONS = ("decode", "overhead", "sweep")
 
@@ -42,7 +42,7 @@ def _decode_line(result: dict) -> str:
     target = f" (target ≥ {result['target']:g})" if result["target"] else ""
     agreement = result["greedy_agreement"]
     return (
-        f"{line}\n{INDENT}torch {speed['torch']} tokens/s, {_threads(result)}: "
+        f"{line}\n{INDENT}torch {speed['torch']} tokens/s, {format_threads(result)}: "
         f"ours {format_spread(result['times_torch'])} × torch's{target}; "
         f"greedy tokens agree {agreement['same']}/{agreement['steps']}"
     )
@@ -66,14 +66,9 @@ def _sweep_line(result: dict) -> str:
         return line
     calls, theirs = result["torch_calls"], result["seconds"]["torch"]["median"]
     return (
-        f"{line}\n{INDENT}torch loop {theirs:.1f} s, {_threads(result)}, scaled from {calls['timed']} of its "
+        f"{line}\n{INDENT}torch loop {theirs:.1f} s, {format_threads(result)}, scaled from {calls['timed']} of its "
         f"{calls['all']} calls: {format_spread(result['times_torch'])} × ours (target ≥ {result['target']:g})"
     )
-
-
-def _threads(result: dict) -> str:
-    chosen = result["torch_threads"]["chosen"]
-    return f"{chosen} thread{'s' * (chosen > 1)}"
 
 
 LINES = {"decode": _decode_line, "overhead": _overhead_line, "sweep": _sweep_line}

@@ -51,8 +51,6 @@ def load_pairs(names: tuple[str | None, str | None], shape: str, folder: Path) -
 
 def torch_pair(policies, folder: Path, device: str):
     """Returns the same two models on torch, through files."""
-    import jax
-    import torch
     from transformers.utils import logging
 
     from dera_jax.performance.bench.torch_decoding import TorchPair
@@ -62,10 +60,18 @@ def torch_pair(policies, folder: Path, device: str):
     folders = [folder / name for name in ("reference", "aligned")]
     for policy, place in zip(policies, folders, strict=True):
         save_policy(policy, place)
+    return TorchPair(*folders, device=torch_device(device))
+
+
+def torch_device(device: str) -> str:
+    """Returns the device of torch beside JAX's, which `device` tells in words; notes it where they differ."""
+    import jax
+    import torch
+
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
     if jax.default_backend() != "cpu" and not on_gpu:
         note(f"torch runs on the CPU, JAX on {device}: their ratio compares machines")
-    return TorchPair(*folders, device="cuda" if on_gpu else "cpu")
+    return "cuda" if on_gpu else "cpu"
 
 
 def sweep_prompts(spec: str | None, policies, new_tokens: int, count: int | None = None):

@@ -41,8 +41,8 @@ def without_eos(policies: Sequence[Policy]) -> tuple[Policy, ...]:
     return tuple(replace(policy, eos_ids=()) for policy in policies)
 
 
-def make_prompt(policies: Sequence[Policy], new_tokens: int) -> EncodedPrompt:
-    """Returns `PROMPT_TOKENS` arbitrary words.
+def make_prompt(policies: Sequence[Policy], new_tokens: int, number: int = 0) -> EncodedPrompt:
+    """Returns `PROMPT_TOKENS` arbitrary words, others for every number.
 
     Raises:
       ValueError: they and `new_tokens` do not fit a model's context.
@@ -54,8 +54,8 @@ def make_prompt(policies: Sequence[Policy], new_tokens: int) -> EncodedPrompt:
                 f"context of {policy.config.max_positions} tokens"
             )
     vocab = min(len(policy.tokenizer) for policy in policies)
-    ids = tuple(np.random.default_rng(0).integers(vocab, size=PROMPT_TOKENS).tolist())
-    return EncodedPrompt(Prompt(0, "random words"), (ids,) * len(policies))
+    ids = tuple(np.random.default_rng(number).integers(vocab, size=PROMPT_TOKENS).tolist())
+    return EncodedPrompt(Prompt(number, "random words"), (ids,) * len(policies))
 
 
 def complete_all(

@@ -1,4 +1,4 @@
-"""How the figures of several repeats are told."""
+"""How the figures of several repeats are told, and what they were made with."""
 
 
 def format_spread(figures: dict) -> str:
@@ -8,3 +8,13 @@ def format_spread(figures: dict) -> str:
     '1.50 (1.23–2.00)'
     """
     return f"{figures['median']:.2f} ({figures['min']:.2f}–{figures['max']:.2f})"
+
+
+def format_threads(result: dict) -> str:
+    """Returns how many threads torch had.
+
+    >>> format_threads({"torch_threads": {"chosen": 2}})
+    '2 threads'
+    """
+    chosen = result["torch_threads"]["chosen"]
+    return f"{chosen} thread{'s' * (chosen > 1)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
 
 class CachingMixture(LogitsProcessor):
@@ -70,6 +71,7 @@ class TorchPair:
         mask: np.ndarray | None = None,
         samples: int = 1,
         greedy: bool = False,
+        streamer: BaseStreamer | None = None,
     ) -> np.ndarray:
         """Returns [rows · samples, new_tokens] ids, drawn at temperature 1 from the whole mixture.
 
@@ -77,6 +79,7 @@ class TorchPair:
           tokens: [rows, length], left-padded.
           mask: [rows, length], true where a token is real; None is everywhere.
           samples: completions of each row.
+          streamer: is told every token as it is drawn; for a single row.
         """
         mask = np.ones_like(tokens) if mask is None else mask
         input_ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
@@ -97,6 +100,7 @@ class TorchPair:
                 attention_mask=attention_mask,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([mixture]),
+                streamer=streamer,
             )
         made = output[:, tokens.shape[1] :].cpu().numpy()
         if made.shape != (len(tokens) * samples, new_tokens):
