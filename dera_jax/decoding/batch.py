@@ -62,6 +62,8 @@ class Batch:
 
     chunk = CHUNK
     """Tokens that a row draws between two looks, at most."""
+    steps = CHUNK
+    """That a chunk has where nothing is drafted; a divisor of `CHUNK`, as caches have room for whole ones."""
 
     def __init__(
         self,
@@ -180,10 +182,10 @@ class Batch:
 
     def run_chunk(self) -> device_loop.Drawn:
         self.state, drawn = device_loop.decode_chunk(
-            self.configs, self.params, self.state, self._sampling(), self.eos, rule=self.rule, steps=CHUNK,
+            self.configs, self.params, self.state, self._sampling(), self.eos, rule=self.rule, steps=self.steps,
             mesh=self.mesh,
         )  # fmt: skip
-        self.usage.slot_steps += self.rows * CHUNK
+        self.usage.slot_steps += self.rows * self.steps
         return jax.device_get(drawn)
 
     def fill(self) -> None:

@@ -7,6 +7,9 @@ from dera_jax.common.checks import check_count
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.strengths import Strength
 
+STEPS = (1, 2, 4, 8, 16)
+"""Numbers of steps that a chunk may have: they divide `decoding.room.CHUNK`."""
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -22,6 +25,8 @@ class ServeConfig:
     """What requests leave open."""
     rows: int = 8
     """Completions that are decoded at a time; ≥ 1."""
+    steps: int = STEPS[-1]
+    """Tokens that a row draws between two looks at who comes and goes; one of `STEPS`."""
     queue: int = 256
     """Completions that may wait for one of these; ≥ 1."""
     max_body: int = 1 << 20
@@ -32,6 +37,8 @@ class ServeConfig:
     def __post_init__(self):
         check_count("rows", self.rows)
         check_count("queue", self.queue)
+        if self.steps not in STEPS:
+            raise ValueError(f"steps: expected one of {', '.join(map(str, STEPS))}, found {self.steps}")
         least, most = self.lambda_range
         if not (math.isfinite(least) and math.isfinite(most) and least <= most):
             raise ValueError(

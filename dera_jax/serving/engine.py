@@ -13,6 +13,7 @@ from dera_jax.decoding.complete import MixtureDraw
 from dera_jax.decoding.config import DecodeConfig
 from dera_jax.decoding.pieces import PIECE
 from dera_jax.decoding.request import Shape, shape_of
+from dera_jax.decoding.room import CHUNK
 from dera_jax.devices.usage import Usage
 from dera_jax.policies.policy import Policy
 from dera_jax.rules.rule import Rule
@@ -49,14 +50,17 @@ class Engine:
         rows: int,
         limit: int,
         draw: MixtureDraw,
+        steps: int = CHUNK,
     ):
         """Starts without requests, and without its thread: see `start`.
 
         Args:
           rows: slots.
           limit: completions that may wait for one.
+          steps: of a chunk, where nothing is drafted; a divisor of `CHUNK`.
         """
         self.policies, self.rule, self.config, self.draw = policies, rule, config, draw
+        self.steps = steps
         self.rows = rows
         self.usage = Usage()
         self._queue: FairQueue[Job] = FairQueue(limit)
@@ -235,6 +239,7 @@ class Engine:
             batch.failed = []
             # One program serves rows of any sampling, so that nothing is compiled when the first one comes.
             batch.own_sampling = True
+            batch.steps = self.steps
             if self.draw.prefixes is not None:
                 batch.pool.keep_prefixes(self.draw.prefixes, self.usage)
             self._batches[shape] = batch

@@ -62,7 +62,7 @@ class Service:
           beta: KL strength of the aligned model, if it is known.
         """
         self.policies, self.config, self.beta = policies, config, beta
-        self.engine = Engine(policies, rule, config.decode, config.rows, config.queue, draw)
+        self.engine = Engine(policies, rule, config.decode, config.rows, config.queue, draw, config.steps)
         self.metrics = Metrics(self.engine, config.name)
         self.reader = Reader(policies, config)
         self.writer = Writer(policies, beta)

@@ -64,9 +64,12 @@ def test_all_sides_make_what_was_asked_and_nothing_runs_on(tmp_path, monkeypatch
     assert [result["rows"] for result in report["serve"]] == [1, 2]
     for result in report["serve"]:
         assert result["requests"] == result["rows"] * serving.REQUESTS
-        assert result["tokens"] == dict.fromkeys(("offline", "ours", "torch"), result["requests"] * 16)
+        assert result["tokens"] == dict.fromkeys(
+            ("offline", "ours", "short", "busy", "torch"), result["requests"] * 16
+        )
         seconds = {name: figures["values"][0] for name, figures in result["seconds"].items()}
-        assert result["serve_to_offline"]["values"] == [seconds["offline"] / seconds["ours"]]
+        for side, key in (("ours", "serve"), ("short", "short"), ("busy", "busy")):
+            assert result[f"{key}_to_offline"]["values"] == [seconds["offline"] / seconds[side]]
         assert result["times_torch"]["values"] == [seconds["torch"] / seconds["ours"]]
         speeds = {name: figures["values"] for name, figures in result["tokens_per_second"].items()}
         assert speeds == {name: [result["requests"] * 16 / each] for name, each in seconds.items()}
@@ -79,7 +82,7 @@ def test_all_sides_make_what_was_asked_and_nothing_runs_on(tmp_path, monkeypatch
         assert f"{result['rows']:3} clients, {result['requests']} requests of 16 tokens at" in printed
     assert printed.count("× offline (target ≥ 0.9)") == printed.count("× torch's\n") == 2
     # One server on torch, and one of ours for each number of rows.
-    assert len(started) == 3 and all(process.poll() is not None for process in started)
+    assert len(started) == 5 and all(process.poll() is not None for process in started)
 
 
 def test_clients_ask_for_mixed_strengths_in_turns(monkeypatch, tmp_path):
@@ -87,8 +90,8 @@ def test_clients_ask_for_mixed_strengths_in_turns(monkeypatch, tmp_path):
     asked, decoded = [], []
 
     @contextmanager
-    def server(folder, rows):
-        yield "ours"
+    def server(folder, rows, steps=16):
+        yield f"ours, {steps} steps"
 
     def run(address, clients):
         asked.append((address, clients))
@@ -106,8 +109,9 @@ def test_clients_ask_for_mixed_strengths_in_turns(monkeypatch, tmp_path):
     result = serving.bench_serve(load_policies(), tmp_path, 5, config, None, lambda line: None)
     assert "times_torch" not in result and "torch" not in serving_lines.LINES["serve"](result)
     assert result["tokens_per_second"]["ours"]["values"] == [80.0, 80.0]
-    assert len(asked) == len(decoded) == 3
-    _, clients = asked[-1]
+    assert [address for address, _ in asked] == ["ours, 16 steps", "ours, 4 steps", "ours, 16 steps"] * 3
+    assert len(decoded) == 3 and [len(each) for each in asked[-1][1]] == [1] * 10
+    _, clients = asked[-2]
     requests, rows = decoded[-1]
     assert rows == 5 and [len(each) for each in clients] == [2] * 5
     flat = [each[turn] for turn in range(2) for each in clients]

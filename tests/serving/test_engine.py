@@ -193,6 +193,17 @@ def test_drafts_change_no_answer(pair, draft):
     assert len(answers[0]) == 6 and answers[0] == answers[1]
 
 
+def test_shorter_chunks_change_no_answer_and_come_sooner(pair):
+    body = {"prompt": "Once upon a time", "max_tokens": 30, "seed": 4, "stream": True}
+    texts = []
+    for steps in (4, 16):
+        with serving(pair, rows=2, steps=steps) as (url, _):
+            lines = requests.post(f"{url}/v1/completions", json=body, timeout=120).text.split("\n")
+        pieces = [json.loads(line[6:])["choices"][0]["text"] for line in lines if line.startswith("data: {")]
+        texts.append(pieces)
+    assert "".join(texts[0]) == "".join(texts[1]) and len(texts[0]) > 2 * len(texts[1])
+
+
 def test_a_strength_that_the_rule_cannot_take_is_one_clients_error(pair):
     with serving(pair, rule=load_rule("power").function) as (url, _), ThreadPoolExecutor(2) as at_once:
         asked = at_once.submit(post, url, "/v1/completions", prompt="Once", max_tokens=40, model="toy@0.5")

@@ -33,7 +33,9 @@ STRENGTHS = tuple(2 * i / 7 for i in range(8))
 REQUESTS = 2
 """Of each client in a turn, one after the other."""
 OFFLINE_TARGET = 0.9
-"""Least share of the offline throughput that clients get."""
+"""Least share of the offline throughput that clients get while no row is idle."""
+STEPS = {"ours": 16, "short": 4}
+"""Of a chunk: as it is by default, and where answers are to come sooner."""
 READY, END = 900.0, 30.0
 """Seconds that a server has until it can be asked, and until it has ended; then it is killed."""
 PLAIN = "dera_jax.performance.bench.plain_server"
@@ -65,11 +67,13 @@ def save_endless(policies: Sequence[Policy], folder: Path) -> None:
 
 
 @contextmanager
-def our_server(folder: Path, rows: int) -> Iterator[str]:
+def our_server(folder: Path, rows: int, steps: int = STEPS["ours"]) -> Iterator[str]:
     """Gives the address of `eval.serve` with the pair of a folder, in the block."""
     models = [f"--{name}={folder / name}" for name in NAMES]
-    command = [*DERA, "serve", "--port=0", f"--rows={rows}", f"--queue={max(256, rows)}", *models]
-    with _running("eval.serve", command, folder / "ours.log") as address:
+    settings = ["--port=0", f"--rows={rows}", f"--steps={steps}", f"--queue={max(256, rows)}"]
+    with _running(
+        "eval.serve", [*DERA, "serve", *settings, *models], folder / f"ours-{steps}.log"
+    ) as address:
         yield address
 
 
@@ -163,6 +167,9 @@ def bench_serve(
 ) -> dict:
     """Returns throughput and latency of our server with as many rows as clients, and the ratios.
 
+    Of clients that ask one thing after the other, with either of `STEPS`; and, as `busy`, where all is asked at once,
+    so that no row waits for a client.
+
     Args:
       policies: the pair, which decodes offline.
       folder: of the same pair, as `save_endless` has written it.
@@ -184,8 +191,14 @@ def bench_serve(
         tokens["offline"].add(sum(map(len, made)))
 
     progress("starting eval.serve")
-    with our_server(folder, clients) as ours:
-        turns = {"ours": Turns(ours, each)} | ({"torch": Turns(theirs, each)} if theirs else {})
+    with our_server(folder, clients) as ours, our_server(folder, clients, STEPS["short"]) as short:
+        turns = {
+            "ours": Turns(ours, each),
+            "short": Turns(short, each),
+            "busy": Turns(ours, [[question] for question in questions]),
+        }
+        if theirs:
+            turns["torch"] = Turns(theirs, each)
         seconds = interleave({"offline": timed(offline), **turns}, config.repeats, progress)
     asked = len(requests) * new_tokens
     tokens |= {name: turn.tokens for name, turn in turns.items()}
@@ -204,7 +217,10 @@ def bench_serve(
             name: spread([asked / s for s in figures["values"]]) for name, figures in seconds.items()
         },
         "latency": {name: turn.latencies() for name, turn in turns.items()},
+        "steps": STEPS,
         "serve_to_offline": ratio(seconds["offline"], seconds["ours"]),
+        "short_to_offline": ratio(seconds["offline"], seconds["short"]),
+        "busy_to_offline": ratio(seconds["offline"], seconds["busy"]),
         "target": OFFLINE_TARGET,
     }
     if theirs:

@@ -57,8 +57,12 @@ def _serve_line(result: dict) -> str:
     line = (
         f"serve     {result['rows']:3} clients, {result['requests']} requests of {result['new_tokens']} tokens at "
         f"{min(len(result['strengths']), result['requests'])} strengths: served {speed['ours']} tokens/s, offline "
-        f"{speed['offline']}: {format_spread(result['serve_to_offline'])} × offline (target ≥ {result['target']:g})\n"
-        f"{INDENT}{_latency(result['latency']['ours'])}"
+        f"{speed['offline']}: {format_spread(result['serve_to_offline'])} × offline\n"
+        f"{INDENT}all asked at once {speed['busy']} tokens/s: {format_spread(result['busy_to_offline'])} × offline "
+        f"(target ≥ {result['target']:g})\n"
+        f"{INDENT}{_latency(result['latency']['ours'])}\n"
+        f"{INDENT}--steps={result['steps']['short']}: {speed['short']} tokens/s, "
+        f"{format_spread(result['short_to_offline'])} × offline; {_latency(result['latency']['short'])}"
     )
     if "times_torch" not in result:
         return line
