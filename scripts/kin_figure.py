@@ -18,7 +18,7 @@ PANELS = {
         "linear", "power:p=1", "power:p=-1", "minimum", "maximum", "alpha-divergence", "jensen-shannon",
     ),
 }  # fmt: skip
-MARKERS = "osv^D<>pX"
+MARKERS, OTHERS = "osv^D<>pX", COLORS[:-1]
 
 
 def plot_kin(lines: Sequence[dict], path: Path) -> None:
@@ -29,11 +29,14 @@ def plot_kin(lines: Sequence[dict], path: Path) -> None:
             for number, rule in enumerate(rules):
                 own = [line for line in lines if line["rule"] == rule]
                 figures = [[line[name]["mean"] for line in own] for name in ("kl", "reward")]
-                color = "black" if rule == "linear" else COLORS[(number - 1) % len(COLORS)]
+                color = "black" if rule == "linear" else OTHERS[(number - 1) % len(OTHERS)]
                 ax.plot(*figures, marker=MARKERS[number % len(MARKERS)], color=color, label=rule, linewidth=1)
             ax.set_title(title)
             ax.set_xlabel("KL to the reference, nats per completion")
             ax.set_xscale("symlog", linthresh=1)
+            ax.set_xticks([0, 0.5, 1, 2, 5, 10, 20])
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.set_xlim(0, 30)
             ax.legend(fontsize=7)
         figure.axes[0].set_ylabel("reward")
         buffer = io.BytesIO()
