@@ -16,6 +16,7 @@ from dera_jax.analysis.estimates import estimate
 from dera_jax.commands.options.decoding import unescape
 from dera_jax.common.files import write_text
 from dera_jax.common.json_files import write_json
+from dera_jax.data.encoding import encode_prompts
 from dera_jax.data.prompts import load_prompts
 from dera_jax.decoding.complete import complete_unshared
 from dera_jax.decoding.config import DecodeConfig
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines += [_line(rule, strength, rows) for strength in sorted({row["lambda"] for row in rows})]
     prices = _prices(policies, prompts)
     write_json(args.out / "kin.json", {"rules": lines, "times_linear": prices})
-    write_text(args.out / "kin.csv", _table(lines, prices))
+    write_text(args.out / "kin.csv", table_of(lines, prices))
     plot_kin(lines, args.out / "kin.png")
 
 
@@ -89,8 +90,6 @@ def _line(rule: str, strength: float, rows: Sequence[dict]) -> dict:
 
 def _prices(policies, prompts) -> dict[str, dict]:
     """Returns how many times as long as the linear mixture each rule takes, row by row, with nothing shared."""
-    from dera_jax.data.encoding import encode_prompts
-
     pair, config = without_eos(policies), DecodeConfig(max_new_tokens=TIMED_TOKENS)
     (prompt,) = encode_prompts(pair, prompts[:1], TIMED_TOKENS)
     requests = [Request(prompt, sample, (0.9,)) for sample in range(TIMED_ROWS)]
@@ -103,7 +102,8 @@ def _prices(policies, prompts) -> dict[str, dict]:
     return {rule: ratio(seconds[rule], seconds["linear"]) for rule in RULES}
 
 
-def _table(lines: Sequence[dict], prices: dict[str, dict]) -> str:
+def table_of(lines: Sequence[dict], prices: dict[str, dict]) -> str:
+    """Returns the figures and their intervals as CSV, a line for each rule and strength."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     names = ("reward", "kl", "cross_entropy", "length")

@@ -51,7 +51,8 @@ def make_parser() -> cli.Parser:
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=int, default=16, metavar="N",
-        help="tokens between two looks at who comes and goes: 4 answers sooner, 16 is faster (default %(default)s)",
+        help="tokens between two looks at who comes and goes: 1, 2, 4, 8 or 16; fewer answer sooner, more take less "
+        "time in all while every row is busy (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--queue", type=int, default=256, metavar="N",
@@ -122,6 +123,7 @@ def _load(args: argparse.Namespace, config, rule, draw):
 
 def _checked(args: argparse.Namespace, decode):
     """Returns what can be known to be wrong before a model is loaded: the settings, the rule and the draw."""
+    from dera_jax.rules.rule import check_strength
     from dera_jax.serving.config import ServeConfig
     from dera_jax.strengths import parse_strengths
 
@@ -134,6 +136,7 @@ def _checked(args: argparse.Namespace, decode):
     if len(strengths) != 1:
         raise ValueError(f"--lambda: expected one strength, found {len(strengths)}")
     rule = load_rule(args.rule)
+    check_strength(rule.function, strengths[0])
     draw = decoding.draw_of(args, rule, len(aligned or [1]))
     name = args.served_model_name or (
         "toy" if reference is None else os.path.basename(aligned[-1].rstrip("/"))

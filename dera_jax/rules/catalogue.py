@@ -58,7 +58,7 @@ class Entry(NamedTuple):
         return next(dial for dial in self.dials if dial.name == name)
 
 
-_TOKENS = 1, 1e6
+_TOKENS = 1, 1e5
 KNOWN = {
     "linear": Entry(
         "dera_jax.rules.rule:linear_rule",
@@ -174,7 +174,7 @@ KNOWN = {
         "a strength in nats: λ is the most, the budget what may be spent",
         (
             Dial("nats", 0.1, 0, 1e3, "b, of each token"),
-            Dial("response", math.inf, 0, 1e6, "of all tokens of a response together"),
+            Dial("response", math.inf, 0, 1e5, "of all tokens of a response together"),
         ),
     ),
 }

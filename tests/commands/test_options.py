@@ -10,12 +10,13 @@ import pytest
 
 import dera_jax
 from dera_jax import read_rows
-from dera_jax.commands import dera, dpo, generate, plan, plot, reward, rlhf, sft, sweep
+from dera_jax.commands import dera, dpo, generate, plan, plot, reward, rlhf, serve, sft, sweep
 from dera_jax.commands import score as score_command
 from dera_jax.common import locks
 from dera_jax.common.spelling import COMMANDS
 from dera_jax.performance.plan.chips import CHIPS
 from dera_jax.policies import sizes
+from dera_jax.rules.catalogue import KNOWN
 
 # Help
 
@@ -65,6 +66,13 @@ def test_dera_runs_the_commands(call, refused):
     assert "no command" in refused(dera.main)
     assert "--lambda" in refused(dera.main, "sweep", "--lambda=x")
     assert "--lambda" in refused(partial(dera.run, "sweep"), "--lambda=x")
+
+
+def test_rules_are_listed(call):
+    for command in (sweep, generate, serve):
+        code, out, err = call(command.main, "--rule=list")
+        assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 120
+        assert set(KNOWN) <= set(re.findall(r"^  ([a-z-]+) ", out, re.MULTILINE))
 
 
 # Wrong arguments

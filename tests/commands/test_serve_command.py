@@ -27,6 +27,8 @@ from tests.support.processes import ROOT
         (["--served-model-name=a@1"], "--served-model-name: expected a name without @, found 'a@1'"),
         (["--beta=-1"], "--beta: expected"),
         (["--draft=aligned", "--rule=nothing"], "--rule"),
+        (["--rule=power", "--lambda=1.5"], "power:p=1 averages: expected strengths of at least 0"),
+        (["--steps=3"], "--steps: expected one of 1, 2, 4, 8, 16, found 3"),
     ],
 )
 def test_what_is_wrong_is_one_line(options, said, capsys):

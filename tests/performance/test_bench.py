@@ -16,18 +16,8 @@ from dera_jax.decoding.request import Request
 from dera_jax.performance.bench import decoding, sides, timing
 from dera_jax.policies.save import save_policy
 from dera_jax.realign import mix_logits
+from tests.support.tiny import TINY
 
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-}
 STEPS = 16
 
 

@@ -13,20 +13,10 @@ from dera_jax.decoding import device_loop, pieces
 from dera_jax.decoding.room import CHUNK
 from dera_jax.performance.bench import prefixes, sharing, sharing_lines, sides, starts, timing
 from dera_jax.policies.save import save_policy
+from tests.support import tiny
 
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-    # So many that most completions are short.
-    "eos_token_id": list(range(1, 9)),
-}
+# So many that most completions are short.
+TINY = tiny.TINY | {"eos_token_id": list(range(1, 9))}
 SMALLER = {
     "LONG_PROMPT": 32,
     "SHORT_COMPLETION": 16,

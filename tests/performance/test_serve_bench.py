@@ -17,20 +17,10 @@ from dera_jax.commands.bench import main
 from dera_jax.commands.process import endings
 from dera_jax.performance.bench import load, serving, serving_lines, sides, timing
 from dera_jax.policies.save import save_policy
+from tests.support import tiny
 
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-    # So many that answers would end early, were they not disabled.
-    "eos_token_id": list(range(1, 49)),
-}
+# So many that answers would end early, were they not disabled.
+TINY = tiny.TINY | {"eos_token_id": list(range(1, 49))}
 STRENGTHS = serving.STRENGTHS
 
 

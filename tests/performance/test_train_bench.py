@@ -12,18 +12,9 @@ from dera_jax.data.batches import make_batch
 from dera_jax.performance.bench import plain_script, sides, timing, training, training_lines
 from dera_jax.policies.save import save_policy
 from dera_jax.scoring.logprobs import completion_logprobs
+from tests.support import tiny
 
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
+TINY = tiny.TINY | {"max_position_embeddings": 64, "tie_word_embeddings": True}
 
 
 @pytest.fixture(scope="module")
