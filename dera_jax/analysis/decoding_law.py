@@ -278,7 +278,9 @@ def intervals(theta: np.ndarray, spread: np.ndarray, groups: int) -> tuple[Range
     if first <= 0:
         raise ValueError("the tokens are no draws of a mixture of these models at any temperature")
     slopes = np.array([[-second / first**2, 1 / first], [-1 / first**2, 0.0]])
-    errors = quantile(groups - 1) * np.sqrt(np.diag(slopes @ spread @ slopes.T))
+    # Along λ = 1 that of λ is 0, up to rounding.
+    variances = np.maximum(np.diag(slopes @ spread @ slopes.T), 0.0)
+    errors = quantile(groups - 1) * np.sqrt(variances)
     each = zip((second / first, 1 / first), errors, strict=True)
     lambda_, heat = (Range(float(v), float(v - e), float(v + e)) for v, e in each)
     return lambda_, heat
