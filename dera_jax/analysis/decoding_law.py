@@ -22,7 +22,7 @@ from dera_jax.analysis.newton import Score, covariance, maximize
 SEEN = math.log(100)
 """Nats by which a truncation must explain the tokens better: without it, tokens look so once in 100 times."""
 INTERVAL = math.log(20)
-"""Nats that a top-p may explain less than the best, within its 95 % interval."""
+"""Nats that a top-k or a top-p may explain less than the best, within its 95 % interval."""
 MASSES = np.append(np.arange(1, 1000), 1000) / 1000
 """Values of top-p that are looked at; 1 is none."""
 ROUNDS = 5
@@ -309,7 +309,10 @@ def _cuts(evidence: Evidence, theta: np.ndarray, spread: np.ndarray, found: _Fou
         found = _Found(None, found.top_p)
         top_k = Cut(None, least, None, 0.0)
     else:
-        top_k = Cut(found.top_k, found.top_k, found.top_k, gain)
+        # Beside a top-p that cuts earlier nearly everywhere, tokens hardly tell one top-k from the next.
+        # It is held as found, so the interval is too narrow where both may move together.
+        near = np.flatnonzero(gains >= gains[found.top_k - 1] - INTERVAL) + 1
+        top_k = Cut(found.top_k, int(near[0]), int(near[-1]), gain)
     lows, highs = [], []
     # θ is not known exactly, and nor is the mass before a token.
     for number, at in enumerate([theta, *_around(theta, spread)] if found.top_p else [theta]):

@@ -80,6 +80,7 @@ def test_settings_are_found(lambda_, temperature, top_k, top_p):
     assert law.lambda_.low <= lambda_ <= law.lambda_.high
     assert law.temperature.value == pytest.approx(temperature, rel=0.02)
     assert law.top_k.value == top_k
+    assert top_k is None or law.top_k.low == law.top_k.high == top_k
     assert (law.top_p.value is None) == (top_p is None)
     if top_p is not None:
         assert abs(law.top_p.value - top_p) <= 0.01 and law.top_p.low <= top_p <= law.top_p.high
