@@ -80,8 +80,8 @@ def _text(number: float) -> str:
     return f"{number:.3g}".replace("-", "−")
 
 
-def plot_over_strength(ax: Axes, curves: Sequence[Curve], quantity: Quantity) -> None:
-    """Draws a quantity over λ; over the order of the strengths if they are vectors."""
+def plot_over_strength(ax: Axes, curves: Sequence[Curve], quantity: Quantity, dial: str = "λ") -> None:
+    """Draws a quantity over λ, or another dial; over the order of the strengths if they are vectors."""
     strengths = sorted({summary.lambda_ for curve in curves for summary in curve.summaries})
     numeric = len(strengths[0]) == 1
     places = {strength: strength[0] if numeric else float(i) for i, strength in enumerate(strengths)}
@@ -99,13 +99,13 @@ def plot_over_strength(ax: Axes, curves: Sequence[Curve], quantity: Quantity) ->
     ax.set_ylabel(quantity.label)
     if numeric:
         betas = {summary.beta for curve in curves for summary in curve.summaries}
-        _label_strengths(ax, list(places.values()), betas.pop() if len(betas) == 1 else None)
+        _label_strengths(ax, list(places.values()), betas.pop() if len(betas) == 1 else None, dial)
     else:
         ax.set_xticks(list(places.values()), map(format_strength, strengths), rotation=90)
 
 
-def _label_strengths(ax: Axes, strengths: list[float], beta: float | None) -> None:
-    """Labels λ below the axis, β/λ above it, and the two models."""
+def _label_strengths(ax: Axes, strengths: list[float], beta: float | None, dial: str) -> None:
+    """Labels the dial below the axis; of λ also β/λ above it, and the two models."""
     if max(map(abs, strengths)) > ASINH_FROM:
         ax.set_xscale("asinh", linear_width=1.0)
     if len(strengths) == 1:
@@ -113,7 +113,10 @@ def _label_strengths(ax: Axes, strengths: list[float], beta: float | None) -> No
     ticks = _thin_out(ax, strengths, 0.09)
     ax.set_xticks(ticks, map(_text, ticks))
     ax.set_xticks([], minor=True)
-    _write(ax, "λ", (0, 0), (-6, -4), ha="right", va="top", fontsize=9)
+    if dial != "λ":
+        ax.set_xlabel(dial)
+        return
+    _write(ax, dial, (0, 0), (-6, -4), ha="right", va="top", fontsize=9)
     for end, name in ((0.0, "reference"), (1.0, "aligned")):
         if end in ticks:
             ax.axvline(end, color="#B0B0B0", linewidth=0.7, zorder=0)
@@ -150,8 +153,8 @@ def _write(
     ax.annotate(text, xy, xycoords=where, xytext=offset, textcoords="offset points", **style)
 
 
-def plot_frontier(ax: Axes, curves: Sequence[Curve], quantity: Quantity) -> None:
-    """Draws a quantity over the KL to the reference, a point per strength."""
+def plot_frontier(ax: Axes, curves: Sequence[Curve], quantity: Quantity, dial: str = "λ") -> None:
+    """Draws a quantity over the KL to the reference, a point per value of the dial."""
     for curve in curves:
         for points, joined in _groups(curve, quantity):
             x, x_low, x_high = _bounds([summary.kl_to_reference for summary, _ in points])
@@ -160,7 +163,7 @@ def plot_frontier(ax: Axes, curves: Sequence[Curve], quantity: Quantity) -> None
             ax.vlines(x, y_low, y_high, color=curve.color, linewidth=0.8, alpha=0.4)
             style = {"color": curve.color, "marker": curve.marker, "linewidth": 1, "zorder": 3}
             ax.plot(x, y, linestyle="-" if joined else "none", **style)
-    ax.set_xlabel("KL to reference (nats); labels: λ")
+    ax.set_xlabel(f"KL to reference (nats); labels: {dial}")
     ax.set_ylabel(quantity.label)
     ax.margins(0.13, 0.1)
 

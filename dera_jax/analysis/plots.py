@@ -61,7 +61,7 @@ PANEL = (3.5, 2.7)
 """Width and height in inches."""
 
 
-def plot_sweep(runs: dict[str, list[Summary]], path: str | Path, about: str = "") -> None:
+def plot_sweep(runs: dict[str, list[Summary]], path: str | Path, about: str = "", dial: str = "λ") -> None:
     """Writes a figure of one or several runs as PNG, whole or not at all.
 
     Panels: each reward (without rewards, log π_aligned/π_reference), KL to the reference and length
@@ -74,6 +74,7 @@ def plot_sweep(runs: dict[str, list[Summary]], path: str | Path, about: str = ""
       runs: summaries by the name shown in the legend; see `summarize`.
       path: of the PNG.
       about: begins the caption: what the models are, say.
+      dial: what the summaries' `lambda_` is a value of, see `dials.over_dial`.
 
     Raises:
       ValueError: there is nothing to plot, runs of different numbers of aligned models are
@@ -90,7 +91,8 @@ def plot_sweep(runs: dict[str, list[Summary]], path: str | Path, about: str = ""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Names may hold letters that the font lacks: boxes are drawn for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        write_bytes(path, _png((_heat_maps if models == {2} else _panels)(curves, about)))
+        drawn = _heat_maps(curves, about) if models == {2} else _panels(curves, about, dial)
+        write_bytes(path, _png(drawn))
 
 
 def _png(figure: Figure) -> bytes:
@@ -153,7 +155,7 @@ def _span(numbers: Sequence[int], noun: str) -> str:
     return f"{low:,}–{high:,} {noun}s" if low < high else f"{low:,} {noun}{'s' if low > 1 else ''}"
 
 
-def _panels(curves: Sequence[Curve], about: str) -> Figure:
+def _panels(curves: Sequence[Curve], about: str, dial: str) -> Figure:
     """Returns each quantity over the strength; those that are neither KL nor length over the KL, too.
 
     Of the latter at least one, and more where the grid has room.
@@ -165,12 +167,12 @@ def _panels(curves: Sequence[Curve], about: str) -> Figure:
     frontiers = of_interest[: rows * columns - len(quantities)]
     figure, axes = _figure(curves, about, rows, columns, len(quantities) + len(frontiers))
     for ax, quantity in zip(axes, quantities, strict=False):
-        plot_over_strength(ax, curves, quantity)
+        plot_over_strength(ax, curves, quantity, dial)
     if len(curves) > 1:
         _add_legend(figure, curves)
     over_kl = list(zip(axes[len(quantities) :], frontiers, strict=True))
     for ax, quantity in over_kl:
-        plot_frontier(ax, curves, quantity)
+        plot_frontier(ax, curves, quantity, dial)
     # Where points and labels meet is known when the layout is.
     figure.draw_without_rendering()
     for ax, quantity in over_kl:

@@ -5,8 +5,10 @@
   python -m eval.plot runs/RUN --table=markdown
 
   python -m eval.plot runs/RUN --trace            what a search has looked at (eval.sweep --trace)
+  python -m eval.plot runs/ALPHA --over=dial      runs of eval.sweep --sweep, over the dial
 
-Several sweeps are drawn in the same panels, each with its own colour and marker.
+Several sweeps are drawn in the same panels, each with its own colour and marker. The folder of a sweep over
+a dial stands for the runs in it.
 """
 
 from collections.abc import Sequence
@@ -38,6 +40,12 @@ def make_parser() -> cli.Parser:
     )
     parser.add_argument("--table", choices=("terminal", "markdown", "latex"), help="print a table instead")
     parser.add_argument(
+        "--over",
+        choices=("strength", "dial"),
+        default="strength",
+        help="draw over λ, or over the dial that the runs differ in, with a curve for each λ (default %(default)s)",
+    )
+    parser.add_argument(
         "--allow-missing", action="store_true", help="show a run that is not complete, with a warning"
     )
     return parser
@@ -52,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _plot_trace(args)
         return
 
-    from dera_jax.analysis import reports, tables
+    from dera_jax.analysis import dials, reports, tables
     from dera_jax.analysis.best_of import tell_search
     from dera_jax.analysis.summaries import summarize
     from dera_jax.common.shown import shown
@@ -61,14 +69,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.results.rows import WHOLE
 
     summaries = {}
-    for run in args.runs:
+    runs = [run for given in args.runs for run in dials.runs_in(given)]
+    for run in runs:
         rows = reading.read_rows(run, WHOLE)
         if not rows:
             raise ValueError(f"{shown(run, 200)}: no rows yet")
         check_whole(run, rows, args.allow_missing, "shows what is there", to_its_end=True, tell=cli.warn)
         if told := tell_search(rows):
             cli.warn(f"{shown(run, 200)}: {told}")
-        summaries[_name(run, args.runs)] = summarize(rows)
+        summaries[_name(run, runs)] = summarize(rows)
     if args.table:
         for name, found in summaries.items():
             title = [shown(name)] if len(summaries) > 1 else []
@@ -77,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.analysis import plots
 
     out = args.out or _folder(args.runs[0]) / "sweep.png"
-    pairs = dict.fromkeys(filter(None, map(reports.describe_models, args.runs)))
-    plots.plot_sweep(summaries, out, "; ".join(pairs))
+    pairs = dict.fromkeys(filter(None, map(reports.describe_models, runs)))
+    dial, curves = dials.over_dial(summaries) if args.over == "dial" else ("λ", summaries)
+    plots.plot_sweep(curves, out, "; ".join(pairs), dial)
     print(shown(out))
 
 

@@ -15,10 +15,12 @@ a process is killed, a rerun with any number of processes keeps its rows and mak
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands.options import cli, decoding, drawing, models, sweeping
+from dera_jax.commands.options import cli, decoding, dials, drawing, models, sweeping
+from dera_jax.commands.parts import dial_sweep
 from dera_jax.commands.parts.sweep_plan import load_plan, prompts_of
 from dera_jax.commands.parts.sweep_progress import run_plan
 from dera_jax.commands.parts.sweep_report import folder_name, report, tell_plan
@@ -43,6 +45,7 @@ def make_parser() -> cli.Parser:
         help="print what would be decoded, the memory and the time, and stop",
     )
     models.add_model_options(parser)
+    dials.add_weight_options(parser)
     decoding.add_decode_options(parser)
     drawing.add_draw_option(parser)
     drawing.add_exact_options(parser)
@@ -53,27 +56,36 @@ def make_parser() -> cli.Parser:
 @endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.sweep`."""
-    args = _arguments(argv)
+    parser = make_parser()
+    args = _arguments(parser, argv)
     decode = decoding.decode_config(args)
+    dial = dials.take_weights(args, parser)
     sweeping.check(args)
+    rules = dials.rules_of(args.rule, dial) if dial else ()
 
     plan = load_plan(args, decode)
     from dera_jax.devices.processes import leads
 
     out = args.out or Path("runs") / folder_name(plan)
+    if rules:
+        out = args.out or out.with_name(f"{out.name}-{dial.name}")
+        dial_sweep.check_folder(out)
     if args.dry_run:
-        told = tell_plan(plan, out)
+        told = dial_sweep.tell_values(plan, rules, out) if rules else tell_plan(plan, out)
         if leads():
             print(told)
         return
-    rows, seconds, used = run_plan(plan, out, prompts_of(args), cli.command_line("eval.sweep", argv))
+    words = dials.plain_words(sys.argv[1:] if argv is None else argv, args, parser)
+    if rules:
+        dial_sweep.run_values(plan, rules, out, prompts_of(args), words)
+        return
+    rows, seconds, used = run_plan(plan, out, prompts_of(args), cli.command_line("eval.sweep", words))
     if leads():
         report(out, rows, seconds, used)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(parser: cli.Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments: of the command line, else of --config, else of --preset, else the defaults."""
-    parser = make_parser()
     args = cli.apply_config_file(parser, argv)
     if args.preset is None:
         return args

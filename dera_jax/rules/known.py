@@ -100,6 +100,30 @@ def load_rule(spec: str | None) -> NamedRule:
     return NamedRule(compose(list(zip(parts, loaded, strict=True)), name), name)
 
 
+def with_dial(spec: str | None, name: str, text: str) -> str:
+    """Returns a rule with another value of a dial: `DIAL`, or `RULE.DIAL` where several of its parts have one.
+
+    >>> with_dial("plausible+power", "alpha", "0.3"), with_dial("first+ramp", "ramp.tokens", "4")
+    ('plausible:alpha=0.3+power:p=1', 'first:tokens=5+ramp:tokens=4')
+
+    Raises:
+      ValueError: no part has it, several have, or the value is out of its range.
+    """
+    parts = parse(spec or "linear")
+    dials = [f"{part.name}.{dial}" for part in parts for dial in part.dials]
+    found = [dial for dial in dials if name in (dial, dial.partition(".")[2])]
+    if len(found) != 1:
+        known = ", ".join(found or dials) or "a rule with dials (--rule=list)"
+        raise ValueError(
+            f"--sweep: expected a dial of --rule={shown(spec or 'linear', 60)}: {known}; found {shown(name, 60)}"
+        )
+    owner, _, dial = found[0].partition(".")
+    for part in parts:
+        if part.name == owner:
+            part.dials[dial] = part.entry.dial(dial).value(text, f"--sweep={shown(name, 60)}")
+    return "+".join(part.text for part in parts)
+
+
 def _place(part: Part) -> str:
     return KNOWN[part.name].place if part.name in KNOWN else part.name
 

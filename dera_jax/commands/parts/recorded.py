@@ -43,9 +43,10 @@ REPEATED = {
 """Options that are repeated, by command: models, data and numbers; `reward`, `rule`, `draw` are looked into."""
 LEFT_OUT = (
     "config", "coordinator", "num-processes", "process-id", "coordinator-timeout", "dry-run", "report-to",
-    "push-to-hub", "hub-private",
+    "push-to-hub", "hub-private", "models", "weights", "sweep",
 )  # fmt: skip
-"""Options that say where and how it ran, not what it did; what a --config file held is repeated."""
+"""Options that say where and how it ran, not what it did, or that runs record as those they stand for; what a --config
+file held is repeated."""
 REWARDS = ("length", "lexicon", "keywords", "concepts", "slots", "model")
 """Kinds of rewards that run nobody's code and ask no server."""
 
