@@ -1,6 +1,6 @@
 """Counters and distributions for Prometheus, under the names that vLLM's have, with the prefix `dera:`."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from dera_jax.decoding.request import Completion
@@ -23,6 +23,7 @@ class Metrics:
         """
         self.registry = CollectorRegistry()
         self.registry.register(_Busy(engine, model))
+        ProcessCollector(registry=self.registry)
         self.model = model
 
         def histogram(name: str, told: str, buckets) -> Histogram:

@@ -50,6 +50,7 @@ ALLOWED = {
     # Programs: git in this checkout, and Python with this repository's commands.
     "dera_jax/common/provenance.py": {"import subprocess"},
     "dera_jax/performance/bench/starts.py": {"import subprocess"},
+    "dera_jax/performance/bench/serving.py": {"import subprocess", "subprocess.Popen"},
     "scripts/e2e.py": {"import subprocess"},
     "scripts/guided_search/runs.py": {"import subprocess"},
     "scripts/hh_rlhf.py": {"import subprocess"},
@@ -58,6 +59,7 @@ ALLOWED = {
     # Libraries that could run a folder's code, and are told not to; see the tests below.
     "dera_jax/policies/tokenizers.py": {"AutoTokenizer.from_pretrained", "importlib.import_module"},
     "dera_jax/scoring/harness.py": {"AutoConfig.from_pretrained"},
+    "dera_jax/performance/bench/plain_server.py": {"AutoTokenizer.from_pretrained"},
     "dera_jax/performance/bench/torch_decoding.py": {"AutoModelForCausalLM.from_pretrained"},
     "dera_jax/performance/bench/torch_training.py": {
         "AutoTokenizer.from_pretrained",

@@ -7,11 +7,11 @@ import random
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import requests
 
-from dera_jax import generate
 from dera_jax.decoding import pieces, prefilling
 from dera_jax.decoding.batch import Batch
 from dera_jax.decoding.complete import MixtureDraw
@@ -21,6 +21,7 @@ from dera_jax.serving.fair_queue import FairQueue, Full
 from dera_jax.serving.jobs import Job
 from dera_jax.serving.protocol import CompletionBody
 from tests.support.servers import post, service_of, serving, wait_until
+from tests.support.storms import KINDS, ask, check_answers, check_counters, counted
 
 
 def test_clients_take_turns_and_a_full_queue_takes_nothing():
@@ -39,67 +40,17 @@ def test_what_is_dropped_is_the_very_object():
     assert waiting.drop(second) and not waiting.drop(second) and waiting.take() is first and len(waiting) == 0
 
 
-STORM = 150
-
-
-def counted(text, name):
-    """Returns a counter of /metrics, summed over its labels."""
-    return sum(float(value) for value in re.findall(rf"^dera:{name}_total{{.*}} (\S+)$", text, re.MULTILINE))
-
-
-def test_a_storm_of_requests(pair):
+@pytest.mark.parametrize("size", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_storm_of_requests(pair, size):
     """Random strengths, lengths and samplings; a third is cancelled, a tenth is malformed."""
-    rng = random.Random(0)
-    prompts = ["Once upon a time", "Tom has a dog.", "The", "Lily went to the park. " * 4]
+    numbers = random.Random(0).sample(range(10**6), size)
     with serving(pair, rows=4, queue=10**4) as (url, service), ThreadPoolExecutor(12) as at_once:
-
-        def ask(number):
-            mine = random.Random(number)
-            body = {
-                "prompt": mine.choice(prompts), "max_tokens": mine.randint(1, 40), "seed": number,
-                "dera": {"lambda": mine.choice((0, 0.3, 1, 1.7))},
-            }  # fmt: skip
-            kind = mine.choices(("whole", "streamed", "cancelled", "malformed"), (36, 20, 33, 11))[0]
-            if kind == "malformed":
-                return kind, body, post(url, "/v1/completions", **body | {"n": "three"})[0]
-            if kind == "cancelled":
-                with requests.post(
-                    f"{url}/v1/completions", json=body | {"stream": True}, stream=True, timeout=60
-                ) as answer:
-                    next(answer.iter_content(1), None)
-                return kind, body, None
-            if kind == "streamed":
-                answer = requests.post(f"{url}/v1/completions", json=body | {"stream": True}, timeout=60)
-                parts = [
-                    line.removeprefix("data: ")
-                    for line in answer.text.split("\n")
-                    if line.startswith("data: {")
-                ]
-                return (
-                    kind,
-                    body,
-                    "".join(json.loads(p)["choices"][0]["text"] for p in parts),
-                )
-            return kind, body, post(url, "/v1/completions", **body)[1]["choices"][0]["text"]
-
-        made = list(at_once.map(ask, rng.sample(range(10**6), STORM)))
+        asked = list(at_once.map(partial(ask, url), numbers))
         wait_until(lambda: service.engine.load().busy == 0 and service.engine.load().waiting == 0)
         metrics = requests.get(f"{url}/metrics", timeout=60).text
-
-    kinds = [kind for kind, _, _ in made]
-    assert all(kinds.count(kind) > 5 for kind in ("whole", "streamed", "cancelled", "malformed"))
-    assert all(found == 400 for kind, _, found in made if kind == "malformed")
-    for kind, body, found in made:
-        if kind in ("whole", "streamed"):
-            given = {"seed": body["seed"], "max_new_tokens": body["max_tokens"], "rows": 4}
-            (expected,) = generate(pair, [body["prompt"]], body["dera"]["lambda"], **given)
-            assert found == expected.text, body
-    ended, cancelled = counted(metrics, "request_success"), counted(metrics, "request_cancelled")
-    assert ended + cancelled == STORM - kinds.count("malformed")
-    assert (
-        counted(metrics, "request_refused") == kinds.count("malformed")
-        and counted(metrics, "request_failure") == 0
-    )
+    kinds = check_answers(pair, asked, rows=4)
+    assert len(asked) == size and all(kinds[kind] > 5 for kind in KINDS)
+    check_counters(metrics, kinds)
 
 
 def test_a_client_that_goes_away_frees_its_slot(pair):
