@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -12,15 +13,18 @@ from dera_jax.analysis.estimates import estimate
 from dera_jax.analysis.tables import Column, estimate_cells, format_columns, short_names
 from dera_jax.commands.options import cli, models
 from dera_jax.commands.parts.sweep_plan import prompts_of
-from dera_jax.data.prompts import Prompt, read_prompts
-from dera_jax.scoring.divergence import encode_texts
-from dera_jax.scoring.weighing import log_perplexities, weights
 from dera_jax.strengths import format_strength
+
+if TYPE_CHECKING:
+    from dera_jax.data.prompts import Prompt
 
 
 def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
     """Returns the prompts as records, and what there is to tell of the weights."""
+    from dera_jax.data.prompts import read_prompts
     from dera_jax.devices.processes import leads, together
+    from dera_jax.scoring.divergence import encode_texts
+    from dera_jax.scoring.weighing import log_perplexities, weights
 
     source = prompts_of(args)
     prompts, unread = read_prompts(source, args.num_prompts, args.chat_template_kwargs)
@@ -50,7 +54,7 @@ def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
     return records, tell_weights(found, own, [policy.name for policy in policies])
 
 
-def record(prompt: Prompt, own: Sequence[float], log_perplexity: Sequence[float]) -> dict:
+def record(prompt: "Prompt", own: Sequence[float], log_perplexity: Sequence[float]) -> dict:
     """Returns a prompt as a record that has its weights as its strength; `eval.sweep` reads it back."""
     asked = {"prompt": prompt.text} if prompt.messages is None else {"messages": list(prompt.messages)}
     aligned = [*own[1:]]
