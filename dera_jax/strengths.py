@@ -209,16 +209,32 @@ def turn_strengths(value: object, where: str) -> tuple[Strength, ...]:
     """Returns the strength of each turn from a prompt's own `lambda`: a number, or one per turn.
 
     Args:
-      value: as read from JSON.
+      value: as read from JSON; of several aligned models, numbers joined by + in a text.
       where: file and line, for the error.
 
     Raises:
-      ValueError: `value` is not a finite number or a list of them.
+      ValueError: `value` is not a finite number, such a text or a list of them.
+
+    >>> turn_strengths("0.5+0.25", "prompts.jsonl:1")
+    ((0.5, 0.25),)
     """
     values = value if isinstance(value, (list, tuple)) else [value]
     if not values:
         raise ValueError(f"{where}: lambda: expected a number, or one per turn, found an empty list")
-    return tuple((_json_number(v, f"{where}: lambda"),) for v in values)
+    return tuple(_own_strength(v, f"{where}: lambda") for v in values)
+
+
+def _own_strength(value: object, where: str) -> Strength:
+    if not isinstance(value, str) or "+" not in value:
+        return (_json_number(value, where),)
+    try:
+        if _EXPONENT_WITH_PLUS.search(value):
+            raise ValueError
+        return tuple(float(_number(part, value)) + 0.0 for part in value.split("+"))
+    except ValueError:
+        raise ValueError(
+            f"{where}: expected numbers joined by +, such as 0.5+0.25, found {_shown(value)}"
+        ) from None
 
 
 def _json_number(value: object, where: str) -> float:

@@ -31,6 +31,7 @@ from dera_jax.commands import (  # noqa: F401
     sweep,
     tune,
     value,
+    weigh,
 )
 from dera_jax.commands.options.cli import Parser
 from dera_jax.common.spelling import COMMANDS

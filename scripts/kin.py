@@ -45,6 +45,13 @@ RULES = {
     "alpha-divergence": AVERAGED,
     "jensen-shannon": AVERAGED,
 }
+UNMEASURED = {
+    "tilt": "needs a value head",
+    "probabilities": "came after the measurement, as the next two",
+    "common": "",
+    "confidence": "",
+}
+"""Rules that the page does not have, and why."""
 TIMED_ROWS, TIMED_TOKENS, REPEATS = 32, 64, 5
 
 

@@ -136,9 +136,12 @@ def test_json_round_trip():
 def test_turns_of_a_prompt():
     assert turn_strengths(0.5, "p.jsonl:1") == ((0.5,),)
     assert turn_strengths([0, 1.5], "p.jsonl:1") == ((0.0,), (1.5,))
+    assert turn_strengths(["0.5+-0.25", "1+1/4"], "p.jsonl:1") == ((0.5, -0.25), (1.0, 0.25))
 
 
-@pytest.mark.parametrize("value", [True, "0.5", None, [], [0.5, None], float("nan"), 10**400, {"a": 1}])
+@pytest.mark.parametrize(
+    "value", [True, "0.5", None, [], [0.5, None], float("nan"), 10**400, {"a": 1}, "1+", "1e+2+1", "1/0+1"]
+)
 def test_a_prompts_strength_must_be_numbers(value):
     with pytest.raises(ValueError, match=r"^p\.jsonl:3: lambda: expected") as error:
         turn_strengths(value, "p.jsonl:3")

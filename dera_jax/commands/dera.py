@@ -8,6 +8,7 @@
   dera plot        figures and tables of sweeps
   dera curve       one smooth curve over λ from the completions of a few strengths
   dera optimum     what perfect training would give, and how far a model is from it
+  dera weigh       a strength for each prompt, from how well models predict it
   dera audit       strength, temperature and truncation from completions
   dera serve       a server with OpenAI's routes and a strength per request
   dera combine     the weight-combined model of a pair

@@ -15,6 +15,9 @@ A constraint bounds the mean of a reward, of `kl` (nats) or of `length` (tokens)
 NAME<=NUMBER; a number with % is the change allowed from λ = 0 (>=-2%: it falls by 2 % at most). λ* meets
 all constraints on the prompts of the choice; the report says whether they hold on the others.
 
+--dual needs completions at λ = 0 alone, several of a prompt: it tells the λ at which a model at its optimum
+meets --constraint='REWARD>=NUMBER', or with --objective the weight of that reward beside the objective.
+
 A curve of eval.curve has strengths between those that were decoded; λ* comes with an interval.
 """
 
@@ -61,6 +64,11 @@ def make_parser() -> cli.Parser:
         default=[],
         metavar="BOUND",
         help="such as 'slots>=-2%%', 'slots>=0.8' or 'kl<=5'; may be repeated",
+    )
+    group.add_argument(
+        "--dual",
+        action="store_true",
+        help="from the completions at λ = 0 alone, the strength that meets the constraint (arXiv:2405.19544)",
     )
     group = parser.add_argument_group("validation")
     group.add_argument(
@@ -121,6 +129,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"{cli.option(name)} has no meaning without --retrain")
     cli.check_file("--out", args.out, ".json")
     cli.check_file("--plot", args.plot, ".png")
+    if args.dual:
+        from dera_jax.commands.parts.dual import tell_dual
+
+        tell_dual(args, cli.command_line("eval.tune", argv))
+        return
     share = _share(args.validation)
 
     from dera_jax.analysis.tuning import choose, objectives, report, runs

@@ -10,7 +10,7 @@ from dera_jax.data.columns import usual
 from dera_jax.data.fields import read_pair
 from dera_jax.data.messages import template_variables, with_plain_content
 from dera_jax.data.records import Record, json_kind, load_records
-from dera_jax.strengths import turn_strengths
+from dera_jax.strengths import format_strength, turn_strengths
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Prompt:
     messages: tuple[dict, ...] | None = None
     """With `role` and `content`, for the chat template. Where a user's message is followed by another of
     the user, or ends the list, the policies answer: that many turns it has."""
-    lambda_: float | tuple[float, ...] | None = None
-    """The prompt's own strength, or one per turn."""
+    lambda_: float | str | tuple[float | str, ...] | None = None
+    """The prompt's own strength, or one per turn; of several aligned models a text, `0.5+0.25`."""
     prefix: str | tuple[str, ...] = ""
     """Start of every answer, which the policies continue, or one per turn."""
     columns: dict = field(default_factory=dict)
@@ -293,6 +293,9 @@ def _prefix(value: object, where: str) -> str | tuple[str, ...]:
     return "" if value in (None, "") else _text(value, "prefix", where)
 
 
-def _lambda(value: object, where: str) -> float | tuple[float, ...]:
-    turns = tuple(strength[0] for strength in turn_strengths(value, where))
+def _lambda(value: object, where: str) -> float | str | tuple[float | str, ...]:
+    turns = tuple(
+        strength[0] if len(strength) == 1 else format_strength(strength)
+        for strength in turn_strengths(value, where)
+    )
     return turns if isinstance(value, (list, tuple)) else turns[0]

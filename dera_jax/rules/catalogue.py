@@ -82,6 +82,13 @@ KNOWN = {
         "an ensemble: p = 1 keeps what any model finds likely, p < 0 what all do; λ from 0 to 1",
         (Dial("p", 1.0, -100, 100, "exponent; 0 is linear"),),
     ),
+    "probabilities": Entry(
+        "dera_jax.rules.means:probabilities",
+        "combines",
+        "log max(0, Σ wₘ πₘ)",
+        "SafeDecoding, arXiv:2402.08983, §4.2, with λ = α",
+        "as power:p=1, at any strength: what the aligned model finds less likely is taken out at a large λ",
+    ),
     "minimum": Entry(
         "dera_jax.rules.means:minimum",
         "combines",
@@ -126,6 +133,14 @@ KNOWN = {
         "λ above 1: what the aligned model finds unlikely is not said however large λ is",
         (Dial("alpha", 0.1, 0, 1, "share of the largest probability; 0 keeps all"),),
     ),
+    "common": Entry(
+        "dera_jax.rules.contrast:common",
+        "keeps",
+        "words in ⋂ₘ top-k(πₘ), k the smallest with c words inside",
+        "SafeDecoding, arXiv:2402.08983, §4.2",
+        "only words that all models rank high; all words where the strength is 0",
+        (Dial("words", 5, *_TOKENS, "c"),),
+    ),
     "first": Entry(
         "dera_jax.rules.schedules:first",
         "weighs",
@@ -165,6 +180,14 @@ KNOWN = {
         "a gate on the reference's entropy",
         "as nudging, with a measure of the whole distribution",
         (Dial("above", 1.0, 0, 20, "H, in nats"),),
+    ),
+    "confidence": Entry(
+        "dera_jax.rules.gates:confidence",
+        "weighs",
+        "λₜₘ = λₘ (cₘ/Σ c + a π_ref(vₘ)),  cₘ = max πₘ = πₘ(vₘ)",
+        "BlendIn, arXiv:2606.11201, with nudging and power at λ = 1, as its published code has it",
+        "models that are sure count for more; λ = 1 weighs by confidence alone",
+        (Dial("agreement", 0.1, 0, 1, "a, for words that the reference finds likely too"),),
     ),
     "kl-budget": Entry(
         "dera_jax.rules.budget:kl_budget",

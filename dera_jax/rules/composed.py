@@ -27,6 +27,8 @@ class Step(NamedTuple):
     context: Context
     combine: Callable[[Array], Array]
     """From weights of the models to the logits that the rule's combination makes with them."""
+    weights: Float[Array, "rows models"]
+    """Of the models: those of the strength, as the parts before have changed it."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,11 @@ class Composed:
             return apply_rule(combination, logits, weights, states[place], context)
 
         of_words = logits[:-1] if self.takes_values else logits
-        step = Step(of_words, context, lambda weights: combine(weights)[0])
+        step = Step(of_words, context, lambda weights: combine(weights)[0], weights)
         for number, part in enumerate(self.weighing):
             found = part.function(weights, step, **_state(part, states[number]), **part.of(values))
             weights, states[number] = found if _has_state(part) else (found, None)
+            step = step._replace(weights=weights)
         mixed, states[place] = combine(weights)
         for part in self.keeping:
             mixed = part.function(mixed, step, **part.of(values))

@@ -1,8 +1,11 @@
-"""Power means of the models' probabilities."""
+"""Power means of the models' probabilities, and their mixture with any weights."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from dera_jax.realign import rounded
+from dera_jax.rules.contrast import FAR
 
 NEAR = 0.5
 """Exponents up to here, in nats, are summed as differences from 1: their logarithms would lose them."""
@@ -47,6 +50,25 @@ def maximum(
     """Returns  h = maxₘ log πₘ  over the models of weight above 0: the power mean of p → ∞."""
     logprobs = jax.nn.log_softmax(logits)
     return jnp.where(weights.T[:, :, None] > 0, logprobs, -jnp.inf).max(axis=0), state
+
+
+def probabilities(
+    logits: Float[Array, "models rows vocab"], weights: Float[Array, "rows models"], state: None
+) -> tuple[Float[Array, "rows vocab"], None]:
+    """Returns  h = log max(0, Σ wₘ πₘ),  with weights of any sign.
+
+    With weights of at least 0 it is the power mean of p = 1. Words that have nothing left lie below all others, at
+    one height.
+
+    References: Xu et al., "SafeDecoding", arXiv:2402.08983, §4.2: P + α (P_expert − P) is λ = α.
+    """
+    logprobs, share = jax.nn.log_softmax(logits), weights.T[:, :, None]
+    largest = jnp.where(share != 0, logprobs, -jnp.inf).max(axis=0)
+    # Relative to the likeliest, so that rare words are as exact as others, and one model alone is itself to the bit.
+    left = rounded(share * jnp.exp(jnp.where(share != 0, logprobs - largest, 0.0))).sum(axis=0)
+    found = largest + jnp.log(jnp.where(left > 0, left, 1.0))
+    lowest = jnp.where(left > 0, found, jnp.inf).min(axis=-1, keepdims=True)
+    return jnp.where(left > 0, found, lowest - FAR), state
 
 
 for _mean in (power, minimum, maximum):

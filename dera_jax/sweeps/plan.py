@@ -32,7 +32,7 @@ from dera_jax.results.rows import RowKey
 from dera_jax.rewards.registry import Reward
 from dera_jax.rules.known import NamedRule
 from dera_jax.rules.rule import LINEAR, check_rule, check_strength, rule_code
-from dera_jax.strengths import Strength, format_strength
+from dera_jax.strengths import Strength, format_strength, turn_strengths
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ class SweepPlan:
         for strength in self.lambdas or ():
             check_strength(self.rule.function, strength)
         aligned = len(self.policies) - 1
-        if self.lambdas is None and aligned != 1:
-            raise ValueError(f"--lambda=prompt: expected one aligned model, found {aligned}")
         check_rewards(self.rewards, self.prompts)
         check_draw(self.draw, self.prompts, aligned)
         strengths = {s for prompt in self.prompts for each in self._strengths(prompt) for s in each}
@@ -101,7 +99,8 @@ class SweepPlan:
         own = prompt.lambda_
         if own is None:
             raise ValueError(f"prompt {prompt.prompt_id!r} has no `lambda`, which --lambda=prompt needs")
-        return [tuple((x,) for x in (own if isinstance(own, tuple) else (own,) * prompt.num_turns))]
+        turns = turn_strengths(own, f"prompt {prompt.prompt_id!r}")
+        return [turns if isinstance(own, tuple) else turns * prompt.num_turns]
 
     @property
     def mesh(self) -> str | None:

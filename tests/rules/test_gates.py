@@ -127,3 +127,91 @@ def test_amulet_is_a_mixture():
         strengths.append((kappa + alpha / i * sum(strengths) + strengths[-1] / (eta * i)) / scale)
     assert strengths[-1] == pytest.approx(4.57, abs=0.005)
     np.testing.assert_allclose(at_once("linear", LOGITS, strengths[-1]), policy, atol=1e-4)
+
+
+def sample_space(reference, aligned, words):
+    """Returns the words in the first k of both, k the smallest with so many (arXiv:2402.08983, §4.2), as a loop."""
+    orders = [np.argsort(-each, kind="stable") for each in (reference, aligned)]
+    for k in range(1, len(reference) + 1):
+        if len(both := {*orders[0][:k]} & {*orders[1][:k]}) >= words:
+            break
+    return sorted(both)
+
+
+def safe_decoding(reference, aligned, strength, words):
+    """Returns the probabilities of one row: of the sample space alone, with the floor of the paper's code."""
+    wanted, kept = np.zeros(len(reference)), sample_space(reference, aligned, words)
+    mixed = np.exp(reference) + strength * (np.exp(aligned) - np.exp(reference))
+    wanted[kept] = np.maximum(mixed[kept], 1e-8)
+    return wanted / wanted.sum()
+
+
+@pytest.mark.parametrize(
+    ("words", "strength"), [(1, 3.0), (5, 3.0), (5, 0.5), (20, 1.0), (50, 7.0), (999, 3.0)]
+)
+def test_safe_decoding_as_its_paper_has_it(words, strength):
+    spec = f"first:tokens=2+probabilities+common:words={words}"
+    wanted = [safe_decoding(*rows, strength, words) for rows in zip(REFERENCE, ALIGNED, strict=True)]
+    found = np.exp(at_once(spec, LOGITS, strength, drawn=1))
+    np.testing.assert_allclose(found, wanted, atol=3e-5)
+    np.testing.assert_allclose(at_once(spec, LOGITS, strength, drawn=2), REFERENCE, atol=1e-5)
+
+
+def test_common_words_with_nothing_left_are_equally_likely():
+    """As in the paper's code, which floors them: here the one common word has no probability left."""
+    reference, aligned = np.full(6, -30.0), np.full(6, -30.0)
+    reference[[0, 1, 2]], aligned[[3, 4, 1]] = [-0.01, -2.0, -9.0], [-0.5, -1.0, -9.5]
+    logits = np.stack([reference, aligned])[:, None].astype(np.float32)
+    found = np.exp(at_once("probabilities+common:words=1", logits, 5.0))[0]
+    np.testing.assert_allclose(found, [0, 1, 0, 0, 0, 0], atol=1e-6)
+
+
+def test_common_words_are_those_of_all_models():
+    three = random_logits(models=3, rows=8)
+    orders = np.argsort(-np.asarray(three), axis=-1)
+    for row, found in enumerate(np.exp(at_once("common:words=4", three, 0.4, 0.4))):
+        kept = set(np.flatnonzero(found))
+        k = next(k for k in range(60) if len(set.intersection(*({*o[row, :k]} for o in orders))) >= 4)
+        assert kept == set.intersection(*({*order[row, :k]} for order in orders))
+
+
+def blend_in(reference, aligned, gamma):
+    """Returns the probabilities of one row, as the published code of arXiv:2606.11201 blends them."""
+    reference, aligned = np.exp(reference), np.exp(aligned)
+    if reference.max() >= gamma:
+        return reference
+    share = aligned.max() / (reference.max() + aligned.max()) + 0.1 * reference[aligned.argmax()]
+    share = min(share, 1.0)
+    return share * aligned + (1 - share) * reference
+
+
+def test_blend_in_as_its_code_has_it():
+    spec = "nudging:gamma=0.2+confidence+power:p=1"
+    wanted = np.array([blend_in(*rows, 0.2) for rows in zip(REFERENCE, ALIGNED, strict=True)])
+    np.testing.assert_allclose(np.exp(at_once(spec, LOGITS, 1.0)), wanted, atol=1e-6)
+
+
+def test_models_of_equal_confidence_share_the_strength():
+    logits = np.stack([np.roll(np.asarray(LOGITS[0]), shift, axis=-1) for shift in range(3)])
+    found = at_once("confidence:agreement=0", logits, 1.0, 1.0)
+    np.testing.assert_allclose(found, at_once("linear", logits, 1 / 3, 1 / 3), atol=1e-5)
+    # One with no strength takes no part.
+    found = at_once("confidence:agreement=0", logits, 1.0, 0.0)
+    np.testing.assert_allclose(found, at_once("linear", logits, 1 / 2, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 20.0])
+def test_confidence_gives_weights_that_averages_take(scale):
+    """Of any models, also sure ones that agree, whose brackets sum to more than 1."""
+    three = random_logits(models=3, rows=32, scale=scale)
+    alike = three.at[1:].set(three[0] * np.array([2.0, 3.0])[:, None, None])
+    for logits in (three, alike):
+        found = at_once("confidence:agreement=1+power:p=1", logits, 1.0, 1.0)
+        mean = np.exp(found)
+        each = np.exp(logprobs_of(logits))
+        assert (mean <= each.max(axis=0) + 1e-5).all() and (mean >= each.min(axis=0) - 1e-5).all()
+
+
+@pytest.mark.parametrize("spec", ["confidence", "common", "probabilities+common", "nudging+confidence"])
+def test_no_strength_is_the_reference(spec):
+    np.testing.assert_allclose(at_once(spec, LOGITS, 0), REFERENCE, atol=2e-6)

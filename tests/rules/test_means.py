@@ -79,13 +79,13 @@ def test_jensen_shannon():
     np.testing.assert_allclose(at_once("jensen-shannon", THREE, 0.2, 0.3), wanted, atol=3e-5)
 
 
-@pytest.mark.parametrize("spec", [*AVERAGES, "minimum", "maximum", "linear"])
+@pytest.mark.parametrize("spec", [*AVERAGES, "minimum", "maximum", "linear", "probabilities"])
 def test_the_ends_are_the_models(spec):
     for strength in (0, 1):
         np.testing.assert_allclose(at_once(spec, LOGITS, strength), logprobs_of(LOGITS)[strength], atol=2e-5)
 
 
-@pytest.mark.parametrize("spec", [*AVERAGES, "minimum", "maximum"])
+@pytest.mark.parametrize("spec", [*AVERAGES, "minimum", "maximum", "probabilities"])
 def test_models_far_apart_stay_finite(spec):
     """Logits of a real model reach from −30 to 30; words that one model all but excludes are the hard ones."""
     far = random_logits(scale=20.0)
@@ -98,3 +98,27 @@ def test_models_far_apart_stay_finite(spec):
 def test_one_model_twice_is_that_model(spec):
     twice = LOGITS.at[1].set(LOGITS[0])
     np.testing.assert_allclose(at_once(spec, twice, 0.4), logprobs_of(LOGITS)[0], atol=1e-5)
+
+
+def test_probabilities_with_weights_of_a_mean_are_that_mean():
+    for strength in ((0.3, 0.2), (0.0, 0.6), (0.5, 0.5)):
+        found, mean = (at_once(spec, THREE, *strength) for spec in ("probabilities", "power:p=1"))
+        np.testing.assert_allclose(found, mean, atol=1e-5)
+
+
+def test_probabilities_beyond_the_models_are_cut_at_nothing():
+    reference, aligned = np.exp(logprobs_of(LOGITS))
+    for strength in (3.0, -0.5, 40.0):
+        left = reference + strength * (aligned - reference)
+        wanted = np.maximum(left, 0) / np.maximum(left, 0).sum(axis=-1, keepdims=True)
+        found = np.exp(at_once("probabilities", LOGITS, strength))
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * max(1, abs(strength)))
+        assert (left < -1e-6).sum() > 0 and found[left < -1e-6].max() == 0
+
+
+def test_rare_words_keep_their_ratios():
+    """Of probabilities that float32 does not have, e^−200 and less."""
+    rare = LOGITS.at[:, :, 10:].add(-200.0)
+    reference, aligned = logprobs_of(rare)
+    wanted = np.logaddexp(np.log(0.4) + reference, np.log(0.6) + aligned)
+    np.testing.assert_allclose(at_once("probabilities", rare, 0.6), wanted, rtol=1e-6, atol=1e-4)

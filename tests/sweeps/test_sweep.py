@@ -176,8 +176,21 @@ def test_each_prompt_may_bring_its_own_strength(policies, rows):
 def test_a_prompt_without_its_strength_is_refused(policies, third):
     with pytest.raises(ValueError, match="prompt 1 has no `lambda`"):
         list(sweep(policies, [{"prompt": "a", "lambda": 1.0}, "b"], None, **SETTINGS))
-    with pytest.raises(ValueError, match="expected one aligned model, found 2"):
+    with pytest.raises(ValueError, match=r"expected a number for each of 2 aligned, found \(1.0,\)"):
         list(sweep((*policies, third), [{"prompt": "a", "lambda": 1.0}], None, **SETTINGS))
+
+
+def test_each_prompt_may_bring_strengths_of_several_models(policies, third):
+    own = [
+        {"prompt": text, "lambda": value} for text, value in zip(TEXTS, ("0.5+0.5", "1+-0.25"), strict=False)
+    ]
+    found = list(sweep((*policies, third), own, None, **SETTINGS))
+    assert [row["lambda"] for row in sorted(found, key=lambda row: row["prompt_id"])] == [
+        [0.5, 0.5],
+        [1, -0.25],
+    ]
+    all_ = list(sweep((*policies, third), TEXTS[:2], "0.5+0.5,1+-0.25", **SETTINGS))
+    assert_contains(all_, found)
 
 
 def test_two_aligned_policies_take_vectors(policies, third, rows):

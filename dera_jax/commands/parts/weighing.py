@@ -1,0 +1,87 @@
+"""From prompts to prompts with strengths of their own, with progress, and what is told of the weights."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from dera_jax.analysis.estimates import estimate
+from dera_jax.analysis.tables import Column, estimate_cells, format_columns, short_names
+from dera_jax.commands.options import cli, models
+from dera_jax.commands.parts.sweep_plan import prompts_of
+from dera_jax.strengths import format_strength
+
+if TYPE_CHECKING:
+    from dera_jax.data.prompts import Prompt
+
+
+def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
+    """Returns the prompts as records, and what there is to tell of the weights."""
+    from dera_jax.data.prompts import read_prompts
+    from dera_jax.devices.processes import leads, together
+    from dera_jax.scoring.divergence import encode_texts
+    from dera_jax.scoring.weighing import log_perplexities, weights
+
+    source = prompts_of(args)
+    prompts, unread = read_prompts(source, args.num_prompts, args.chat_template_kwargs)
+    mesh = models.open_mesh(args)
+
+    def load():
+        cli.announce_devices()
+        policies = models.load_models(args, mesh=mesh)
+        return policies, *encode_texts(policies, prompts)
+
+    policies, texts, unfit = together(load)
+    if (dropped := unread | unfit).count and leads():
+        print(dropped.told(source, len(texts)), file=sys.stderr)
+    found = np.zeros((len(texts), len(policies)))
+    with tqdm(
+        total=len(texts), desc="reading", unit="prompt", leave=False, disable=None if leads() else True
+    ) as bar:
+        for number, own in log_perplexities(policies, texts, rows):
+            found[number] = own
+            bar.update()
+    own = weights(found, args.temperature)
+    # The first turn of a conversation is what was read; all of it is written.
+    whole = {prompt.prompt_id: prompt for prompt in prompts}
+    records = [
+        record(whole[text.id], *each) for text, *each in zip(texts, own.tolist(), found.tolist(), strict=True)
+    ]
+    return records, tell_weights(found, own, [policy.name for policy in policies])
+
+
+def record(prompt: "Prompt", own: Sequence[float], log_perplexity: Sequence[float]) -> dict:
+    """Returns a prompt as a record that has its weights as its strength; `eval.sweep` reads it back."""
+    asked = {"prompt": prompt.text} if prompt.messages is None else {"messages": list(prompt.messages)}
+    aligned = [*own[1:]]
+    return {
+        "id": prompt.prompt_id,
+        **asked,
+        **({"prefix": prompt.prefix} if prompt.prefix else {}),
+        **{name: value for name, value in prompt.columns.items() if value is not None},
+        "lambda": aligned[0] if len(aligned) == 1 else format_strength(tuple(aligned)),
+        "log_perplexity": [*log_perplexity],
+    }
+
+
+def tell_weights(
+    log_perplexity: Float[np.ndarray, "prompts models"], own: Float[np.ndarray, "prompts models"],
+    names: Sequence[str],
+) -> str:  # fmt: skip
+    """Returns the table of the models: what they weigh, and how often each is the best."""
+    prompts, best = range(len(own)), log_perplexity.argmin(axis=1)
+    short = short_names(list(dict.fromkeys(names)))
+    columns = [
+        Column("model", [short[name] for name in names]),
+        Column("weight", estimate_cells([estimate(column, prompts) for column in own.T])),
+        Column("log perplexity", estimate_cells([estimate(column, prompts) for column in log_perplexity.T])),
+        Column("best", [f"{(best == model).mean():.0%}" for model in range(len(names))]),
+    ]
+    return (
+        f"{format_columns(columns)}\n\nmeans over {len(own)} prompts, ± is half a 95 % interval; log perplexity in "
+        "nats per token;\nbest: share of the prompts that the model predicts best"
+    )

@@ -1,0 +1,69 @@
+"""Gives each prompt its own strength: models that predict the prompt better weigh more.
+
+  python -m eval.weigh --prompts=FILE.jsonl --reference=DIR --aligned=A,B --out=weighed.jsonl
+  python -m eval.sweep --prompts=weighed.jsonl --reference=DIR --aligned=A,B --lambda=prompt
+
+The weights are softmax(−log PPL / τ), PPL the perplexity of each model on the prompt, the reference's among
+them; τ is --temperature. FILE's prompts are written with `lambda`, the weights of the aligned models, and
+`log_perplexity` of all models, the reference first. Of a conversation, the first turn decides for all.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dera_jax.commands.options import cli, decoding, models
+from dera_jax.commands.process import endings
+from dera_jax.common.checks import check_count, check_number
+
+
+def make_parser() -> cli.Parser:
+    """Returns the parser of `python -m eval.weigh`."""
+    parser = cli.Parser("weigh", __doc__)
+    parser.add_argument(
+        "--prompts",
+        metavar="PROMPTS",
+        help="as in eval.sweep (default: toy with the toy pair, else chat)",
+    )
+    parser.add_argument("--num-prompts", type=int, metavar="N", help="use the first N prompts (default: all)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="TAU",
+        help="small: the best model alone; large: equal weights (default %(default)g)",
+    )
+    parser.add_argument(
+        "--rows", default="8", metavar="N", help="prompts read at a time (default %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="the prompts, weighed")
+    models.add_model_options(parser)
+    return parser
+
+
+@endings.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m eval.weigh`."""
+    args = make_parser().parse_args(argv)
+    if args.out.suffix != ".jsonl":
+        raise ValueError(f"--out: expected a name that ends in .jsonl, found {str(args.out)!r:.200}")
+    cli.check_file("--out", args.out, ".jsonl")
+    check_number("--temperature", args.temperature, 0.0, float("inf"))
+    if not args.temperature:
+        raise ValueError("--temperature: expected a number above 0, got 0")
+    if args.num_prompts is not None:
+        check_count("--num-prompts", args.num_prompts)
+    rows = decoding.parse_rows(args.rows, 8)
+    models.model_names(args)
+
+    from dera_jax.commands.parts.weighing import weighed_prompts
+    from dera_jax.common.files import write_bytes
+    from dera_jax.common.json_files import encode_json
+    from dera_jax.common.shown import shown
+    from dera_jax.devices.processes import leads
+
+    prompts, told = weighed_prompts(args, rows)
+    if not leads():
+        return
+    write_bytes(args.out, b"".join(encode_json(prompt) + b"\n" for prompt in prompts))
+    print(told)
+    print(f"\n{shown(args.out, 200)}: {len(prompts)} prompts with `lambda`")
