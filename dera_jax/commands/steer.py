@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dera_jax.commands.options import cli
+from dera_jax.commands.options.steering import ENDING
 from dera_jax.commands.options.templates import add_template_settings
 from dera_jax.commands.process import endings
 from dera_jax.common.checks import check_count, check_number
@@ -63,7 +64,7 @@ def make_parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.steer`."""
     args = make_parser().parse_args(argv)
-    cli.check_file("--out", args.out, ".safetensors")
+    _check_out(args.out)
     check_count("--rows", args.rows, most=10**4)
     check_number("--eval-share", args.eval_share, 0.0, 0.9)
     if args.num_pairs is not None:
@@ -108,6 +109,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out, Steering(config.width, config.num_layers, {n: vectors[n] for n in layers}, made=made)
     )
     print(f"{shown(args.out)}: layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}")
+
+
+def _check_out(out: Path) -> None:
+    """Raises ValueError where the file cannot be written, or a model's weights lie there."""
+    cli.check_file("--out", out, ENDING)
+    if out.suffix != ENDING:
+        raise ValueError(f"--out: expected a name that ends in {ENDING}, found {shown(out, 200)}")
+    if out.exists():
+        from dera_jax.policies.steering import read_steering
+
+        try:
+            read_steering(out)
+        except ValueError:
+            raise ValueError(f"--out: {shown(out, 200)} is there already and no steering file") from None
 
 
 def _layers(text: str | None, count: int) -> list[int]:
