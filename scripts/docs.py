@@ -28,6 +28,7 @@ from dera_jax.commands import (  # noqa: F401
     score,
     serve,
     sft,
+    steer,
     sweep,
     tune,
     value,

@@ -10,6 +10,7 @@
   dera optimum     what perfect training would give, and how far a model is from it
   dera weigh       a strength for each prompt, from how well models predict it
   dera audit       strength, temperature and truncation from completions
+  dera steer       steering vectors from contrastive pairs
   dera serve       a server with OpenAI's routes and a strength per request
   dera combine     the weight-combined model of a pair
   dera lm_eval     lm-evaluation-harness at many strengths

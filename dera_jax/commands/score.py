@@ -31,6 +31,7 @@ OPTIONS = {
         "out",
         "reference",
         "aligned",
+        "steer",
         "dtype",
         "quantize",
         *TEMPLATES,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 COMMANDS = {
     **dict.fromkeys(
-        "sweep generate score audit compare tune plot curve optimum weigh combine lm_eval bench plan serve".split(),
+        "sweep generate score audit compare tune plot curve optimum weigh combine lm_eval bench plan serve steer".split(),
         "eval",
     ),
     **dict.fromkeys("sft reward dpo rlhf value".split(), "train"),

@@ -32,8 +32,10 @@ from dera_jax.models.layers import (
     vocabulary_logits,
 )
 from dera_jax.models.linear import Linear
+from dera_jax.models.masks import causal, in_window, positions_of
 from dera_jax.models.rope import Rope, rotate
 from dera_jax.models.stacked import scan_blocks
+from dera_jax.models.steering import Steering
 
 WHOLE = 2048
 """Tokens of the longest prompt that is read at once, which is less work; with splash there is no longest."""
@@ -121,12 +123,13 @@ class Block(nnx.Module):
             for name in ("attention", "feed_forward"):
                 setattr(self, f"{when}{name}_norm", make_norm(config, config.width) if there else _same)
         self.parallel = config.parallel
+        self.steer = Steering(config, config.width) if config.steered else _same
 
     def __call__(self, x, seen: Seen, past: Past | None):
         mixed, present = self.attention(self.attention_norm(x), seen, past)
         after = x + self.post_attention_norm(mixed)
         fed = self.feed_forward(self.feed_forward_norm(x if self.parallel else after))
-        return after + self.post_feed_forward_norm(fed), present
+        return self.steer(after + self.post_feed_forward_norm(fed)), present
 
 
 class Decoder(nnx.Module):
@@ -153,7 +156,15 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
     ) -> Float[Array, "rows length width"]:
         """Returns what the head reads."""
-        return self._read(tokens, _positions(mask), _causal(mask), mask.astype(jnp.int32))[0]
+        return self._read(tokens, positions_of(mask), causal(mask), mask.astype(jnp.int32))[0]
+
+    def states(
+        self, tokens: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
+    ) -> Float[Array, "layers rows length width"]:
+        """Returns the residual stream behind every block."""
+        found: list[Array] = []
+        self._read(tokens, positions_of(mask), causal(mask), mask.astype(jnp.int32), found)
+        return jnp.stack(found)
 
     def packed_logits(
         self, tokens: Int[Array, "rows length"], segments: Int[Array, "rows length"]
@@ -164,7 +175,7 @@ class Decoder(nnx.Module):
         starts = jnp.diff(segments, axis=1, prepend=0) != 0
         first = jax.lax.cummax(jnp.where(starts, slots, 0), axis=1)
         own = segments[:, :, None] == segments[:, None]
-        return self.logits(self._read(tokens, slots - first, own & _causal(segments > 0), segments)[0])
+        return self.logits(self._read(tokens, slots - first, own & causal(segments > 0), segments)[0])
 
     def logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
         """Returns what the head makes of its input."""
@@ -207,7 +218,7 @@ class Decoder(nnx.Module):
         )
         if length > WHOLE and kernel != "splash":
             return self._prefill_pieces(tokens, mask)
-        _, present = self._read(tokens, _positions(mask), _causal(mask), mask.astype(jnp.int32))
+        _, present = self._read(tokens, positions_of(mask), causal(mask), mask.astype(jnp.int32))
         return new_cache(present, mask, config.windows, config.kv_cache)
 
     def _prefill_pieces(self, tokens, mask) -> KVCache:
@@ -217,15 +228,15 @@ class Decoder(nnx.Module):
         size = -(-length // count)
         pad = count * size - length
         tokens, mask = (jnp.pad(each, ((0, 0), (pad, 0))) for each in (tokens, mask))
-        pieces = [a.reshape(rows, count, size).swapaxes(0, 1) for a in (tokens, mask, _positions(mask))]
+        pieces = [a.reshape(rows, count, size).swapaxes(0, 1) for a in (tokens, mask, positions_of(mask))]
 
         def read(cache: KVCache, piece) -> tuple[KVCache, None]:
             tokens, mask, positions = piece
             slots = cache.index[:, None] + jnp.arange(size)
-            own = _causal(mask)
+            own = causal(mask)
 
             def seen(angles, window):
-                return Seen(angles, visible(cache, slots, window), _in_window(own, window))
+                return Seen(angles, visible(cache, slots, window), in_window(own, window))
 
             past = tuple(map(Past, cache.keys, cache.values))
             return store_piece(cache, self._trunk(tokens, positions, seen, past)[1], mask), None
@@ -273,15 +284,15 @@ class Decoder(nnx.Module):
         keys, values = zip(*present, strict=True)
         return hidden, Recent(keys, values, recent.count + length)
 
-    def _read(self, tokens, positions, mask, segments):
+    def _read(self, tokens, positions, mask, segments, states: list | None = None):
         """Returns what tokens leave that see each other where `mask` lets them."""
 
         def seen(angles, window):
-            return Seen(angles, _in_window(mask, window), segments=segments)
+            return Seen(angles, in_window(mask, window), segments=segments)
 
-        return self._trunk(tokens, positions, seen)
+        return self._trunk(tokens, positions, seen, states=states)
 
-    def _trunk(self, tokens, positions, see: Callable[[Array | None, int], Seen], past=None):
+    def _trunk(self, tokens, positions, see: Callable[[Array | None, int], Seen], past=None, states=None):
         config = self.config
         x = self.embed(tokens)
         if config.embedding_scale != 1:
@@ -293,13 +304,15 @@ class Decoder(nnx.Module):
         of_kind = {kind: see(_angles(config, kind[0], positions), kind[1]) for kind in dict.fromkeys(kinds)}
         # With a cache there are no gradients to save activations for.
         seen, call = [of_kind[kind] for kind in kinds], block_caller(config.remat and past is None)
-        if config.scan and past is None:
+        if config.scan and past is None and states is None:
             x, present = scan_blocks(self.blocks, x, seen, call)
             return self.norm(x), present
         present = []
         for layer, block in enumerate(self.blocks):
             x, keys_and_values = call(block, x, seen[layer], past and past[layer])
             present.append(keys_and_values)
+            if states is not None:
+                states.append(x)
         return self.norm(x), present
 
 
@@ -322,18 +335,3 @@ def _angles(
     config: DecoderConfig, rope: Rope | None, positions: Int[Array, "rows length"]
 ) -> Float[Array, "rows length half"] | None:
     return None if rope is None else positions[..., None] * jnp.asarray(rope.frequencies(config.head_dim))
-
-
-def _positions(mask: Bool[Array, "rows length"]) -> Int[Array, "rows length"]:
-    return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-
-
-def _causal(mask: Bool[Array, "rows length"]) -> Bool[Array, "rows length length"]:
-    length = mask.shape[-1]
-    return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None]
-
-
-def _in_window(mask: Bool[Array, "rows length length"], window: int) -> Bool[Array, "rows length length"]:
-    """Returns `mask` without what lies `window` or more slots back; in a row slots are positions apart."""
-    slots = jnp.arange(mask.shape[2])
-    return mask & (slots > slots[:, None] - window) if window else mask

@@ -53,6 +53,8 @@ class WeightsConfig:
     adapters: tuple[Adapter, ...] = ()
     members: int = 1
     """Models that share all weights but their adapters: each has every `members`-th row of what is read."""
+    steered: tuple[int, ...] = ()
+    """Which of the members have vectors behind their blocks; (0,) is a model by itself that has."""
     remat: bool = False
     """Whether gradients compute the activations of every block again instead of keeping them."""
     scan: bool = False

@@ -133,6 +133,10 @@ def _merged(policy: Policy) -> Policy:
         raise ValueError(
             f"{policy.name}: expected weights in full precision, found {policy.config.quantization}"
         )
+    if policy.config.steered:
+        raise ValueError(
+            f"{policy.name}: expected a policy without steering; its logits can be mixed, its weights not"
+        )
     config, params = merge_adapters(policy.config, policy.params)
     return replace(policy, config=config, params=params)
 

@@ -18,8 +18,12 @@ def save_policy(policy: Policy, folder: str | Path, manifest: dict | None = None
       manifest: how the policy was made; written last, as manifest.json.
 
     Raises:
-      ValueError: the folder cannot be written, or the weights are quantized.
+      ValueError: the folder cannot be written, or the weights are quantized or steered, as no such folder is.
     """
+    if policy.config.steered:
+        raise ValueError(
+            f"{policy.name}: expected a policy without steering, whose vectors are in a file of their own"
+        )
     if policy.config.quantization:
         raise ValueError(
             f"{policy.name}: expected weights in full precision, found {policy.config.quantization}"

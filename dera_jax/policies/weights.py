@@ -46,8 +46,8 @@ def find_params(folder: Path, model_type: str, config: models.ModelConfig) -> Fo
 
 
 def full_shapes(config: WeightsConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each parameter of the model in full precision, without adapters."""
-    shapes = flatten(models.param_shapes(replace(config, quantization=None, adapters=())))
+    """Returns the shape of each parameter of the model in full precision, without adapters and steering."""
+    shapes = flatten(models.param_shapes(replace(config, quantization=None, adapters=(), steered=())))
     return {path: shape.shape for path, shape in shapes.items()}
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from dera_jax.commands.options import devices
 from dera_jax.commands.options.cli import option
+from dera_jax.commands.options.steering import add_steer_option, read_steer, split_steer
 from dera_jax.commands.options.templates import add_template_settings
 from dera_jax.common.shown import shown
 
@@ -35,6 +36,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--reference-instruction", metavar="TEXT|FILE",
         help="what the reference alone is told, such as the opposite: λ above 1 leads away from it",
     )  # fmt: skip
+    add_steer_option(group)
     add_template_settings(group)
     group.add_argument(
         "--quantize",
@@ -64,6 +66,8 @@ def model_names(args: argparse.Namespace) -> tuple[str | None, list[str] | None]
     """Returns the reference and the aligned models; None and None stand for the toy pair."""
     if args.reference is None and args.aligned is None:
         return None, None
+    if args.aligned is None and (steer := getattr(args, "steer", None)):
+        return args.reference, [args.reference] * len(split_steer(steer))
     if not args.reference or not args.aligned:
         raise ValueError("expected both --reference and --aligned, or neither, for the shipped toy pair")
     from dera_jax.policies.hub import split_models
@@ -130,6 +134,7 @@ def load_models(
 
     reference, aligned = model_names(args) if names is None else (names[0], names[1:])
     kinds = parse_quantize(quantize or getattr(args, "quantize", None), 1 + len(aligned or [1]))
+    steer = read_steer(getattr(args, "steer", None), len(aligned or [1]))
     start = time.perf_counter()
     with closing(_Bars()) as bars:
         policies = load_policies(
@@ -142,6 +147,7 @@ def load_models(
             as_stored=as_stored,
             **_templates(args),
         )
+    policies = (policies[0], *(each(policy) for each, policy in zip(steer, policies[1:], strict=True)))
     described = " and ".join(dict.fromkeys(map(_described, policies)))
     if held_bytes(policies) < sum(held_bytes([policy]) for policy in policies):
         described += ", what they share held once"

@@ -37,7 +37,7 @@ REPEATED = {
         value-learning-rate value-warmup-steps certificate-samples num-samples max-new-tokens stop temperature""",
     "eval.sweep": """reference aligned lambda prompts reward rule num-prompts num-samples beta out preset dtype
         chat-template reference-chat-template reference-instruction aligned-instruction chat-template-kwargs quantize
-        mesh max-new-tokens temperature top-k top-p stop seed kv-cache share draft
+        steer mesh max-new-tokens temperature top-k top-p stop seed kv-cache share draft
         draft-length draw limit-means max-tries trace prefix-cache rows""",
 }
 """Options that are repeated, by command: models, data and numbers; `reward`, `rule`, `draw` are looked into."""
