@@ -61,23 +61,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = decoding.decode_config(args)
     dial = dials.take_weights(args, parser)
     sweeping.check(args)
-    rules = dials.rules_of(args.rule, dial) if dial else ()
+    values = dials.values_of(args, dial) if dial else ()
 
     plan = load_plan(args, decode)
     from dera_jax.devices.processes import leads
 
     out = args.out or Path("runs") / folder_name(plan)
-    if rules:
+    if values:
         out = args.out or out.with_name(f"{out.name}-{dial.name}")
         dial_sweep.check_folder(out)
     if args.dry_run:
-        told = dial_sweep.tell_values(plan, rules, out) if rules else tell_plan(plan, out)
+        told = dial_sweep.tell_values(plan, values, out) if values else tell_plan(plan, out)
         if leads():
             print(told)
         return
     words = dials.plain_words(sys.argv[1:] if argv is None else argv, args, parser)
-    if rules:
-        dial_sweep.run_values(plan, rules, out, prompts_of(args), words)
+    if values:
+        dial_sweep.run_values(plan, values, out, prompts_of(args), words)
         return
     rows, seconds, used = run_plan(plan, out, prompts_of(args), cli.command_line("eval.sweep", words))
     if leads():

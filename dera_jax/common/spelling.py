@@ -7,11 +7,12 @@ from pathlib import Path
 
 COMMANDS = {
     **dict.fromkeys(
-        "sweep generate score audit compare tune plot curve optimum weigh combine lm_eval bench plan serve steer".split(),
+        ["sweep", "generate", "score", "audit", "compare", "tune", "plot", "curve", "optimum", "weigh", "steer",
+         "combine", "lm_eval", "bench", "plan", "serve"],
         "eval",
     ),
-    **dict.fromkeys("sft reward dpo rlhf value".split(), "train"),
-}
+    **dict.fromkeys(["sft", "reward", "dpo", "rlhf", "value"], "train"),
+}  # fmt: skip
 """Names of the commands, and the folder of a checkout in which each has its door."""
 _by_dera = not (Path(__file__).parents[2] / "eval" / "sweep.py").is_file()
 

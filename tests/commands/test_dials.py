@@ -7,9 +7,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from dera_jax import load_policy
 from dera_jax.commands import plot, sweep
 from dera_jax.commands.options.dials import Dial, read_dial, strengths_of
 from dera_jax.decoding import device_loop
+from dera_jax.policies.steering import Steering, write_steering
 from dera_jax.results.manifests import read_manifest
 from dera_jax.results.reading import read_rows
 from tests.support.command_runs import PNG
@@ -54,6 +56,31 @@ def test_other_values_compile_nothing_and_those_there_are_kept(swept, call, tmp_
     assert code == 0 and "alpha=0.4, alpha=0.9; sweep.png" in printed
     assert programs and [program._cache_size() for program in programs] == sizes
     assert (out / "alpha=0.4" / "rows.jsonl").read_bytes() == before
+
+
+def test_the_strength_of_a_steering_is_a_dial(toy, prompts, tmp_path):
+    policy, file = load_policy(toy), tmp_path / "v.safetensors"
+    vector = np.random.default_rng(1).standard_normal(policy.config.width).astype(np.float32)
+    write_steering(file, Steering(policy.config.width, policy.config.num_layers, {1: vector}))
+    words = [
+        f"--reference={toy}",
+        prompts,
+        "--max-new-tokens=12",
+        "--rows=4",
+        "--lambda=1",
+        f"--steer={file}",
+    ]
+    assert sweep.main([*words, "--sweep=steer=0,2", f"--out={tmp_path / 'runs'}"]) == 0
+    assert (
+        sweep.main(
+            [f"{word}@2" if word == words[-1] else word for word in words] + [f"--out={tmp_path / 'one'}"]
+        )
+        == 0
+    )
+    assert _texts(tmp_path / "runs" / "steer=2") == _texts(tmp_path / "one")
+    assert {row["kl_to_reference"] for row in read_rows(tmp_path / "runs" / "steer=0")} == {0.0}
+    assert f"--steer={file}@2" in read_manifest(tmp_path / "runs" / "steer=2")["provenance"]["command"]
+    assert (tmp_path / "runs" / "sweep.png").read_bytes().startswith(PNG)
 
 
 def test_the_folder_of_all_values_is_drawn_and_tabled(swept, call, tmp_path):
@@ -113,6 +140,7 @@ def test_models_with_weights_decode_as_a_pair_at_the_strength(toy, aligned, prom
         (["--sweep=p=1", "--rule=plausible"], "a dial of --rule=plausible: plausible.alpha; found p"),
         (["--sweep=tokens=1", "--rule=first+ramp"], "first.tokens, ramp.tokens; found tokens"),
         (["--sweep=alpha=0,2", "--rule=plausible"], "--sweep=alpha: expected alpha from 0 to 1, found 2"),
+        (["--sweep=steer=1"], "--sweep=steer: expected --steer=FILE, whose strength it is"),
         (["--weights=1,1"], "--weights: expected a sum of 1, found 2; weights that sum to s"),
         (["--weights=a,a", "--sweep=a=.5"], "--weights: expected a sum of 1, found 0 + 2 a"),
         (["--weights=1-a,a"], "--weights: expected numbers, or --sweep=LETTER=VALUES, found a"),

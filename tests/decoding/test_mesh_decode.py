@@ -28,7 +28,7 @@ from dera_jax.devices.usage import Usage
 from dera_jax.policies import load, sizes
 from dera_jax.search.blocks import blocks
 from dera_jax.search.lookahead import lookahead
-from tests.support.on_meshes import TOY, adapted_pair, compare, on_mesh, plain_pair
+from tests.support.on_meshes import TOY, adapted_pair, compare, on_mesh, plain_pair, steered_pair
 from tests.support.processes import ROOT, environment
 
 MESHES = ("data:8", "data:2,model:4", "model:8")
@@ -208,7 +208,7 @@ def main():
     )
     print(json.dumps([searching(make, text, draw) for text, make, draw in searches]), flush=True)
     others = ("lora", adapted_pair, 0), ("int8", quantized_pair, 0), ("uneven", uneven_pair, 1)
-    others += ("budget", plain_pair, 4), ("divergence", plain_pair, 5)
+    others += ("budget", plain_pair, 4), ("divergence", plain_pair, 5), ("steered", steered_pair, 0)
     for name, make, sampling in others:
         found = check(make, "data:2,model:4", [sampling], (0.5,))
         print(
@@ -244,6 +244,7 @@ def test_rows_on_meshes_are_those_of_one_device():
         "uneven",
         "budget",
         "divergence",
+        "steered",
         "score",
     ]
     for line in lines:

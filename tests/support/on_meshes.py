@@ -10,6 +10,7 @@ from dera_jax.devices import placement
 from dera_jax.policies import low_rank
 from dera_jax.policies import policy as policies_policy
 from dera_jax.policies.policy import with_params
+from dera_jax.policies.steering import Steering, steered
 
 TOY = policies_policy.TOY / "reference"
 
@@ -47,6 +48,14 @@ def adapted_pair():
         lambda path, own, first: own if "lora" in path[-1].key else first, moved[1].params, base
     )
     return moved[0], replace(moved[1], params=shared)
+
+
+def steered_pair():
+    """A model and itself with a vector behind two blocks, decoded in one pass."""
+    policy = load_policy(TOY)
+    width, layers = policy.config.width, policy.config.num_layers
+    vectors = np.random.default_rng(3).standard_normal((2, width)).astype(np.float32)
+    return policy, steered(policy, Steering(width, layers, {0: vectors[0], layers - 1: vectors[1]}), 0.5)
 
 
 def _moved(path, value, seed):

@@ -1,18 +1,23 @@
 """Dials beside λ: `--sweep=DIAL=values`, and a weight for each of `--models`.
 
-A dial is one of the rule's, which gives a run for each value, or a letter in --weights, which gives strengths.
+A dial of the rule, or the strength of --steer, gives a run for each value; a letter in --weights gives strengths.
 """
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
+from dera_jax.commands.options.steering import read_steer, with_strength
 from dera_jax.common.shown import shown
 from dera_jax.rules.known import NamedRule, load_rule, with_dial
 from dera_jax.strengths import as_strengths, format_strength
 
+STEER = "steer"
+"""The dial that is the strength of --steer."""
 TERM = re.compile(r"([+-]?)(\d+(?:\.\d*)?|\.\d+)?(?:/(\d+))?\*?([A-Za-z]\w*)?", re.ASCII)
 """A number, a letter, or a number of them: 1, -a, 0.5b."""
 
@@ -42,8 +47,8 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sweep",
         metavar="DIAL=VALUES",
-        help="values of a dial of --rule, as alpha=0,0.1,0.3, each a run in a folder of its own in --out; or of a "
-        "letter in --weights",
+        help="values of a dial of --rule, alpha=0,0.1,0.3, or of the strength of --steer, steer=0,1, each a run in a "
+        "folder of its own in --out; or of a letter in --weights",
     )
 
 
@@ -162,11 +167,52 @@ def plain_words(words: Sequence[str], args: argparse.Namespace, parser) -> list[
     return replaced(words, plain)
 
 
-def rules_of(spec: str | None, dial: Dial) -> Sequence[tuple[str, NamedRule]]:
-    """Returns, by the name of its folder, the rule with each value of a dial.
+class Value(NamedTuple):
+    """One value of a dial: the folder of its run, the options that alone would give it, and what it makes of a plan."""
+
+    folder: str
+    options: dict[str, str | None]
+    of: Callable
+
+
+def values_of(args: argparse.Namespace, dial: Dial) -> list[Value]:
+    """Returns the values of a dial of the rule, or of `steer`, the strength of --steer, which is taken out of `args`.
 
     Raises:
-      ValueError: no rule of `spec` has the dial, or a value is out of range.
+      ValueError: no rule has the dial, a value is out of range, or nothing is steered.
     """
     texts = [format_strength((value,)) for value in dial.values]
-    return [(f"{dial.name}={text}", load_rule(with_dial(spec, dial.name, text))) for text in texts]
+    if dial.name == STEER:
+        return _steered(args, dial, texts)
+    rules = [load_rule(with_dial(args.rule, dial.name, text)) for text in texts]
+    return [
+        Value(f"{dial.name}={text}", {"rule": rule.name}, partial(_with_rule, rule))
+        for text, rule in zip(texts, rules, strict=True)
+    ]
+
+
+def _with_rule(rule: NamedRule, plan):
+    return replace(plan, rule=rule)
+
+
+def _steered(args: argparse.Namespace, dial: Dial, texts: list[str]) -> list[Value]:
+    from dera_jax.commands.options.models import model_names
+
+    if args.steer is None:
+        raise ValueError("--sweep=steer: expected --steer=FILE, whose strength it is")
+    reference, aligned = model_names(args)
+    files = [with_strength(args.steer, value) for value in dial.values]
+    steering = [read_steer(text, len(aligned or [1])) for text in files]
+    if aligned:
+        args.reference, args.aligned = reference, ",".join(aligned)
+    args.steer = None
+
+    def steered(steer: Sequence[Callable], plan):
+        first, *others = plan.policies
+        others = [each(policy) for each, policy in zip(steer, others, strict=True)]
+        return replace(plan, policies=(first, *others), beta=args.beta)
+
+    return [
+        Value(f"{STEER}={text}", {"steer": file}, partial(steered, steer))
+        for text, file, steer in zip(texts, files, steering, strict=True)
+    ]

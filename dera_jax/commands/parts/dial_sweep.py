@@ -1,14 +1,13 @@
 """A sweep over a dial beside λ: a run for each value, and all of them in one figure."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from dera_jax.commands.options import cli
+from dera_jax.commands.options.dials import Value
 from dera_jax.commands.parts.sweep_progress import run_plan
 from dera_jax.commands.parts.sweep_report import report, tell_plan
 from dera_jax.common.shown import shown
-from dera_jax.rules.known import NamedRule
 
 
 def check_folder(out: Path) -> None:
@@ -19,13 +18,11 @@ def check_folder(out: Path) -> None:
         )
 
 
-def run_values(
-    plan, rules: Sequence[tuple[str, NamedRule]], out: Path, prompts: str, words: Sequence[str]
-) -> None:
-    """Decodes a plan with each of several rules, whose program is one, each into its folder in `out`.
+def run_values(plan, values: Sequence[Value], out: Path, prompts: str, words: Sequence[str]) -> None:
+    """Decodes a plan at each value of a dial, whose program is one, each into its folder in `out`.
 
     Args:
-      rules: by the name of the folder, of `options.dials.rules_of`.
+      values: of `options.dials.values_of`.
       prompts: the PROMPTS argument, for the manifests.
       words: of the command line.
     """
@@ -33,21 +30,22 @@ def run_values(
     from dera_jax.devices.processes import leads
 
     # Whatever is wrong with one is known before the first.
-    plans = [(name, replace(plan, rule=rule)) for name, rule in rules]
-    for name, each in plans:
+    plans = [value.of(plan) for value in values]
+    folders = [out / value.folder for value in values]
+    for value, each, folder in zip(values, plans, folders, strict=True):
         if leads():
-            cli.tell(name)
-        own = replaced(words, {"rule": each.rule.name, "out": str(out / name)})
-        rows, seconds, used = run_plan(each, out / name, prompts, cli.command_line("eval.sweep", own))
+            cli.tell(value.folder)
+        own = replaced(words, value.options | {"out": str(folder)})
+        rows, seconds, used = run_plan(each, folder, prompts, cli.command_line("eval.sweep", own))
         if leads():
-            report(out / name, rows, seconds, used)
+            report(folder, rows, seconds, used)
     if leads():
-        draw_values([out / name for name, _ in plans], out / "sweep.png")
+        draw_values(folders, out / "sweep.png")
 
 
-def tell_values(plan, rules: Sequence[tuple[str, NamedRule]], out: Path) -> str:
+def tell_values(plan, values: Sequence[Value], out: Path) -> str:
     """Returns what each of the runs would decode."""
-    return "\n\n".join(f"{name}\n{tell_plan(replace(plan, rule=rule), out / name)}" for name, rule in rules)
+    return "\n\n".join(f"{value.folder}\n{tell_plan(value.of(plan), out / value.folder)}" for value in values)
 
 
 def draw_values(runs: Sequence[Path], path: Path) -> None:
