@@ -6,6 +6,9 @@
 Data: `prompt`, `chosen` and `rejected`, as train.dpo reads them. For each layer it prints the length of
 its vector, and how often held-out pairs are told apart by their projection on it. The vector of the best
 layer is written, or those of --layers.
+
+--gate=PROMPTS adds a gate: prompts with `label` true where the model is to be steered, false where not. It is
+a linear probe of the prompt's last hidden state; eval.weigh --gate=FILE gives each prompt λ or 0 by it.
 """
 
 import sys
@@ -17,6 +20,7 @@ from tqdm import tqdm
 from dera_jax.commands.options import cli
 from dera_jax.commands.options.steering import ENDING
 from dera_jax.commands.options.templates import add_template_settings
+from dera_jax.commands.parts.gating import fitted_gate
 from dera_jax.commands.process import endings
 from dera_jax.common.checks import check_count, check_number
 from dera_jax.common.shown import shown
@@ -47,6 +51,9 @@ def make_parser() -> cli.Parser:
         "--eval-share", type=float, default=0.25, metavar="SHARE",
         help="share of the prompts that is held out to choose a layer by (default %(default)g)",
     )  # fmt: skip
+    parser.add_argument(
+        "--gate", metavar="PROMPTS", help="prompts with `label`, to fit the probe to that opens the steering"
+    )
     parser.add_argument("--num-pairs", type=int, metavar="N", help="the first N pairs (default: all)")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: the context)")
     parser.add_argument(
@@ -97,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = steering.layer_figures(vectors, found[len(used) :])
     layers = layers or [steering.best_layer(figures)]
     _show(figures, layers, len(used), len(held_out))
+    probe = fitted_gate(policy, args.gate, args.eval_share, args.rows) if args.gate else None
     made = {
         "model": policy.name,
         "fingerprint": policy.fingerprint,
@@ -105,9 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "at": args.at,
         "method": "mean difference (arXiv:2312.06681)",
     }
-    write_steering(
-        args.out, Steering(config.width, config.num_layers, {n: vectors[n] for n in layers}, made=made)
-    )
+    chosen = {n: vectors[n] for n in layers}
+    write_steering(args.out, Steering(config.width, config.num_layers, chosen, probe, made))
     print(f"{shown(args.out)}: layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}")
 
 

@@ -1,4 +1,4 @@
-"""Gives each prompt its own strength: models that predict the prompt better weigh more.
+"""Gives each prompt its own strength: models that predict it better weigh more, or a gate opens or stays shut.
 
   python -m eval.weigh --prompts=FILE.jsonl --reference=DIR --aligned=A,B --out=weighed.jsonl
   python -m eval.sweep --prompts=weighed.jsonl --reference=DIR --aligned=A,B --lambda=prompt
@@ -6,6 +6,11 @@
 The weights are softmax(−log PPL / τ), PPL the perplexity of each model on the prompt, the reference's among
 them; τ is --temperature. FILE's prompts are written with `lambda`, the weights of the aligned models, and
 `log_perplexity` of all models, the reference first. Of a conversation, the first turn decides for all.
+
+  python -m eval.weigh --prompts=FILE.jsonl --reference=DIR --gate=STEERING.safetensors --out=gated.jsonl
+
+--gate asks the gate of a steering file instead (eval.steer --gate), which reads the prompt in the reference:
+`lambda` is --lambda where it opens, else 0.
 """
 
 from collections.abc import Sequence
@@ -33,6 +38,13 @@ def make_parser() -> cli.Parser:
         help="small: the best model alone; large: equal weights (default %(default)g)",
     )
     parser.add_argument(
+        "--gate", metavar="FILE.safetensors", help="give strengths by the gate of a steering file"
+    )
+    parser.add_argument(
+        "--lambda", dest="lambda_", default="1", metavar="STRENGTH",
+        help="with --gate, the strength of prompts that it opens for (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--rows", default="8", metavar="N", help="prompts read at a time (default %(default)s)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="the prompts, weighed")
@@ -53,15 +65,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.num_prompts is not None:
         check_count("--num-prompts", args.num_prompts)
     rows = decoding.parse_rows(args.rows, 8)
+    if args.gate and args.aligned is None:
+        args.aligned = args.reference  # no other model is read
     models.model_names(args)
 
+    from dera_jax.commands.parts.gating import gated_prompts
     from dera_jax.commands.parts.weighing import weighed_prompts
     from dera_jax.common.files import write_bytes
     from dera_jax.common.json_files import encode_json
     from dera_jax.common.shown import shown
     from dera_jax.devices.processes import leads
 
-    prompts, told = weighed_prompts(args, rows)
+    prompts, told = (gated_prompts if args.gate else weighed_prompts)(args, rows)
     if not leads():
         return
     write_bytes(args.out, b"".join(encode_json(prompt) + b"\n" for prompt in prompts))

@@ -55,7 +55,7 @@ def pair_differences(
         raise ValueError(f"{policy.name}: expected a decoder-only language model to make steering vectors of")
     texts = [(pair.prompt, said[:-1] or said) for pair in pairs for said in (pair.chosen, pair.rejected)]
     found: list[np.ndarray] = []
-    for states in _read(policy, texts, max(2, rows - rows % 2), at):
+    for states in read_states(policy, texts, max(2, rows - rows % 2), at):
         found.append(states[::2] - states[1::2])
         seen(len(found[-1]))
     differences = np.concatenate(found)
@@ -98,9 +98,15 @@ def best_layer(figures: Sequence[LayerFigures]) -> int:
     return max(figures, key=lambda f: (f.accuracy or 0.0, f.effect or 0.0)).layer
 
 
-def _read(
-    policy: Policy, texts: Sequence, rows: int, at: str
+def read_states(
+    policy: Policy, texts: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int, at: str
 ) -> Iterator[Float[np.ndarray, "texts layers width"]]:
+    """Yields the residual stream behind every block, for a batch of texts after the other.
+
+    Args:
+      texts: prompts, and the completions at whose tokens it is taken.
+      at: one of `AT`.
+    """
     for start in range(0, len(texts), rows):
         part = texts[start : start + rows]
         prompts, said = zip(*part, strict=True)

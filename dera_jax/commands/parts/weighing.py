@@ -13,7 +13,7 @@ from dera_jax.analysis.estimates import estimate
 from dera_jax.analysis.tables import Column, estimate_cells, format_columns, short_names
 from dera_jax.commands.options import cli, models
 from dera_jax.commands.parts.sweep_plan import prompts_of
-from dera_jax.strengths import format_strength
+from dera_jax.strengths import Strength, format_strength
 
 if TYPE_CHECKING:
     from dera_jax.data.prompts import Prompt
@@ -49,22 +49,22 @@ def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
     # The first turn of a conversation is what was read; all of it is written.
     whole = {prompt.prompt_id: prompt for prompt in prompts}
     records = [
-        record(whole[text.id], *each) for text, *each in zip(texts, own.tolist(), found.tolist(), strict=True)
+        record(whole[text.id], tuple(weighed[1:]), log_perplexity=each)
+        for text, weighed, each in zip(texts, own.tolist(), found.tolist(), strict=True)
     ]
     return records, tell_weights(found, own, [policy.name for policy in policies])
 
 
-def record(prompt: "Prompt", own: Sequence[float], log_perplexity: Sequence[float]) -> dict:
-    """Returns a prompt as a record that has its weights as its strength; `eval.sweep` reads it back."""
+def record(prompt: "Prompt", strength: Strength, **more) -> dict:
+    """Returns a prompt as a record that has a strength of its own; `eval.sweep` reads it back."""
     asked = {"prompt": prompt.text} if prompt.messages is None else {"messages": list(prompt.messages)}
-    aligned = [*own[1:]]
     return {
         "id": prompt.prompt_id,
         **asked,
         **({"prefix": prompt.prefix} if prompt.prefix else {}),
         **{name: value for name, value in prompt.columns.items() if value is not None},
-        "lambda": aligned[0] if len(aligned) == 1 else format_strength(tuple(aligned)),
-        "log_perplexity": [*log_perplexity],
+        "lambda": strength[0] if len(strength) == 1 else format_strength(strength),
+        **more,
     }
 
 
