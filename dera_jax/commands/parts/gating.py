@@ -42,9 +42,8 @@ def fitted_gate(policy: "Policy", source: str, share: float, rows: int) -> "Prob
     right = accuracies(probes, states[held], yes[held])
     best = int(np.argmax(right))
     told = "  ".join(f"{layer}: {each:.2f}" for layer, each in enumerate(right))
-    print(
-        f"gate of {(~held).sum()} prompts; accuracy on {held.sum()} held-out prompts, by layer\n{told}\ngate: layer {best}\n"
-    )
+    print(f"gate of {(~held).sum()} prompts; accuracy on {held.sum()} held-out prompts, by layer\n{told}")
+    print(f"gate: layer {best}\n")
     return probes[best]
 
 
