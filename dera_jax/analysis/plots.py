@@ -155,7 +155,7 @@ def _span(numbers: Sequence[int], noun: str) -> str:
     return f"{low:,}–{high:,} {noun}s" if low < high else f"{low:,} {noun}{'s' if low > 1 else ''}"
 
 
-def _panels(curves: Sequence[Curve], about: str, dial: str) -> Figure:
+def _panels(curves: Sequence[Curve], about: str, dial: str = "λ") -> Figure:
     """Returns each quantity over the strength; those that are neither KL nor length over the KL, too.
 
     Of the latter at least one, and more where the grid has room.

@@ -7,8 +7,8 @@
   python -m eval.plot runs/RUN --trace            what a search has looked at (eval.sweep --trace)
   python -m eval.plot runs/ALPHA --over=dial      runs of eval.sweep --sweep, over the dial
 
-Several sweeps are drawn in the same panels, each with its own colour and marker. The folder of a sweep over
-a dial stands for the runs in it.
+Several sweeps are drawn in the same panels, each with its own colour and marker. The folder of a
+sweep over a dial stands for the runs in it.
 """
 
 from collections.abc import Sequence

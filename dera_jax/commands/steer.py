@@ -3,12 +3,13 @@
   python -m eval.steer --model=DIR --data=PAIRS.jsonl --out=FILE.safetensors
   python -m eval.generate --reference=DIR --steer=FILE.safetensors@2
 
-Data: `prompt`, `chosen` and `rejected`, as train.dpo reads them. For each layer it prints the length of
-its vector, and how often held-out pairs are told apart by their projection on it. The vector of the best
-layer is written, or those of --layers.
+Data: `prompt`, `chosen` and `rejected`, as train.dpo reads them. For each layer it prints the
+length of its vector, and how often held-out pairs are told apart by their projection on it. The
+vector of the best layer is written, or those of --layers.
 
---gate=PROMPTS adds a gate: prompts with `label` true where the model is to be steered, false where not. It is
-a linear probe of the prompt's last hidden state; eval.weigh --gate=FILE gives each prompt λ or 0 by it.
+--gate=PROMPTS adds a gate: prompts with `label` true where the model is to be steered, false
+where not. It is a linear probe of the prompt's last hidden state; eval.weigh --gate=FILE gives
+each prompt λ or 0 by it.
 """
 
 import sys

@@ -1,16 +1,18 @@
-"""Gives each prompt its own strength: models that predict it better weigh more, or a gate opens or stays shut.
+"""Gives each prompt its own strength: models that predict it better weigh more, or a gate opens or
+stays shut.
 
   python -m eval.weigh --prompts=FILE.jsonl --reference=DIR --aligned=A,B --out=weighed.jsonl
   python -m eval.sweep --prompts=weighed.jsonl --reference=DIR --aligned=A,B --lambda=prompt
 
-The weights are softmax(−log PPL / τ), PPL the perplexity of each model on the prompt, the reference's among
-them; τ is --temperature. FILE's prompts are written with `lambda`, the weights of the aligned models, and
-`log_perplexity` of all models, the reference first. Of a conversation, the first turn decides for all.
+The weights are softmax(−log PPL / τ), PPL the perplexity of each model on the prompt, the
+reference's among them; τ is --temperature. FILE's prompts are written with `lambda`, the weights
+of the aligned models, and `log_perplexity` of all models, the reference first. Of a conversation,
+the first turn decides for all.
 
-  python -m eval.weigh --prompts=FILE.jsonl --reference=DIR --gate=STEERING.safetensors --out=gated.jsonl
+  python -m eval.weigh --prompts=FILE.jsonl --reference=DIR --gate=STEER.safetensors --out=O.jsonl
 
---gate asks the gate of a steering file instead (eval.steer --gate), which reads the prompt in the reference:
-`lambda` is --lambda where it opens, else 0.
+--gate asks the gate of a steering file instead (eval.steer --gate), which reads the prompt in the
+reference: `lambda` is --lambda where it opens, else 0.
 """
 
 from collections.abc import Sequence

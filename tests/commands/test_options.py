@@ -132,7 +132,7 @@ WRONG = {
     "--reward=python:json:gone": "has no function gone",
     "--rule=gone:rule": "--rule=gone:rule: ModuleNotFoundError: No module named 'gone'",
     "--rule=json:gone": "--rule=json:gone: the module json has no function gone",
-    "--rule=json": "--rule=json: expected linear, tilt, power, minimum",
+    "--rule=json": "--rule=json: expected linear, tilt, power, ",
     "--rule=sys:path": "--rule=sys:path: the module sys has no function path",
     "--rule=json:dumps": "rule json:dumps fails on logits[models, rows, vocab]: TypeError",
     "--prompts=gone.jsonl": "gone.jsonl: no such file",
