@@ -9,7 +9,7 @@ import pytest
 import dera_jax.data.prompts
 import dera_jax.rewards.registry
 from dera_jax.commands.options import cli
-from dera_jax.commands.sweep import _arguments
+from dera_jax.commands.sweep import _arguments, make_parser
 from dera_jax.common.files import write_text
 from dera_jax.common.json_files import read_json
 from dera_jax.common.usable import Dropped
@@ -154,15 +154,17 @@ def test_runs_at_toy_size(name, work, capsys):
 
 
 def test_sweep_takes_a_presets_decoding(tmp_path):
-    args = _arguments(["--preset=zephyr-7b"])
+    args = _arguments(make_parser(), ["--preset=zephyr-7b"])
     assert (args.reference, args.quantize) == ("HuggingFaceH4/mistral-7b-sft-beta", "nf4")
     assert (args.temperature, args.top_k, args.top_p, args.max_new_tokens) == (0.7, 50, 0.95, 256)
     assert args.num_prompts == 80 and args.beta == 0.1 and args.lambda_.startswith("0,0.2,")
     write_text(tmp_path / "config.json", json.dumps({"preset": "zephyr-7b", "top-k": 7, "temperature": 0}))
-    args = _arguments([f"--config={tmp_path}/config.json", "--temperature=0.5", "--lambda=1/3"])
+    args = _arguments(
+        make_parser(), [f"--config={tmp_path}/config.json", "--temperature=0.5", "--lambda=1/3"]
+    )
     assert (args.top_k, args.temperature, args.top_p, args.lambda_) == (7, 0.5, 0.95, "1/3")
     models = ["--reference=a", "--aligned=b", "--prompts=c.jsonl"]
-    args = _arguments(["--preset=tldr-t5-large-dpo", *models])
+    args = _arguments(make_parser(), ["--preset=tldr-t5-large-dpo", *models])
     assert args.aligned == "b" and args.num_prompts == 1000 and args.reward is None
     assert "reward" not in sweep_defaults("tldr-t5-large-pg")  # a model that it trains
     assert "prompts" not in sweep_defaults("xsum-t5-small-ppo")
