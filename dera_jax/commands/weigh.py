@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out.suffix != ".jsonl":
         raise ValueError(f"--out: expected a name that ends in .jsonl, found {str(args.out)!r:.200}")
     cli.check_file("--out", args.out, ".jsonl")
+    if args.prompts and Path(args.prompts).resolve() == args.out.resolve():
+        raise ValueError(f"--out: expected another file than the prompts' own, found {str(args.out)!r:.200}")
     check_number("--temperature", args.temperature, 0.0, float("inf"))
     if not args.temperature:
         raise ValueError("--temperature: expected a number above 0, got 0")

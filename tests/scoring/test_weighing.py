@@ -75,6 +75,9 @@ def test_what_is_refused(refused, tmp_path):
     told = refused(weigh.main, out, "--num-prompts=2", "--aligned-instruction=Be kind.")
     assert "expected all models to read the same tokens" in told
     assert not (tmp_path / "a.jsonl").exists()
+    (own := tmp_path / "own.jsonl").write_text('{"prompt": "Tom"}\n')
+    told = refused(weigh.main, f"--prompts={own}", f"--out={tmp_path / '.' / 'own.jsonl'}")
+    assert "expected another file than the prompts' own" in told and own.read_text() == '{"prompt": "Tom"}\n'
 
 
 def test_weights_are_a_softmax():
