@@ -44,13 +44,11 @@ RULES = {
     "maximum": AVERAGED,
     "alpha-divergence": AVERAGED,
     "jensen-shannon": AVERAGED,
+    "common": MIXED,
+    "probabilities": MIXED,
+    "nudging+confidence+power:p=1": AVERAGED,
 }
-UNMEASURED = {
-    "tilt": "needs a value head",
-    "probabilities": "came after the measurement, as the next two",
-    "common": "",
-    "confidence": "",
-}
+UNMEASURED = {"tilt": "needs a value head"}
 """Rules that the page does not have, and why."""
 TIMED_ROWS, TIMED_TOKENS, REPEATS = 32, 64, 5
 

@@ -13,9 +13,11 @@ from dera_jax.common.files import write_bytes
 PANELS = {
     "strengths that change, sets of words": (
         "linear", "plausible", "contrastive+plausible", "kl-budget", "first", "ramp", "decay", "nudging", "entropy",
+        "common",
     ),
     "other means": (
         "linear", "power:p=1", "power:p=-1", "minimum", "maximum", "alpha-divergence", "jensen-shannon",
+        "probabilities", "nudging+confidence+power:p=1",
     ),
 }  # fmt: skip
 MARKERS, OTHERS = "osv^D<>pX", COLORS[:-1]

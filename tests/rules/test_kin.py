@@ -32,5 +32,10 @@ def test_the_page_tells_what_was_measured():
         f"stays at {entropy['plausible', '2']:.2f} at λ = 2",
         f"the linear rule rises to {entropy['linear', '2']:.2f}",
         f"`kl-budget`, at {float(rows['kl-budget', '1']['times_linear']):.2f}",
+        f"`common`, at {float(rows['common', '1']['times_linear']):.2f}",
+        *(
+            f"{float(rows[rule, '2']['reward']):.2f} for {float(rows[rule, '2']['kl']):.1f}"
+            for rule in ("linear", "probabilities")
+        ),
     ):
         assert said in page, said
