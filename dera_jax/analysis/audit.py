@@ -8,6 +8,8 @@ from dera_jax.analysis.decoding_law import SAME, SEEN, Cut, Law, Range
 
 EXPECTED = {"lambda": (-1e6, 1e6), "temperature": (0.0, 1e6), "top_k": (1, 1e9), "top_p": (0.0, 1.0)}
 """What may be expected, and between which numbers."""
+COLD = 0.25
+"""A temperature below which sampling hardly differs from greedy decoding."""
 GREEDY = 0.99
 """Share of most probable words that is worth a line."""
 
@@ -71,9 +73,9 @@ def _agrees(found: Cut | None, value: float | None) -> bool | None:
 def law_to_table(law: Law, completions: int, prompts: int, beta: float | None) -> str:
     """Returns what was found, a line for each figure."""
     lines = [
-        ("λ", "the models are too alike to tell" if law.lambda_ is None else _told(law.lambda_)),
+        ("λ", _strength(law)),
         *_beta_line(law, beta),
-        ("temperature", f"0 (greedy; below {law.temperature.high:.3g})" if law.greedy else _told(law.temperature)),
+        ("temperature", _temperature(law)),
         ("top-k", _cut(law.top_k, "top-k", ".0f")),
         ("top-p", _cut(law.top_p, "top-p", ".3f")),
         *_greedy_line(law),
@@ -84,12 +86,26 @@ def law_to_table(law: Law, completions: int, prompts: int, beta: float | None) -
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
+def _strength(law: Law) -> str:
+    if law.lambda_ is None:
+        return "the models are too alike to tell"
+    # Where every token is the most probable word, no λ of them is likelier than another.
+    return f"[{law.lambda_.low:.3f}, {law.lambda_.high:.3f}]" if law.greedy else _told(law.lambda_)
+
+
+def _temperature(law: Law) -> str:
+    high = f"{law.temperature.high:.3g}"
+    if law.greedy and law.temperature.high > COLD:
+        return f"from 0 to {high}: too few tokens to tell greedy decoding from sampling"
+    return f"0 (greedy; below {high})" if law.greedy else _told(law.temperature)
+
+
 def _told(found: Range) -> str:
     return f"{found.value:.3f}  [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _beta_line(law: Law, beta: float | None) -> list[tuple[str, str]]:
-    if beta is None or law.lambda_ is None or law.lambda_.value <= 0:
+    if beta is None or law.lambda_ is None or law.greedy or law.lambda_.value <= 0:
         return []
     return [("β/λ", f"{beta / law.lambda_.value:.3g}  (β = {beta:g})")]
 

@@ -79,22 +79,24 @@ def solve(
     g, r = values(constraint), None if reward is None else values(reward)
     base = np.zeros(len(g)) if r is None else r / beta
     most = np.maximum.reduceat(g, groups.starts)
-    if most.mean() <= bound:
-        raise ValueError(
-            f"{constraint}>={bound:g}: these completions reach at most {most.mean():.4g}, the mean of each prompt's "
-            "largest; draw more (--num-samples), or ask for less"
-        )
 
     def each(mu: float) -> Float[np.ndarray, " prompts"]:
         return groups.sums(tilted(groups, base + mu * g / beta) * g)
 
+    # A sum's rounding is no violation: rewards may be equal, and the bound their very value.
+    met = bound - 1e-12 * max(1.0, abs(bound))
+    if each(0.0).mean() < met and most.mean() <= bound:
+        raise ValueError(
+            f"{constraint}>={bound:g}: expected less than {most.mean():.4g}, the mean of each prompt's largest, which "
+            "no finite weight reaches; draw more (--num-samples), or ask for less"
+        )
     scale = beta / max(float(np.ptp(g)), 1e-300)
-    mu = _root(lambda mu: each(mu).mean() - bound, scale)
+    mu = _root(lambda mu: each(mu).mean() - met, scale)
     if mu is None:
         raise ValueError(f"{constraint}>={bound:g}: these completions reach it at no finite weight")
     p = tilted(groups, base + mu * g / beta)
     log_p = np.log(np.maximum(p, 1e-300)) + np.log(groups.sizes)[groups.prompt]
-    low, high = _interval(each, bound, scale, len(groups.prompts), seed)
+    low, high = _interval(each, met, scale, len(groups.prompts), seed)
     return Dual(
         mu, low, high, float(each(mu).mean()), float(each(0.0).mean()),
         None if r is None else float(groups.sums(p * r).mean()), float(groups.sums(p * log_p).mean()),

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dera_jax.commands.options import cli
 from dera_jax.commands.options.steering import ENDING
 from dera_jax.commands.options.templates import add_template_settings
-from dera_jax.commands.parts.gating import fitted_gate
+from dera_jax.commands.parts.gating import fitted_gate, labelled_prompts
 from dera_jax.commands.process import endings
 from dera_jax.common.checks import check_count, check_number
 from dera_jax.common.shown import shown
@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.training.supervised import hold_out
 
     records = load_records(args.data, args.num_pairs, args.chat_template_kwargs)
+    labelled = labelled_prompts(args) if args.gate else None
     cli.announce_devices()
     policy = load_policy(args.model, args.dtype)
     config = policy.config
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = steering.layer_figures(vectors, found[len(used) :])
     layers = layers or [steering.best_layer(figures)]
     _show(figures, layers, len(used), len(held_out))
-    probe = fitted_gate(policy, args.gate, args.eval_share, args.rows) if args.gate else None
+    probe = fitted_gate(policy, labelled, args.gate, args.eval_share, args.rows) if labelled else None
     made = {
         "model": policy.name,
         "fingerprint": policy.fingerprint,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dera_jax.commands.options import cli, decoding, models
 from dera_jax.commands.process import endings
-from dera_jax.common.checks import check_count, check_number
+from dera_jax.common.checks import check_count
 
 
 def make_parser() -> cli.Parser:
@@ -63,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_file("--out", args.out, ".jsonl")
     if args.prompts and Path(args.prompts).resolve() == args.out.resolve():
         raise ValueError(f"--out: expected another file than the prompts' own, found {str(args.out)!r:.200}")
-    check_number("--temperature", args.temperature, 0.0, float("inf"))
-    if not args.temperature:
-        raise ValueError("--temperature: expected a number above 0, got 0")
+    if not 0 < args.temperature < float("inf"):
+        raise ValueError(f"--temperature: expected a number above 0, found {args.temperature:g}")
     if args.num_prompts is not None:
         check_count("--num-prompts", args.num_prompts)
     rows = decoding.parse_rows(args.rows, 8)

@@ -7,6 +7,7 @@ counts them), and perhaps `probe.weight` and `probe.bias`, a linear probe. The m
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -95,6 +96,8 @@ def read_steering(path: str | Path) -> Steering:
       ValueError: no such file, another format, or vectors of a wrong place, shape, type or that are not finite.
     """
     file, where = Path(path), shown(path, 200)
+    if os.path.isdir(file):
+        raise ValueError(f"{where}: expected a steering file, found a folder")
     try:
         listed = tensors.list_file(file)
     except OSError as error:  # a name that is too long

@@ -68,6 +68,8 @@ def _rows_file(run: Path) -> Path:
         if (run / f"rows.jsonl{ending}").exists():
             return run / f"rows.jsonl{ending}"
     training = "; a training is there, its curves are metrics.jsonl" * (run / "metrics.jsonl").exists()
+    inner = sorted(path.parent.name for path in run.glob("*/rows.jsonl*"))
+    runs = f"; runs are in its folders {shown(', '.join(inner), 200)}" if inner else ""
     raise ValueError(
-        f"no run in {shown(run, 200)}: expected rows.jsonl there, or compressed, .gz or .xz{training}"
+        f"no run in {shown(run, 200)}: expected rows.jsonl there, or compressed, .gz or .xz{training}{runs}"
     )

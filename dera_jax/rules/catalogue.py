@@ -22,6 +22,8 @@ class Dial(NamedTuple):
     least: float
     most: float
     meaning: str
+    whole: bool = False
+    """Whether it counts something."""
 
     def value(self, text: str, where: str) -> float:
         """Returns the number that a text is.
@@ -33,11 +35,15 @@ class Dial(NamedTuple):
             number = float(text)
         except ValueError:
             number = math.nan
-        if not (math.isfinite(number) and self.least <= number <= self.most):
+        if not (math.isfinite(number) and self.least <= number <= self.most and self._fits(number)):
+            kind = ", a whole number," if self.whole else ""
             raise ValueError(
-                f"{where}: expected {self.name} from {self.least:g} to {self.most:g}, found {shown(text, 40)}"
+                f"{where}: expected {self.name}{kind} from {self.least:g} to {self.most:g}, found {shown(text, 40)}"
             )
         return number + 0.0
+
+    def _fits(self, number: float) -> bool:
+        return not self.whole or number.is_integer()
 
 
 class Entry(NamedTuple):
@@ -58,7 +64,7 @@ class Entry(NamedTuple):
         return next(dial for dial in self.dials if dial.name == name)
 
 
-_TOKENS = 1, 1e5
+_COUNT = 1, 1e5
 KNOWN = {
     "linear": Entry(
         "dera_jax.rules.rule:linear_rule",
@@ -139,7 +145,7 @@ KNOWN = {
         "words in ⋂ₘ top-k(πₘ), k the smallest with c words inside",
         "SafeDecoding, arXiv:2402.08983, §4.2",
         "only words that all models rank high; all words where the strength is 0",
-        (Dial("words", 5, *_TOKENS, "c"),),
+        (Dial("words", 5, *_COUNT, "c", whole=True),),
     ),
     "first": Entry(
         "dera_jax.rules.schedules:first",
@@ -147,7 +153,7 @@ KNOWN = {
         "λₜ = λ for t < M, then 0",
         "SafeDecoding, arXiv:2402.08983, §4.2: only the first tokens are mixed",
         "what matters is how an answer begins",
-        (Dial("tokens", 5, *_TOKENS, "M"),),
+        (Dial("tokens", 5, *_COUNT, "M", whole=True),),
     ),
     "ramp": Entry(
         "dera_jax.rules.schedules:ramp",
@@ -155,7 +161,7 @@ KNOWN = {
         "λₜ = λ min(1, t/M)",
         "a schedule",
         "the reference begins, and the aligned model takes over",
-        (Dial("tokens", 16, *_TOKENS, "M"),),
+        (Dial("tokens", 16, *_COUNT, "M", whole=True),),
     ),
     "decay": Entry(
         "dera_jax.rules.schedules:decay",
@@ -163,7 +169,7 @@ KNOWN = {
         "λₜ = λ exp(−t/M)",
         "a schedule",
         "strong at the beginning, and fluent behind it",
-        (Dial("tokens", 16, *_TOKENS, "M"),),
+        (Dial("tokens", 16, *_COUNT, "M", whole=True),),
     ),
     "nudging": Entry(
         "dera_jax.rules.gates:nudging",

@@ -107,19 +107,24 @@ def with_dial(spec: str | None, name: str, text: str) -> str:
     ('plausible:alpha=0.3+power:p=1', 'first:tokens=5+ramp:tokens=4')
 
     Raises:
-      ValueError: no part has it, several have, or the value is out of its range.
+      ValueError: no part has it, several have, `spec` itself has a value of it, or this one is out of its range.
     """
-    parts = parse(spec or "linear")
+    spec = spec or "linear"
+    parts = parse(spec)
     dials = [f"{part.name}.{dial}" for part in parts for dial in part.dials]
     found = [dial for dial in dials if name in (dial, dial.partition(".")[2])]
     if len(found) != 1:
-        known = ", ".join(found or dials) or "a rule with dials (--rule=list)"
+        known = ", ".join(found or dials) or "none, in a rule without dials (--rule=list prints those with)"
         raise ValueError(
-            f"--sweep: expected a dial of --rule={shown(spec or 'linear', 60)}: {known}; found {shown(name, 60)}"
+            f"--sweep: expected a dial of --rule={shown(spec, 60)}, {known}; found {shown(name, 60)}"
         )
     owner, _, dial = found[0].partition(".")
-    for part in parts:
+    for part, written in zip(parts, spec.split("+"), strict=True):
         if part.name == owner:
+            if re.search(rf"[:,]{re.escape(dial)}=", written):
+                raise ValueError(
+                    f"--sweep={shown(name, 60)}: expected no value of it in --rule, found {shown(written, 60)}"
+                )
             part.dials[dial] = part.entry.dial(dial).value(text, f"--sweep={shown(name, 60)}")
     return "+".join(part.text for part in parts)
 
@@ -129,7 +134,7 @@ def _place(part: Part) -> str:
 
 
 def _part(text: str, spec: str) -> Part:
-    name, _, told = text.partition(":")
+    name, colon, told = text.partition(":")
     # A module of the user's may be called like a rule.
     if OWN.fullmatch(text) and not (name in KNOWN and told in [dial.name for dial in KNOWN[name].dials]):
         return Part(text, {})
@@ -138,7 +143,7 @@ def _part(text: str, spec: str) -> Part:
     entry = KNOWN[name]
     values = {dial.name: dial.default for dial in entry.dials}
     given: set[str] = set()
-    for item in told.split(",") if told else ():
+    for item in told.split(",") if colon else ():
         key, equals, number = item.partition("=")
         if not equals or key not in values:
             known = ", ".join(f"{dial}=" for dial in values) or "no dials"

@@ -72,6 +72,20 @@ def test_a_constraint_that_holds_already_costs_nothing():
     assert found.mean == found.plain
 
 
+def test_equal_rewards_meet_a_bound_of_their_value():
+    rows = [row | {"rewards": {"g": -0.1}} for row in rows_of()]
+    assert solve(rows, "g", -0.1, BETA).mu == 0
+    with pytest.raises(ValueError, match=r"expected less than -0\.1"):
+        solve(rows, "g", -0.0999, BETA)
+
+
+def test_the_largest_mean_is_not_reached():
+    rows = rows_of()
+    most = float(table(rows, "g").max(axis=1).mean())
+    with pytest.raises(ValueError, match="no finite weight reaches"):
+        solve(rows, "g", most, BETA)
+
+
 def test_more_is_asked_for_at_a_larger_strength():
     found = [solve(rows_of(seed=2), "g", bound, BETA) for bound in (0.0, 0.2, 0.4, 0.6)]
     assert all(one.mu <= two.mu and one.kl <= two.kl for one, two in pairwise(found))
@@ -79,7 +93,7 @@ def test_more_is_asked_for_at_a_larger_strength():
 
 
 def test_what_the_completions_cannot_tell_is_refused():
-    with pytest.raises(ValueError, match=r"g>=9: these completions reach at most \d"):
+    with pytest.raises(ValueError, match=r"g>=9: expected less than \d"):
         solve(rows_of(), "g", 9.0, BETA)
     with pytest.raises(ValueError, match="expected several completions of a prompt"):
         solve(rows_of(samples=1), "g", 0.1, BETA)

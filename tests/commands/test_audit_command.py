@@ -96,3 +96,18 @@ def test_wrong_options_are_one_line(run, words, told, capsys):
 def test_a_file_that_is_not_there(capsys):
     code, _, error = call(capsys, "nowhere.jsonl")
     assert code == 2 and error == "nowhere.jsonl: no such run or file\n".join(["error: ", ""])
+
+
+def test_few_tokens_tell_neither_a_strength_nor_a_temperature(tmp_path, capsys):
+    """One that is the most probable word is drawn so at most temperatures."""
+    out = tmp_path / "run"
+    assert (
+        sweep.main(
+            ["--lambda=0.5", "--temperature=0", "--num-prompts=1", "--max-new-tokens=1", f"--out={out}"]
+        )
+        == 0
+    )
+    code, told, _ = call(capsys, out)
+    lines = dict(line.split("  ", 1) for line in told.splitlines() if "  " in line)
+    assert code == 0 and lines["λ"].strip().startswith("[") and "β/λ" not in lines
+    assert "too few tokens to tell greedy decoding from sampling" in lines["temperature"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policy
-from dera_jax.commands import plot, sweep
+from dera_jax.commands import plot, sweep, tune
 from dera_jax.commands.options.dials import Dial, read_dial, strengths_of
 from dera_jax.decoding import device_loop
 from dera_jax.policies.steering import Steering, write_steering
@@ -58,29 +58,20 @@ def test_other_values_compile_nothing_and_those_there_are_kept(swept, call, tmp_
     assert (out / "alpha=0.4" / "rows.jsonl").read_bytes() == before
 
 
-def test_the_strength_of_a_steering_is_a_dial(toy, prompts, tmp_path):
+def test_the_strength_of_a_steering_is_a_dial(toy, prompts, tmp_path, refused):
     policy, file = load_policy(toy), tmp_path / "v.safetensors"
     vector = np.random.default_rng(1).standard_normal(policy.config.width).astype(np.float32)
     write_steering(file, Steering(policy.config.width, policy.config.num_layers, {1: vector}))
-    words = [
-        f"--reference={toy}",
-        prompts,
-        "--max-new-tokens=12",
-        "--rows=4",
-        "--lambda=1",
-        f"--steer={file}",
-    ]
-    assert sweep.main([*words, "--sweep=steer=0,2", f"--out={tmp_path / 'runs'}"]) == 0
-    assert (
-        sweep.main(
-            [f"{word}@2" if word == words[-1] else word for word in words] + [f"--out={tmp_path / 'one'}"]
-        )
-        == 0
-    )
-    assert _texts(tmp_path / "runs" / "steer=2") == _texts(tmp_path / "one")
-    assert {row["kl_to_reference"] for row in read_rows(tmp_path / "runs" / "steer=0")} == {0.0}
-    assert f"--steer={file}@2" in read_manifest(tmp_path / "runs" / "steer=2")["provenance"]["command"]
-    assert (tmp_path / "runs" / "sweep.png").read_bytes().startswith(PNG)
+    words = [f"--reference={toy}", prompts, "--max-new-tokens=12", "--rows=4", "--lambda=1"]
+    for given, told in ((f"{file}@2", "expected --steer without a strength"), ("none", "expected a file")):
+        assert told in refused(sweep.main, *words, f"--steer={given}", "--sweep=steer=0,2")
+    runs, one = tmp_path / "runs", tmp_path / "one"
+    assert sweep.main([*words, f"--steer={file}", "--sweep=steer=0,2", f"--out={runs}"]) == 0
+    assert sweep.main([*words, f"--steer={file}@2", f"--out={one}"]) == 0
+    assert _texts(runs / "steer=2") == _texts(one)
+    assert {row["kl_to_reference"] for row in read_rows(runs / "steer=0")} == {0.0}
+    assert f"--steer={file}@2" in read_manifest(runs / "steer=2")["provenance"]["command"]
+    assert (runs / "sweep.png").read_bytes().startswith(PNG)
 
 
 def test_the_folder_of_all_values_is_drawn_and_tabled(swept, call, tmp_path):
@@ -133,11 +124,11 @@ def test_models_with_weights_decode_as_a_pair_at_the_strength(toy, aligned, prom
     ("words", "told"),
     [
         (["--sweep=alpha"], "--sweep: expected DIAL=VALUES such as alpha=0,0.1,0.3, found alpha"),
-        (
-            ["--sweep=p=1"],
-            "--sweep: expected a dial of --rule=linear: a rule with dials (--rule=list); found p",
-        ),
-        (["--sweep=p=1", "--rule=plausible"], "a dial of --rule=plausible: plausible.alpha; found p"),
+        (["--sweep=p=1"], "--sweep: expected a dial of --rule=linear, none, in a rule without dials"),
+        (["--sweep=p=1", "--rule=plausible"], "a dial of --rule=plausible, plausible.alpha; found p"),
+        (["--sweep=p=1", "--rule=power:p=-1"], "expected no value of it in --rule, found power:p=-1"),
+        (["--sweep=tokens=1.5", "--rule=first"], "expected tokens, a whole number, from 1 to 100000"),
+        (["--rule=plausible:"], "plausible: expected alpha=, found"),
         (["--sweep=tokens=1", "--rule=first+ramp"], "first.tokens, ramp.tokens; found tokens"),
         (["--sweep=alpha=0,2", "--rule=plausible"], "--sweep=alpha: expected alpha from 0 to 1, found 2"),
         (["--sweep=steer=1"], "--sweep=steer: expected --steer=FILE, whose strength it is"),
@@ -158,6 +149,7 @@ def test_what_is_no_dial_or_no_weight_is_told(refused, words, told):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--sweep=a=1", "--sweep=b=2"], "--sweep: expected it once, found a second, b=2"),
         (["--models=A"], "--models: expected two models or more, found A"),
         (["--models=A,,B"], "--models: expected two models or more"),
         (["--reference=C", "--models=A,B"], "--models: expected no --reference and no --aligned beside it"),
@@ -178,6 +170,17 @@ def test_a_run_is_no_folder_of_runs(refused, finished, models, prompts):
         f"--out={finished}",
     ]
     assert "is a run; --sweep writes a run for each value" in refused(sweep.main, *words)
+
+
+def test_folders_are_looked_at_before_anything_is_decoded(fails, models, prompts, tmp_path):
+    (tmp_path / "alpha=1").write_text("mine")
+    words = [*models, prompts, "--max-new-tokens=24", "--rule=plausible", "--sweep=alpha=0,1"]
+    assert "expected a folder, found a file" in fails(sweep.main, *words, f"--out={tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["alpha=1"]
+
+
+def test_other_commands_tell_where_the_runs_are(swept, fails):
+    assert "runs are in its folders alpha=0, alpha=0.4" in fails(tune.main, swept[0], "--objective=kl")
 
 
 def test_a_config_file_may_hold_them(call, tmp_path, models, prompts):

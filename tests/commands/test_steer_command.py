@@ -104,7 +104,7 @@ def test_strengths_and_several_models_on_the_command_line(toy, tmp_path, call):
 def test_a_strength_in_the_option():
     text = "a.safetensors@-1/2,none,b.safetensors"
     assert split_steer(text) == [("a.safetensors", -0.5), None, ("b.safetensors", 1.0)]
-    assert with_strength(text, 2) == "a.safetensors@2,none,b.safetensors@2"
+    assert with_strength("a.safetensors,none", 2) == "a.safetensors@2,none"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,12 @@ def test_a_strength_in_the_option():
 )
 def test_bad_options_are_one_line(toy, refused, option, message):
     assert message in refused(generate.main, f"--reference={toy}", option)
+
+
+def test_a_folder_is_no_steering_file(toy, tmp_path, fails):
+    (tmp_path / "d.safetensors").mkdir()
+    told = fails(generate.main, f"--reference={toy}", f"--steer={tmp_path / 'd.safetensors'}")
+    assert "expected a steering file, found a folder" in told
 
 
 def test_a_file_of_another_width_is_one_line(toy, tmp_path, fails):

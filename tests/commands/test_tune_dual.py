@@ -46,7 +46,8 @@ def test_the_law_at_the_strength_has_the_mean_that_is_asked_for(call, reference_
         (("--constraint=length:4:12>=-0.1", "--beta=-1"), "--beta: expected a number above 0"),
         (("--constraint=length:4:12>=-0.1",), "expected --beta"),
         (("--constraint=length:4:12>=-0.1", "--beta=1", "--objective=slots"), "eval.score adds it"),
-        (("--constraint=length:4:12>=2", "--beta=1"), "these completions reach at most"),
+        (("--constraint=length:4:12>=-0.1", "--beta=1", "--objective=kl"), "expected a reward with --dual"),
+        (("--constraint=length:4:12>=2", "--beta=1"), "expected less than"),
         (("--constraint=length:4:12>=-0.1", "--kl-price=1"), "--kl-price has no meaning with --dual"),
     ],
 )

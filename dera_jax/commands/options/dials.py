@@ -46,10 +46,20 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--sweep",
+        action=_Once,
         metavar="DIAL=VALUES",
         help="values of a dial of --rule, alpha=0,0.1,0.3, or of the strength of --steer, steer=0,1, each a run in a "
         "folder of its own in --out; or of a letter in --weights",
     )
+
+
+class _Once(argparse.Action):
+    """Stores a value and refuses a second one."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string}: expected it once, found a second, {shown(values, 80)}")
+        setattr(namespace, self.dest, values)
 
 
 class _Models(argparse.Action):

@@ -33,13 +33,21 @@ def split_steer(text: str) -> list[tuple[str, float] | None]:
 
 
 def with_strength(text: str, strength: float) -> str:
-    """Returns a value of --steer with another strength for all that it steers.
+    """Returns a value of --steer, which has no strength itself, with one for all that it steers.
 
-    >>> with_strength("a.safetensors,none,b.safetensors@3", 0.5)
+    >>> with_strength("a.safetensors,none,b.safetensors", 0.5)
     'a.safetensors@0.5,none,b.safetensors@0.5'
+
+    Raises:
+      ValueError: it has one, or steers nothing.
     """
+    parts = split_steer(text)
+    if not any(parts):
+        raise ValueError(f"--sweep=steer: expected a file in --steer, found {shown(text, 80)}")
+    if any(part and part[1] != 1 for part in parts):
+        raise ValueError(f"--sweep=steer: expected --steer without a strength, found {shown(text, 80)}")
     number = format_strength((strength,))
-    return ",".join(NONE if each is None else f"{each[0]}@{number}" for each in split_steer(text))
+    return ",".join(NONE if each is None else f"{each[0]}@{number}" for each in parts)
 
 
 def read_steer(text: str | None, count: int) -> list[Callable]:

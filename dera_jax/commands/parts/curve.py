@@ -195,6 +195,7 @@ def load_models_of(manifest: dict, args: Namespace):
     for policy, expected in zip(policies, _fingerprints(manifest), strict=True):
         if policy.fingerprint != expected:
             raise ValueError(
-                f"{shown(policy.name, 200)}: expected the model that the run was decoded with, found another one"
+                f"{shown(policy.name, 200)}: expected the model that the run was decoded with, found another one; "
+                "--reference and --aligned name it, with --steer if it was steered"
             )
     return policies

@@ -32,6 +32,8 @@ def run_values(plan, values: Sequence[Value], out: Path, prompts: str, words: Se
     # Whatever is wrong with one is known before the first.
     plans = [value.of(plan) for value in values]
     folders = [out / value.folder for value in values]
+    for folder in folders:
+        cli.check_folder(folder)
     for value, each, folder in zip(values, plans, folders, strict=True):
         if leads():
             cli.tell(value.folder)

@@ -13,6 +13,8 @@ from dera_jax.common.provenance import provenance
 from dera_jax.common.shown import shown
 from dera_jax.results.manifests import manifest_path, read_manifest
 
+FIGURES = ("kl", "length", "win-rate")
+"""Objectives that are no reward."""
 MEANINGLESS = ("judge", "against", "kl_price", "retrain", "plot", "aligned", "prompts")
 """Options that --dual does not read."""
 
@@ -35,6 +37,8 @@ def tell_dual(args: Namespace, command: Sequence[str]) -> None:
     constraint = parse_constraint(args.constraint[0], rewards)
     if not constraint.at_least or constraint.name not in rewards:
         raise ValueError(f"--constraint={constraint.text}: --dual takes REWARD>=NUMBER")
+    if args.objective in FIGURES:
+        raise ValueError(f"--objective={args.objective}: expected a reward with --dual")
     for reward in (constraint.name, *([args.objective] if args.objective else [])):
         if lacking := sum(row["rewards"].get(reward) is None for row in rows):
             raise ValueError(
@@ -84,6 +88,11 @@ def _beta(given: str | None, rows: Sequence[dict]) -> float:
 
 def _told(found: Dual, constraint: Constraint, bound: float, beta: float, reward: str | None) -> str:
     interval = "" if math.isnan(found.low) else f"  [{found.low:.4g}, {found.high:.4g}]"
+    told = (
+        "[ ] is a 95 % interval over prompts"
+        if interval
+        else "no interval: some draws of these prompts miss it"
+    )
     name = shown(constraint.name)
     if reward is None:
         what, law = f"λ = μ = {found.mu:.4g}{interval}", f"π_ref exp(λ {name}/β)"
@@ -98,5 +107,5 @@ def _told(found: Dual, constraint: Constraint, bound: float, beta: float, reward
         f"{what} for {name}>={bound:g} in the law {law}, β = {beta:g}\n"
         f"there E[{name}] = {found.mean:.4g} ({found.plain:.4g} at μ = 0), {gained}KL = {found.kl:.4g} nats\n"
         f"from {found.completions} completions of the reference to {found.prompts} prompts, of which "
-        f"{found.effective:.0%} carry the weight; [ ] is a 95 % interval over prompts\n{assumed}"
+        f"{found.effective:.0%} carry the weight; {told}\n{assumed}"
     )

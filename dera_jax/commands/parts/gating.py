@@ -12,6 +12,7 @@ from dera_jax.commands.options import cli, models
 from dera_jax.commands.parts.sweep_plan import prompts_of
 from dera_jax.commands.parts.weighing import record
 from dera_jax.common.shown import shown
+from dera_jax.common.usable import Dropped
 from dera_jax.strengths import format_strength
 
 if TYPE_CHECKING:
@@ -22,19 +23,30 @@ LABEL = "label"
 """The field of a prompt that says whether a gate is to open: true or false, or 1 or 0."""
 
 
-def fitted_gate(policy: "Policy", source: str, share: float, rows: int) -> "Probe":
+def labelled_prompts(args: Namespace) -> tuple[Sequence, dict, Dropped]:
+    """Returns the prompts of --gate, their labels by id, and what could not be read."""
+    from dera_jax.data.prompts import read_prompts
+
+    prompts, unread = read_prompts(args.gate, None, args.chat_template_kwargs)
+    return (
+        prompts,
+        {prompt.prompt_id: _label(prompt.columns.get(LABEL), prompt) for prompt in prompts},
+        unread,
+    )
+
+
+def fitted_gate(policy: "Policy", labelled: tuple, source: str, share: float, rows: int) -> "Probe":
     """Returns the probe of the layer that tells held-out prompts apart best, and prints how well each does.
 
     Args:
-      source: labelled prompts.
+      labelled: of `labelled_prompts`.
+      source: of them, for what is told.
       share: of the prompts that is held out.
       rows: prompts read at a time.
     """
-    from dera_jax.data.prompts import read_prompts
     from dera_jax.scoring.probes import accuracies, fit_probes
 
-    prompts, unread = read_prompts(source, None, {})
-    labels = {prompt.prompt_id: _label(prompt.columns.get(LABEL), prompt) for prompt in prompts}
+    prompts, labels, unread = labelled
     ids, states = _states(policy, prompts, rows, source, unread)
     yes = np.array([labels[name] for name in ids])
     held = _held_out(yes, share)
