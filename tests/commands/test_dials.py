@@ -9,8 +9,8 @@ import pytest
 
 from dera_jax import load_policy
 from dera_jax.commands import plot, sweep, tune
-from dera_jax.commands.options.dials import Dial, read_dial, strengths_of
-from dera_jax.decoding import device_loop
+from dera_jax.commands.options.dials import Swept, read_dial, strengths_of
+from dera_jax.decoding import device_loop, shared_loop
 from dera_jax.policies.steering import Steering, write_steering
 from dera_jax.results.manifests import read_manifest
 from dera_jax.results.reading import read_rows
@@ -46,15 +46,16 @@ def test_its_rows_are_those_of_a_sweep_with_that_rule(swept, tmp_path):
     assert _texts(tmp_path / "one") == _texts(out / "alpha=0.4")
 
 
-def test_other_values_compile_nothing_and_those_there_are_kept(swept, call, tmp_path, monkeypatch):
+def test_other_values_compile_nothing_and_those_there_are_kept(swept, call, tmp_path):
     source, words = swept
     out = shutil.copytree(source, tmp_path / "runs")
     before = (out / "alpha=0.4" / "rows.jsonl").read_bytes()
-    programs = [value for value in vars(device_loop).values() if hasattr(value, "_cache_size")]
+    loops = [*vars(device_loop).values(), *vars(shared_loop).values()]
+    programs = [value for value in loops if hasattr(value, "_cache_size")]
     sizes = [program._cache_size() for program in programs]
     code, printed, _ = call(sweep.main, *words, "--sweep=alpha=0.4,0.9", f"--out={out}")
     assert code == 0 and "alpha=0.4, alpha=0.9; sweep.png" in printed
-    assert programs and [program._cache_size() for program in programs] == sizes
+    assert sum(sizes) > 0 and [program._cache_size() for program in programs] == sizes
     assert (out / "alpha=0.4" / "rows.jsonl").read_bytes() == before
 
 
@@ -102,7 +103,7 @@ def test_runs_of_other_names_have_no_dial(fails, finished):
 
 
 def test_weights_are_the_strengths_they_imply():
-    dial = Dial("a", (0.0, 0.5, 2.0))
+    dial = Swept("a", (0.0, 0.5, 2.0))
     for row, a in zip(strengths_of("1, a ,-a", 3, dial).split(","), dial.values, strict=True):
         assert list(map(float, row.split("+"))) == [a, -a]
     assert strengths_of("1/2-1/2a,0.5a,.5", 3, dial) == "0+0.5,0.25+0.5,1+0.5"

@@ -22,7 +22,7 @@ TERM = re.compile(r"([+-]?)(\d+(?:\.\d*)?|\.\d+)?(?:/(\d+))?\*?([A-Za-z]\w*)?", 
 """A number, a letter, or a number of them: 1, -a, 0.5b."""
 
 
-class Dial(NamedTuple):
+class Swept(NamedTuple):
     """What --sweep names."""
 
     name: str
@@ -76,11 +76,11 @@ class _Models(argparse.Action):
         namespace.reference, namespace.aligned = names[0], ",".join(names[1:])
 
 
-def read_dial(text: str) -> Dial:
+def read_dial(text: str) -> Swept:
     """Returns the dial that --sweep names, and its values.
 
     >>> read_dial("alpha=0:0.2:0.1")
-    Dial(name='alpha', values=(0.0, 0.1, 0.2))
+    Swept(name='alpha', values=(0.0, 0.1, 0.2))
 
     Raises:
       ValueError: no name or no numbers.
@@ -88,15 +88,15 @@ def read_dial(text: str) -> Dial:
     name, equals, values = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z][\w.-]*", name, re.ASCII):
         raise ValueError(f"--sweep: expected DIAL=VALUES such as alpha=0,0.1,0.3, found {shown(text, 80)}")
-    return Dial(name, tuple(value for (value,) in as_strengths(values, 1, f"--sweep={name}")))
+    return Swept(name, tuple(value for (value,) in as_strengths(values, 1, f"--sweep={name}")))
 
 
-def strengths_of(weights: str, models: int, dial: Dial | None) -> str:
+def strengths_of(weights: str, models: int, dial: Swept | None) -> str:
     """Returns --lambda as --weights and --sweep tell it.
 
     The mixture's weights sum to 1, so those of the aligned models tell the reference's.
 
-    >>> strengths_of("1,a,-a", 3, Dial("a", (0.0, 0.5)))
+    >>> strengths_of("1,a,-a", 3, Swept("a", (0.0, 0.5)))
     '0+0,0.5+-0.5'
 
     Raises:
@@ -144,7 +144,7 @@ def _linear(text: str, weights: str) -> tuple[Fraction, Fraction, str | None]:
     return constant, slope, next(iter(letters), None)
 
 
-def take_weights(args: argparse.Namespace, parser) -> Dial | None:
+def take_weights(args: argparse.Namespace, parser) -> Swept | None:
     """Puts --weights in the place of --lambda; returns the dial of --sweep where the rule has it.
 
     Raises:
@@ -185,7 +185,7 @@ class Value(NamedTuple):
     of: Callable
 
 
-def values_of(args: argparse.Namespace, dial: Dial) -> list[Value]:
+def values_of(args: argparse.Namespace, dial: Swept) -> list[Value]:
     """Returns the values of a dial of the rule, or of `steer`, the strength of --steer, which is taken out of `args`.
 
     Raises:
@@ -205,7 +205,7 @@ def _with_rule(rule: NamedRule, plan):
     return replace(plan, rule=rule)
 
 
-def _steered(args: argparse.Namespace, dial: Dial, texts: list[str]) -> list[Value]:
+def _steered(args: argparse.Namespace, dial: Swept, texts: list[str]) -> list[Value]:
     from dera_jax.commands.options.models import model_names
 
     if args.steer is None:
