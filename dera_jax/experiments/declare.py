@@ -166,6 +166,8 @@ class Experiment:
     """Preference pairs that every policy's accuracy is measured on (Eq. 14)."""
     aligned_model: Source | None = None
     """The aligned model, where it is not to be trained here."""
+    models: str = ""
+    """Folder of the trained models, by default the experiment's own; experiments with the same training share it."""
 
     def __post_init__(self):
         if self.num_seeds > 1 and 1.0 not in self.repeated:
@@ -182,7 +184,7 @@ class Experiment:
         beta = f"{self.beta / strength:.6g}"
         trained = replace(
             self.training,
-            folder=f"{self.name}/beta={beta}-seed={seed}",
+            folder=f"{self.models or self.name}/beta={beta}-seed={seed}",
             options={**self.training.options, "beta": beta, "seed": seed},
         )
         return Place(trained, base=self.reference) if self.training.options.get("lora_r") else trained

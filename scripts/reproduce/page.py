@@ -1,6 +1,6 @@
 """REPRODUCTION.md: what agrees and what does not, in five lines, a matrix, and a figure for each group of claims."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ def page(
     matrix: Matrix,
     taken_apart: Mapping[str, Sequence[Parts]],
     drawn: Sequence[Drawn],
+    near: Collection[str],
     certified: Sequence[str],
     beside: Sequence[str],
     missing: Sequence[str],
@@ -27,10 +28,11 @@ def page(
 
     Args:
       taken_apart: decompositions by experiment.
+      near: experiments whose aligned models are near their optimum.
       certified: the table of how far models are from their optimum.
       beside: sections of what has another shape.
     """
-    lines = ["# The paper, reproduced small\n", *in_five_lines(matrix, taken_apart), ""]
+    lines = ["# The paper, reproduced small\n", *in_five_lines(matrix, taken_apart, near), ""]
     if missing:
         shown = ", ".join(missing[:12]) + (f" and {len(missing) - 12} more" if len(missing) > 12 else "")
         lines.append(
@@ -42,7 +44,9 @@ def page(
     return "\n".join(lines)
 
 
-def in_five_lines(matrix: Matrix, taken_apart: Mapping[str, Sequence[Parts]]) -> list[str]:
+def in_five_lines(
+    matrix: Matrix, taken_apart: Mapping[str, Sequence[Parts]], near: Collection[str]
+) -> list[str]:
     """Returns what a reader wants to know first, made from the verdicts and the decompositions."""
     tested = sum(cell.verdict != CANNOT for cells in matrix.values() for cell in cells.values())
     single = sum(
@@ -54,12 +58,12 @@ def in_five_lines(matrix: Matrix, taken_apart: Mapping[str, Sequence[Parts]]) ->
         + _listed(matrix, "against")
         + f". **Mixed**: {_listed(matrix, 'mixed')}. "
         f"**Undecided everywhere**: {_listed(matrix, 'undecided')}. **New here**: {_listed(matrix, 'new')}.",
-        f"- **Why**: {why(taken_apart)}",
+        f"- **Why**: {why(taken_apart, near)}",
         f"- **What to do**: {advice(matrix)}",
         f"- **How sure this is**: {tested} answers, of which {single} rest on one training (¹). Models are small, "
-        "rewards are computed by a program, and alignments stopped long before their optimum; what perfect training "
-        "would give is [computed on a chain](../chain/README.md). Margins were fixed after the first report of these "
-        "rows.",
+        "rewards are computed by a program, and most alignments stopped long before their optimum; what perfect "
+        "training would give is [computed on a chain](../chain/README.md). Margins were fixed after the first report "
+        "of the early-stopped experiments.",
     ]
 
 
@@ -88,29 +92,50 @@ def _listed(matrix: Matrix, kind: str) -> str:
     return "; ".join(told) or "nothing"
 
 
-def why(taken_apart: Mapping[str, Sequence[Parts]]) -> str:
-    """Returns what the gaps of the rewards of lengths are made of, up to λ = 2."""
-    every = [parts for some in taken_apart.values() for parts in some if parts.strength <= 2]
-    if not every:
-        return "no experiment has an optimum that is known."
-    token, aligned, retrained = (
-        float(np.mean([abs(each.parts("reward")[part]) for each in every])) for part in PARTS
-    )
-    gaps = " and ".join(
-        f"{_range(some)} {side} λ = 1"
-        for side, some in (
-            ("below", [p.total["reward"].estimate.mean for p in every if p.strength < 1]),
-            ("above", [p.total["reward"].estimate.mean for p in every if p.strength > 1]),
-        )
-        if some
-    )
+def why(taken_apart: Mapping[str, Sequence[Parts]], near: Collection[str]) -> str:
+    """Returns what the gaps of the rewards of lengths are made of, up to λ = 2: near the optimum, and far from it."""
+    told = []
+    for close in (True, False):
+        names = [name for name, some in taken_apart.items() if (name in near) == close and some]
+        every = [parts for name in names for parts in taken_apart[name] if parts.strength <= 2]
+        if every:
+            told.append((_near if close else _far)(", ".join(names), every))
+    return " ".join(told) or "no experiment has an optimum that is known."
+
+
+def _near(names: str, every: Sequence[Parts]) -> str:
+    token = _sides([(parts.strength, parts.parts("reward")[PARTS[0]]) for parts in every])
+    aligned, retrained = (_size(every, part) for part in PARTS[1:])
     return (
-        f"for rewards of lengths DeRa minus retrained is {gaps}, the difference of two much larger distances from the "
-        f"optimum of β/λ: {aligned:.2f} on average for the mixture of whole responses, {retrained:.2f} for the "
-        f"retrained models. Mixing token by token, which is what DeRa approximates, makes {token:.3f} of it (means of "
-        "absolute values). Trainings end where their steps do, not where β says. For KL the token-by-token part is "
-        "larger, and what happens beyond λ = 2 or with the gold reward has no optimum to be measured by."
+        f"trained near to the optimum ({names}), DeRa minus retrained is, of the reward, {_gaps(every)}. Mixing token "
+        f"by token makes {token} of it; the rest is the difference of two distances from the optimum of β/λ: "
+        f"{aligned:.2f} on average for the mixture of whole responses, {retrained:.2f} for the retrained models."
     )
+
+
+def _far(names: str, every: Sequence[Parts]) -> str:
+    token, aligned, retrained = (_size(every, part) for part in PARTS)
+    return (
+        f"Stopped early ({names}), it is {_gaps(every)}, the difference of two much larger distances from the optimum "
+        f"of β/λ: {aligned:.2f} on average for the mixture of whole responses, {retrained:.2f} for the retrained "
+        f"models, where mixing token by token makes {token:.3f} (means of absolute values). Such trainings end where "
+        "their steps do, not where β says. What happens beyond λ = 2 or with the gold reward has no optimum to be "
+        "measured by."
+    )
+
+
+def _size(every: Sequence[Parts], part: str) -> float:
+    return float(np.mean([abs(each.parts("reward")[part]) for each in every]))
+
+
+def _gaps(every: Sequence[Parts]) -> str:
+    return _sides([(parts.strength, parts.total["reward"].estimate.mean) for parts in every])
+
+
+def _sides(values: Sequence[tuple[float, float]]) -> str:
+    """Returns the means and ranges of values below and above λ = 1."""
+    sides = {"below": [v for s, v in values if s < 1], "above": [v for s, v in values if s > 1]}
+    return " and ".join(f"{_range(some)} {side} λ = 1" for side, some in sides.items() if some)
 
 
 def _range(values: Sequence[float]) -> str:

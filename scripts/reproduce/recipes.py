@@ -1,53 +1,29 @@
-"""The experiments at a size that two cores can do: what is trained and decoded, with which numbers.
+"""The experiments at a size that two cores can do: what is trained and decoded; the numbers are in `settings`.
 
-The models are stories260K (a real pretrained Llama of 260 032 parameters) and a T5 of a million parameters
-trained here on E2E. Numbers that the paper gives are kept (β = 0.1, the strengths); steps, batches and rates
-are what reaches a plateau in minutes.
+The models are stories260K (a real pretrained Llama of 260 032 parameters) and a T5 of a million, trained here on E2E.
 """
 
 from collections.abc import Sequence
 
 from dera_jax.experiments.declare import Experiment, Outside, Place, Source, Step
-
-HERE = "scripts.reproduce"
-GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
-"""The paper's strengths of Fig. 2, 5, 8 and 9, and ½ for the seeds."""
-WIDE = (0.0, 0.5, 2 / 3, 1.0, 2.0, 5.0, 10.0)
-"""Those of Fig. 3, 6 and 7."""
-FAR = (0.0, 0.011, 0.1, 0.5, 2 / 3, 1.0, 2.0, 5.0, 10.0)
-"""Those of Fig. 4."""
-SEEDED = (0.5, 1.0, 2.0)
-"""Strengths trained with three seeds."""
-PARAGRAPH = r"length:40:60:\n"
-SENTENCE = "length:16:24"
-BANDS = {
-    "stories-length-rloo": (40, 60), "stories-length-ppo": (40, 60), "stories-length-lora": (40, 60),
-    "e2e-length-ppo": (16, 24),
-}  # fmt: skip
-"""Tokens that are rewarded."""
-SENTIMENT_WEIGHT = 0.3
-"""Of a mean rating, −4 to 4, beside a length reward of −1 or 0."""
-INVENTED = f"python:{HERE}.rewards:invented"
-
-STORIES = {
-    "stop": r"\n", "max_steps": 120, "batch_size": 64, "num_samples": 4, "learning_rate": 2e-4,
-}  # fmt: skip
-PPO = {
-    "algorithm": "ppo", "max_steps": 80, "learning_rate": 4e-5, "lam": 1, "num_ppo_epochs": 2, "num_mini_batches": 2,
-}  # fmt: skip
-"""With λ = 1 advantages are whole returns: a value model that knows nothing yet does not punish endings."""
-
-REWARD = {
-    "batch_size": 16,
-    "learning_rate": 1e-3,
-    "weight_decay": 1.0,
-    "num_train_epochs": 2,
-    "warmup_ratio": 0.1,
-}
-DPO = {"batch_size": 32, "learning_rate": 1e-4, "num_train_epochs": 1, "warmup_ratio": 0.1}
-SFT = {"batch_size": 32, "learning_rate": 2e-3, "num_train_epochs": 1, "warmup_ratio": 0.1}
-HH_STEPS = {"max_steps": 100, "batch_size": 64, "num_samples": 4, "learning_rate": 2e-4}
-PREFERENCES = {"strengths": WIDE, "retrained": WIDE[1:], "combined": (0.5, 2.0, 5.0)}
+from scripts.reproduce.settings import (
+    CONVERGED,
+    DPO,
+    FAR,
+    GRID,
+    HERE,
+    HH_STEPS,
+    INVENTED,
+    PARAGRAPH,
+    PPO,
+    PREFERENCES,
+    REWARD,
+    SEEDED,
+    SENTENCE,
+    SENTIMENT_WEIGHT,
+    SFT,
+    STORIES,
+)
 
 
 class Recipes:
@@ -74,6 +50,7 @@ class Recipes:
     def experiments(self) -> dict[str, Experiment]:
         """Returns every experiment by its name, in the order in which they are made."""
         made = [
+            *self.stories_converged(),
             self.stories_length("rloo"),
             self.e2e_length(),
             *self.gold(),
@@ -102,7 +79,7 @@ class Recipes:
         few = algorithm == "lora"
         return Experiment(
             name=f"stories-length-{algorithm}",
-            title=f"stories260K, length of the first paragraph, {told}",
+            title=f"stories260K, length of the first paragraph, {told}, stopped early",
             reference=self.stories,
             training=Step("train.rlhf", "", {"model": self.stories} | options | chosen),
             beta=0.1,
@@ -113,6 +90,40 @@ class Recipes:
             combined=tuple(s for s in GRID if s not in (0, 1)) if algorithm == "rloo" else (0.5, 2.0),
             decoding=self._on_openings(PARAGRAPH),
         )
+
+    def stories_converged(self) -> list[Experiment]:
+        """Returns the same where the optimum still depends on the strength, by trainings that come near to it.
+
+        At β = 0.1 the optimum is in the band at nearly every strength. One family of models serves two base β.
+        """
+        given = {
+            "model": self.stories,
+            "data": self.openings / "train.jsonl",
+            "reward": PARAGRAPH,
+            "stop": r"\n",
+        }
+        decoding = self._on_openings(PARAGRAPH) | {"num_prompts": 128, "num_samples": 12}
+        grids = {
+            1.0: ((0.2, 0.5, 1.0, 2.0, 3.0, 4.0), SEEDED),
+            0.5: ((0.1, 0.25, 0.5, 1.0, 1.5, 2.0), (0.25, 0.5, 1.0)),
+        }
+        return [
+            Experiment(
+                name=f"stories-converged-{beta:g}",
+                title=f"stories260K, length of the first paragraph, PPO near its optimum, from β = {beta:g}",
+                reference=self.stories,
+                training=Step("train.rlhf", "", given | CONVERGED),
+                models="stories-converged",
+                beta=beta,
+                strengths=(0.0, *strengths),
+                retrained=strengths,
+                repeated=repeated,
+                num_seeds=3,
+                combined=(0.5, 2.0),
+                decoding=decoding,
+            )
+            for beta, (strengths, repeated) in grids.items()
+        ]
 
     def two_rewards(self) -> list[Step]:
         """Returns Appendix B: a grid over the strengths of a length and a sentiment, and models of weighted sums.
@@ -183,7 +194,7 @@ class Recipes:
         steps = {"batch_size": 64, "num_samples": 4, "max_new_tokens": 64, "value_head": "shared"}
         return Experiment(
             name="e2e-length-ppo",
-            title="E2E, length of the text, PPO on a T5",
+            title="E2E, length of the text, PPO on a T5, stopped early",
             reference=self.t5(),
             training=Step("train.rlhf", "", given | PPO | steps | {"learning_rate": 1e-4}),
             beta=0.1,

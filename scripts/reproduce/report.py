@@ -8,15 +8,16 @@ from dera_jax.experiments.declare import Experiment, Step
 from scripts.reproduce import beside
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import quantities as qu
-from scripts.reproduce.certificates import certificate_lines
+from scripts.reproduce.certificates import certificate_lines, is_near
 from scripts.reproduce.claims import CLAIMS
 from scripts.reproduce.decomposition import decompose
 from scripts.reproduce.details import details
 from scripts.reproduce.drawing import draw_all
 from scripts.reproduce.evidence import Evidence
 from scripts.reproduce.page import page
-from scripts.reproduce.recipes import BANDS, Recipes
+from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.runner import Folders, is_kept, make_step
+from scripts.reproduce.settings import BANDS
 from scripts.reproduce.subjects import Subject
 from scripts.reproduce.verdicts import SIGNS, Cell
 
@@ -33,7 +34,8 @@ def write_report(
     found = {name: evidence for name, evidence in read.items() if not evidence.missing}
     subjects = [subject_of(evidence, recipes, folders) for evidence in found.values()]
     matrix = {subject.name: answers(subject) for subject in subjects}
-    taken_apart = {subject.name: decompose(subject) for subject in subjects if subject.has_optimum}
+    known = [subject for subject in subjects if subject.has_optimum]
+    taken_apart = {subject.name: decompose(subject) for subject in known}
     missing = [step for evidence in read.values() for step in evidence.missing]
     missing += [step.folder for steps in others.values() for step in steps if not is_kept(step, folders)]
     text = page(
@@ -41,7 +43,8 @@ def write_report(
         matrix,
         taken_apart,
         draw_all(subjects, matrix, taken_apart, folders.results),
-        certificate_lines([subject for subject in subjects if subject.has_optimum]),
+        [subject.name for subject in known if is_near(subject)],
+        certificate_lines(known),
         beside.sections(subjects, others, recipes, folders),
         missing,
     )

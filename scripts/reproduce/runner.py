@@ -159,7 +159,13 @@ def _run(step: Step, folders: Folders) -> float:
 def _keep(step: Step, folders: Folders, seconds: float) -> None:
     """Puts a measurement into the results: of a sweep first the rows, compressed, then what says they are there."""
     made, kept = (folder / step.folder for folder in (folders.work, folders.results))
-    models = {name: _lineage(step, name, folders) for name in ("reference", "aligned")}
+    lineages = {name: lineage(step, name) for name in ("reference", "aligned")}
+    models = {
+        name: [read_json(folders.work / one.folder / "step.json") for one in steps]
+        for name, steps in lineages.items()
+    }
+    for steps in lineages.values():
+        keep_metrics(steps, folders)
     told = {"reproduction": {"command": step.words(WORK, DATA), "seconds": seconds, "models": models}}
     make_folder(kept.parent)
     if made.is_file():
@@ -188,12 +194,22 @@ def _rounded(value):
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def _lineage(step: Step, name: str, folders: Folders) -> list[dict]:
-    """Returns how a model was made: the steps with their commands and seconds, the first one first."""
+def keep_metrics(steps: Sequence[Step], folders: Folders) -> None:
+    """Puts what trainings measured of their steps into the results, compressed."""
+    for step in steps:
+        made = folders.work / step.folder / "metrics.jsonl"
+        kept = folders.results / step.folder / "metrics.jsonl.xz"
+        if made.exists() and not kept.exists():
+            make_folder(kept.parent)
+            write_bytes(kept, lzma.compress(made.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
+
+
+def lineage(step: Step, name: str) -> list[Step]:
+    """Returns how a model of a step was made: the steps, the first one first."""
     steps: list[Step] = []
     todo = Step("", "", {name: step.options.get(name)}).needs()
     while todo:
         one = todo.pop()
         steps = [one, *(other for other in steps if other != one)]
         todo += one.needs()
-    return [read_json(folders.work / one.folder / "step.json") for one in steps]
+    return steps

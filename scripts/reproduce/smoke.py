@@ -18,6 +18,7 @@ TRAINING = {
     "num_samples": 2,
     "num_ppo_epochs": 1,
     "num_mini_batches": 1,
+    "value_warmup_steps": 1,
     "max_length": 96,
 }
 SWEEP = {"num_prompts": 12, "num_samples": 2, "max_new_tokens": 24}

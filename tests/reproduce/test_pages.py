@@ -12,7 +12,8 @@ from scripts.reproduce.certificates import certificate_lines, certificates
 from scripts.reproduce.claims import CLAIMS
 from scripts.reproduce.decomposition import QUANTITIES, decompose, decomposition_lines
 from scripts.reproduce.figures import rewarded
-from scripts.reproduce.recipes import BANDS, Recipes
+from scripts.reproduce.recipes import Recipes
+from scripts.reproduce.settings import BANDS
 from scripts.reproduce.subjects import Subject
 
 ROOT = Path(__file__).parents[2]

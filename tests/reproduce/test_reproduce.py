@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import lzma
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,18 @@ def test_another_command_is_another_measurement(folders):
     more = replace(PAIR, decoding={**PAIR.decoding, "num_prompts": 3})
     assert not runner.is_kept(more.dera(), folders)
     assert ev.read_evidence(more, folders).missing == ["toy/dera-seed=0"]
+
+
+def test_what_trainings_measured_is_kept(folders):
+    first = Step("tests.support.steps:touch", "first", {"text": "a"})
+    second = Step("tests.support.steps:touch", "second", {"text": first / "text.txt"})
+    sweep = Step("eval.sweep", "sweep", {"aligned": second})
+    runner.make_step(second, folders)
+    (folders.work / "first/metrics.jsonl").write_text('{"step": 1}\n')
+    runner.keep_metrics(runner.lineage(sweep, "aligned"), folders)
+    kept = folders.results / "first/metrics.jsonl.xz"
+    assert lzma.decompress(kept.read_bytes()) == b'{"step": 1}\n'
+    assert not (folders.results / "second").exists()
 
 
 def test_steps_are_made_in_order_and_not_again(folders):
