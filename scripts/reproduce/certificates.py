@@ -40,9 +40,15 @@ def certificates(subject: Subject) -> list[Certificate]:
     return list(_of_strengths(subject, optimum))
 
 
-def is_near(subject: Subject) -> bool:
-    """Whether the aligned models are near the optimum of what they were trained for."""
-    return any(each.strength == 1 and each.distance.mean <= NEAR for each in certificates(subject))
+def nearest(subjects: Sequence[Subject]) -> dict[str, float]:
+    """Returns the experiments whose aligned models are near their optimum, and how far they are from it in nats."""
+    found = {
+        subject.name: each.distance.mean
+        for subject in subjects
+        for each in certificates(subject)
+        if each.strength == 1
+    }
+    return {name: distance for name, distance in found.items() if distance <= NEAR}
 
 
 def _of_strengths(subject: Subject, optimum: Optimum) -> Iterator[Certificate]:
@@ -94,9 +100,9 @@ completions of a prompt and is a little too small, so distances are lower bounds
 can gain over the reference was gained; below 0, training made it worse. Trainings at β = 0.1 gain too little reward for
 the KL they spend: part of it is noise, and early stopping is a penalty of its own, so "DeRa against retrained" compares
 two early-stopped models there. `stories-converged` is the fair test: a base β at which the optimum still depends on λ,
-and trainings that come near to it. Those were trained on the first 64 tokens, which decide the reward, and are decoded to
-128 here: what they changed further on counts against them. Within 64 tokens the trainings at β = 1 end 0.05 to 0.08 nats
-from their optimum, at 0.5 0.23 to 0.29. What the gap is with perfect training is on
+and trainings that come nearest to it. Those were trained on the first 64 tokens, which decide the reward, and are
+decoded to 128 here: what they changed further on counts against them. Within 64 tokens the trainings at β = 1 end 0.05
+to 0.08 nats from their optimum, those at 0.5 at 0.23 to 0.29. What the gap is with perfect training is on
 [the page of the exact chain](../chain/README.md).
 
 | experiment | λ | β/λ | seeds | KL to its optimum (nats) | share |

@@ -184,7 +184,10 @@ def _gaps(subjects: Sequence[Subject], taken_apart: Mapping[str, Sequence[Parts]
         for subject in subjects
     ]
     figures.save(
-        results / path, panels, "points: DeRa − retrained with its 95 % interval", min(4, len(subjects))
+        results / path,
+        panels,
+        "points: DeRa − retrained with its 95 % interval",
+        3 if len(subjects) > 4 else len(subjects),
     )
     means = {
         part: [

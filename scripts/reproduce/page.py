@@ -1,6 +1,6 @@
 """REPRODUCTION.md: what agrees and what does not, in five lines, a matrix, and a figure for each group of claims."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def page(
     matrix: Matrix,
     taken_apart: Mapping[str, Sequence[Parts]],
     drawn: Sequence[Drawn],
-    near: Collection[str],
+    near: Mapping[str, float],
     certified: Sequence[str],
     beside: Sequence[str],
     missing: Sequence[str],
@@ -28,7 +28,7 @@ def page(
 
     Args:
       taken_apart: decompositions by experiment.
-      near: experiments whose aligned models are near their optimum.
+      near: experiments whose aligned models are near their optimum, and how far from it, in nats.
       certified: the table of how far models are from their optimum.
       beside: sections of what has another shape.
     """
@@ -45,7 +45,7 @@ def page(
 
 
 def in_five_lines(
-    matrix: Matrix, taken_apart: Mapping[str, Sequence[Parts]], near: Collection[str]
+    matrix: Matrix, taken_apart: Mapping[str, Sequence[Parts]], near: Mapping[str, float]
 ) -> list[str]:
     """Returns what a reader wants to know first, made from the verdicts and the decompositions."""
     tested = sum(cell.verdict != CANNOT for cells in matrix.values() for cell in cells.values())
@@ -92,14 +92,15 @@ def _listed(matrix: Matrix, kind: str) -> str:
     return "; ".join(told) or "nothing"
 
 
-def why(taken_apart: Mapping[str, Sequence[Parts]], near: Collection[str]) -> str:
+def why(taken_apart: Mapping[str, Sequence[Parts]], near: Mapping[str, float]) -> str:
     """Returns what the gaps of the rewards of lengths are made of, up to λ = 2: near the optimum, and far from it."""
     told = []
     for close in (True, False):
         names = [name for name, some in taken_apart.items() if (name in near) == close and some]
         every = [parts for name in names for parts in taken_apart[name] if parts.strength <= 2]
         if every:
-            told.append((_near if close else _far)(", ".join(names), every))
+            shown = [f"{name}, {near[name]:.2f} nats from it" if close else name for name in names]
+            told.append((_near if close else _far)("; ".join(shown), every))
     return " ".join(told) or "no experiment has an optimum that is known."
 
 
@@ -107,9 +108,10 @@ def _near(names: str, every: Sequence[Parts]) -> str:
     token = _sides([(parts.strength, parts.parts("reward")[PARTS[0]]) for parts in every])
     aligned, retrained = (_size(every, part) for part in PARTS[1:])
     return (
-        f"trained near to the optimum ({names}), DeRa minus retrained is, of the reward, {_gaps(every)}. Mixing token "
-        f"by token makes {token} of it; the rest is the difference of two distances from the optimum of β/λ: "
-        f"{aligned:.2f} on average for the mixture of whole responses, {retrained:.2f} for the retrained models."
+        f"where aligned models are nearest to their optimum ({names}), DeRa minus retrained is, of the reward, "
+        f"{_gaps(every)}. Mixing token by token makes {token} of it; the rest is the difference of two distances from "
+        f"the optimum of β/λ: {aligned:.2f} on average for the mixture of whole responses, {retrained:.2f} for the "
+        "retrained models."
     )
 
 

@@ -110,7 +110,7 @@ class Recipes:
         return [
             Experiment(
                 name=f"stories-converged-{beta:g}",
-                title=f"stories260K, length of the first paragraph, PPO near its optimum, from β = {beta:g}",
+                title=f"stories260K, length of the first paragraph, PPO with little gradient noise, from β = {beta:g}",
                 reference=self.stories,
                 training=Step("train.rlhf", "", given | CONVERGED),
                 models="stories-converged",

@@ -8,7 +8,7 @@ from dera_jax.experiments.declare import Experiment, Step
 from scripts.reproduce import beside
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import quantities as qu
-from scripts.reproduce.certificates import certificate_lines, is_near
+from scripts.reproduce.certificates import certificate_lines, nearest
 from scripts.reproduce.claims import CLAIMS
 from scripts.reproduce.decomposition import decompose
 from scripts.reproduce.details import details
@@ -43,7 +43,7 @@ def write_report(
         matrix,
         taken_apart,
         draw_all(subjects, matrix, taken_apart, folders.results),
-        [subject.name for subject in known if is_near(subject)],
+        nearest(known),
         certificate_lines(known),
         beside.sections(subjects, others, recipes, folders),
         missing,
