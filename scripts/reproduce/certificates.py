@@ -101,8 +101,7 @@ can gain over the reference was gained; below 0, training made it worse. Trainin
 the KL they spend: part of it is noise, and early stopping is a penalty of its own, so "DeRa against retrained" compares
 two early-stopped models there. `stories-converged` is the fair test: a base β at which the optimum still depends on λ,
 and trainings that come nearest to it. Those were trained on the first 64 tokens, which decide the reward, and are
-decoded to 128 here: what they changed further on counts against them. Within 64 tokens the trainings at β = 1 end 0.05
-to 0.08 nats from their optimum, those at 0.5 at 0.23 to 0.29. What the gap is with perfect training is on
+decoded to 128 here: what they changed further on counts against them. What the gap is with perfect training is on
 [the page of the exact chain](../chain/README.md).
 
 | experiment | λ | β/λ | seeds | KL to its optimum (nats) | share |

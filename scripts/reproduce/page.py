@@ -288,9 +288,10 @@ pairs as well as a bag of words does, and its alignments move no reward. Prefere
 truth is known: pairs of the reference's own texts are labelled by the gold reward with Bradley–Terry noise. A lexicon
 cannot judge a text as a reader would.
 
-What was chosen after looking: the gold reward's second part, DPO's batch and rate and the reward model's recipe were
-changed after a first run in which gold rose with every strength; `gold-dpo-weak` was added, with a larger rate too, so
-that a case with too small a β exists. Its pairs, as those of `gold-dpo`, end with the end-of-text token, while texts of
-this reference end with a line break: part of what DPO learned there is that token. Margins were fixed after the first
-report of these rows, from the paper's figures.
+What was chosen after looking: the recipe of `stories-converged`, by certificates and not by gaps; the gold reward's
+second part, DPO's batch and rate and the reward model's recipe were changed after a first run in which gold rose with
+every strength; `gold-dpo-weak` was added, with a larger rate too, so that a case with too small a β exists. Its
+pairs, as those of `gold-dpo`, end with the end-of-text token, while texts of this reference end with a line break:
+part of what DPO learned there is that token. Margins were fixed after the first report of these rows, from the
+paper's figures.
 """

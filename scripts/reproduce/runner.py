@@ -169,13 +169,27 @@ def _keep(step: Step, folders: Folders, seconds: float) -> None:
     told = {"reproduction": {"command": step.words(WORK, DATA), "seconds": seconds, "models": models}}
     make_folder(kept.parent)
     if made.is_file():
-        write_json(kept, {"found": read_json(made)} | told)
+        write_json(kept, {"found": portable(read_json(made), folders)} | told)
         return
     make_folder(kept)
-    rows = encode_rows([lean(row) for row in sort_rows(read_rows(made))])
+    rows = encode_rows([lean(portable(row, folders)) for row in sort_rows(read_rows(made))])
     write_bytes(kept / "rows.jsonl.xz", lzma.compress(rows, preset=9 | lzma.PRESET_EXTREME))
-    write_json(kept / "manifest.json", read_json(made / "manifest.json") | told)
+    write_json(kept / "manifest.json", portable(read_json(made / "manifest.json"), folders) | told)
     shutil.rmtree(made)
+
+
+def portable(value, folders: Folders):
+    """Returns a value of JSON with what stands for the folders of this machine in their place, in keys too."""
+    if isinstance(value, dict):
+        return {portable(name, folders): portable(inner, folders) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [portable(inner, folders) for inner in value]
+    if not isinstance(value, str):
+        return value
+    names = {str(folders.work): WORK, str(folders.data): DATA}
+    for path in sorted(names, key=len, reverse=True):  # one may lie in the other
+        value = value.replace(path, names[path])
+    return value
 
 
 def lean(row: dict) -> dict:

@@ -55,6 +55,7 @@ def test_rows_are_kept_and_made_once(folders, capsys):
     capsys.readouterr()
     runner.make([sweep], folders)
     assert "python -m" not in capsys.readouterr().out
+    assert str(folders.work) not in (folders.results / sweep.folder / "manifest.json").read_text()
     found = ev.read_evidence(PAIR, folders)
     assert {s for s, _ in found.dera} == {0.0, 1.0} and not found.missing
     assert (folders.results / sweep.folder / "rows.jsonl.xz").read_bytes() == first
