@@ -50,7 +50,7 @@ RULES = {
 }
 UNMEASURED = {"tilt": "needs a value head"}
 """Rules that the page does not have, and why."""
-TIMED_ROWS, TIMED_TOKENS, REPEATS = 32, 64, 5
+REPEATS = 5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )  # fmt: skip
         lines += [_line(rule, strength, rows) for strength in sorted({row["lambda"] for row in rows})]
-    prices = _prices(policies, prompts)
+    prices = _prices(policies, prompts, args.timed_rows, args.timed_tokens)
     write_json(args.out / "kin.json", {"rules": lines, "times_linear": prices})
     write_text(args.out / "kin.csv", table_of(lines, prices))
     plot_kin(lines, args.out / "kin.png")
@@ -93,15 +93,15 @@ def _line(rule: str, strength: float, rows: Sequence[dict]) -> dict:
     }
 
 
-def _prices(policies, prompts) -> dict[str, dict]:
+def _prices(policies, prompts, rows: int, tokens: int) -> dict[str, dict]:
     """Returns how many times as long as the linear mixture each rule takes, row by row, with nothing shared."""
-    pair, config = without_eos(policies), DecodeConfig(max_new_tokens=TIMED_TOKENS)
-    (prompt,) = encode_prompts(pair, prompts[:1], TIMED_TOKENS)
-    requests = [Request(prompt, sample, (0.9,)) for sample in range(TIMED_ROWS)]
+    pair, config = without_eos(policies), DecodeConfig(max_new_tokens=tokens)
+    (prompt,) = encode_prompts(pair, prompts[:1], tokens)
+    requests = [Request(prompt, sample, (0.9,)) for sample in range(rows)]
 
     def run(rule: str):
         function = load_rule(rule).function
-        return timed(lambda: list(complete_unshared(pair, requests, config, TIMED_ROWS, function)))
+        return timed(lambda: list(complete_unshared(pair, requests, config, rows, function)))
 
     seconds = interleave({rule: run(rule) for rule in RULES}, REPEATS, print)
     return {rule: ratio(seconds[rule], seconds["linear"]) for rule in RULES}
@@ -131,7 +131,10 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stop", action="append", default=[])
-    for name, default in (("num-prompts", 64), ("num-samples", 4), ("max-new-tokens", 128)):
+    sizes = {
+        "num-prompts": 64, "num-samples": 4, "max-new-tokens": 128, "timed-rows": 32, "timed-tokens": 64,
+    }  # fmt: skip
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser
 

@@ -71,7 +71,8 @@ def encode_prompts(
     """Returns the first turn of prompts as ids.
 
     All models read the same text, through the aligned model's chat template or else the reference's,
-    unless a policy has a `template` or an `instruction` of its own.
+    unless a policy has a `template` or an `instruction` of its own, or the prompt a `contrast`, which the
+    reference reads.
 
     Raises:
       ValueError: an empty prompt, or one too long for a model's context; with its id.
@@ -121,11 +122,12 @@ def encode_turn(
     ends: set[int] = set()
     for policy in policies:
         reader = policy if policy.template is not None else templated
+        read = asked.contrasted if policy.reads_contrast else asked
         try:
             ids = encode_prompt(
                 reader.tokenizer,
-                *instructed(policy.instruction, asked.text, asked.messages),
-                asked.prefix,
+                *instructed(policy.instruction, read.text, read.messages),
+                read.prefix,
                 template=policy.template,
                 reader=policy.config.encoder_decoder,
                 variables=asked.variables,

@@ -30,6 +30,9 @@ class Prompt:
     """Start of every answer, which the policies continue, or one per turn."""
     columns: dict = field(default_factory=dict)
     """Every other field, handed to rewards."""
+    # Not in its `repr`, by which trainings know their prompts.
+    contrast: str | tuple[dict, ...] | None = field(default=None, repr=False)
+    """What the reference reads in its place, of the same kind: a text, or messages. Trainings do not read it."""
     where: str = field(default="", repr=False, compare=False)
     """File and line, for errors."""
 
@@ -79,15 +82,25 @@ class Prompt:
             lambda_=None if known["lambda"] is None else _lambda(known["lambda"], where),
             prefix=_prefix(known["prefix"], where),
             columns=columns,
+            contrast=_contrast(known["contrast"], where),
             where=where,
         )
         _ = prompt.variables  # which are checked here
+        _check_contrast(prompt)
         for name, given in (("lambda", prompt.lambda_), ("prefix", prompt.prefix)):
             if isinstance(given, tuple) and len(given) != prompt.num_turns:
                 raise ValueError(
                     f"{where}: {name}: expected one for each of {prompt.num_turns} turns, found {len(given)}"
                 )
         return prompt
+
+    @property
+    def contrasted(self) -> "Prompt":
+        """What the reference reads: the prompt with its contrast in its place, if there is one."""
+        if self.contrast is None:
+            return self
+        text, messages = (self.contrast, None) if isinstance(self.contrast, str) else (None, self.contrast)
+        return replace(self, text=text, messages=messages, contrast=None)
 
     @property
     def num_turns(self) -> int:
@@ -127,7 +140,7 @@ def prompt_text(prompt: Prompt) -> str | list[dict]:
 
 ASKED = ("prompt", "messages", "turns")
 """Fields that ask."""
-FIELDS = ("id", *ASKED, "lambda", "prefix")
+FIELDS = ("id", *ASKED, "lambda", "prefix", "contrast")
 
 
 def _common_prompt(known: dict, columns: Mapping, where: str) -> str:
@@ -291,6 +304,26 @@ def _prefix(value: object, where: str) -> str | tuple[str, ...]:
     if isinstance(value, (list, tuple)):
         return tuple("" if v in (None, "") else _text(v, f"prefix[{n}]", where) for n, v in enumerate(value))
     return "" if value in (None, "") else _text(value, "prefix", where)
+
+
+def _contrast(value: object, where: str) -> str | tuple[dict, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        return _messages(value, "contrast", where)
+    return _text(value, "contrast", where)
+
+
+def _check_contrast(prompt: Prompt) -> None:
+    """Raises ValueError where a contrast is of another kind than its prompt, or one of them has several turns."""
+    if prompt.contrast is None:
+        return
+    asked, found = ("a text" if p.messages is None else "messages" for p in (prompt, prompt.contrasted))
+    if asked != found:
+        raise ValueError(f"{prompt.where}: contrast: expected {asked}, as the prompt, found {found}")
+    turns = max(prompt.num_turns, prompt.contrasted.num_turns)
+    if turns > 1:
+        raise ValueError(f"{prompt.where}: contrast: expected one turn, found {turns}")
 
 
 def _lambda(value: object, where: str) -> float | str | tuple[float | str, ...]:

@@ -106,9 +106,15 @@ def load_policies(
             for number, policy in enumerate(policies)
         )
     # A value head reads what its reference reads.
-    told = [reference_instruction if policy.value_of else aligned_instruction for policy in policies]
-    told[0] = reference_instruction
-    return tuple(replace(policy, instruction=each) for policy, each in zip(policies, told, strict=True))
+    of_reference = [number == 0 or policy.value_of is not None for number, policy in enumerate(policies)]
+    return tuple(
+        replace(
+            policy,
+            instruction=reference_instruction if own else aligned_instruction,
+            reads_contrast=own,
+        )
+        for policy, own in zip(policies, of_reference, strict=True)
+    )
 
 
 def load_policy(

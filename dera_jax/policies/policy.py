@@ -39,6 +39,8 @@ class Policy:
     model's, or else the reference's, as all models do."""
     instruction: str | None = None
     """What it alone is told beside the task, see `data.instructions`."""
+    reads_contrast: bool = False
+    """Whether it reads a prompt's `contrast` in place of the prompt, where there is one: as references do."""
     adapter: Path | None = None
     """Folder of the adapter that it was loaded with."""
     tokenizer_fingerprint: str | None = None

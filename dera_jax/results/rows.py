@@ -90,6 +90,7 @@ Row = TypedDict(
         "draw": str,
         "beta": Numbers | None,
         "prompt": str | list[Message],
+        "contrast": str | list[Message],
         "completion": str,
         "prompt_tokens": list[Token | list[Token]],
         "tokens": list[Token],
@@ -108,7 +109,7 @@ Row = TypedDict(
     total=False,
 )
 """Types of a row's fields, see `results.folder`; what else there is may be anything."""
-OPTIONAL = ("seed", "turn", "rule", "draw", "prompt_tokens", "tokens", "search", "exact")
+OPTIONAL = ("seed", "turn", "rule", "draw", "contrast", "prompt_tokens", "tokens", "search", "exact")
 """Fields that kept rows may lack."""
 WHOLE = tuple(name for name in Row.__annotations__ if name not in OPTIONAL)
 """Fields that summaries and figures are made of."""

@@ -28,6 +28,7 @@ def make_row(plan: SweepPlan, completion: Completion) -> dict:
         "lambda": strength_to_json(completion.request.lambda_),
         "beta": plan.beta,
         "prompt": prompt_text(prompt),
+        **({} if prompt.contrast is None else {"contrast": prompt_text(prompt.contrasted)}),
         "completion": completion.text,
         "prompt_tokens": prompt_tokens(completion.request.prompt),
         "tokens": completion.tokens,

@@ -81,14 +81,25 @@ def judged(rows: Rows, subject: Subject) -> Rows:
 
 
 def certificate_lines(subjects: Sequence[Subject]) -> list[str]:
-    """Returns the section of the page."""
-    lines = [
+    """Returns the section of the page: aligned models; those of other strengths are on their experiments' pages."""
+    lines = _lines(subjects, aligned=True)
+    return [SECTION, *TABLE, *lines, ""] if lines else []
+
+
+def certificates_of(subject: Subject) -> list[str]:
+    """Returns the section of an experiment's page."""
+    lines = _lines([subject], aligned=False)
+    return ["\n## How far the models are from their optimum\n", *TABLE, *lines] if lines else []
+
+
+def _lines(subjects: Sequence[Subject], aligned: bool) -> list[str]:
+    return [
         f"| {subject.name} | {each.strength:g} | {subject.evidence.experiment.beta / each.strength:.3g} | {each.seeds} "
         f"| {show(each.distance, 2)} | {each.share.mean:z.0%} [{each.share.low:z.0%}, {each.share.high:z.0%}] |"
         for subject in subjects
         for each in certificates(subject)
+        if each.strength == 1 or not aligned
     ]
-    return [SECTION, *lines, ""] if lines else []
 
 
 SECTION = """
@@ -98,11 +109,14 @@ For a reward r and a KL strength s the optimum of Eq. 1 is π_ref exp(r/s)/Z, an
 policy, with J = E[r] − s·KL: exact, from the rows of the reference (λ = 0) and the model's own. J* comes from few
 completions of a prompt and is a little too small, so distances are lower bounds on average. Share: how much of what J
 can gain over the reference was gained; below 0, training made it worse. Trainings at β = 0.1 gain too little reward for
-the KL they spend: part of it is noise, and early stopping is a penalty of its own, so "DeRa against retrained" compares
-two early-stopped models there. `stories-converged` is the fair test: a base β at which the optimum still depends on λ,
-and trainings that come nearest to it. Those were trained on the first 64 tokens, which decide the reward, and are
-decoded to 128 here: what they changed further on counts against them. What the gap is with perfect training is on
-[the page of the exact chain](../chain/README.md).
-
-| experiment | λ | β/λ | seeds | KL to its optimum (nats) | share |
-|---|--:|--:|--:|--:|--:|"""
+the KL they spend. Part of it is noise; early stopping is a penalty of its own. Both models of a comparison are stopped
+early there. `stories-converged` is the fairest test so far: a base β at which the optimum still depends on λ, and
+trainings that come nearest to it. They are near in nats, partly because the reference is near too, and the shares say
+how little they gained. They were trained on the first 64 tokens, which decide the reward, and are decoded to 128 here:
+what they changed further on counts against them. What the gap is with perfect training is on [the page of the exact
+chain](../chain/README.md). The models of other strengths are on the pages of their experiments.
+"""
+TABLE = (
+    "| experiment | λ | β/λ | seeds | KL to its optimum (nats) | share |",
+    "|---|--:|--:|--:|--:|--:|",
+)

@@ -38,6 +38,7 @@ CLAIMS = (
         "reward, λ > 2", "DeRa has the reward of retrained models beyond 2", "Fig. 3a, 7a: no longer at 5 and 10",
         "the mean signed gap lies within a tenth of the range",
         agreement("λ > 2", reward, of_range, ""), expected=DISAGREES,
+        denied="beyond λ = 2 DeRa no longer has the reward of retrained models",
     ),
     Claim(
         "KL, λ < 1", "DeRa is as far from the reference as retrained models below λ = 1", "follows from Eq. 3",

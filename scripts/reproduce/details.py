@@ -17,7 +17,11 @@ standard error of the gap. Eq. 5 comes from weights, which say little of KL wher
 
 
 def details(
-    subject: Subject, cells: Mapping[str, Cell], taken_apart: Sequence[Parts], beside: Sequence[str]
+    subject: Subject,
+    cells: Mapping[str, Cell],
+    taken_apart: Sequence[Parts],
+    certified: Sequence[str],
+    beside: Sequence[str],
 ) -> str:
     """Returns the page."""
     found = subject.evidence.experiment
@@ -40,4 +44,4 @@ def details(
         lines.append(
             f"\nThe weights of a prompt's completions are worth {max(effective):.1f} to {min(effective):.1f} of them."
         )
-    return "\n".join([*lines, *beside, ""])
+    return "\n".join([*lines, *certified, *beside, ""])

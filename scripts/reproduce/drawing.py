@@ -1,5 +1,6 @@
 """The figures of REPRODUCTION.md: one for each group of claims, a panel for each experiment, captions from the rows."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from scripts.reproduce import quantities as qu
 from scripts.reproduce.certificates import optimum_curve
 from scripts.reproduce.decomposition import PARTS, Parts
 from scripts.reproduce.subjects import Subject
-from scripts.reproduce.verdicts import CANNOT, Cell
+from scripts.reproduce.verdicts import CANNOT, SIGNS, Cell
 
 Matrix = Mapping[str, Mapping[str, Cell]]
 UNITS = {
@@ -83,19 +84,15 @@ def _headline(subject: Subject, results: Path) -> None:
 
 
 def findings(subjects: Sequence[Subject], matrix: Matrix, claims: Sequence[str]) -> str:
-    """Returns what the matrix says of some claims, as sentences."""
+    """Returns how many experiments of a figure agree with some claims; which ones stands in the matrix."""
     told = []
     for claim in claims:
-        cells = {s.name: matrix[s.name][claim] for s in subjects if claim in matrix.get(s.name, {})}
-        by: dict[str, list[str]] = {}
-        for name, cell in cells.items():
-            if cell.verdict != CANNOT:
-                by.setdefault(cell.verdict, []).append(name)
-        if by:
-            told.append(
-                f"**{claim}**: " + "; ".join(f"{verdict}: {', '.join(some)}" for verdict, some in by.items())
-            )
-    return ". ".join(told) + ". Other experiments stand in the table."
+        cells = [matrix[s.name][claim] for s in subjects if claim in matrix.get(s.name, {})]
+        counts = Counter(cell.verdict for cell in cells if cell.verdict != CANNOT)
+        if counts:
+            several = ", ".join(f"{counts[verdict]} {verdict}" for verdict in SIGNS if counts[verdict])
+            told.append(f"**{claim}**: {several}")
+    return ". ".join(told) + "."
 
 
 def _counts(subjects: Sequence[Subject]) -> str:
@@ -201,7 +198,8 @@ def _gaps(subjects: Sequence[Subject], taken_apart: Mapping[str, Sequence[Parts]
     ranges = "; ".join(f"{part} {min(some):+.3f} to {max(some):+.3f}" for part, some in means.items() if some)
     caption = (
         "DeRa − retrained as the sum of three parts: mixing token by token instead of whole responses; the distance of "
-        "the mixture of responses (Eq. 5) from the optimum of β/λ; and that of the retrained model, turned round. Of "
-        f"the reward: {ranges}. Where the two training errors are large they nearly cancel; what is left is the gap."
+        "the mixture of responses (Eq. 5) from the optimum of β/λ; and that of the retrained model, with the opposite "
+        f"sign. Of the reward: {ranges}. Where the two training errors are large they nearly cancel; what is left is "
+        "the gap."
     )
     return Drawn("The gap taken apart", path, caption)

@@ -48,47 +48,74 @@ def in_five_lines(
     matrix: Matrix, taken_apart: Mapping[str, Sequence[Parts]], near: Mapping[str, float]
 ) -> list[str]:
     """Returns what a reader wants to know first, made from the verdicts and the decompositions."""
-    tested = sum(cell.verdict != CANNOT for cells in matrix.values() for cell in cells.values())
-    single = sum(
-        cell.single for cells in matrix.values() for cell in cells.values() if cell.verdict != CANNOT
-    )
+    answers = [cell for cells in matrix.values() for cell in cells.values() if cell.verdict != CANNOT]
+    single = sum(cell.single for cell in answers)
     return [
-        "- **As in the paper** (experiments for : against : undecided): " + _listed(matrix, "for") + ".",
-        "- **Not as in the paper**: "
-        + _listed(matrix, "against")
-        + f". **Mixed**: {_listed(matrix, 'mixed')}. "
-        f"**Undecided everywhere**: {_listed(matrix, 'undecided')}. **New here**: {_listed(matrix, 'new')}.",
+        in_short(matrix, near),
+        "",
+        f"- **As in the paper**: {_listed(matrix, 'for')}.",
+        f"- **Not as in the paper**: {_listed(matrix, 'against')}. **Mixed**: {_listed(matrix, 'mixed')}. "
+        f"**Mostly undecided**: {_listed(matrix, 'undecided')}.",
         f"- **Why**: {why(taken_apart, near)}",
         f"- **What to do**: {advice(matrix)}",
-        f"- **How sure this is**: {tested} answers, of which {single} rest on one training (¹). Models are small, "
-        "rewards are computed by a program, and most alignments stopped long before their optimum; what perfect "
+        f"- **How sure this is**: {len(answers)} answers, of which {single} rest on one training (¹). Models are "
+        "small, rewards are computed by a program, and most alignments stopped long before their optimum; what perfect "
         "training would give is [computed on a chain](../chain/README.md). Margins were fixed after the first report "
         "of the early-stopped experiments.",
     ]
 
 
-def _kind(claim: Claim, verdicts: Sequence[str]) -> str:
-    """Returns how experiments stand to what the paper says: for, against, mixed, undecided, new, or silent."""
-    if not verdicts:
-        return "silent"
-    if claim.expected is None:
-        return "new"
-    against = DISAGREES if claim.expected == AGREES else AGREES
-    said, denied = claim.expected in verdicts, against in verdicts
-    return {(True, False): "for", (False, True): "against", (True, True): "mixed"}.get(
-        (said, denied), "undecided"
+UP_TO_2 = ("reward, λ < 1", "reward, 1 < λ ≤ 2")
+
+
+def in_short(matrix: Matrix, near: Mapping[str, float]) -> str:
+    """Returns the answer to the paper's first claim, of all experiments and of those near their optimum."""
+    every = [verdict for claim in UP_TO_2 for verdict in _verdicts(matrix, claim)]
+    close = {name: cells for name, cells in matrix.items() if name in near}
+    some = [verdict for claim in UP_TO_2 for verdict in _verdicts(close, claim)]
+    of_near = f" Of the answers from models near their optimum, {_counts(some)}." if some else ""
+    return (
+        "**In short**: is mixing logits at λ as good as training anew at β/λ? The reward of the two, up to λ = 2, "
+        f"within a tenth of its range: {_counts(every)}.{of_near}"
     )
 
 
+def _counts(verdicts: Sequence[str]) -> str:
+    """Returns how many agree, disagree and are undecided.
+
+    >>> _counts(["agrees", "undecided", "undecided"])
+    '1 agrees, 0 disagree, 2 undecided'
+    """
+    agrees, disagrees, undecided = (verdicts.count(verdict) for verdict in (AGREES, DISAGREES, UNDECIDED))
+    plural = {True: "", False: "s"}
+    return f"{agrees} agree{plural[agrees != 1]}, {disagrees} disagree{plural[disagrees != 1]}, {undecided} undecided"
+
+
+def _kind(claim: Claim, verdicts: Sequence[str]) -> str:
+    """Returns how experiments stand to what the paper says: for, against, mixed, undecided (most of them) or silent.
+
+    What the paper does not say is as if it did: it stands with what this project found beside it.
+    """
+    if not verdicts:
+        return "silent"
+    if 2 * verdicts.count(UNDECIDED) > len(verdicts):
+        return "undecided"
+    against = AGREES if claim.expected == DISAGREES else DISAGREES
+    denied = against in verdicts
+    said = (DISAGREES if against == AGREES else AGREES) in verdicts
+    return {(True, False): "for", (False, True): "against"}.get((said, denied), "mixed")
+
+
 def _listed(matrix: Matrix, kind: str) -> str:
-    """Returns the claims that experiments stand to in one way, with how many are for, against and undecided."""
+    """Returns the claims that experiments stand to in one way, as the paper has them, and how many say so."""
     told = []
     for claim in CLAIMS:
         verdicts = _verdicts(matrix, claim.title)
         if _kind(claim, verdicts) == kind:
-            counts = " : ".join(str(verdicts.count(verdict)) for verdict in (AGREES, DISAGREES, UNDECIDED))
-            doubt = " (the paper: not so)" if claim.expected == DISAGREES else ""
-            told.append(f"{claim.sentence}{doubt} {counts}")
+            opposite = {AGREES: DISAGREES, DISAGREES: AGREES} if claim.expected == DISAGREES else {}
+            counts = _counts([opposite.get(verdict, verdict) for verdict in verdicts])
+            new = "; not in the paper" if claim.expected is None else ""
+            told.append(f"{claim.denied or claim.sentence} ({counts}{new})")
     return "; ".join(told) or "nothing"
 
 
@@ -108,21 +135,20 @@ def _near(names: str, every: Sequence[Parts]) -> str:
     token = _sides([(parts.strength, parts.parts("reward")[PARTS[0]]) for parts in every])
     aligned, retrained = (_size(every, part) for part in PARTS[1:])
     return (
-        f"where aligned models are nearest to their optimum ({names}), DeRa minus retrained is, of the reward, "
-        f"{_gaps(every)}. Mixing token by token makes {token} of it; the rest is the difference of two distances from "
-        f"the optimum of β/λ: {aligned:.2f} on average for the mixture of whole responses, {retrained:.2f} for the "
-        "retrained models."
+        f"near the optimum ({names}) the reward of DeRa minus that of retrained models is {_gaps(every)}. Mixing token "
+        f"by token makes {token} of it. The rest is the difference of two training errors: the mixture of whole "
+        f"responses misses the reward of the optimum of β/λ by {aligned:.2f} on average, retrained models by "
+        f"{retrained:.2f}."
     )
 
 
 def _far(names: str, every: Sequence[Parts]) -> str:
     token, aligned, retrained = (_size(every, part) for part in PARTS)
     return (
-        f"Stopped early ({names}), it is {_gaps(every)}, the difference of two much larger distances from the optimum "
-        f"of β/λ: {aligned:.2f} on average for the mixture of whole responses, {retrained:.2f} for the retrained "
-        f"models, where mixing token by token makes {token:.3f} (means of absolute values). Such trainings end where "
-        "their steps do, not where β says. What happens beyond λ = 2 or with the gold reward has no optimum to be "
-        "measured by."
+        f"Stopped early ({names}), the difference is {_gaps(every)}; the two training errors are {aligned:.2f} and "
+        f"{retrained:.2f}, and mixing token by token makes {token:.3f}, means of absolute values. Such trainings stop "
+        "after a number of steps, before β determines the result. For λ above 2 and for the gold reward no optimum is "
+        "known, so nothing says why they differ."
     )
 
 
@@ -146,7 +172,6 @@ def _range(values: Sequence[float]) -> str:
 
 def advice(matrix: Matrix) -> str:
     """Returns what a user should do, by the verdicts."""
-    near = [verdict for side in ("reward, λ < 1", "reward, 1 < λ ≤ 2") for verdict in _verdicts(matrix, side)]
     choice, base = _verdicts(matrix, "choice of strength"), _verdicts(matrix, "better than the base")
     astray = {
         "do not read KL off it": ("KL, λ < 1", "KL, 1 < λ ≤ 2"),
@@ -161,9 +186,8 @@ def advice(matrix: Matrix) -> str:
         "use λ to see which way to go, and retrain once there before you believe a number. Retraining at DeRa's choice "
         f"was surely better than the base β in {base.count(AGREES)} of {len(base)} experiments and surely worse in "
         f"{base.count(DISAGREES)}; its choice was surely about the best one in {choice.count(AGREES)} of {len(choice)} "
-        f"and surely not in {choice.count(DISAGREES)}. Up to λ = 2 the reward is surely within its margin of that of "
-        f"retrained models in {near.count(AGREES)} of {len(near)} answers, surely beyond in {near.count(DISAGREES)}, "
-        f"undecided in {near.count(UNDECIDED)}." + (f" But {' and '.join(warnings)}." if warnings else "")
+        f"and surely not in {choice.count(DISAGREES)}."
+        + (f" But {' and '.join(warnings)}." if warnings else "")
     )
 
 
@@ -201,9 +225,10 @@ def experiment_lines(subjects: Sequence[Subject]) -> list[str]:
     """Returns the table of experiments."""
     lines = [
         "\n## Experiments\n",
-        f"Made on {_hardware(subjects)}, one core a process; times include other work on them.\n",
-        "| name | experiment | β at λ = 1 | trainings of a strength | completions | time | command |",
-        "|---|---|--:|--:|--:|--:|---|",
+        f"Made on {_hardware(subjects)}, one core a process; times include other work on them. "
+        "`bash scripts/reproduce.sh NAME` makes one.\n",
+        "| name | experiment | β at λ = 1 | trainings of a strength | completions | time |",
+        "|---|---|--:|--:|--:|--:|",
     ]
     return lines + list(map(_experiment_line, subjects))
 
@@ -231,7 +256,6 @@ def _experiment_line(subject: Subject) -> str:
         trainings(subject),
         f"{sum(len(some) for way in own for some in way.values()):,}",
         f"{found.seconds / 60:.0f} min",
-        f"`bash scripts/reproduce.sh {subject.name}`",
     )
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -273,10 +297,11 @@ DEFINITIONS = """
   untouched model (nats). **KL**: of a completion to the reference, in nats. **Range**: how far the means of an
   experiment reach up to λ = 2.
 - **Interval**: 95 %, of prompts and trainings together (t, Welch and Satterthwaite). **Agrees**, for a difference: its
-  interval lies within ± the margin; **disagrees**: outside of it on one side; **undecided**: across. For a rise or a
-  fall: the interval lies on its side of 0; on the other, or one that matters is excluded; across. For Spearman's ρ: at
-  least the bound, or below it. Signs are of the sentence, whatever the paper says of it. **Noise floor**: the mean
-  |difference| that chance alone gives.
+  interval lies within ± the margin; **disagrees**: it lies outside, on one side; **undecided**: it lies across the
+  margin. For a rise or a fall: agrees if the interval lies on the claimed side of 0; disagrees if it lies on the other
+  side, or rules out a change large enough to matter; else undecided. For Spearman's ρ: at least the bound, or below it.
+  ✓ means that the sentence of the claim holds here, which need not be good news. **Noise floor**: the mean |difference|
+  that chance alone gives.
 - **Objective**, by which a strength is chosen: reward less β · KL for lengths on stories, reward plus slots said on
   E2E, the gold reward elsewhere."""
 LIMITS = """
@@ -287,6 +312,8 @@ at β/λ does the same. They cannot show what people prefer: on Anthropic HH a r
 pairs as well as a bag of words does, and its alignments move no reward. Preferences are therefore tested where the
 truth is known: pairs of the reference's own texts are labelled by the gold reward with Bradley–Terry noise. A lexicon
 cannot judge a text as a reader would.
+
+The two `stories-converged` experiments share their trained models, so their answers are not independent of each other.
 
 What was chosen after looking: the recipe of `stories-converged`, by certificates and not by gaps; the gold reward's
 second part, DPO's batch and rate and the reward model's recipe were changed after a first run in which gold rose with

@@ -8,7 +8,7 @@ from dera_jax.experiments.declare import Experiment, Step
 from scripts.reproduce import beside
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import quantities as qu
-from scripts.reproduce.certificates import certificate_lines, nearest
+from scripts.reproduce.certificates import certificate_lines, certificates_of, nearest
 from scripts.reproduce.claims import CLAIMS
 from scripts.reproduce.decomposition import decompose
 from scripts.reproduce.details import details
@@ -50,7 +50,8 @@ def write_report(
     )
     for subject in subjects:
         told = beside.of_experiment(subject, recipes, folders)
-        of_one = details(subject, matrix[subject.name], taken_apart.get(subject.name, []), told)
+        certified = certificates_of(subject) if subject.has_optimum else []
+        of_one = details(subject, matrix[subject.name], taken_apart.get(subject.name, []), certified, told)
         make_folder(folders.results / "experiments")
         write_text(folders.results / "experiments" / f"{subject.name}.md", of_one)
     write_text(folders.results / "REPRODUCTION.md", text)

@@ -41,6 +41,8 @@ class Claim:
     ask: Callable[[Subject], Cell]
     expected: str | None = AGREES
     """What the paper says of the sentence: that it is so, that it is not (`DISAGREES`), or nothing (None)."""
+    denied: str = ""
+    """The sentence as the paper has it, where it says that it is not so."""
 
 
 def nothing(why: str) -> Cell:

@@ -62,6 +62,7 @@ def record(prompt: "Prompt", strength: Strength, **more) -> dict:
         "id": prompt.prompt_id,
         **asked,
         **({"prefix": prompt.prefix} if prompt.prefix else {}),
+        **({} if prompt.contrast is None else {"contrast": prompt.contrast}),
         **{name: value for name, value in prompt.columns.items() if value is not None},
         "lambda": strength[0] if len(strength) == 1 else format_strength(strength),
         **more,
