@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--heldout", type=int, default=64, help="sets held out (default %(default)s)")
     parser.add_argument("--train", type=int, default=400, help="sets with answers (default %(default)s)")
     args = parser.parse_args()
+    if not args.sets.is_file():
+        parser.error(f"expected a file, found none: {args.sets}")
     records = [json.loads(line) for line in args.sets.read_text(encoding="utf-8").splitlines()]
     words = [split_concepts(record["concept_set"]) for record in records]
     heldout = [

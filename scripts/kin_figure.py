@@ -38,7 +38,7 @@ def plot_kin(lines: Sequence[dict], path: Path) -> None:
             ax.set_xscale("symlog", linthresh=1)
             ax.set_xticks([0, 0.5, 1, 2, 5, 10, 20])
             ax.xaxis.set_major_formatter("{x:g}")
-            ax.set_xlim(0, 35)
+            ax.set_xlim(0, 1.15 * max(line["kl"]["mean"] for line in lines))
             ax.legend(fontsize=7)
         figure.axes[0].set_ylabel("reward")
         buffer = io.BytesIO()

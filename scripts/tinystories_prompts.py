@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=8, help="of each story (default %(default)s)")
     parser.add_argument("--heldout", type=int, default=128, help="prompts held out (default %(default)s)")
     args = parser.parse_args()
+    if not args.stories.is_file():
+        parser.error(f"expected a file, found none: {args.stories}")
     prompts = openings(args.stories.read_text(encoding="utf-8"), args.words)
     random.Random(0).shuffle(prompts)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def in_five_lines(
         "",
         f"- **As in the paper**: {_listed(matrix, 'for')}.",
         f"- **Not as in the paper**: {_listed(matrix, 'against')}. **Mixed**: {_listed(matrix, 'mixed')}. "
-        f"**Mostly undecided**: {_listed(matrix, 'undecided')}.",
+        f"**Mostly undecided**: {_listed(matrix, 'undecided')}. **New here**: {_listed(matrix, 'new')}.",
         f"- **Why**: {why(taken_apart, near)}",
         f"- **What to do**: {advice(matrix)}",
         f"- **How sure this is**: {len(answers)} answers, of which {single} rest on one training (¹). Models are "
@@ -66,17 +66,24 @@ def in_five_lines(
 
 
 UP_TO_2 = ("reward, λ < 1", "reward, 1 < λ ≤ 2")
+"""Titles of the paper's first claim."""
 
 
 def in_short(matrix: Matrix, near: Mapping[str, float]) -> str:
     """Returns the answer to the paper's first claim, of all experiments and of those near their optimum."""
-    every = [verdict for claim in UP_TO_2 for verdict in _verdicts(matrix, claim)]
+
+    def told(some: Matrix) -> str:
+        verdicts = [verdict for claim in UP_TO_2 for verdict in _verdicts(some, claim)]
+        return (
+            f"{verdicts.count(AGREES)} of {len(verdicts)} answers say so, {verdicts.count(DISAGREES)} say that they "
+            f"differ by more, {verdicts.count(UNDECIDED)} are undecided"
+        )
+
     close = {name: cells for name, cells in matrix.items() if name in near}
-    some = [verdict for claim in UP_TO_2 for verdict in _verdicts(close, claim)]
-    of_near = f" Of the answers from models near their optimum, {_counts(some)}." if some else ""
     return (
-        "**In short**: is mixing logits at λ as good as training anew at β/λ? The reward of the two, up to λ = 2, "
-        f"within a tenth of its range: {_counts(every)}.{of_near}"
+        "**In short**: is mixing logits at λ as good as training anew at β/λ? Up to λ = 2 the two have the same "
+        f"reward, within a tenth of its range: {told(matrix)}."
+        + (f" Where models are near their optimum, {told(close)}." if close else "")
     )
 
 
@@ -92,17 +99,15 @@ def _counts(verdicts: Sequence[str]) -> str:
 
 
 def _kind(claim: Claim, verdicts: Sequence[str]) -> str:
-    """Returns how experiments stand to what the paper says: for, against, mixed, undecided (most of them) or silent.
-
-    What the paper does not say is as if it did: it stands with what this project found beside it.
-    """
+    """Returns how experiments stand to what the paper says: for, against, mixed, undecided (most), new or silent."""
     if not verdicts:
         return "silent"
+    if claim.expected is None:
+        return "new"
     if 2 * verdicts.count(UNDECIDED) > len(verdicts):
         return "undecided"
-    against = AGREES if claim.expected == DISAGREES else DISAGREES
-    denied = against in verdicts
-    said = (DISAGREES if against == AGREES else AGREES) in verdicts
+    against = DISAGREES if claim.expected == AGREES else AGREES
+    said, denied = claim.expected in verdicts, against in verdicts
     return {(True, False): "for", (False, True): "against"}.get((said, denied), "mixed")
 
 
@@ -114,8 +119,7 @@ def _listed(matrix: Matrix, kind: str) -> str:
         if _kind(claim, verdicts) == kind:
             opposite = {AGREES: DISAGREES, DISAGREES: AGREES} if claim.expected == DISAGREES else {}
             counts = _counts([opposite.get(verdict, verdict) for verdict in verdicts])
-            new = "; not in the paper" if claim.expected is None else ""
-            told.append(f"{claim.denied or claim.sentence} ({counts}{new})")
+            told.append(f"{claim.denied or claim.sentence} ({counts})")
     return "; ".join(told) or "nothing"
 
 
@@ -147,8 +151,8 @@ def _far(names: str, every: Sequence[Parts]) -> str:
     return (
         f"Stopped early ({names}), the difference is {_gaps(every)}; the two training errors are {aligned:.2f} and "
         f"{retrained:.2f}, and mixing token by token makes {token:.3f}, means of absolute values. Such trainings stop "
-        "after a number of steps, before β determines the result. For λ above 2 and for the gold reward no optimum is "
-        "known, so nothing says why they differ."
+        "after a number of steps, before β determines the result. All of this is up to λ = 2. For the gold reward no "
+        "optimum is known, so nothing says why the two differ."
     )
 
 

@@ -12,9 +12,11 @@ from scripts.reproduce.certificates import certificate_lines, certificates
 from scripts.reproduce.claims import CLAIMS
 from scripts.reproduce.decomposition import QUANTITIES, decompose, decomposition_lines
 from scripts.reproduce.figures import rewarded
+from scripts.reproduce.page import in_five_lines
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.settings import BANDS
 from scripts.reproduce.subjects import Subject
+from scripts.reproduce.verdicts import AGREES, CANNOT, DISAGREES, UNDECIDED, Cell
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results/reproduction"
@@ -87,3 +89,21 @@ def test_what_pages_point_to_is_there():
     for page in (*(RESULTS / "experiments").glob("*.md"), RESULTS / "REPRODUCTION.md"):
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), (page, target)
+
+
+def test_the_first_lines_tell_verdicts_as_the_paper_has_them():
+    """Where a denial is expected it is counted as for the paper."""
+    first, beyond, new = "reward, λ < 1", "reward, λ > 2", "logits over weights, λ > 2"
+    matrix = {
+        "a": {first: Cell(AGREES, ""), beyond: Cell(DISAGREES, ""), new: Cell(AGREES, "")},
+        "b": {first: Cell(UNDECIDED, ""), beyond: Cell(DISAGREES, "")},
+        "c": {first: Cell(UNDECIDED, "", single=True), beyond: Cell(CANNOT, "")},
+    }
+    short, _, agreed, other, *_, sure = in_five_lines(matrix, {}, {"a": 0.1})
+    assert "1 of 3 answers say so, 0 say that they differ by more, 2 are undecided" in short
+    assert "near their optimum, 1 of 1 answers say so" in short
+    assert "no longer has the reward of retrained models (2 agree, 0 disagree, 0 undecided)" in agreed
+    undecided, fresh = other.split("**Mostly undecided**")[1].split("**New here**")
+    assert "retrained models below λ = 1 (1 agrees, 0 disagree, 2 undecided)" in undecided
+    assert "beyond 2 (1 agrees" in fresh
+    assert "6 answers, of which 1 rest on one training" in sure
