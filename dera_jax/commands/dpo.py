@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from dera_jax.commands.options import cli, train_checks, train_grid, training
+from dera_jax.commands.options import cli, decoding, train_checks, train_grid, training
 from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.process import endings
 from dera_jax.training.config import PreferenceConfig
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.training.samples import sampler
 
     preference = train_checks.as_options(args, lambda: read_settings(args, PreferenceConfig))
+    stop = decoding.stop_texts(args)
     cli.announce_devices()
     session = training.open_session(args)
 
@@ -78,9 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         def encode(records):
             if preference.loss == "kto":
                 return encode_examples(
-                    policy, records, max_length, labelled=True, truncation_mode=args.truncation_mode
+                    policy,
+                    records,
+                    max_length,
+                    labelled=True,
+                    truncation_mode=args.truncation_mode,
+                    stop=stop,
                 )
-            return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode)
+            return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode, stop=stop)
 
         data = session.data(args.data, encode, eval_data=args.eval_data, eval_share=args.eval_share)
         config = training.train_config(args, seed, len(data.items))
@@ -105,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "preference": asdict(preference),
             "reference": {"model": reference.name, "fingerprint": reference.fingerprint},
             "max_length": max_length,
-        }
+        } | ({"stop": list(stop)} if stop else {})
         return method, session.save(policy), config, settings, Best("eval_loss")
 
     train_grid.run_grid(args, session, cli.command_line("train.dpo", argv), prepare)

@@ -12,7 +12,7 @@ from functools import cache
 
 from tqdm import tqdm
 
-from dera_jax.commands.options import cli, train_checks, train_grid, training
+from dera_jax.commands.options import cli, decoding, train_checks, train_grid, training
 from dera_jax.commands.process import endings
 from dera_jax.common.checks import check_number
 from dera_jax.common.files import make_folder
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.training.reward import pair_margins, reward_method
     from dera_jax.training.runs import Best
 
+    stop = decoding.stop_texts(args)
     cli.announce_devices()
     session = training.open_session(args)
     tell_once = cache(cli.tell)
@@ -77,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_length = train_checks.max_length(args, policy, whole=True)
 
         def encode(records):
-            return encode_pairs(policy, records, max_length, truncation_mode=args.truncation_mode, whole=True)
+            return encode_pairs(
+                policy, records, max_length, truncation_mode=args.truncation_mode, stop=stop, whole=True
+            )
 
         data = session.data(args.data, encode, eval_data=args.eval_data, eval_share=args.eval_share)
         config = training.train_config(args, seed, len(data.items))
@@ -88,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         settings = session.settings("reward", policy) | data.settings
         settings |= {"max_length": max_length, "center_rewards_coefficient": center}
+        settings |= {"stop": list(stop)} if stop else {}
 
         def save(params, folder, manifest):
             _, frozen = parameters.split(reward.params, OWN)

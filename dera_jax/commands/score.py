@@ -15,7 +15,7 @@ completion has the larger log π(y|x)/|y|; the implicit reward compares log π(y
 from collections.abc import Sequence
 from pathlib import Path
 
-from dera_jax.commands.options import cli, models
+from dera_jax.commands.options import cli, decoding, models
 from dera_jax.commands.options.judges import NAMES, add_endpoint_options
 from dera_jax.commands.parts.score_given import score_models, score_pairs
 from dera_jax.commands.parts.score_run import score_run
@@ -32,6 +32,9 @@ OPTIONS = {
         "reference",
         "aligned",
         "steer",
+        "stop",
+        "aligned_instruction",
+        "reference_instruction",
         "dtype",
         "quantize",
         *TEMPLATES,
@@ -125,6 +128,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--rows", default="8", metavar="N", help="completions read at a time (default %(default)s)"
     )
+    decoding.add_stop_option(parser, of="--pairs")
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="the figures as JSON (--pairs and --models)"
     )

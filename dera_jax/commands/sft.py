@@ -6,7 +6,7 @@ text per line. The loss covers completions, the last answer of `messages`, and a
 
 from collections.abc import Sequence
 
-from dera_jax.commands.options import cli, train_checks, train_grid, training
+from dera_jax.commands.options import cli, decoding, train_checks, train_grid, training
 from dera_jax.commands.process import endings
 
 
@@ -55,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dera_jax.training.sft import sft_method
 
     completion_only = {"true": True, "false": False}.get(args.completion_only_loss)
-    learned = {"assistant_only_loss": True} if args.assistant_only_loss else {}
+    learned: dict[str, object] = {"assistant_only_loss": True} if args.assistant_only_loss else {}
     learned |= {} if completion_only is None else {"completion_only_loss": completion_only}
+    stop = decoding.stop_texts(args)
+    learned |= {"stop": list(stop)} if stop else {}
     cli.announce_devices()
     session = training.open_session(args)
 
@@ -69,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 records,
                 max_length,
                 truncation_mode=args.truncation_mode,
+                stop=stop,
                 completion_only=completion_only,
                 assistant_only=args.assistant_only_loss,
             )

@@ -7,7 +7,8 @@ stays shut.
 The weights are softmax(−log PPL / τ), PPL the perplexity of each model on the prompt, the
 reference's among them; τ is --temperature. FILE's prompts are written with `lambda`, the weights
 of the aligned models, and `log_perplexity` of all models, the reference first. Of a conversation,
-the first turn decides for all.
+the first turn decides for all. With --method=greedy each model, from the best on, gets the share
+with which the mixture predicts the prompt best.
 
   python -m eval.weigh --prompts=FILE.jsonl --reference=DIR --gate=STEER.safetensors --out=O.jsonl
 
@@ -33,6 +34,12 @@ def make_parser() -> cli.Parser:
     )
     parser.add_argument("--num-prompts", type=int, metavar="N", help="use the first N prompts (default: all)")
     parser.add_argument(
+        "--method",
+        choices=("softmax", "greedy"),
+        default="softmax",
+        help="softmax of perplexities, or shares found one after the other (default %(default)s)",
+    )
+    parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
@@ -57,7 +64,8 @@ def make_parser() -> cli.Parser:
 @endings.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m eval.weigh`."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     if args.out.suffix != ".jsonl":
         raise ValueError(f"--out: expected a name that ends in .jsonl, found {str(args.out)!r:.200}")
     cli.check_file("--out", args.out, ".jsonl")
@@ -65,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--out: expected another file than the prompts' own, found {str(args.out)!r:.200}")
     if not 0 < args.temperature < float("inf"):
         raise ValueError(f"--temperature: expected a number above 0, found {args.temperature:g}")
+    for name in ("temperature", "method"):
+        given, idle = getattr(args, name), "--gate" if args.gate else "--method=greedy"
+        if given != parser.get_default(name) and (
+            args.gate or (name, args.method) == ("temperature", "greedy")
+        ):
+            raise ValueError(f"--{name}: has no meaning with {idle}")
     if args.num_prompts is not None:
         check_count("--num-prompts", args.num_prompts)
     rows = decoding.parse_rows(args.rows, 8)

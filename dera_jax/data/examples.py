@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 from dera_jax.common.usable import KEEP_END, KEEP_START, Dropped, Unusable, keep_usable
 from dera_jax.data import fields
-from dera_jax.data.answers import encode_exchange, encode_whole, ended
+from dera_jax.data.answers import Said, encode_exchange, encode_whole, ended
 from dera_jax.data.fields import Row
 from dera_jax.data.messages import template_variables
 from dera_jax.data.records import Record
@@ -89,6 +89,7 @@ def encode_examples(
     *,
     labelled: bool = False,
     truncation_mode: str = KEEP_START,
+    stop: Sequence[str] = (),
 ) -> tuple[list[Example], Report]:
     """Returns records as examples of at most `max_length` tokens, prompt and completion together.
 
@@ -101,6 +102,7 @@ def encode_examples(
       truncation_mode: what is kept of more than `max_length` tokens, as TRL names it. `keep_start`: the
         completion loses its end, and a prompt that leaves it no room is dropped. `keep_end`: the prompt
         loses its start.
+      stop: texts at which completions end as at EOS; one that ends with such a text gets no EOS behind it.
 
     Raises:
       ValueError: a record without those fields, with file and line; or no record can be used.
@@ -112,7 +114,7 @@ def encode_examples(
         prompt, completions = fields.read_pair(record)
         return Row(prompt, completions if labelled else completions[:1])
 
-    encoded, report = _encode_all(policy, records, max_length, read, truncation_mode)
+    encoded, report = _encode_all(policy, records, max_length, read, truncation_mode, stop=stop)
     examples = [
         Example(e.prompt, completion, label)
         for e in encoded
@@ -129,6 +131,7 @@ def encode_pairs(
     *,
     truncation_mode: str = KEEP_START,
     whole: bool = False,
+    stop: Sequence[str] = (),
 ) -> tuple[list[Pair], Report]:
     """Returns records as pairs of at most `max_length` tokens, prompt and each completion together.
 
@@ -140,11 +143,12 @@ def encode_pairs(
 
     Args:
       whole: whether prompt and completion are one text, as reward models read it (see `encode_whole`).
+      stop: as `encode_examples`; in a whole text a completion loses its stop text, as rewards are handed it.
 
     Raises:
       ValueError: as `encode_examples`.
     """
-    encoded, report = _encode_all(policy, records, max_length, fields.read_pair, truncation_mode, whole)
+    encoded, report = _encode_all(policy, records, max_length, fields.read_pair, truncation_mode, whole, stop)
     pairs = []
     for each in encoded:
         chosen, rejected = each.completions
@@ -165,11 +169,12 @@ def _encode_all(
     read: Callable[[Record], Row],
     mode: str,
     whole: bool = False,
+    stop: Sequence[str] = (),
 ) -> tuple[list[_Encoded], Report]:
     """Returns the records that can be used, and the report of all."""
 
     def use(record: Record) -> _Encoded:
-        return _fit(record, *encode_record(policy, record, read(record), whole), max_length, mode)
+        return _fit(record, *encode_record(policy, record, read(record), whole, stop), max_length, mode)
 
     encoded, dropped = keep_usable(records, use, lambda record: record.where)
     cut, shortened = sum(e.cut for e in encoded), sum(e.shortened for e in encoded)
@@ -195,12 +200,13 @@ def _fit(record: Record, prompt: Ids, completions: tuple[Ids, ...], max_length: 
 
 
 def encode_record(
-    policy: Policy, record: Record, row: Row, whole: bool = False
+    policy: Policy, record: Record, row: Row, whole: bool = False, stop: Sequence[str] = ()
 ) -> tuple[Ids, tuple[Ids, ...]]:
     """Returns a record's prompt and completions as ids, EOS behind, as the policy reads and writes them.
 
     Args:
       whole: whether each completion is one text with the prompt, as `encode_pairs` has it.
+      stop: texts at which completions end, as `encode_pairs` has it.
 
     Raises:
       Unusable: a completion has no tokens.
@@ -209,7 +215,7 @@ def encode_record(
     is_text = isinstance(row.prompt, str)
     variables = {} if is_text else template_variables(record.fields, record.where, record.settings)
     try:
-        prompt, completions = (_whole_ids if whole else _ids)(policy, row, variables)
+        prompt, completions = (_whole_ids if whole else _ids)(policy, row, variables, tuple(stop))
     except Unusable:
         raise
     except ValueError as error:
@@ -222,27 +228,41 @@ def encode_record(
     return tuple(prompt), tuple(map(tuple, completions))
 
 
-def _ids(policy: Policy, row: Row, variables: dict) -> tuple[list[int], list[Sequence[int]]]:
+def _ids(
+    policy: Policy, row: Row, variables: dict, stop: tuple[str, ...]
+) -> tuple[list[int], list[Sequence[int]]]:
+    has_stopped = [isinstance(said, str) and said.endswith(stop) for said in row.completions]
     if row.prompt is not None:
         prompt, completions = encode_exchange(policy, row.prompt, row.completions, variables=variables)
         closing = () if isinstance(row.prompt, str) else turn_ends(policy.tokenizer, policy.template)
-        return prompt, [ended(policy, each, closing) if each else [] for each in completions]
+        found = zip(completions, has_stopped, strict=True)
+        return prompt, [ids if stopped or not ids else ended(policy, ids, closing) for ids, stopped in found]
     if policy.config.encoder_decoder:
         raise ValueError("expected text in `prompt` and `completion`, as an encoder reads; found a text")
     ids = encode_prompt(policy.tokenizer, row.completions[0])
-    return ids[:1], [ended(policy, ids[1:]) if ids[1:] else []]
+    return ids[:1], [ids[1:] if has_stopped[0] or not ids[1:] else ended(policy, ids[1:])]
 
 
-def _whole_ids(policy: Policy, row: Row, variables: dict) -> tuple[list[int], list[list[int]]]:
+def _whole_ids(
+    policy: Policy, row: Row, variables: dict, stop: tuple[str, ...]
+) -> tuple[list[int], list[list[int]]]:
     """Returns whole texts, cut where they leave their prompt: a token may span its end."""
     tokenizer, reader = policy.tokenizer, policy.config.encoder_decoder
     text, chat = (row.prompt, None) if isinstance(row.prompt, str) else (None, row.prompt)
     prompt = encode_prompt(tokenizer, text, chat, template=policy.template, variables=variables)
-    wholes = [
-        encode_whole(
-            tokenizer, row.prompt, said, template=policy.template, reader=reader, variables=variables
+
+    def read(said: Said) -> list[int]:
+        last = next((each for each in stop if isinstance(said, str) and said.endswith(each)), "")
+        return encode_whole(
+            tokenizer,
+            row.prompt,
+            said.removesuffix(last) if isinstance(said, str) else said,
+            template=policy.template,
+            reader=reader,
+            has_ended=not last,
+            variables=variables,
         )
-        for said in row.completions
-    ]
+
+    wholes = [read(said) for said in row.completions]
     end = min(fields.count_common(prompt, whole) for whole in wholes)
     return prompt[:end], [whole[end:] for whole in wholes]

@@ -34,6 +34,7 @@ def encode_learned(
     truncation_mode: str = KEEP_START,
     completion_only: bool | None = None,
     assistant_only: bool = False,
+    stop: Sequence[str] = (),
 ) -> tuple[list[Example], Report]:
     """Returns records as `encode_examples` does, with what is learned chosen as TRL's options choose it.
 
@@ -43,6 +44,7 @@ def encode_learned(
         None learns completions, and texts as a whole.
       assistant_only: learn every answer of a chat, and not what other roles say; with `prompt` and
         `completion` those of the completion, unless `completion_only` is False.
+      stop: as `encode_examples`, of texts.
 
     Raises:
       ValueError: as `encode_examples`, or an encoder-decoder, whose prompts are not learned.
@@ -53,7 +55,7 @@ def encode_learned(
             raise ValueError(
                 f"{text.where}: --completion-only-loss expects `prompt` and `completion`, found a text"
             )
-        return encode_examples(policy, records, max_length, truncation_mode=truncation_mode)
+        return encode_examples(policy, records, max_length, truncation_mode=truncation_mode, stop=stop)
     if policy.config.encoder_decoder:
         raise ValueError(
             f"{policy.name}: --assistant-only-loss and --completion-only-loss=false expect a decoder-only model: "
@@ -67,7 +69,7 @@ def encode_learned(
         if assistant_only:
             whole = _with_answers(policy, record, row, completion_only is False or not row.completions[0])
         else:
-            prompt, (completion, *_) = encode_record(policy, record, row)
+            prompt, (completion, *_) = encode_record(policy, record, row, stop=stop)
             whole = [*prompt, *completion], [True] * (len(prompt) + len(completion))
             asked = prompt if len(prompt) > 1 else None
         ids, learned = _cut(whole, max_length, truncation_mode)

@@ -248,7 +248,7 @@ class Experiment:
     def _accuracy(self, name: str, aligned: Source, strengths: Sequence[float]) -> Step:
         lambdas = tuple(format_strength((strength,)) for strength in strengths)
         pair = {"reference": self.reference, "aligned": aligned, "lambda_": lambdas, "pairs": self.pairs}
-        return Step("eval.score", f"{self.name}/{name}.json", pair)
+        return Step("eval.score", f"{self.name}/{name}.json", pair | {"stop": self.decoding.get("stop")})
 
     def measurements(self) -> list[Step]:
         """Returns all that is measured: sweeps and, with pairs, accuracies."""

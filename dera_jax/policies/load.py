@@ -38,7 +38,7 @@ def load_policies(
     chat_template: str | None = None,
     reference_chat_template: str | None = None,
     reference_instruction: str | None = None,
-    aligned_instruction: str | None = None,
+    aligned_instruction: str | Sequence[str | None] | None = None,
     started: Started | None = None,
     mesh: Mesh | None = None,
     as_stored: bool = False,
@@ -61,7 +61,8 @@ def load_policies(
       reference_instruction: what the reference alone is told beside every task, such as the opposite of what is
         wanted.
       aligned_instruction: what the aligned models alone are told beside every task, see `data.instructions`: the
-        same model as reference and aligned is then realigned towards what the instruction changes.
+        same model as reference and aligned is then realigned towards what the instruction changes. One for all, or
+        one for each, None for nothing: contrasts of several pairs of prompts.
       started: shows progress.
       mesh: devices that parameters are split over, and rows decoded on; None is one device.
       as_stored: whether auto is the files' own on CPUs too, for models that are to be saved again.
@@ -107,14 +108,30 @@ def load_policies(
         )
     # A value head reads what its reference reads.
     of_reference = [number == 0 or policy.value_of is not None for number, policy in enumerate(policies)]
+    told = [reference_instruction, *_for_each(aligned_instruction, policies[1:])]
     return tuple(
-        replace(
-            policy,
-            instruction=reference_instruction if own else aligned_instruction,
-            reads_contrast=own,
-        )
-        for policy, own in zip(policies, of_reference, strict=True)
+        replace(policy, instruction=reference_instruction if own else text, reads_contrast=own)
+        for policy, own, text in zip(policies, of_reference, told, strict=True)
     )
+
+
+def _for_each(
+    instruction: str | Sequence[str | None] | None, aligned: Sequence[Policy]
+) -> Sequence[str | None]:
+    """Returns the instruction of each aligned model, of one for all or one for each."""
+    given = [instruction] if instruction is None or isinstance(instruction, str) else list(instruction)
+    if len(given) == 1:
+        return given * len(aligned)
+    if len(given) != len(aligned):
+        raise ValueError(
+            f"aligned_instruction: expected one, or one for each of {len(aligned)} models, found {len(given)}"
+        )
+    for policy, text in zip(aligned, given, strict=True):
+        if policy.value_of is not None and text is not None:
+            raise ValueError(
+                f"{policy.name}: a value head reads what the reference reads; expected none, found {text!r}"
+            )
+    return given
 
 
 def load_policy(

@@ -8,7 +8,9 @@ from dera_jax.analysis.estimates import Estimate, estimate, estimate_to_json
 from dera_jax.common.usable import Dropped, Unusable, keep_usable
 from dera_jax.data.batches import fed_length
 from dera_jax.data.examples import Ids, encode_record
-from dera_jax.data.fields import Row, read_pair
+from dera_jax.data.fields import Chat, Row, read_pair
+from dera_jax.data.instructions import instructed
+from dera_jax.data.prompts import Prompt
 from dera_jax.data.records import Record, load_records
 from dera_jax.policies.policy import Policy
 from dera_jax.scoring.score import Scored, score_tokens
@@ -22,6 +24,8 @@ class Pair(NamedTuple):
 
     record: Record
     row: Row
+    contrast: str | Chat | None = None
+    """What the reference reads in place of the prompt."""
 
 
 class EncodedPair(NamedTuple):
@@ -32,7 +36,7 @@ class EncodedPair(NamedTuple):
     prompts: tuple[Ids, ...]
     """As each model reads it."""
     completions: tuple[Ids, ...]
-    """The chosen and the rejected one, with EOS."""
+    """The chosen and the rejected one, with their ends: EOS, or a stop text."""
 
 
 def load_pairs(
@@ -47,7 +51,18 @@ def load_pairs(
       ValueError: a field is missing or of the wrong kind, with file and line; or no pair can be used.
     """
     records = load_records(spec, limit, settings)
-    return keep_usable(records, lambda r: Pair(r, read_pair(_asked(r))), lambda r: r.where)
+    return keep_usable(records, _pair, lambda r: r.where)
+
+
+def _pair(record: Record) -> Pair:
+    """Returns what a record gives; its contrast is held to what prompts' are."""
+    asked = _asked(record)
+    row, contrast = read_pair(asked), record.fields.get("contrast")
+    if contrast is None:
+        return Pair(record, row)
+    kind = "prompt" if isinstance(row.prompt, str) else "messages"
+    read = Prompt.of({kind: row.prompt, "contrast": contrast}, where=record.where).contrast
+    return Pair(record, row, read + (record.fields.get("prefix") or "") if isinstance(read, str) else read)
 
 
 def _asked(record: Record) -> Record:
@@ -62,8 +77,13 @@ def _asked(record: Record) -> Record:
     return replace(record, fields=fields)
 
 
-def encode_pairs(policies: Sequence[Policy], pairs: Sequence[Pair]) -> tuple[list[EncodedPair], Dropped]:
+def encode_pairs(
+    policies: Sequence[Policy], pairs: Sequence[Pair], stop: Sequence[str] = ()
+) -> tuple[list[EncodedPair], Dropped]:
     """Returns pairs as ids, as trainings of the models would read them, and what became of the others.
+
+    Args:
+      stop: texts at which completions end; one that ends with such a text gets no EOS behind it.
 
     Raises:
       ValueError: a chat template refuses a chat; or no pair can be used.
@@ -73,7 +93,7 @@ def encode_pairs(policies: Sequence[Policy], pairs: Sequence[Pair]) -> tuple[lis
     context = min(policy.config.max_positions for policy in policies)
 
     def encode(pair: Pair) -> EncodedPair:
-        each = [encode_record(reader, pair.record, pair.row) for reader in readers]
+        each = [encode_record(reader, pair.record, _as_read(reader, pair), stop=stop) for reader in readers]
         prompts, completions = tuple(prompt for prompt, _ in each), each[-1][1]
         longest = max(prompts, key=len), max(completions, key=len)
         if fed_length(*longest) > context:
@@ -85,13 +105,21 @@ def encode_pairs(policies: Sequence[Policy], pairs: Sequence[Pair]) -> tuple[lis
     return keep_usable(pairs, encode, lambda pair: pair.record.where)
 
 
+def _as_read(policy: Policy, pair: Pair) -> Row:
+    """Returns a pair as a model reads it: with its instruction, a reference with the contrast."""
+    said = pair.row.prompt if pair.contrast is None or not policy.reads_contrast else pair.contrast
+    text, chat = (said, None) if isinstance(said, str) else (None, said)
+    text, chat = instructed(policy.instruction, text, chat)
+    return pair.row._replace(prompt=text if chat is None else chat)
+
+
 def pairwise_accuracy(
     policies: Sequence[Policy], pairs: Sequence[EncodedPair], lambdas: Sequence[Strength], rows: int
 ) -> list[Accuracy]:
     """Returns for each strength the share of pairs whose chosen completion it prefers.
 
     Twice: by log π(y|x)/|y| (Eq. 14), and by the implicit reward log π(y|x)/π_ref(y|x), which at
-    λ = 0 is 0 for all and so None. Completions are read with EOS. Intervals are over prompts.
+    λ = 0 is 0 for all and so None. Completions are read with their ends. Intervals are over prompts.
     """
     prompts = [pair.prompts for pair in pairs for _ in pair.completions]
     completions = [completion for pair in pairs for completion in pair.completions]

@@ -2,7 +2,10 @@
 
     wₘ = softmax(−log PPLₘ / τ),      log PPLₘ = −(1/(n − 1)) Σ_t log πₘ(x_t | x_<t),  t = 2 … n
 
-References: Mavromatis et al., "Pack of LLMs", arXiv:2404.11531, the variant "sim".
+or greedily, from the best model to the worst: each is mixed in with the share at which the mixture predicts the prompt
+best.
+
+References: Mavromatis et al., "Pack of LLMs", arXiv:2404.11531, the variants "sim" and "opt".
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +23,8 @@ def check_read_alike(texts: Sequence[EncodedPrompt]) -> None:
     for text in texts:
         if any(ids != text.tokens[0] for ids in text.tokens):
             raise ValueError(
-                f"prompt {text.id!r}: expected all models to read the same tokens, found others for some (templates "
-                "or instructions of their own)"
+                f"prompt {text.id!r}: expected all models to read the same tokens, found others for some (templates, "
+                "instructions or contrasts of their own)"
             )
 
 
@@ -44,6 +47,37 @@ def log_perplexities(
         policies, [ids[:1] for ids in tokens], [ids[1:] for ids in tokens], alone, rows
     ):
         yield number, -found.logprobs / (len(tokens[number]) - 1)
+
+
+STEPS = 20
+"""Of a share between two bounds that are looked at, twice: shares are found to 1/200."""
+
+
+def greedy_weights(
+    policies: Sequence[Policy],
+    text: EncodedPrompt,
+    log_perplexity: Float[np.ndarray, " models"],
+) -> Float[np.ndarray, " models"]:
+    """Returns weights that sum to 1, of a mixture that predicts a text no worse than the best model does.
+
+    w ← (1 − s) w + s eₘ  with  s = argmin PPL, for each model m from the second best on. In s the logarithm of the
+    perplexity is convex, so what two grids find is the minimum.
+
+    Args:
+      log_perplexity: of each model on the text, of `log_perplexities`.
+    """
+    ids, (first, *others) = text.tokens[0], np.argsort(log_perplexity, kind="stable")
+    found = np.eye(len(policies))[first]
+    for other in np.eye(len(policies))[others]:
+        low, high = 0.0, 1.0
+        for _ in range(2):
+            shares = np.linspace(low, high, STEPS + 1).round(6)
+            tried = [(1 - share) * found + share * other for share in shares]
+            ((_, read),) = likelihoods(policies, [ids[:1]], [ids[1:]], [tuple(w[1:]) for w in tried], 1)
+            best = int(read.logprobs.argmax())
+            low, high = shares[max(best - 1, 0)], shares[min(best + 1, STEPS)]
+        found = tried[best]
+    return found
 
 
 def weights(

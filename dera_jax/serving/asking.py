@@ -76,7 +76,8 @@ class Reader:
         wanted = self.config.decode.max_new_tokens if body.max_tokens is None else body.max_tokens
         if wanted == 0 and not body.echo:
             raise ApiError("max_tokens: expected at least 1, or `echo`, found 0", param="max_tokens")
-        encoded = [self._encode(prompt, max(1, wanted), body.max_tokens is None) for prompt in prompts]
+        asked = [self._contrasted(prompt, body.dera) for prompt in prompts]
+        encoded = [self._encode(prompt, max(1, wanted), body.max_tokens is None) for prompt in asked]
         return self._ask(body, encoded, max(1, wanted), 0)
 
     def chat(self, body: ChatBody) -> Ask:
@@ -87,6 +88,7 @@ class Reader:
         """
         continued = bool(body.continue_final_message)
         asked = self.chat_prompt(body.messages, continued, body.chat_template_kwargs)
+        asked = self._contrasted(asked, body.dera)
         given = body.max_completion_tokens or body.max_tokens
         wanted = given or self.config.decode.max_new_tokens
         turn = sum(message["role"] == "assistant" for message in asked.messages or ())
@@ -140,7 +142,8 @@ class Reader:
         self.strength(body.model, None)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError("expected one of prompt and messages", param="prompt")
-        return self._encode(body.prompt if body.messages is None else self.chat_prompt(body.messages), 0)
+        asked = body.prompt if body.messages is None else self.chat_prompt(body.messages)
+        return self._encode(self._contrasted(asked, getattr(body, "dera", None)), 0)
 
     def given(self, prompt: EncodedPrompt, text: str) -> list[int]:
         """Returns the ids of a text that is given as a completion."""
@@ -162,6 +165,22 @@ class Reader:
         except ValueError as error:
             raise ApiError(str(error), param=param) from None
 
+    def _contrasted(
+        self, asked: Prompt | str | list[int], options: DeraOptions | None
+    ) -> Prompt | str | list[int]:
+        """Returns what is asked, with what the reference reads in its place."""
+        contrast, param = options and options.contrast, "dera.contrast"
+        if contrast is None:
+            return asked
+        if isinstance(asked, list):
+            raise ApiError(f"{param}: expected a text as prompt, found token ids", param=param)
+        if isinstance(asked, str):
+            return self._prompt({"prompt": asked, "contrast": contrast}, param)
+        if isinstance(contrast, list):  # held to what the messages are
+            contrast = self.chat_prompt(contrast).messages
+        told = {"messages": asked.messages, "prefix": asked.prefix, "contrast": contrast}
+        return replace(self._prompt(told, param), columns=asked.columns)
+
     def _encode(self, asked: Prompt | str | list[int], new: int, shorter: bool = False) -> EncodedPrompt:
         """Returns a prompt as ids.
 
@@ -171,7 +190,7 @@ class Reader:
         """
         if isinstance(asked, list):
             return self._of_ids(asked, new)
-        param = "prompt" if isinstance(asked, str) else "messages"
+        param = "prompt" if isinstance(asked, str) or asked.messages is None else "messages"
         prompt = self._prompt(asked, param) if isinstance(asked, str) else asked
         try:
             with self._lock:

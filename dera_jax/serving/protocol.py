@@ -18,6 +18,8 @@ class DeraOptions(Struct, forbid_unknown_fields=True):
 
     lambda_: Any = msgspec.field(name="lambda", default=None)
     """A strength, a list with one for each aligned model, or with one for each turn."""
+    contrast: str | list[dict[str, Any]] | None = None
+    """What the reference reads in place of the prompt: a text, or messages."""
     tokens: bool | None = None
     """Whether answers tell the figures of every token."""
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dera_jax.commands.options.decoding import unescape
 from dera_jax.common.files import write_bytes
 from dera_jax.common.json_files import encode_json
 from scripts.tinystories_prompts import openings as first_words
@@ -18,12 +19,18 @@ ANSWER = "\n\nAssistant:"
 
 
 def openings(out: Path, stories: str, words: str, held_out: str) -> None:
-    """Writes the first words of each story, no two alike, as train.jsonl and held_out.jsonl."""
+    """Writes the first words of each story, no two alike, as train.jsonl and held_out.jsonl.
+
+    The second half of what is held out is confirmatory.jsonl too: the designs of the gold experiments were chosen
+    on the first.
+    """
     prompts = first_words(Path(stories).read_text(encoding="utf-8"), int(words))
     random.Random(0).shuffle(prompts)
     for name, part in (("held_out", prompts[: int(held_out)]), ("train", prompts[int(held_out) :])):
-        rows = ({"id": f"{name}-{n}", "prompt": prompt} for n, prompt in enumerate(part))
+        rows = [{"id": f"{name}-{n}", "prompt": prompt} for n, prompt in enumerate(part)]
         write_rows(out / f"{name}.jsonl", rows)
+        if name == "held_out":
+            write_rows(out / "confirmatory.jsonl", rows[len(rows) // 2 :])
 
 
 def e2e(out: Path, data: str, held_out: str, vocabulary: str, longest: str) -> None:
@@ -90,12 +97,12 @@ def _last_turn(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:start], chosen[start:], rejected[start:]
 
 
-def gold_pairs(out: Path, rows: str, temperature: str, held_out: str) -> None:
+def gold_pairs(out: Path, rows: str, temperature: str, held_out: str, stop: str) -> None:
     """Writes pairs of a model's own completions, labelled by the gold reward with Bradley–Terry noise.
 
     P(a ≻ b) = σ((r(a) − r(b)) / temperature) for two samples of one prompt, drawn at random: samples 0
-    and 1, 2 and 3, …; two alike, or an empty one, make none. Written are train.jsonl and held_out.jsonl, a
-    share of the prompts, with true margins.
+    and 1, 2 and 3, …; two alike, an empty one, or one that was cut off make none. Written are train.jsonl and
+    held_out.jsonl, a share of the prompts, with true margins; completions end as they were drawn, with `stop`.
     """
     from dera_jax.results.reading import read_rows
     from scripts.reproduce.quantities import gold
@@ -108,7 +115,8 @@ def gold_pairs(out: Path, rows: str, temperature: str, held_out: str) -> None:
     for number, drawn in enumerate(by_prompt.values()):
         for a, b in zip(drawn[::2], drawn[1::2], strict=False):
             texts = {a["completion"], b["completion"]}
-            if len(texts) == 1 or not all(map(str.strip, texts)):
+            was_cut = "length" in (a["finish_reason"], b["finish_reason"])
+            if was_cut or len(texts) == 1 or not all(map(str.strip, texts)):
                 continue
             margin = gold(a) - gold(b)
             prefers_a = noise.random() < 1 / (1 + math.exp(-margin / float(temperature)))
@@ -117,13 +125,18 @@ def gold_pairs(out: Path, rows: str, temperature: str, held_out: str) -> None:
             parts["held_out" if is_held else "train"].append(
                 {
                     "prompt": a["prompt"],
-                    "chosen": chosen["completion"],
-                    "rejected": rejected["completion"],
+                    "chosen": _whole(chosen, stop),
+                    "rejected": _whole(rejected, stop),
                     "margin_true": gold(chosen) - gold(rejected),
                 }
             )
     for name, found in parts.items():
         write_rows(out / f"{name}.jsonl", found)
+
+
+def _whole(row: dict, stop: str) -> str:
+    """Returns a completion with what it ended at, which rows do not have; EOS is no text."""
+    return row["completion"] + (unescape(stop) if row["finish_reason"] == "stop" else "")
 
 
 def write_rows(path: Path, rows: Iterable[dict] | Sequence[dict]) -> None:

@@ -10,10 +10,13 @@ from scripts.reproduce.settings import (
     CONVERGED,
     DPO,
     FAR,
+    GOLD,
+    GOLD_WEAK,
     GRID,
     HERE,
     HH_STEPS,
     INVENTED,
+    LINE,
     PARAGRAPH,
     PPO,
     PREFERENCES,
@@ -256,17 +259,17 @@ class Recipes:
                 "stop": r"\n",
             },
         )
-        pairs = Step(
-            f"{HERE}.data:gold_pairs", "data/gold", {"rows": drawn, "temperature": 0.5, "held_out": 0.2}
-        )
+        labelled = {"rows": drawn, "temperature": 0.5, "held_out": 0.2, "stop": LINE}
+        pairs = Step(f"{HERE}.data:gold_pairs", "data/gold", labelled)
         held_out = pairs / "held_out.jsonl"
-        given = {"model": self.stories, "data": pairs / "train.jsonl"}
+        given = {"model": self.stories, "data": pairs / "train.jsonl", "stop": LINE}
         few = REWARD | {"batch_size": 32, "num_train_epochs": 1}
         learned = Place(
             Step("train.reward", "models/gold-reward", given | {"eval_data": held_out} | few), kind="model:"
         )
         by_reward = {"model": self.stories, "data": self.openings / "train.jsonl", "reward": learned}
-        common = {"decoding": self._on_openings(self.sentiment, learned), "pairs": held_out}
+        unseen = {"prompts": self.openings / "confirmatory.jsonl", "num_samples": 12}
+        common = {"decoding": self._on_openings(self.sentiment, learned) | unseen, "pairs": held_out}
         return [
             Experiment(
                 "gold-pg",
@@ -275,7 +278,7 @@ class Recipes:
                 Step("train.rlhf", "", by_reward | STORIES),
                 beta=0.5,
                 **common,
-                **PREFERENCES,
+                **GOLD,
             ),
             Experiment(
                 "gold-dpo",
@@ -284,19 +287,15 @@ class Recipes:
                 Step("train.dpo", "", given | DPO),
                 beta=0.1,
                 **common,
-                **PREFERENCES,
+                **GOLD,
             ),
-            # With a small β one epoch ends far from the reference only at a larger rate.
             Experiment(
                 "gold-dpo-weak",
                 "stories260K, happy paragraphs by pairs, DPO with a small β",
                 self.stories,
                 Step("train.dpo", "", given | DPO | {"learning_rate": 3e-4}),
-                beta=0.005,
-                strengths=(0.0, 0.05, 0.1, 0.2, 0.5, 1.0),
-                retrained=(0.05, 0.1, 0.2, 0.5),
-                combined=(0.2, 0.5),
                 **common,
+                **GOLD_WEAK,
             ),
         ]
 

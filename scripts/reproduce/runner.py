@@ -165,17 +165,22 @@ def _keep(step: Step, folders: Folders, seconds: float) -> None:
         for name, steps in lineages.items()
     }
     for steps in lineages.values():
-        keep_metrics(steps, folders)
+        keep_making(steps, folders)
     told = {"reproduction": {"command": step.words(WORK, DATA), "seconds": seconds, "models": models}}
     make_folder(kept.parent)
     if made.is_file():
         write_json(kept, {"found": portable(read_json(made), folders)} | told)
         return
     make_folder(kept)
-    rows = encode_rows([lean(portable(row, folders)) for row in sort_rows(read_rows(made))])
+    rows = _compact_rows(made, folders)
     write_bytes(kept / "rows.jsonl.xz", lzma.compress(rows, preset=9 | lzma.PRESET_EXTREME))
     write_json(kept / "manifest.json", portable(read_json(made / "manifest.json"), folders) | told)
     shutil.rmtree(made)
+
+
+def _compact_rows(made: Path, folders: Folders) -> bytes:
+    """Returns a sweep's rows in order, as they are kept."""
+    return encode_rows([lean(portable(row, folders)) for row in sort_rows(read_rows(made))])
 
 
 def portable(value, folders: Folders):
@@ -208,14 +213,16 @@ def _rounded(value):
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def keep_metrics(steps: Sequence[Step], folders: Folders) -> None:
-    """Puts what trainings measured of their steps into the results, compressed."""
+def keep_making(steps: Sequence[Step], folders: Folders) -> None:
+    """Puts what trainings measured of their steps, and the rows they learned from, into the results, compressed."""
     for step in steps:
-        made = folders.work / step.folder / "metrics.jsonl"
-        kept = folders.results / step.folder / "metrics.jsonl.xz"
-        if made.exists() and not kept.exists():
+        made = folders.work / step.folder
+        is_sweep = step.command == "eval.sweep"
+        kept = folders.results / step.folder / f"{'rows' if is_sweep else 'metrics'}.jsonl.xz"
+        if not kept.exists() and (is_sweep or (made / "metrics.jsonl").exists()):
+            told = _compact_rows(made, folders) if is_sweep else (made / "metrics.jsonl").read_bytes()
             make_folder(kept.parent)
-            write_bytes(kept, lzma.compress(made.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
+            write_bytes(kept, lzma.compress(told, preset=9 | lzma.PRESET_EXTREME))
 
 
 def lineage(step: Step, name: str) -> list[Step]:

@@ -8,6 +8,8 @@ GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
 """The paper's strengths of Fig. 2, 5, 8 and 9, and ½ for the seeds."""
 WIDE = (0.0, 0.5, 2 / 3, 1.0, 2.0, 5.0, 10.0)
 """Those of Fig. 3, 6 and 7."""
+WIDER = (0.0, 0.25, 0.5, 2 / 3, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+"""Those and three more, where the truth is known."""
 FAR = (0.0, 0.011, 0.1, 0.5, 2 / 3, 1.0, 2.0, 5.0, 10.0)
 """Those of Fig. 4."""
 SEEDED = (0.5, 1.0, 2.0)
@@ -51,3 +53,11 @@ DPO = {"batch_size": 32, "learning_rate": 1e-4, "num_train_epochs": 1, "warmup_r
 SFT = {"batch_size": 32, "learning_rate": 2e-3, "num_train_epochs": 1, "warmup_ratio": 0.1}
 HH_STEPS = {"max_steps": 100, "batch_size": 64, "num_samples": 4, "learning_rate": 2e-4}
 PREFERENCES = {"strengths": WIDE, "retrained": WIDE[1:], "combined": (0.5, 2.0, 5.0)}
+GOLD = PREFERENCES | {"strengths": WIDER, "retrained": WIDER[1:], "repeated": SEEDED, "num_seeds": 3}
+GOLD_WEAK = {
+    "beta": 0.005, "strengths": (0.0, 0.05, 0.1, 0.2, 0.5, 1.0), "retrained": (0.05, 0.1, 0.2, 0.5),
+    "combined": (0.2, 0.5), "repeated": (0.2, 1.0), "num_seeds": 3,
+}  # fmt: skip
+"""With a small β one epoch ends far from the reference only at a larger rate."""
+LINE = r"\n"
+"""Ends a paragraph, drawn or learned from."""

@@ -10,6 +10,7 @@ from dera_jax.common.files import write_text
 from dera_jax.common.json_files import read_json, write_json
 from dera_jax.experiments import presets
 from dera_jax.experiments.declare import Experiment, Outside, Place, Source, Step
+from scripts.reproduce.settings import LINE
 
 TRAINING = {
     "max_steps": 2,
@@ -22,6 +23,8 @@ TRAINING = {
     "max_length": 96,
 }
 SWEEP = {"num_prompts": 12, "num_samples": 2, "max_new_tokens": 24}
+OFTEN = "e"
+"""Ends texts of a model that has learned nothing, and seldom writes a line break."""
 HERE = "scripts.reproduce"
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -55,6 +58,8 @@ def shrink_step(value: Any) -> Any:
         return tuple(map(shrink_step, value))
     if isinstance(value, Place):
         return replace(value, step=shrink_step(value.step), base=shrink_step(value.base))
+    if value == LINE:
+        return OFTEN
     if not isinstance(value, Step):
         return value
     sizes = {"train": TRAINING, "eval": SWEEP}.get(value.command.partition(".")[0], {})

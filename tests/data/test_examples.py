@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from dera_jax.data.answers import encode_whole
 from dera_jax.data.examples import Example, Pair, encode_examples, encode_pairs
 from dera_jax.data.fields import EMPTY, EQUAL
+from dera_jax.data.learned import encode_learned
 from dera_jax.data.records import load_records
 from dera_jax.models.t5_config import T5Config
 from dera_jax.policies.tokenizers import load_tokenizer
@@ -238,3 +240,34 @@ def test_parquet_and_json_lines_are_read_alike(chatting, tmp_path):
         encode_examples(chatting, load_records(str(tmp_path / name)), 99) for name in ("a.parquet", "a.jsonl")
     )
     assert parquet == lines and lines[1].used == 2
+
+
+# Texts that end with a line break, as they are drawn
+
+
+def test_a_completion_that_ends_with_a_stop_text_has_no_eos_behind_it(policy):
+    """What `--stop` draws ends with the text itself; one that ended otherwise keeps its EOS."""
+    fields = {"prompt": "Mira visits", "chosen": " Ida.\n", "rejected": " Bela."}
+    plain, found = (encode_pairs(policy, [record(**fields)], LONG, stop=s)[0][0] for s in ((), ("!", "\n")))
+    assert found.chosen == plain.chosen[:-1] and plain.chosen[-1] == EOS
+    assert found.rejected == plain.rejected and found.rejected[-1] == EOS
+    assert policy.tokenizer.decode(found.chosen).endswith("\n")
+
+
+def test_examples_and_whole_texts_end_there_too(policy):
+    row = record(prompt="Mira visits", completion=" Ida.\n")
+    text = record(text="Mira visits Ida.\n")
+    for given in (row, text):
+        ends = [encode_examples(policy, [given], LONG, stop=s)[0][0].completion[-1] for s in ((), ("\n",))]
+        assert ends[0] == EOS and ends[1] == policy.tokenizer.encode("\n", add_special_tokens=False)[-1]
+    learned = encode_learned(policy, [row], LONG, completion_only=False, stop=("\n",))[0][0]
+    assert learned.completion[-1] != EOS
+
+
+def test_a_reward_model_learns_from_what_it_will_be_handed(policy):
+    """A reward is handed what was drawn without its stop text, and without EOS; so its pairs are."""
+    fields = {"prompt": "Mira visits", "chosen": " Ida.\n", "rejected": " Bela."}
+    ((pair,), _) = encode_pairs(policy, [record(**fields)], LONG, whole=True, stop=("\n",))
+    for text, ids, has_ended in ((" Ida.", pair.chosen, False), (" Bela.", pair.rejected, True)):
+        whole = encode_whole(policy.tokenizer, "Mira visits", text, has_ended=has_ended)
+        assert [*pair.prompt, *ids] == whole

@@ -1,6 +1,8 @@
 """What an aligned model alone is told."""
 
 import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dera_jax import generate, load_policies
 from dera_jax.commands import generate as generate_command
@@ -81,3 +83,50 @@ def test_lm_eval_has_none(refused):
     assert "--aligned-instruction: lm-eval gives all models one text" in refused(
         lm_eval.main, "--tasks=arc_easy", "--aligned-instruction=Be kind.", "--lambda=1"
     )
+
+
+def greedy(told: dict[str, str], weights: dict[str, float], count: int) -> list[int]:
+    """Returns the tokens of  argmax Σ wᵢ h(instruction i),  by torch, one after the other."""
+    model = AutoModelForCausalLM.from_pretrained(TOY / "reference").eval()
+    tokenizer = AutoTokenizer.from_pretrained(TOY / "reference")
+    asked = {name: tokenizer(text, return_tensors="pt").input_ids for name, text in told.items()}
+    drawn: list[int] = []
+    for _ in range(count):
+        with torch.no_grad():
+            h = {
+                name: model(torch.cat([ids, torch.tensor([drawn], dtype=ids.dtype)], dim=1)).logits[0, -1]
+                for name, ids in asked.items()
+            }
+        drawn.append(int(sum(weights[name] * logits for name, logits in h.items()).argmax()))
+    return drawn
+
+
+def test_one_for_each_aligned_model_are_several_contrasts():
+    """Two objectives, each a good and a bad prompt, added up: the formula of MCA and of Drift, by torch."""
+    task = "Mira visits Ida."
+    told = {
+        "none": task,
+        "good": f"Bela is happy. {task}", "bad": f"Bela is tired. {task}",
+        "long": f"Once upon a time there was a big dog. {task}", "short": f"A dog. {task}",
+    }  # fmt: skip
+    weights = {"none": 1.0, "good": 0.7, "bad": -0.7, "long": 0.4, "short": -0.4}
+    several = [told[name].replace(task, "{prompt}") for name in list(told)[1:]]
+    once = str(TOY / "reference")
+    policies = load_policies(once, [once] * 4, aligned_instruction=several)
+    (made,) = generate(policies, [task], (0.7, -0.7, 0.4, -0.4), temperature=0, max_new_tokens=20)
+    assert list(made.tokens) == greedy(told, weights, 20)[: len(made.tokens)]
+    (plain,) = generate(policies, [task], (0.0,) * 4, temperature=0, max_new_tokens=20)
+    assert list(plain.tokens) != list(made.tokens)
+
+
+def test_several_are_given_one_by_one(call, refused, tmp_path):
+    model = str(TOY / "reference")
+    (tmp_path / "asked.txt").write_text("Mira visits Ida.\n")
+    words = [f"--reference={model}", f"--aligned={model},{model}", "--lambda=1+-1", "--max-new-tokens=4"]
+    words += [f"--prompts={tmp_path / 'asked.txt'}", f"--out={tmp_path / 'run'}"]
+    given = ["--aligned-instruction=Say more.", "--aligned-instruction=none"]
+    assert call(sweep.main, *words, *given)[0] == 0
+    code, _, err = call(sweep.main, *words, *given[:1] * 2)
+    assert code == 2 and "instructions" in err
+    line = refused(sweep.main, *words, *given, "--aligned-instruction=x")
+    assert "--aligned-instruction: expected one, or one for each of 2 aligned models, found 3" in line

@@ -90,7 +90,7 @@ def test_what_trainings_measured_is_kept(folders):
     sweep = Step("eval.sweep", "sweep", {"aligned": second})
     runner.make_step(second, folders)
     (folders.work / "first/metrics.jsonl").write_text('{"step": 1}\n')
-    runner.keep_metrics(runner.lineage(sweep, "aligned"), folders)
+    runner.keep_making(runner.lineage(sweep, "aligned"), folders)
     kept = folders.results / "first/metrics.jsonl.xz"
     assert lzma.decompress(kept.read_bytes()) == b'{"step": 1}\n'
     assert not (folders.results / "second").exists()

@@ -1,10 +1,12 @@
 """Schedules, gates, budgets and sets of words: each a law that its equation says."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guidance
 
+from dera_jax.rules import contrast
 from tests.support.ruled import at_once, logprobs_of, nats, random_logits
 
 LOGITS = random_logits(rows=64)
@@ -215,3 +217,22 @@ def test_confidence_gives_weights_that_averages_take(scale):
 @pytest.mark.parametrize("spec", ["confidence", "common", "probabilities+common", "nudging+confidence"])
 def test_no_strength_is_the_reference(spec):
     np.testing.assert_allclose(at_once(spec, LOGITS, 0), REFERENCE, atol=2e-6)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("words", [1, 5, 100])
+def test_common_words_of_the_first_are_those_of_all(apart, words):
+    """In a large vocabulary, where the models agree and where they do not, ties among the logits too."""
+    rng = np.random.default_rng(words)
+    first = rng.normal(0, 3, (4, 3000))
+    second = rng.normal(0, 3, first.shape) if apart else first + rng.normal(0, 0.5, first.shape)
+    logits = jnp.asarray(np.stack([first, second]).round(1), jnp.float32)
+    last = jnp.full((4, 1), words - 1)
+    top, found = contrast._common_of_top(logits, last)
+    everything = np.asarray(contrast._common_of_all(logits, last))
+    assert found.any() if words < 100 else bool(found.all()) is not apart
+    assert np.isin(everything.sum(axis=1) - words, (0, 1)).all()
+    for row in np.flatnonzero(np.asarray(found)[:, 0]):
+        np.testing.assert_array_equal(np.asarray(top)[row], everything[row])
+    kept = np.exp(at_once(f"common:words={words}", logits, 0.5)) > 0
+    np.testing.assert_array_equal(kept, everything)

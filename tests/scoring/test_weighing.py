@@ -1,16 +1,21 @@
 """Strengths of prompts from perplexities, against transformers' models, and the command that writes them."""
 
 import json
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dera_jax import load_prompts
+from dera_jax import load_policies, load_prompts
 from dera_jax.commands import sweep, weigh
+from dera_jax.data.prompts import Prompt
 from dera_jax.policies.policy import TOY
-from dera_jax.scoring.weighing import weights
+from dera_jax.scoring.divergence import encode_texts
+from dera_jax.scoring.likelihood import likelihoods
+from dera_jax.scoring.weighing import greedy_weights, log_perplexities, weights
 
 TEXTS = ["Mira visits Ida, the painter of Sund.", "How is Mira?", "Once upon"]
 
@@ -72,6 +77,8 @@ def test_what_is_refused(refused, tmp_path):
     out = f"--out={tmp_path / 'a.jsonl'}"
     assert "--temperature" in refused(weigh.main, out, "--temperature=0")
     assert "--temperature" in refused(weigh.main, out, "--temperature=nan")
+    told = refused(weigh.main, out, "--temperature=2", "--method=greedy")
+    assert "--temperature: has no meaning with --method=greedy" in told
     told = refused(weigh.main, out, "--num-prompts=2", "--aligned-instruction=Be kind.")
     assert "expected all models to read the same tokens" in told
     assert not (tmp_path / "a.jsonl").exists()
@@ -88,3 +95,45 @@ def test_weights_are_a_softmax():
     np.testing.assert_array_equal(cold.argmax(axis=1), losses.argmin(axis=1))
     assert (cold.max(axis=1) == 1).all()
     np.testing.assert_allclose(weights(np.full((1, 3), 2.0), 0.1), 1 / 3)
+
+
+def torch_logits(folder, text):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        return model(ids).logits[0, :-1].double().numpy(), ids[0, 1:].numpy()
+
+
+def mixed_loss(logits, weights, ids):
+    """Returns −log π(text)/n of the mixture of logits, in NumPy."""
+    h = sum(w * each for w, each in zip(weights, logits, strict=True))
+    return (
+        np.log(np.exp(h - h.max(-1, keepdims=True)).sum(-1)) + h.max(-1) - h[np.arange(len(ids)), ids]
+    ).mean()
+
+
+def test_greedy_shares_predict_the_prompt_best(call, tmp_path):
+    """The minimum over a grid of torch's own mixtures, which the search does not look at."""
+    found, _ = weighed(call, tmp_path, [{"prompt": text} for text in TEXTS], "--method=greedy")
+    shares = np.linspace(0, 1, 1001)
+    for text, each in zip(TEXTS, found, strict=True):
+        pairs = [torch_logits(TOY / name, text) for name in ("reference", "aligned")]
+        losses = [mixed_loss([h for h, _ in pairs], (1 - s, s), pairs[0][1]) for s in shares]
+        assert each["lambda"] == pytest.approx(shares[int(np.argmin(losses))], abs=0.006)
+
+
+def test_a_third_model_makes_no_prediction_worse(call, tmp_path):
+    """Each step starts from the mixture there is: λ of all models predicts no worse than the best of them."""
+    policies = load_policies(TOY / "reference", [TOY / "aligned", TOY / "reference"])
+    sharp = replace(policies[2], params=jax.tree.map(lambda x: 1.3 * x, policies[2].params))
+    policies = (*policies[:2], sharp)
+    texts, _ = encode_texts(policies, [Prompt.of(text, n) for n, text in enumerate(TEXTS)])
+    alone = np.zeros((len(texts), 3))
+    for number, own in log_perplexities(policies, texts, 2):
+        alone[number] = own
+    for text, own in zip(texts, alone, strict=True):
+        w = greedy_weights(policies, text, own)
+        assert w.sum() == pytest.approx(1) and (w >= 0).all()
+        ids = text.tokens[0]
+        ((_, read),) = likelihoods(policies, [ids[:1]], [ids[1:]], [tuple(w[1:])], 1)
+        assert -read.logprobs[0] / (len(ids) - 1) <= own.min() + 1e-5

@@ -218,3 +218,28 @@ def test_a_key_is_asked_for(pair):
         with pytest.raises(openai.AuthenticationError, match="expected an API key"):
             client(url, "wrong").models.list()
         assert len(client(url, "right").models.list().data) == 3
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_a_contrast_is_what_the_reference_reads(kind, pair, chats, url, chat_url):
+    """A request with it is answered as a prompt with it is."""
+
+    def say(text):
+        return text if kind == "text" else [{"role": "user", "content": text}]
+
+    good, bad = say("Mira visits Ida."), say("Bela is tired.")
+    of, at, name, path = (
+        (pair, url, "prompt", "/v1/completions")
+        if kind == "text"
+        else (chats, chat_url, "messages", "/v1/chat/completions")
+    )
+    settings = {"seed": 7, "max_tokens": 16}
+    status, found = post(at, path, **{name: good}, **settings, dera={"lambda": 1.5, "contrast": bad})
+    assert status == 200
+    asked = {name: good, "contrast": bad}
+    (expected,) = generate(of, [asked], 1.5, seed=7, max_new_tokens=16, rows=4)
+    choice = found["choices"][0]
+    assert (choice["text"] if kind == "text" else choice["message"]["content"]) == expected.text
+    assert choice["dera"]["kl"] == float(expected.kl_to_reference.sum(dtype="float64"))
+    (plain,) = generate(of, [{name: good}], 1.5, seed=7, max_new_tokens=16, rows=4)
+    assert choice["dera"]["kl"] != float(plain.kl_to_reference.sum(dtype="float64"))

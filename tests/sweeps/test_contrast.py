@@ -13,6 +13,7 @@ from dera_jax.data.completions import read_completion
 from dera_jax.data.prompts import Prompt
 from dera_jax.data.records import Record
 from dera_jax.policies.policy import TOY
+from dera_jax.scoring.pairs import encode_pairs, load_pairs
 from dera_jax.scoring.score import score_tokens
 
 GOOD, BAD = "Mira visits Ida.", "Bela is tired."
@@ -113,3 +114,25 @@ def test_another_contrast_is_another_run(tmp_path, capsys):
 def test_bad_contrasts_are_told(fields, expected):
     with pytest.raises(ValueError, match=expected):
         Prompt.of(fields)
+
+
+@pytest.mark.parametrize("way", ["contrast", "instruction"])
+def test_pairs_are_read_as_prompts_are(way, tmp_path):
+    """Accuracy at λ = 0 is of what the reference reads: the contrast, or the prompt with its instruction."""
+    pair = {"chosen": " Ida is sad.", "rejected": " Ida runs."}
+    asked = {"contrast": {"prompt": GOOD, "contrast": BAD}, "instruction": {"prompt": GOOD}}[way]
+    told = {"reference_instruction": BAD + " {prompt}"} if way == "instruction" else {}
+    of_reference = {"contrast": BAD, "instruction": f"{BAD} {GOOD}"}[way]
+
+    def encoded(policies, fields):
+        file = tmp_path / "pairs.jsonl"
+        file.write_text(json.dumps(pair | fields))
+        return encode_pairs(policies, load_pairs(str(file))[0])[0][0]
+
+    once = load_policies(TOY / "reference", TOY / "reference", **told)
+    plain = load_policies(TOY / "reference", TOY / "reference")
+    found = encoded(once, asked)
+    assert found.prompts == (
+        encoded(plain, {"prompt": of_reference}).prompts[0],
+        encoded(plain, {"prompt": GOOD}).prompts[1],
+    )

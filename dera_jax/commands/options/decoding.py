@@ -147,6 +147,29 @@ def draw_of(args: argparse.Namespace, rule: NamedRule, aligned: int, answers: bo
     return read_settings(args, MixtureDraw, share=args.share == "on", prefixes=prefixes)
 
 
+def add_stop_option(parser: argparse.ArgumentParser, of: str = "") -> None:
+    """Adds at which texts given completions end, named as what ends drawn ones."""
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help=f"{f'with {of}: ' if of else ''}a completion that ends with TEXT gets no EOS behind it, as one drawn "
+        r"with this --stop; escapes such as \n allowed; may be repeated",
+    )
+
+
+def stop_texts(args: argparse.Namespace) -> tuple[str, ...]:
+    """Returns the texts of `--stop`.
+
+    Raises:
+      ValueError: an empty one, which everything ends with.
+    """
+    if not all(args.stop):
+        raise ValueError("--stop: expected a text with at least one character, found an empty one")
+    return tuple(map(unescape, args.stop))
+
+
 def unescape(text: str) -> str:
     r"""Returns `text` with escapes such as \n replaced by what they stand for."""
     text = streams.as_text(text)

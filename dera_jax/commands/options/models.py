@@ -9,7 +9,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dera_jax.commands.options import devices
-from dera_jax.commands.options.cli import option
 from dera_jax.commands.options.steering import add_steer_option, read_steer, split_steer
 from dera_jax.commands.options.templates import add_template_settings
 from dera_jax.common.shown import shown
@@ -28,9 +27,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="chat template of the reference alone; none: it reads the messages' contents as raw text",
     )  # fmt: skip
     group.add_argument(
-        "--aligned-instruction", metavar="TEXT|FILE",
+        "--aligned-instruction", metavar="TEXT|FILE|none", action="append", default=[],
         help="what the aligned models alone are told: with {prompt} in it a template of the task, else a system "
-        "message (raw text: what comes before); the same model may then be reference and aligned",
+        "message (raw text: what comes before); the same model may then be reference and aligned; given several "
+        "times, one for each aligned model",
     )  # fmt: skip
     group.add_argument(
         "--reference-instruction", metavar="TEXT|FILE",
@@ -183,8 +183,21 @@ def _templates(args: argparse.Namespace) -> dict[str, str | None]:
         file = getattr(args, name, None)
         none = file == "none" and name == "reference_chat_template"
         texts[name] = "" if none else file and read_template(Path(file))
-    sides = ("reference_instruction", "aligned_instruction")
-    return texts | {side: read_instruction(getattr(args, side, None), option(side)) for side in sides}
+    return texts | _instructions(args)
+
+
+def _instructions(args: argparse.Namespace) -> dict[str, str | list[str | None] | None]:
+    """Returns what --reference-instruction and --aligned-instruction say."""
+    of_reference = read_instruction(getattr(args, "reference_instruction", None), "--reference-instruction")
+    told = getattr(args, "aligned_instruction", [])
+    aligned = model_names(args)[1] or [None]
+    if len(told) > 1 and len(told) != len(aligned):
+        raise ValueError(
+            f"--aligned-instruction: expected one, or one for each of {len(aligned)} aligned models, "
+            f"found {len(told)}"
+        )
+    each = [None if text == "none" else read_instruction(text, "--aligned-instruction") for text in told]
+    return {"reference_instruction": of_reference, "aligned_instruction": each or None}
 
 
 LONGEST_NAME = 1000

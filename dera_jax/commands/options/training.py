@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from dera_jax.commands.options import cli, devices
+from dera_jax.commands.options import cli, decoding, devices
 from dera_jax.commands.options.settings import Help, add_settings, read_settings
 from dera_jax.commands.options.templates import add_template_settings
 from dera_jax.common.checks import check_number
@@ -128,6 +128,7 @@ def add_data_options(parser: argparse.ArgumentParser, metavar: str, fields_: str
         choices=TRUNCATION,
         help="what is kept of longer ones: keep_start cuts the end, keep_end the start (default %(default)s)",
     )
+    decoding.add_stop_option(parser)
 
 
 def add_reference_options(parser: argparse.ArgumentParser) -> None:

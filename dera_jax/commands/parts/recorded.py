@@ -30,7 +30,7 @@ adam-beta2 adam-epsilon max-grad-norm eval-steps save-steps save-total-limit lr-
 gradient-checkpointing save-only-model
 """
 REPEATED = {
-    "train.dpo": f"""{_TRAINING} eval-share max-length truncation-mode num-train-epochs loss label-smoothing
+    "train.dpo": f"""{_TRAINING} eval-share max-length truncation-mode stop num-train-epochs loss label-smoothing
         sync-ref-model ref-model-mixup-alpha ref-model-sync-steps desirable-weight undesirable-weight""",
     "train.rlhf": f"""{_TRAINING} num-prompts reward reward-weights algorithm target-kl kl-horizon num-ppo-epochs
         num-mini-batches cliprange cliprange-value vf-coef gamma lam kl-estimator value-lam value-head

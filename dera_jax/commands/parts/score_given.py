@@ -12,16 +12,17 @@ def score_pairs(args) -> None:
     from dera_jax.strengths import format_strength, parse_strengths
 
     _, aligned = models.model_names(args)
-    lambdas = parse_strengths(args.lambda_, len(aligned or [1]))
+    lambdas, stop = parse_strengths(args.lambda_, len(aligned or [1])), decoding.stop_texts(args)
     loaded, unread = pairs.load_pairs(args.pairs, args.num_prompts, args.chat_template_kwargs)
     rows = decoding.parse_rows(args.rows, len(loaded))
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policies = models.load_models(args, mesh=mesh)
-    encoded, unfit = pairs.encode_pairs(policies, loaded)
+    encoded, unfit = pairs.encode_pairs(policies, loaded, stop)
     _tell(unread | unfit, args.pairs, len(encoded))
     table = pairs.pairwise_accuracy(policies, encoded, lambdas, rows)
-    print(f"{len(encoded)} pairs, completions with EOS; ± is half a 95 % interval over prompts\n")
+    behind = " or ".join(["EOS", *map(repr, stop)])
+    print(f"{len(encoded)} pairs, completions with {behind}; ± is half a 95 % interval over prompts\n")
     print(f"{'λ':>8}  {'accuracy (Eq. 14)':>20}  {'implicit reward':>20}")
     for strength, accuracy, implicit in table:
         print(f"{format_strength(strength):>8}  {_shown(accuracy):>20}  {_shown(implicit):>20}")

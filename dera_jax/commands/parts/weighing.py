@@ -24,7 +24,7 @@ def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
     from dera_jax.data.prompts import read_prompts
     from dera_jax.devices.processes import leads, together
     from dera_jax.scoring.divergence import encode_texts
-    from dera_jax.scoring.weighing import log_perplexities, weights
+    from dera_jax.scoring.weighing import greedy_weights, log_perplexities, weights
 
     source = prompts_of(args)
     prompts, unread = read_prompts(source, args.num_prompts, args.chat_template_kwargs)
@@ -39,13 +39,16 @@ def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
     if (dropped := unread | unfit).count and leads():
         print(dropped.told(source, len(texts)), file=sys.stderr)
     found = np.zeros((len(texts), len(policies)))
-    with tqdm(
-        total=len(texts), desc="reading", unit="prompt", leave=False, disable=None if leads() else True
-    ) as bar:
+    quiet = {"unit": "prompt", "leave": False, "disable": None if leads() else True}
+    with tqdm(total=len(texts), desc="reading", **quiet) as bar:
         for number, own in log_perplexities(policies, texts, rows):
             found[number] = own
             bar.update()
-    own = weights(found, args.temperature)
+    if args.method == "greedy":
+        shown = tqdm(zip(texts, found, strict=True), "mixing", len(texts), **quiet)
+        own = np.stack([greedy_weights(policies, *each) for each in shown])
+    else:
+        own = weights(found, args.temperature)
     # The first turn of a conversation is what was read; all of it is written.
     whole = {prompt.prompt_id: prompt for prompt in prompts}
     records = [
