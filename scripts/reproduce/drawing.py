@@ -1,6 +1,5 @@
 """The figures of REPRODUCTION.md: one for each group of claims, a panel for each experiment, captions from the rows."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from scripts.reproduce import quantities as qu
 from scripts.reproduce.certificates import optimum_curve
 from scripts.reproduce.decomposition import PARTS, Parts
 from scripts.reproduce.subjects import Subject
-from scripts.reproduce.verdicts import CANNOT, SIGNS, Cell
+from scripts.reproduce.verdicts import CANNOT, Cell, tally
 
 Matrix = Mapping[str, Mapping[str, Cell]]
 UNITS = {
@@ -49,12 +48,21 @@ def draw_all(
     known = [subject for subject in retrained if taken_apart.get(subject.name)]
     preferred = [subject for subject in retrained if subject.evidence.accuracies]
     combined = [subject for subject in moved if len(subject.evidence.combined) > 2]
+    # Those with as many qualities follow each other, so that each row of panels is of one experiment.
+    several = sorted(
+        (each for each in known if each.evidence.experiment.num_seeds > 1),
+        key=lambda each: -len(each.quality),
+    )
+    wide = [
+        each for each in subjects if qu.COHERENCE[0] in each.quality and max(each.evidence.dera)[0] >= FAR
+    ]
     wanted = (
         ("Reward", "reward", _rewards, retrained, ("reward, λ < 1", "reward, 1 < λ ≤ 2", "reward, λ > 2")),
         ("KL divergence from the reference", "kl", _divergences, retrained, ("KL, λ < 1", "KL, 1 < λ ≤ 2")),
         ("Lengths", "lengths", _lengths, known, ("length, λ < 1", "length, 1 < λ ≤ 2")),
-        ("Qualities without a reward", "quality", _qualities, known,
+        ("Qualities without a reward", "quality", _qualities, several,
          ("quality falls, DeRa", "quality falls, retrained")),
+        ("Text at large strengths", "coherence", _coherence, wide, ("text falls apart",)),
         ("Choosing a strength", "choice", _objectives, preferred, ("choice of strength",)),
         ("Pair accuracy (Eq. 14)", "accuracy", _accuracies, preferred, ("pair accuracy, λ < 1",)),
         ("Logits against weights", "weights", _weights, combined,
@@ -87,11 +95,9 @@ def findings(subjects: Sequence[Subject], matrix: Matrix, claims: Sequence[str])
     """Returns how many experiments of a figure agree with some claims; which ones stands in the matrix."""
     told = []
     for claim in claims:
-        cells = [matrix[s.name][claim] for s in subjects if claim in matrix.get(s.name, {})]
-        counts = Counter(cell.verdict for cell in cells if cell.verdict != CANNOT)
-        if counts:
-            several = ", ".join(f"{counts[verdict]} {verdict}" for verdict in SIGNS if counts[verdict])
-            told.append(f"**{claim}**: {several}")
+        verdicts = [matrix[s.name][claim].verdict for s in subjects if claim in matrix.get(s.name, {})]
+        if any(verdict != CANNOT for verdict in verdicts):
+            told.append(f"**{claim}**: {tally(verdicts)}")
     return ". ".join(told) + "."
 
 
@@ -143,7 +149,25 @@ def _qualities(subjects: Sequence[Subject]):
         for subject in subjects
         for name, quantity in subject.quality.items()
     ]
-    return "What the reward does not ask for, over λ.", panels
+    return (
+        "What the reward does not ask for, over λ, where there are several trainings. Each panel has a scale of its "
+        "own: most changes are small.",
+        panels,
+    )
+
+
+def _coherence(subjects: Sequence[Subject]):
+    panels = [
+        (subject.name, figures.ways(subject.evidence, subject.quality[name], UNITS[name]))
+        for name in qu.COHERENCE
+        for subject in subjects
+        if name in subject.quality
+    ]
+    told = (
+        "Log-probability of a text's tokens under the untouched model, and share of its words that the stories of the "
+        "training have, to the largest λ."
+    )
+    return told, panels
 
 
 def _objectives(subjects: Sequence[Subject]):
@@ -176,7 +200,7 @@ def _gaps(subjects: Sequence[Subject], taken_apart: Mapping[str, Sequence[Parts]
     """Writes the stacked bars of the decomposition."""
     path = "figures/gap.png"
     panels = [
-        (subject.name, figures.stacked(taken_apart[subject.name], quantity))
+        (f"{subject.name}: {quantity}", figures.stacked(taken_apart[subject.name], quantity))
         for quantity in ("reward", "KL")
         for subject in subjects
     ]

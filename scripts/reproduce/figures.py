@@ -25,7 +25,7 @@ LOOKS = {
 """Each way to a strength has one colour and marker in all figures."""
 
 DODGE = 0.008
-"""Step between ways beside each other, as a share of the axis: bars of equal means would hide each other."""
+"""Step between ways beside each other, as a share of the axis up to 2: bars of equal means would hide each other."""
 
 WIDTH, HEIGHT = 7.0, 2.3
 """Of a page, and of a row of panels, in inches."""
@@ -62,7 +62,7 @@ def line(ax: Axes, name: str, found: Mapping[float, Estimate], joined: bool = Tr
     if not found:
         return
     strengths = sorted(found)
-    places = np.array(strengths) + DODGE * (list(LOOKS).index(name) - 1) * max(strengths)
+    places = np.array(strengths) + DODGE * (list(LOOKS).index(name) - 1) * min(max(strengths), 2)
     means = np.array([found[s].mean for s in strengths])
     spread = np.array([[found[s].mean - found[s].low, found[s].high - found[s].mean] for s in strengths]).T
     ax.errorbar(

@@ -10,6 +10,8 @@ from pathlib import Path
 from dera_jax.analysis.summaries import drawn_tokens
 from scripts.reproduce.evidence import Quantity, Rows
 
+COHERENCE = ("likelihood", "known words")
+"""Qualities by which texts at large strengths are judged."""
 _WORD = re.compile(r"[a-z']+")
 
 

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from dera_jax.analysis.estimates import Estimate
 from scripts.reproduce import evidence as ev
+from scripts.reproduce import quantities as qu
 from scripts.reproduce.spread import Difference, between, change, gap
 from scripts.reproduce.subjects import Subject, chosen, range_of, show
 from scripts.reproduce.verdicts import (
@@ -196,7 +197,7 @@ def incoherence(subject: Subject) -> Cell:
     top = max((s for s, _ in dera), default=0.0)
     if top < 5:
         return nothing("no strength of 5 or more")
-    named = {name: subject.quality[name] for name in ("likelihood", "known words") if name in subject.quality}
+    named = {name: subject.quality[name] for name in qu.COHERENCE if name in subject.quality}
     if not named:
         return nothing("no measure of it")
     lines, verdicts, single = [], [], False

@@ -1,7 +1,7 @@
 """Verdicts: what an interval says of a claim, by a margin that was stated before."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dera_jax.analysis.estimates import Estimate
@@ -43,6 +43,17 @@ class Claim:
     """What the paper says of the sentence: that it is so, that it is not (`DISAGREES`), or nothing (None)."""
     denied: str = ""
     """The sentence as the paper has it, where it says that it is not so."""
+
+
+def tally(verdicts: Sequence[str]) -> str:
+    """Returns how many agree, disagree and are undecided.
+
+    >>> tally(["agrees", "undecided", "undecided", "cannot say"])
+    '1 agrees, 0 disagree, 2 undecided'
+    """
+    agrees, disagrees, undecided = (verdicts.count(verdict) for verdict in (AGREES, DISAGREES, UNDECIDED))
+    plural = {True: "", False: "s"}
+    return f"{agrees} agree{plural[agrees != 1]}, {disagrees} disagree{plural[disagrees != 1]}, {undecided} undecided"
 
 
 def nothing(why: str) -> Cell:
