@@ -4,6 +4,8 @@ import os
 import pwd
 from pathlib import Path
 
+from dera_jax.common.shown import shown
+
 NOWHERE = "/dev/null"
 """Stands for the home of users who have none: nothing can be made below a device."""
 
@@ -47,7 +49,16 @@ def find_data(name: str) -> Path:
 
 
 def no_such_file(path: Path) -> str:
-    """Returns what to say of a path that is not there: in the data folder, also how to get it."""
+    """Returns what to say of a path that is no file: what it is, or that it is not there.
+
+    In the data folder, also how to get it.
+    """
+    if os.path.isdir(path):
+        return "expected a file, found a folder"
+    if os.path.exists(path):
+        return "expected a file, found a pipe or a device"
+    if os.path.islink(path):
+        return f"expected a file, found a link to {shown(os.readlink(path), 200)}, which is not there"
     path, data = Path(os.path.abspath(path)), Path(os.path.abspath(data_folder()))
     if data not in path.parents:
         return "no such file"

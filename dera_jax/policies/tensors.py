@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dera_jax.common.files import put, staging
+from dera_jax.common.folders import no_such_file
 from dera_jax.common.json_files import check_type, read_object, write_json
 from dera_jax.common.shown import shown
 
@@ -135,7 +136,7 @@ def list_file(file: Path) -> dict[str, Tensor]:
     """
     where = shown(file, 200)
     if not file.is_file():
-        raise ValueError(f"{where}: no such file")
+        raise ValueError(f"{where}: {no_such_file(file)}")
     try:
         tensors = {}
         with safe_open(file, framework="numpy") as opened:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import is_sentencepiece_available
 
 from dera_jax.common.files import put, read_bytes, staging
+from dera_jax.common.folders import no_such_file
 from dera_jax.common.json_files import LARGEST_JSON, read_json, read_object
 from dera_jax.common.shown import shown
 from dera_jax.policies.chat_templates import check_template
@@ -184,8 +185,7 @@ def read_template(path: Path) -> str:
       ValueError: no such file, no template in it, or a template that is broken.
     """
     if not path.is_file():
-        found = "expected a file, found a folder" if path.is_dir() else "no such file"
-        raise ValueError(f"{shown(path, 200)}: {found}")
+        raise ValueError(f"{shown(path, 200)}: {no_such_file(path)}")
     if path.suffix == ".json":
         text = read_json(path, dict).get("chat_template")
         if not isinstance(text, str):

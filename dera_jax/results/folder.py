@@ -203,8 +203,9 @@ class RunFolder:
             return
         for path in self.path.iterdir():
             if path.name != ".lock" and not (path.name.startswith(".") and path.suffix == ".tmp"):
+                kept = "rows without their manifest.json" if path.name.startswith("rows.") else "no run"
                 raise ValueError(
-                    f"{shown(self.path, 200)} is not empty and holds no run ({shown(path.name, 60)}): "
+                    f"{shown(self.path, 200)} is not empty and holds {kept} ({shown(path.name, 60)}): "
                     "choose another --out"
                 )
 

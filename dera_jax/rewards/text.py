@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dera_jax.common.folders import no_such_file
 from dera_jax.rewards.completions import Completions
 from dera_jax.rewards.slots import slot_coverage
 
@@ -125,7 +126,7 @@ def read_lexicon(path: str, spec: str) -> dict[str, float]:
       ValueError: no such file, nothing in it, or a line without a word and a finite rating.
     """
     if not Path(path).is_file():
-        raise ValueError(f"--reward: {spec}: no such file")
+        raise ValueError(f"--reward: {spec}: {no_such_file(Path(path))}")
     ratings: dict[str, float] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")

@@ -137,3 +137,11 @@ def test_a_third_model_makes_no_prediction_worse(call, tmp_path):
         ids = text.tokens[0]
         ((_, read),) = likelihoods(policies, [ids[:1]], [ids[1:]], [tuple(w[1:])], 1)
         assert -read.logprobs[0] / (len(ids) - 1) <= own.min() + 1e-5
+
+
+def test_a_strength_that_is_replaced_is_told(call, tmp_path):
+    records = [{"prompt": TEXTS[0], "lambda": 0.5}, {"prompt": TEXTS[1]}]
+    assert (
+        "1 of 2 prompts had a `lambda` of their own, which is replaced" in weighed(call, tmp_path, records)[1]
+    )
+    assert "of their own" not in weighed(call, tmp_path, records[1:])[1]

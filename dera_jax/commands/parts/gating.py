@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from dera_jax.commands.options import cli, models
 from dera_jax.commands.parts.sweep_plan import prompts_of
-from dera_jax.commands.parts.weighing import record
+from dera_jax.commands.parts.weighing import record, tell_replaced
 from dera_jax.common.shown import shown
 from dera_jax.common.usable import Dropped
 from dera_jax.strengths import format_strength
@@ -73,6 +73,7 @@ def gated_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
     if steering.probe is None:
         raise ValueError(f"{steering.where}: expected a gate in it (eval.steer --gate=PROMPTS), found none")
     prompts, unread = read_prompts(source, args.num_prompts, args.chat_template_kwargs)
+    tell_replaced(prompts)
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policy = models.load_models(args, mesh=mesh)[0]

@@ -28,6 +28,7 @@ def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
 
     source = prompts_of(args)
     prompts, unread = read_prompts(source, args.num_prompts, args.chat_template_kwargs)
+    tell_replaced(prompts)
     mesh = models.open_mesh(args)
 
     def load():
@@ -56,6 +57,17 @@ def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
         for text, weighed, each in zip(texts, own.tolist(), found.tolist(), strict=True)
     ]
     return records, tell_weights(found, own, [policy.name for policy in policies])
+
+
+def tell_replaced(prompts: Sequence["Prompt"]) -> None:
+    """Says how many prompts lose a strength that they had."""
+    from dera_jax.devices.processes import leads
+
+    if (count := sum(prompt.lambda_ is not None for prompt in prompts)) and leads():
+        print(
+            f"note: {count} of {len(prompts)} prompts had a `lambda` of their own, which is replaced",
+            file=sys.stderr,
+        )
 
 
 def record(prompt: "Prompt", strength: Strength, **more) -> dict:
