@@ -64,7 +64,15 @@ def make_parser() -> cli.Parser:
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
         help="type of parameters and activations (default %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--quantize", choices=("int8", "nf4"), help="quantize the linear layers to 8 or 4 bits"
+    )
     add_template_settings(parser)
+    parser.add_argument(
+        "--mesh", metavar="data:N,model:M",
+        help="number of devices to split rows (data) and parameters (model) over (default: parameters over as many "
+        "devices as their memory requires, rows over the others)",
+    )  # fmt: skip
     return parser
 
 
@@ -84,15 +92,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dera_jax.data.examples import encode_pairs
     from dera_jax.data.records import load_records
+    from dera_jax.devices.mesh import open_mesh
     from dera_jax.policies.load import load_policy
+    from dera_jax.policies.sizes import weight_bytes
     from dera_jax.policies.steering import Steering, write_steering
     from dera_jax.scoring import steering
     from dera_jax.training.supervised import hold_out
 
     records = load_records(args.data, args.num_pairs, args.chat_template_kwargs)
     labelled = labelled_prompts(args) if args.gate else None
+    mesh = open_mesh(args.mesh, lambda: weight_bytes([args.model], args.dtype, [args.quantize]))
     cli.announce_devices()
-    policy = load_policy(args.model, args.dtype)
+    policy = load_policy(args.model, args.dtype, quantize=args.quantize, mesh=mesh)
     config = policy.config
     layers = _layers(args.layers, getattr(config, "num_layers", 0))
     pairs, report = encode_pairs(

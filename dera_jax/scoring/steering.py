@@ -13,6 +13,8 @@ from dera_jax import models
 from dera_jax.data.batches import make_batch
 from dera_jax.data.buckets import padded_length
 from dera_jax.data.examples import Pair
+from dera_jax.devices.mesh import mesh_of, rows_for
+from dera_jax.devices.placement import shard_rows
 from dera_jax.models.decoder_config import DecoderConfig
 from dera_jax.policies.policy import Policy
 
@@ -107,6 +109,8 @@ def read_states(
       texts: prompts, and the completions at whose tokens it is taken.
       at: one of `AT`.
     """
+    mesh = mesh_of(policy.params)
+    rows = rows_for(mesh, rows)
     for start in range(0, len(texts), rows):
         part = texts[start : start + rows]
         prompts, said = zip(*part, strict=True)
@@ -115,8 +119,9 @@ def read_states(
         places = np.arange(batch.tokens.shape[1])
         first = ends[:, :1] if at == "mean" else ends[:, 1:] - 1
         chosen = (places >= first) & (places < ends[:, 1:])
-        states = _states(policy.config, policy.params, batch.tokens, batch.mask, chosen)
-        yield np.asarray(states)[: len(part)]
+        given = batch.tokens, batch.mask, chosen
+        states = _states(policy.config, policy.params, *(shard_rows(given, mesh) if mesh else given))
+        yield np.asarray(jax.device_get(states))[: len(part)]
 
 
 @partial(jax.jit, static_argnames="config")

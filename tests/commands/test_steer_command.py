@@ -9,8 +9,10 @@ from dera_jax import load_policy
 from dera_jax.commands import generate, score, steer
 from dera_jax.commands.options.steering import split_steer, with_strength
 from dera_jax.data.examples import Pair
+from dera_jax.policies.policy import TOY
 from dera_jax.policies.steering import Steering, read_steering, steered, write_steering
 from dera_jax.scoring.steering import best_layer, layer_figures, mean_difference, pair_differences
+from tests.support.processes import environment, finish, run
 from tests.support.torch_models import random_model, save, torch
 
 SAID = [" was happy.", " was so glad today.", " smiled and smiled.", " had fun."]
@@ -159,3 +161,28 @@ def test_states_of_a_steered_model_are_behind_its_vectors(toy):
     plain, shifted = (pair_differences(each, pair) for each in (policy, moved))
     np.testing.assert_allclose(plain[:, 0], shifted[:, 0], atol=1e-5)
     assert abs(plain[:, 1] - shifted[:, 1]).max() > 1e-4
+
+
+def test_vectors_of_a_mesh_are_those_of_one_device(pairs, tmp_path, call):
+    model, wanted, found = (
+        f"--model={TOY / 'reference'}",
+        tmp_path / "one.safetensors",
+        tmp_path / "four.safetensors",
+    )
+    words = [model, f"--data={pairs}", "--layers=all"]
+    assert call(steer.main, *words, f"--out={wanted}")[0] == 0
+    finish(run("eval.steer", *words, "--mesh=data:2,model:2", f"--out={found}", env=environment(4)))
+    expected = read_steering(wanted).vectors
+    for layer, vector in read_steering(found).vectors.items():
+        np.testing.assert_allclose(vector, expected[layer], atol=1e-4)
+
+
+def test_vectors_of_quantized_weights_are_near(pairs, tmp_path, call):
+    out = {kind: tmp_path / f"{kind}.safetensors" for kind in ("none", "int8", "nf4")}
+    for kind, path in out.items():
+        fewer = [] if kind == "none" else [f"--quantize={kind}"]
+        words = [f"--model={TOY / 'reference'}", f"--data={pairs}", "--layers=all", *fewer, f"--out={path}"]
+        assert call(steer.main, *words)[0] == 0
+    whole, *others = ({n: v for n, v in read_steering(path).vectors.items()} for path in out.values())
+    apart = [max(np.linalg.norm(v[n] - whole[n]) / np.linalg.norm(whole[n]) for n in whole) for v in others]
+    assert 0 < apart[0] < apart[1] < 0.6
