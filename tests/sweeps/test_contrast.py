@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dera_jax import load_policies, sweep
+from dera_jax import load_policies, load_policy, sweep
 from dera_jax.commands import sweep as sweep_command
 from dera_jax.commands.parts.weighing import record
 from dera_jax.data.completions import read_completion
@@ -15,6 +15,7 @@ from dera_jax.data.records import Record
 from dera_jax.policies.policy import TOY
 from dera_jax.scoring.pairs import encode_pairs, load_pairs
 from dera_jax.scoring.score import score_tokens
+from tests.support.value_heads import save_random
 
 GOOD, BAD = "Mira visits Ida.", "Bela is tired."
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
@@ -136,3 +137,27 @@ def test_pairs_are_read_as_prompts_are(way, tmp_path):
         encoded(plain, {"prompt": of_reference}).prompts[0],
         encoded(plain, {"prompt": GOOD}).prompts[1],
     )
+
+
+def test_a_value_head_reads_what_its_reference_reads(tmp_path):
+    """A tilted reference with a contrast is the tilted reference that is asked the contrast."""
+    save_random(load_policy(TOY / "reference"), str(TOY / "reference"), tmp_path / "head")
+    tilted = load_policies(TOY / "reference", tmp_path / "head")
+
+    def kept(prompt: dict) -> list:
+        rows = sweep(tilted, [{"id": "x"} | prompt], "0,2", rule="tilt", **HOW)
+        return [(row["tokens"], row["logprob"], row["kl_to_reference"]) for row in rows]
+
+    assert kept({"prompt": GOOD, "contrast": BAD}) == kept({"prompt": BAD}) != kept({"prompt": GOOD})
+
+
+def test_a_value_head_has_no_instruction_of_its_own(tmp_path):
+    reference = str(TOY / "reference")
+    save_random(load_policy(reference), reference, tmp_path / "head")
+    models = reference, [reference, str(tmp_path / "head")]
+    told = load_policies(*models, aligned_instruction=["Say more.", None])
+    assert [policy.instruction for policy in told] == [None, "Say more.", None]
+    with pytest.raises(ValueError, match="a value head reads what the reference reads"):
+        load_policies(*models, aligned_instruction=["Say more.", "Say less."])
+    with pytest.raises(ValueError, match="one for each of 2 models, found 3"):
+        load_policies(*models, aligned_instruction=["a", "b", "c"])
