@@ -7,8 +7,9 @@ stays shut.
 The weights are softmax(−log PPL / τ), PPL the perplexity of each model on the prompt, the
 reference's among them; τ is --temperature. FILE's prompts are written with `lambda`, the weights
 of the aligned models, and `log_perplexity` of all models, the reference first. Of a conversation,
-the first turn decides for all. With --method=greedy each model, from the best on, gets the share
-with which the mixture predicts the prompt best.
+the first turn decides for all. With --method=greedy the models are mixed in one after the other,
+the best first, each with the share (to 1/200) at which the mixture predicts the prompt best; the
+shares of those before it stay in proportion.
 
   python -m eval.weigh --prompts=FILE.jsonl --reference=DIR --gate=STEER.safetensors --out=O.jsonl
 

@@ -23,7 +23,7 @@ def check_read_alike(texts: Sequence[EncodedPrompt]) -> None:
     for text in texts:
         if any(ids != text.tokens[0] for ids in text.tokens):
             raise ValueError(
-                f"prompt {text.id!r}: expected all models to read the same tokens, found others for some (templates, "
+                f"prompt {text.id!r}: expected all models to read the same tokens, found different ones (templates, "
                 "instructions or contrasts of their own)"
             )
 
@@ -52,6 +52,9 @@ def log_perplexities(
 STEPS = 20
 """Of a share between two bounds that are looked at, twice: shares are found to 1/200."""
 
+EQUAL = 2e-6
+"""Nats per token that are lost in float32."""
+
 
 def greedy_weights(
     policies: Sequence[Policy],
@@ -74,7 +77,8 @@ def greedy_weights(
             shares = np.linspace(low, high, STEPS + 1).round(6)
             tried = [(1 - share) * found + share * other for share in shares]
             ((_, read),) = likelihoods(policies, [ids[:1]], [ids[1:]], [tuple(w[1:]) for w in tried], 1)
-            best = int(read.logprobs.argmax())
+            # The smallest of those that are equal but for rounding: a model that adds nothing gets nothing.
+            best = int((read.logprobs >= read.logprobs.max() - EQUAL * len(ids)).argmax())
             low, high = shares[max(best - 1, 0)], shares[min(best + 1, STEPS)]
         found = tried[best]
     return found

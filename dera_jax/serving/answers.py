@@ -96,6 +96,7 @@ class Writer:
             "log_z": None if normalizers is None else _sum(normalizers),
             "log_ratio": _sum(ratio),
             "seed": request.config.seed if request.config else None,
+            **({"contrast": True} if request.prompt.prompt.contrast is not None else {}),
         }
 
 

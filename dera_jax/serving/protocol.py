@@ -148,8 +148,10 @@ def read_body(data: bytes, kind: type[Body]) -> Body:
         raise ApiError(f"the body is no JSON: {_one_line(error)}") from None
     if not isinstance(fields, dict):
         raise ApiError("the body: expected a JSON object")
-    if "lambda" in fields:
-        raise ApiError('lambda: expected it in the dera object, {"dera": {"lambda": 1.5}}', param="lambda")
+    for name, example in (("lambda", "1.5"), ("contrast", '"…"')):
+        if name in fields:
+            expected = f'expected it in the dera object, {{"dera": {{"{name}": {example}}}}}'
+            raise ApiError(f"{name}: {expected}", param=name)
     for name, neutral in NEUTRAL.items():
         if name in fields and fields[name] not in neutral:
             raise ApiError(f"{name}: not supported by this server", param=name, code="unsupported_parameter")

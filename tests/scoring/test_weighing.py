@@ -122,6 +122,15 @@ def test_greedy_shares_predict_the_prompt_best(call, tmp_path):
         assert each["lambda"] == pytest.approx(shares[int(np.argmin(losses))], abs=0.006)
 
 
+def test_a_model_that_adds_nothing_gets_nothing(call, tmp_path):
+    model = TOY / "reference"
+    found, _ = weighed(
+        call, tmp_path, [{"prompt": text} for text in TEXTS], "--method=greedy",
+        f"--reference={TOY / 'aligned'}", f"--aligned={model},{model}",
+    )  # fmt: skip
+    assert all(each["lambda"].endswith("+0") for each in found)
+
+
 def test_a_third_model_makes_no_prediction_worse(call, tmp_path):
     """Each step starts from the mixture there is: λ of all models predicts no worse than the best of them."""
     policies = load_policies(TOY / "reference", [TOY / "aligned", TOY / "reference"])

@@ -243,3 +243,4 @@ def test_a_contrast_is_what_the_reference_reads(kind, pair, chats, url, chat_url
     assert choice["dera"]["kl"] == float(expected.kl_to_reference.sum(dtype="float64"))
     (plain,) = generate(of, [{name: good}], 1.5, seed=7, max_new_tokens=16, rows=4)
     assert choice["dera"]["kl"] != float(plain.kl_to_reference.sum(dtype="float64"))
+    assert choice["dera"]["contrast"] is True

@@ -71,6 +71,7 @@ def refused(url, path, status, said, **body):
         ),
         ({"prompt": [5, 6], "dera": {"contrast": "Hi"}}, "expected a text as prompt, found token ids"),
         (TEXT | {"lambda": 1}, "lambda: expected it in the dera object"),
+        (TEXT | {"contrast": "Hi"}, "contrast: expected it in the dera object"),
         (TEXT | {"dera": 1}, "dera: expected `object | null`, got `int`"),
         (TEXT | {"model": "toy@9"}, "dera.lambda: expected 0 to 2, found 9"),
         (TEXT | {"model": "toy@x"}, "model: expected a strength such as 1.5 or 1/2, found 'x'"),

@@ -35,6 +35,7 @@ def run_grid(args: argparse.Namespace, session, command: Sequence[str], prepare:
         if len(members) > 1 and leads():
             print(f"{shown(out.name, 100)}, {number} of {len(members)}", file=sys.stderr)
         make, save, config, settings, best = prepare(_policy(session, seed), seed, beta)
+        steps = f"{config.max_steps} step{'s' * (config.max_steps != 1)}"
         finished = partial(runs.is_finished, out, settings, config, given, cli.tell)
         # Looked at before the folder is touched, and again when no other run is in it.
         if not finished():
@@ -57,13 +58,13 @@ def run_grid(args: argparse.Namespace, session, command: Sequence[str], prepare:
                         manifest = runs.run_training(*given_run)
                     except Preempted as preempted:
                         raise endings.Terminated(str(preempted)) from None
-                    print(f"{config.max_steps} steps; model, manifest and metrics in {shown(out)}")
+                    print(f"{steps}; model, manifest and metrics in {shown(out)}")
                     if certificate := manifest.get("certificate"):
                         print(tell_certificate(certificate))
                     unpushed += _push(args, out, len(members))
                     continue
         runs.tidy(out)
-        print(f"{shown(out)}: already trained ({config.max_steps} steps)")
+        print(f"{shown(out)}: already trained ({steps})")
         unpushed += _push(args, out, len(members))
     if unpushed:
         raise ValueError("; ".join(unpushed))

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dera_jax.commands.options import cli, models
-from dera_jax.commands.parts.sweep_plan import prompts_of
+from dera_jax.commands.parts.sweep_plan import check_default_prompts, prompts_of
 from dera_jax.commands.parts.weighing import record, tell_replaced
 from dera_jax.common.shown import shown
 from dera_jax.common.usable import Dropped
@@ -77,6 +77,7 @@ def gated_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
     mesh = models.open_mesh(args)
     cli.announce_devices()
     policy = models.load_models(args, mesh=mesh)[0]
+    check_default_prompts(args, (policy,))
     check_fits(steering, policy)
     ids, states = _states(policy, prompts, rows, source, unread)
     opens = says_yes(steering.probe, states).tolist()

@@ -45,10 +45,14 @@ def load_plan(args, decode):
         cli.announce_devices()
         group = own_group(mesh) if mesh else None
         policies = models.load_models(args, mesh=group and group.mesh)
-        _check_default_prompts(args, policies)
+        check_default_prompts(args, policies)
         fitting, encoded, unfit = encode_usable(policies, prompts, decode.max_new_tokens)
         if (dropped := unread | unfit).count and leads():
             print(dropped.told(prompts_of(args), len(fitting)), file=sys.stderr)
+        if (contrasts := sum(prompt.contrast is not None for prompt in fitting)) and leads():
+            print(
+                f"the reference reads the contrast of {contrasts} of {len(fitting)} prompts", file=sys.stderr
+            )
         raw = sum(prompt.text is not None for prompt in fitting)
         models.tell_raw(policies, raw, "write `messages` instead of `prompt` to use it")
         return make_plan(
@@ -60,7 +64,7 @@ def load_plan(args, decode):
     return together(load)
 
 
-def _check_default_prompts(args, policies) -> None:
+def check_default_prompts(args, policies) -> None:
     """Raises ValueError where no prompts are given and the models cannot read those that stand in."""
     if args.prompts is None and args.reference is not None and not any(
         policy.template is not None or policy.tokenizer.chat_template for policy in policies

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dera_jax.analysis.estimates import estimate
 from dera_jax.analysis.tables import Column, estimate_cells, format_columns, short_names
 from dera_jax.commands.options import cli, models
-from dera_jax.commands.parts.sweep_plan import prompts_of
+from dera_jax.commands.parts.sweep_plan import check_default_prompts, prompts_of
 from dera_jax.strengths import Strength, format_strength
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def weighed_prompts(args: Namespace, rows: int) -> tuple[list[dict], str]:
     def load():
         cli.announce_devices()
         policies = models.load_models(args, mesh=mesh)
+        check_default_prompts(args, policies)
         return policies, *encode_texts(policies, prompts)
 
     policies, texts, unfit = together(load)
