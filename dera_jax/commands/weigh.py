@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--out: expected another file than the prompts' own, found {str(args.out)!r:.200}")
     if not 0 < args.temperature < float("inf"):
         raise ValueError(f"--temperature: expected a number above 0, found {args.temperature:g}")
+    if args.lambda_ != parser.get_default("lambda_") and not args.gate:
+        raise ValueError("--lambda: has no meaning without --gate: the perplexities decide")
     for name in ("temperature", "method"):
         given, idle = getattr(args, name), "--gate" if args.gate else "--method=greedy"
         if given != parser.get_default(name) and (

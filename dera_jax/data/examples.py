@@ -210,8 +210,13 @@ def encode_record(
 
     Raises:
       Unusable: a completion has no tokens.
-      ValueError: a chat template that fails, or a word the model does not have; with file and line.
+      ValueError: a chat template that fails, a word the model does not have, or a chat that is to end at a
+        text; with file and line.
     """
+    if stop and not isinstance(row.prompt, str | None):
+        raise ValueError(
+            f"{record.where}: --stop: expected texts, found a chat, whose template ends its answers"
+        )
     is_text = isinstance(row.prompt, str)
     variables = {} if is_text else template_variables(record.fields, record.where, record.settings)
     try:
@@ -252,11 +257,12 @@ def _whole_ids(
     prompt = encode_prompt(tokenizer, text, chat, template=policy.template, variables=variables)
 
     def read(said: Said) -> list[int]:
-        last = next((each for each in stop if isinstance(said, str) and said.endswith(each)), "")
+        text = said if isinstance(said, str) else ""
+        last = max(filter(text.endswith, stop), key=len, default="")
         return encode_whole(
             tokenizer,
             row.prompt,
-            said.removesuffix(last) if isinstance(said, str) else said,
+            text.removesuffix(last) if last else said,
             template=policy.template,
             reader=reader,
             has_ended=not last,

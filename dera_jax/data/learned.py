@@ -62,6 +62,11 @@ def encode_learned(
             "what an encoder reads is not learned"
         )
 
+    if assistant_only and stop:
+        raise ValueError(
+            "--stop: expected texts, found --assistant-only-loss: a chat's template ends its answers"
+        )
+
     def use(record: Record) -> tuple[Example, bool]:
         pair = fields.has_pair(record)
         row = fields.read_pair(record) if pair else fields.read_row(record, every=assistant_only)

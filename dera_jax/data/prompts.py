@@ -82,7 +82,7 @@ class Prompt:
             lambda_=None if known["lambda"] is None else _lambda(known["lambda"], where),
             prefix=_prefix(known["prefix"], where),
             columns=columns,
-            contrast=_contrast(known["contrast"], where),
+            contrast=read_contrast(known["contrast"], where),
             where=where,
         )
         _ = prompt.variables  # which are checked here
@@ -306,7 +306,7 @@ def _prefix(value: object, where: str) -> str | tuple[str, ...]:
     return "" if value in (None, "") else _text(value, "prefix", where)
 
 
-def _contrast(value: object, where: str) -> str | tuple[dict, ...] | None:
+def read_contrast(value: object, where: str) -> str | tuple[dict, ...] | None:
     if value is None:
         return None
     if isinstance(value, (list, tuple)):

@@ -119,7 +119,10 @@ def _for_each(
     instruction: str | Sequence[str | None] | None, aligned: Sequence[Policy]
 ) -> Sequence[str | None]:
     """Returns the instruction of each aligned model, of one for all or one for each."""
-    given = [instruction] if instruction is None or isinstance(instruction, str) else list(instruction)
+    given = [instruction] if instruction is None or isinstance(instruction, str) else instruction
+    if not isinstance(given, Sequence) or not all(text is None or isinstance(text, str) for text in given):
+        raise TypeError(f"aligned_instruction: expected a text, or a list of them, found {instruction!r:.60}")
+    given = list(given)
     if len(given) == 1:
         return given * len(aligned)
     if len(given) != len(aligned):

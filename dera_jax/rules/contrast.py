@@ -53,10 +53,11 @@ def common(
     References: Xu et al., "SafeDecoding", arXiv:2402.08983, §4.2.
     """
     last = jnp.clip(words.astype(jnp.int32), 1, mixed.shape[-1]) - 1
+    logits = jnp.where(step.logits == 0, 0.0, step.logits)  # two zeros of other signs have no order
     unmixed = jnp.all(step.weights[:, 1:] == 0, axis=-1, keepdims=True)
-    kept, found = _common_of_top(step.logits, last)
+    kept, found = _common_of_top(logits, last)
     # A vocabulary is sorted only where the tops have too few words in common.
-    kept = jax.lax.cond(jnp.all(found | unmixed), lambda: kept, lambda: _common_of_all(step.logits, last))
+    kept = jax.lax.cond(jnp.all(found | unmixed), lambda: kept, lambda: _common_of_all(logits, last))
     return jnp.where(kept | unmixed, mixed, mixed.min(axis=-1, keepdims=True) - FAR)
 
 

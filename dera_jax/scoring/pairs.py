@@ -10,7 +10,7 @@ from dera_jax.data.batches import fed_length
 from dera_jax.data.examples import Ids, encode_record
 from dera_jax.data.fields import Chat, Row, read_pair
 from dera_jax.data.instructions import instructed
-from dera_jax.data.prompts import Prompt
+from dera_jax.data.prompts import read_contrast
 from dera_jax.data.records import Record, load_records
 from dera_jax.policies.policy import Policy
 from dera_jax.scoring.score import Scored, score_tokens
@@ -60,8 +60,10 @@ def _pair(record: Record) -> Pair:
     row, contrast = read_pair(asked), record.fields.get("contrast")
     if contrast is None:
         return Pair(record, row)
-    kind = "prompt" if isinstance(row.prompt, str) else "messages"
-    read = Prompt.of({kind: row.prompt, "contrast": contrast}, where=record.where).contrast
+    read = read_contrast(contrast, record.where)
+    if isinstance(read, str) != isinstance(row.prompt, str):
+        expected, found = ("a text", "messages")[:: 1 if isinstance(row.prompt, str) else -1]
+        raise ValueError(f"{record.where}: contrast: expected {expected}, as the prompt, found {found}")
     return Pair(record, row, read + (record.fields.get("prefix") or "") if isinstance(read, str) else read)
 
 

@@ -95,9 +95,16 @@ class Reader:
         return self._ask(body, [self._encode(asked, wanted, given is None)], wanted, turn)
 
     def chat_prompt(
-        self, messages: Sequence[dict], continued: bool = False, variables: dict | None = None
+        self,
+        messages: Sequence[dict],
+        continued: bool = False,
+        variables: dict | None = None,
+        name: str = "messages",
     ) -> Prompt:
         """Returns a chat as the prompt of its next answer.
+
+        Args:
+          name: of the field that the messages are in, for errors.
 
         Raises:
           ApiError: there is no chat template, or the messages are none that can be answered.
@@ -105,20 +112,20 @@ class Reader:
         if not self.has_template:
             raise ApiError(
                 "this model has no chat template: use /v1/completions, or start the server with --chat-template",
-                param="messages",
+                param=name,
             )
         if not messages:
-            raise ApiError("messages: expected at least one, found none", param="messages")
+            raise ApiError(f"{name}: expected at least one, found none", param=name)
         roles = get_args(Role)
         joined: list[dict] = []
         for number, message in enumerate(messages):
             if message.get("role") not in roles:
                 found = shown(repr(message.get("role")), 40)
                 raise ApiError(
-                    f"messages[{number}].role: expected one of {', '.join(roles)}, found {found}",
-                    param="messages",
+                    f"{name}[{number}].role: expected one of {', '.join(roles)}, found {found}",
+                    param=name,
                 )
-            message = {**message, "content": _content(message, number)}
+            message = {**message, "content": _content(message, number, name)}
             if message["role"] == "developer":
                 message["role"] = "system"
             # Two of the user in a row would be two turns to answer.
@@ -129,13 +136,12 @@ class Reader:
         prefix = ""
         if joined[-1]["role"] == "assistant":
             if not continued:
+                how = "; set continue_final_message to have it continued" if name == "messages" else ""
                 raise ApiError(
-                    "messages: expected the last one to be the user's, found the assistant's; set "
-                    "continue_final_message to have it continued",
-                    param="messages",
+                    f"{name}: expected the last one to be the user's, found the assistant's{how}", param=name
                 )
             prefix = joined.pop()["content"]
-        return self._prompt({"messages": joined, "prefix": prefix}, "messages", variables)
+        return self._prompt({"messages": joined, "prefix": prefix}, name, variables)
 
     def asked(self, body: ScoreBody | TokenizeBody) -> EncodedPrompt:
         """Returns the prompt of a body that has one, or messages, as ids."""
@@ -177,7 +183,7 @@ class Reader:
         if isinstance(asked, str):
             return self._prompt({"prompt": asked, "contrast": contrast}, param)
         if isinstance(contrast, list):  # held to what the messages are
-            contrast = self.chat_prompt(contrast).messages
+            contrast = self.chat_prompt(contrast, name=param).messages
         told = {"messages": asked.messages, "prefix": asked.prefix, "contrast": contrast}
         return replace(self._prompt(told, param), columns=asked.columns)
 
@@ -201,6 +207,10 @@ class Reader:
             raise ApiError(str(error), param=param) from None
 
     def _of_ids(self, ids: list[int], new: int) -> EncodedPrompt:
+        if any(policy.instruction for policy in self.policies):
+            raise ApiError(
+                "prompt: expected a text, as some models have an instruction; found ids", param="prompt"
+            )
         vocab = min(policy.config.vocab_size for policy in self.policies)
         if not ids or not all(0 <= each < vocab for each in ids):
             raise ApiError(f"prompt: expected token ids from 0 to {vocab - 1}, at least one", param="prompt")
@@ -322,19 +332,17 @@ def _turns(given: object, num_aligned: int) -> list:
     return [given] if vector else given
 
 
-def _content(message: dict, number: int) -> str:
+def _content(message: dict, number: int, name: str) -> str:
     """Returns the text of a message, which may be in parts."""
-    content, where = message.get("content"), f"messages[{number}].content"
+    content, where = message.get("content"), f"{name}[{number}].content"
     if isinstance(content, list):
         for part in content:
             if not (
                 isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
             ):
                 kind = part.get("type") if isinstance(part, dict) else part
-                raise ApiError(
-                    f"{where}: expected parts of text, found {shown(str(kind), 40)}", param="messages"
-                )
+                raise ApiError(f"{where}: expected parts of text, found {shown(str(kind), 40)}", param=name)
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str) or not (content or message["role"] == "assistant"):
-        raise ApiError(f"{where}: expected a text with at least one character", param="messages")
+        raise ApiError(f"{where}: expected a text with at least one character", param=name)
     return content

@@ -56,7 +56,7 @@ PREFERENCES = {"strengths": WIDE, "retrained": WIDE[1:], "combined": (0.5, 2.0, 
 GOLD = PREFERENCES | {"strengths": WIDER, "retrained": WIDER[1:], "repeated": SEEDED, "num_seeds": 3}
 GOLD_WEAK = {
     "beta": 0.005, "strengths": (0.0, 0.05, 0.1, 0.2, 0.5, 1.0), "retrained": (0.05, 0.1, 0.2, 0.5),
-    "combined": (0.2, 0.5), "repeated": (0.2, 1.0), "num_seeds": 3,
+    "combined": (0.2, 0.5),
 }  # fmt: skip
 """With a small β one epoch ends far from the reference only at a larger rate."""
 LINE = r"\n"

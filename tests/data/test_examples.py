@@ -271,3 +271,21 @@ def test_a_reward_model_learns_from_what_it_will_be_handed(policy):
     for text, ids, has_ended in ((" Ida.", pair.chosen, False), (" Bela.", pair.rejected, True)):
         whole = encode_whole(policy.tokenizer, "Mira visits", text, has_ended=has_ended)
         assert [*pair.prompt, *ids] == whole
+
+
+def test_of_two_stop_texts_the_longer_is_the_end(policy):
+    fields = {"prompt": "Mira visits", "chosen": " Ida##.", "rejected": " Bela."}
+    found = [
+        encode_pairs(policy, [record(**fields)], LONG, whole=True, stop=stop)[0][0]
+        for stop in ((".", "##."), ("##.", "."))
+    ]
+    assert found[0] == found[1]
+    assert text_of(policy, found[0].prompt, found[0].chosen).endswith(" Ida")
+
+
+def test_a_chat_ends_by_its_template_and_by_no_text(chatting):
+    chat = record(messages=[user("Hi"), assistant("Yes\n")])
+    with pytest.raises(ValueError, match=r"--stop: expected texts, found a chat"):
+        encode_examples(chatting, [chat], LONG, stop=("\n",))
+    with pytest.raises(ValueError, match=r"--stop: expected texts, found --assistant-only-loss"):
+        encode_learned(chatting, [chat], LONG, assistant_only=True, stop=("\n",))

@@ -1,12 +1,16 @@
 """What an aligned model alone is told."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dera_jax import generate, load_policies
 from dera_jax.commands import generate as generate_command
 from dera_jax.commands import lm_eval, sweep
+from dera_jax.commands.options.models import read_instruction
 from dera_jax.data.instructions import instructed
 from dera_jax.policies.policy import TOY
 
@@ -130,3 +134,18 @@ def test_several_are_given_one_by_one(call, refused, tmp_path):
     assert code == 2 and "instructions" in err
     line = refused(sweep.main, *words, *given, "--aligned-instruction=x")
     assert "--aligned-instruction: expected one, or one for each of 2 aligned models, found 3" in line
+
+
+def test_a_file_that_is_not_there_is_no_instruction(refused, tmp_path):
+    """A word with slashes, or with the ending of a text file, was meant to be a file."""
+    for given in (tmp_path / "happi.txt", "happi.txt", tmp_path):
+        line = refused(generate_command.main, f"--aligned-instruction={given}")
+        assert "no such file" in line or "found a folder" in line
+    assert read_instruction("{prompt}/", "x") == "{prompt}/" and read_instruction("Brief!", "x") == "Brief!"
+    assert read_instruction("Use and/or.", "x") == "Use and/or."
+
+
+@pytest.mark.parametrize("given", [5, b"ab", [1], ["a", b"b"], {"a"}, Path("a")])
+def test_what_is_no_text_is_no_instruction(given):
+    with pytest.raises(TypeError, match="aligned_instruction: expected a text, or a list of them"):
+        load_policies(TOY / "reference", [TOY / "aligned"] * 2, aligned_instruction=given)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 import requests
 
+from dera_jax import load_policies
+from dera_jax.policies.policy import TOY
 from dera_jax.rules.rule import linear_rule
 from tests.support.servers import post, serving, wait_until
 
@@ -96,7 +98,8 @@ def test_a_completion_that_cannot_be(body, said, url):
         ({"messages": "Hi"}, "messages: expected `array`, got `str`"),
         (CHAT | {"tools": [{"type": "function"}]}, "tools: not supported"),
         (CHAT | {"dera": {"contrast": "Hi"}}, "contrast: expected messages, as the prompt, found a text"),
-        (CHAT | {"dera": {"contrast": []}}, "messages: expected at least one, found none"),
+        (CHAT | {"dera": {"contrast": []}}, "dera.contrast: expected at least one, found none"),
+        (CHAT | {"dera": {"contrast": [{"role": "king", "content": "Hi"}]}}, "dera.contrast[0].role: expected one"),
         (CHAT | {"response_format": {"type": "json_object"}}, "response_format: not supported"),
         (CHAT | {"top_logprobs": 3}, "top_logprobs: expected logprobs with it"),
         (CHAT | {"max_tokens": 0}, "max_tokens: expected `int` >= 1"),
@@ -258,3 +261,10 @@ def test_a_key_may_have_any_letters(pair):
         for given, status in (("Bearer clé", 200), ("bearer clé", 200), ("clé", 401), ("Bearer cle", 401)):
             headers = {"Authorization": given.encode()}
             assert requests.get(f"{url}/v1/models", headers=headers, timeout=60).status_code == status, given
+
+
+def test_ids_cannot_have_an_instruction():
+    """They are no text that an instruction could stand around; answered without it they would be another prompt."""
+    once = load_policies(TOY / "aligned", TOY / "aligned", aligned_instruction="Mira is happy. {prompt}")
+    with serving(once) as (url, _):
+        refused(url, "/v1/completions", 400, "some models have an instruction; found ids", prompt=[5, 6])

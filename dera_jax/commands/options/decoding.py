@@ -174,8 +174,10 @@ def unescape(text: str) -> str:
     r"""Returns `text` with escapes such as \n replaced by what they stand for."""
     text = streams.as_text(text)
     try:
-        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    except UnicodeDecodeError as error:
+        found = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+        found.encode()  # half a character is none
+        return found
+    except UnicodeError as error:
         raise ValueError(f"--stop: broken escape in {text!r} ({error.reason})") from error
 
 

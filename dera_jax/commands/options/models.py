@@ -1,6 +1,7 @@
 """The models that a command names: its options, and loading them with progress."""
 
 import argparse
+import os
 import sys
 import time
 from contextlib import closing
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from dera_jax.commands.options import devices
 from dera_jax.commands.options.steering import add_steer_option, read_steer, split_steer
 from dera_jax.commands.options.templates import add_template_settings
+from dera_jax.common.folders import no_such_file
 from dera_jax.common.shown import shown
 
 
@@ -221,9 +223,18 @@ def read_instruction(given: str | None, name: str) -> str | None:
             text = Path(given).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{name}={shown(given, 80)}: cannot be read ({error})") from error
+    elif _is_path(given):
+        raise ValueError(f"{name}: {shown(given, 80)}: {no_such_file(Path(given))}")
     if not text.strip():
         raise ValueError(f"{name}: expected a text or a file with one, found nothing")
     return text.strip()
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text that is no file was meant to be one: nobody is told a word with slashes, or with an ending."""
+    if len(text) > LONGEST_NAME or any(each.isspace() or each in "{\0" for each in text):
+        return False
+    return os.path.exists(text) or "/" in text or Path(text).suffix in (".txt", ".md", ".jinja")
 
 
 class _Bars:
