@@ -76,7 +76,8 @@ def _common_of_top(
     """Returns the words inside, and whether the models' first words tell them: one of all tops has its ranks there."""
     rows, vocab = logits.shape[1:]
     count = min(TOP, vocab)
-    _, tops = jax.lax.top_k(logits, count)
+    # Without the barrier XLA sorts the whole vocabulary on CPUs (a hundred times the time): what is sliced is no top.
+    tops = jax.lax.optimization_barrier(jax.lax.top_k(logits, count)[1])
     same = tops[0][:, :, None] == tops[:, :, None, :]  # models rows words places
     ranks = jnp.where(same.any(axis=-1), same.argmax(axis=-1), count)
     enters = ranks.max(axis=0)
