@@ -307,6 +307,11 @@ def _prefix(value: object, where: str) -> str | tuple[str, ...]:
 
 
 def read_contrast(value: object, where: str) -> str | tuple[dict, ...] | None:
+    """Returns a contrast, a text or messages; None where there is none.
+
+    Raises:
+      ValueError: it is of another kind, or empty; with file and line.
+    """
     if value is None:
         return None
     if isinstance(value, (list, tuple)):
