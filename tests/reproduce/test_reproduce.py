@@ -96,6 +96,26 @@ def test_what_trainings_measured_is_kept(folders):
     assert not (folders.results / "second").exists()
 
 
+def test_rows_that_pairs_are_made_of_are_kept(folders):
+    """Once, compressed, and without this machine's folders."""
+    drawn = Step("eval.sweep", "samples", {"lambda_": "0"})
+    row = {
+        "prompt_id": 0,
+        "sample": 0,
+        "turn": 0,
+        "lambda": 0.0,
+        "prompt": "p",
+        "completion": "c",
+        "rewards": {},
+    }
+    made = folders.work / "samples/rows.jsonl"
+    made.parent.mkdir(parents=True)
+    recipe_data.write_rows(made, [row | {"prompt": f"{folders.work}/x"}])
+    for _ in range(2):
+        runner.keep_making([drawn], folders)
+    assert read_rows(folders.results / "samples") == [row | {"prompt": "WORK/x"}]
+
+
 def test_steps_are_made_in_order_and_not_again(folders):
     first = Step("tests.support.steps:touch", "first", {"text": "a"})
     second = Step("tests.support.steps:touch", "second", {"text": first / "text.txt"})
@@ -187,8 +207,14 @@ def test_weighting_gives_the_sequence_level_mixture():
 
 
 def test_labels_follow_bradley_terry_and_empty_completions_make_no_pair(tmp_path):
-    """P(a ≻ b) = σ(margin / temperature), here of a margin of 1 at 0.5; samples 2 and 3 are no pair."""
-    texts = (("good", 1.0), ("bad", 0.0), ("", 0.0), ("word", 1.0), ("same", 0.0), ("same", 0.0))
+    """P(a ≻ b) = σ(margin / temperature), here of a margin of 1 at 0.5; none of an empty, an equal or a cut one.
+
+    What was drawn to a line break ends with it, and what ended by itself does not.
+    """
+    texts = (
+        ("good", 1.0, "stop"), ("bad", 0.0, "eos"), ("", 0.0, "stop"), ("word", 1.0, "stop"),
+        ("same", 0.0, "stop"), ("same", 0.0, "stop"), ("cut", 1.0, "length"), ("whole", 0.0, "stop"),
+    )  # fmt: skip
     rows = [
         {
             "prompt_id": n,
@@ -199,22 +225,23 @@ def test_labels_follow_bradley_terry_and_empty_completions_make_no_pair(tmp_path
             "rewards": {"lexicon": value},
             "reference_logprob": 0.0,
             "length": 1,
-            "finish_reason": "stop",
+            "finish_reason": reason,
         }
         for n in range(2000)
-        for i, (text, value) in enumerate(texts)
+        for i, (text, value, reason) in enumerate(texts)
     ]
     recipe_data.write_rows(tmp_path / "rows.jsonl", rows)
-    recipe_data.gold_pairs(tmp_path, str(tmp_path), temperature="0.5", held_out="0.2")
+    recipe_data.gold_pairs(tmp_path, str(tmp_path), temperature="0.5", held_out="0.2", stop=r"\n")
     parts = {
         name: [record.fields for record in load_records(str(tmp_path / f"{name}.jsonl"))]
         for name in ("train", "held_out")
     }
     assert {name: len(pairs) for name, pairs in parts.items()} == {"train": 1600, "held_out": 400}
     pairs = [pair for part in parts.values() for pair in part]
-    assert all((pair["chosen"] == "good") == (pair["margin_true"] == 1) for pair in pairs)
+    assert {pair["chosen"] for pair in pairs} == {"good\n", "bad"}
+    assert all((pair["chosen"] == "good\n") == (pair["margin_true"] == 1) for pair in pairs)
     expected = 1 / (1 + math.exp(-1 / 0.5))
-    found = np.mean([pair["chosen"] == "good" for pair in pairs])
+    found = np.mean([pair["chosen"] == "good\n" for pair in pairs])
     assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / len(pairs))
 
 
@@ -271,3 +298,15 @@ def test_certificates_are_the_distances_of_a_known_optimum():
         assert each.distance.mean == pytest.approx((best - own) / s, abs=0.1)
         assert each.share.mean == pytest.approx((own - (p - 1)) / (best - (p - 1)), abs=0.1)
     assert found[0].share.mean > 0 > found[1].share.mean
+
+
+def test_what_designs_were_chosen_on_is_not_what_confirms_them(tmp_path):
+    stories = "\n".join(f"w{n} " * 9 for n in range(40))
+    (tmp_path / "stories.txt").write_text(stories.replace("\n", "\n<|endoftext|>\n"))
+    recipe_data.openings(tmp_path, str(tmp_path / "stories.txt"), words="8", held_out="6")
+    named = {
+        name: [record.fields["id"] for record in load_records(str(tmp_path / f"{name}.jsonl"))]
+        for name in ("train", "held_out", "confirmatory")
+    }
+    assert named["confirmatory"] == named["held_out"][3:] == ["held_out-3", "held_out-4", "held_out-5"]
+    assert len(named["train"]) > 6 and not {*named["train"]} & {*named["held_out"]}
