@@ -54,7 +54,7 @@ def save(path: Path, panels: Sequence[tuple[str, Draw]], note: str, columns: int
         if handles:
             figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
         figure.supxlabel(note, fontsize=6.5, color=GREY)
-        figure.savefig(path, dpi=200, metadata={"Software": None})
+        figure.savefig(path, dpi=160, metadata={"Software": None})
 
 
 def line(ax: Axes, name: str, found: Mapping[float, Estimate], joined: bool = True) -> None:
