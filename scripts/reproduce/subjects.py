@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from scipy.stats import norm
+
 from dera_jax.analysis.estimates import Estimate
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.evidence import Evidence, Quantity
@@ -38,10 +40,16 @@ class Subject:
 
     @property
     def moved(self) -> bool:
-        """Whether alignment did anything to the reward: where nothing moved, nothing can agree or disagree."""
+        """Whether alignment did anything to the reward: where nothing moved, nothing can agree or disagree.
+
+        At any strength up to 1, as one that goes too far may end where it began; by Bonferroni's intervals.
+        """
         dera = self.evidence.dera
-        change = difference(ev.rows_at(dera, 1.0), ev.rows_at(dera, 0.0), self.reward)
-        return change.low > 0 or change.high < 0
+        tried = sorted({s for s, _ in dera if 0 < s <= 1}) or [1.0]
+        wider = norm.ppf(1 - 0.025 / len(tried)) / norm.ppf(0.975)
+        changes = [difference(ev.rows_at(dera, s), ev.rows_at(dera, 0.0), self.reward) for s in tried]
+        ends = [(c.mean + wider * (c.low - c.mean), c.mean + wider * (c.high - c.mean)) for c in changes]
+        return any(low > 0 or high < 0 for low, high in ends)
 
 
 def show(found: Estimate, digits: int = 3) -> str:

@@ -110,6 +110,15 @@ def test_where_alignment_moved_nothing_nothing_can_be_said():
     assert {ask(title, still).verdict for title in moved_by_reward} == {CANNOT}
 
 
+def test_an_alignment_that_went_too_far_has_moved_the_reward():
+    """At λ = 1 it is back where it began, and between it is not."""
+
+    def hill(strength, **changed):
+        return means_at(strength, **changed) | {"reward": 4 * strength * (1 - strength)}
+
+    assert subject(means=hill).moved
+
+
 def test_a_claim_without_rows_says_nothing():
     empty = Subject(ev.Evidence(EXPERIMENT, {}, {}, {}, []), quantity("reward"), {}, quantity("reward"), "")
     for claim in claims.CLAIMS:
