@@ -81,9 +81,14 @@ def in_short(matrix: Matrix, near: Mapping[str, float]) -> str:
 
     close = {name: cells for name, cells in matrix.items() if name in near}
     return (
-        "**In short**: is mixing logits at λ as good as training anew at β/λ? Up to λ = 2 the two have the same "
+        "**In short**: is mixing the logits of a reference and an aligned model with strength λ (DeRa, "
+        "arXiv:2402.02992) as good as training anew with the KL strength β/λ? Up to λ = 2 the two have the same "
         f"reward, within a tenth of its range: {told(matrix)}."
-        + (f" Where models are near their optimum, {told(close)}." if close else "")
+        + (
+            f" Where models are nearest to their optimum, as the reference is too there, {told(close)}."
+            if close
+            else ""
+        )
     )
 
 
@@ -128,8 +133,9 @@ def _near(names: str, every: Sequence[Parts]) -> str:
     token = _sides([(parts.strength, parts.parts("reward")[PARTS[0]]) for parts in every])
     aligned, retrained = (_size(every, part) for part in PARTS[1:])
     return (
-        f"near the optimum ({names}) the reward of DeRa minus that of retrained models is {_gaps(every)}. Mixing token "
-        f"by token makes {token} of it. The rest is the difference of two training errors: the mixture of whole "
+        f"near the optimum ({names}) the reward of DeRa minus that of retrained models is {_gaps(every)}; these are "
+        f"means over strengths, with their ranges. Of these sums, mixing token by token is {token}. The rest is the "
+        "difference of two training errors: the mixture of whole "
         f"responses misses the reward of the optimum of β/λ by {aligned:.2f} on average, retrained models by "
         f"{retrained:.2f}."
     )
