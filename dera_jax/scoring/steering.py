@@ -110,12 +110,13 @@ def read_states(
       at: one of `AT`.
     """
     mesh = mesh_of(policy.params)
-    rows = rows_for(mesh, rows)
+    # A mesh may need more rows than texts are read at a time: then some are empty, and texts stay with their pairs.
+    padded = rows_for(mesh, rows)
     for start in range(0, len(texts), rows):
         part = texts[start : start + rows]
         prompts, said = zip(*part, strict=True)
-        batch = make_batch(prompts, said, rows, tight=True, bucket=padded_length)
-        ends = np.array([[len(p), len(p) + len(c)] for p, c in part] + [[0, 1]] * (rows - len(part)))
+        batch = make_batch(prompts, said, padded, tight=True, bucket=padded_length)
+        ends = np.array([[len(p), len(p) + len(c)] for p, c in part] + [[0, 1]] * (padded - len(part)))
         places = np.arange(batch.tokens.shape[1])
         first = ends[:, :1] if at == "mean" else ends[:, 1:] - 1
         chosen = (places >= first) & (places < ends[:, 1:])
