@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dera_jax.commands.options import cli
+from dera_jax.commands.options import cli, devices
 from dera_jax.commands.options.steering import ENDING
 from dera_jax.commands.options.templates import add_template_settings
 from dera_jax.commands.parts.gating import fitted_gate, labelled_prompts
@@ -68,11 +68,7 @@ def make_parser() -> cli.Parser:
         "--quantize", choices=("int8", "nf4"), help="quantize the linear layers to 8 or 4 bits"
     )
     add_template_settings(parser)
-    parser.add_argument(
-        "--mesh", metavar="data:N,model:M",
-        help="number of devices to split rows (data) and parameters (model) over (default: parameters over as many "
-        "devices as their memory requires, rows over the others)",
-    )  # fmt: skip
+    devices.add_mesh_option(parser)
     return parser
 
 

@@ -74,14 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--out: expected another file than the prompts' own, found {str(args.out)!r:.200}")
     if not 0 < args.temperature < float("inf"):
         raise ValueError(f"--temperature: expected a number above 0, found {args.temperature:g}")
-    if args.lambda_ != parser.get_default("lambda_") and not args.gate:
-        raise ValueError("--lambda: has no meaning without --gate: the perplexities decide")
-    for name in ("temperature", "method"):
-        given, idle = getattr(args, name), "--gate" if args.gate else "--method=greedy"
-        if given != parser.get_default(name) and (
-            args.gate or (name, args.method) == ("temperature", "greedy")
-        ):
-            raise ValueError(f"--{name}: has no meaning with {idle}")
+    idle = (
+        dict.fromkeys(("--method", "--temperature"), "without --gate")
+        if args.gate
+        else {"--lambda": "with --gate"}
+    )
+    if args.method == "greedy":
+        idle.setdefault("--temperature", "with --method=softmax")
+    for name, needed in idle.items():
+        if name in parser.given:
+            raise ValueError(f"{name} has an effect {needed} only")
     if args.num_prompts is not None:
         check_count("--num-prompts", args.num_prompts)
     rows = decoding.parse_rows(args.rows, 8)

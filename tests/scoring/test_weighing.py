@@ -78,8 +78,8 @@ def test_what_is_refused(refused, tmp_path):
     assert "--temperature" in refused(weigh.main, out, "--temperature=0")
     assert "--temperature" in refused(weigh.main, out, "--temperature=nan")
     told = refused(weigh.main, out, "--temperature=2", "--method=greedy")
-    assert "--temperature: has no meaning with --method=greedy" in told
-    assert "--lambda: has no meaning without --gate" in refused(weigh.main, out, "--lambda=2")
+    assert "--temperature has an effect with --method=softmax only" in told
+    assert "--lambda has an effect with --gate only" in refused(weigh.main, out, "--lambda=2")
     told = refused(weigh.main, out, "--num-prompts=2", "--aligned-instruction=Be kind.")
     assert "expected all models to read the same tokens" in told
     assert not (tmp_path / "a.jsonl").exists()

@@ -15,12 +15,7 @@ from dera_jax.common.checks import check_number
 def add_mesh_options(parser: argparse.ArgumentParser) -> None:
     """Adds the mesh and the processes that share it."""
     group = parser.add_argument_group("devices")
-    group.add_argument(
-        "--mesh",
-        metavar="data:N,model:M",
-        help="number of devices to split rows (data) and parameters (model) over (default: parameters over as "
-        "many devices as their memory requires, rows over the others)",
-    )
+    add_mesh_option(group)
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT|auto",
@@ -42,6 +37,16 @@ def add_mesh_options(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         metavar="SECONDS",
         help="time for all processes to join (default %(default)g)",
+    )
+
+
+def add_mesh_option(parser: argparse._ActionsContainer) -> None:
+    """Adds the mesh alone, for commands of one process."""
+    parser.add_argument(
+        "--mesh",
+        metavar="data:N,model:M",
+        help="number of devices to split rows (data) and parameters (model) over (default: parameters over as "
+        "many devices as their memory requires, rows over the others)",
     )
 
 
