@@ -98,7 +98,7 @@ def findings(subjects: Sequence[Subject], matrix: Matrix, claims: Sequence[str])
         verdicts = [matrix[s.name][claim].verdict for s in subjects if claim in matrix.get(s.name, {})]
         if any(verdict != CANNOT for verdict in verdicts):
             told.append(f"**{claim}**: {tally(verdicts)}")
-    return f"Of the experiments shown: {'; '.join(told)}."
+    return f"Of the experiments shown: {'; '.join(told)}." if told else ""
 
 
 def _counts(subjects: Sequence[Subject]) -> str:

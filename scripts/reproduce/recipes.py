@@ -103,7 +103,7 @@ class Recipes:
             "model": self.stories,
             "data": self.openings / "train.jsonl",
             "reward": PARAGRAPH,
-            "stop": r"\n",
+            "stop": LINE,
         }
         decoding = self._on_openings(PARAGRAPH) | {"num_prompts": 128, "num_samples": 12}
         grids = {
@@ -172,7 +172,7 @@ class Recipes:
             "num_prompts": 64,
             "num_samples": 16,
             "reward": rewards,
-            "stop": r"\n",
+            "stop": LINE,
         }
 
     def t5(self) -> Step:
@@ -256,7 +256,7 @@ class Recipes:
                 "num_prompts": 600,
                 "num_samples": 32,
                 "reward": self.sentiment,
-                "stop": r"\n",
+                "stop": LINE,
             },
         )
         labelled = {"rows": drawn, "temperature": 0.5, "held_out": 0.2, "stop": LINE}
@@ -289,6 +289,7 @@ class Recipes:
                 **common,
                 **GOLD,
             ),
+            # With a small β one epoch ends far from the reference only at a larger rate.
             Experiment(
                 "gold-dpo-weak",
                 "stories260K, happy paragraphs by pairs, DPO with a small β",

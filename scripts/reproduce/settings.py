@@ -14,6 +14,8 @@ FAR = (0.0, 0.011, 0.1, 0.5, 2 / 3, 1.0, 2.0, 5.0, 10.0)
 """Those of Fig. 4."""
 SEEDED = (0.5, 1.0, 2.0)
 """Strengths trained with three seeds."""
+LINE = r"\n"
+"""Ends a paragraph, drawn or learned from."""
 PARAGRAPH = r"length:40:60:\n"
 SENTENCE = "length:16:24"
 BANDS = {
@@ -26,7 +28,7 @@ SENTIMENT_WEIGHT = 0.3
 INVENTED = f"python:{HERE}.rewards:invented"
 
 STORIES = {
-    "stop": r"\n", "max_steps": 120, "batch_size": 64, "num_samples": 4, "learning_rate": 2e-4,
+    "stop": LINE, "max_steps": 120, "batch_size": 64, "num_samples": 4, "learning_rate": 2e-4,
 }  # fmt: skip
 PPO = {
     "algorithm": "ppo", "max_steps": 80, "learning_rate": 4e-5, "lam": 1, "num_ppo_epochs": 2, "num_mini_batches": 2,
@@ -58,6 +60,3 @@ GOLD_WEAK = {
     "beta": 0.005, "strengths": (0.0, 0.05, 0.1, 0.2, 0.5, 1.0), "retrained": (0.05, 0.1, 0.2, 0.5),
     "combined": (0.2, 0.5),
 }  # fmt: skip
-"""With a small β one epoch ends far from the reference only at a larger rate."""
-LINE = r"\n"
-"""Ends a paragraph, drawn or learned from."""
