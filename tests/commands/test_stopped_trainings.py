@@ -56,7 +56,7 @@ def test_a_bar_that_cannot_write_ends_no_run(words, tmp_path):
     with open("/dev/full", "w") as full:
         call = [sys.executable, "-m", "train.sft", *words]
         ended = subprocess.run(call, cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, stderr=full)
-    assert ended.returncode == 0 and b"1 steps; model" in ended.stdout
+    assert ended.returncode == 0 and b"1 step; model" in ended.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
