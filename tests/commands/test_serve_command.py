@@ -50,20 +50,32 @@ def test_a_port_that_is_taken(capsys):
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_ends_when_what_it_has_begun_is_done(ending):
     command = [sys.executable, "-m", "eval.serve", "--port=0", "--rows=2", "--lambda=1/2"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            told = _told_until_the_end(process, ending)
+            error = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert told[-1] == b"[DONE]" and "Traceback" not in error
+    choices = [json.loads(each)["choices"][0] for each in told[:-1]]
+    # The first piece counts too: an answer may be over with its first token.
+    ended = [choice["index"] for choice in choices if choice["finish_reason"] is not None]
+    assert sorted(ended) == list(range(24))
+    assert process.returncode in (143, -signal.SIGTERM, 130, -signal.SIGINT)
+
+
+def _told_until_the_end(process, ending):
+    """Returns the events of a stream of 24 answers, whose server is told to end at the first."""
     line = process.stdout.readline()
     found = re.fullmatch(r"toy at (http://127\.0\.0\.1:\d+) \(λ = 1/2, 2 rows\)\n", line)
-    assert found, line + process.stderr.read()
+    assert found, line
     assert "strength (λ)" in requests.get(found[1], timeout=60).text
     body = {"prompt": "Once", "max_tokens": 240, "n": 24, "temperature": 5.0, "stream": True}
     with requests.post(f"{found[1]}/v1/completions", json=body, stream=True, timeout=60) as answer:
         lines = answer.iter_lines()
-        next(lines)
+        told = [next(lines)]
         process.send_signal(ending)
         # Not comments, which keep a slow stream's connection open.
-        told = [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: ")]
-    assert told[-1] == b"[DONE]"
-    choices = [json.loads(each)["choices"][0] for each in told[:-1]]
-    assert sum(choice["finish_reason"] is not None for choice in choices) == 24
-    assert choices[0]["index"] in range(24) and "Traceback" not in process.communicate(timeout=60)[1]
-    assert process.returncode in (143, -signal.SIGTERM, 130, -signal.SIGINT)
+        return [event.removeprefix(b"data: ") for event in [*told, *lines] if event.startswith(b"data: ")]

@@ -269,9 +269,9 @@ def test_what_is_no_reward_is_said(value, kind, message):
 
 @pytest.mark.filterwarnings("ignore:os.fork")
 @pytest.mark.parametrize("then", ["return [1.0] * len(completions)", "raise ValueError", "sys.exit(3)"])
-def test_a_fork_of_the_process_does_not_come_back(module, then):
+def test_a_fork_of_the_process_does_not_come_back(module, capfd, then):
     """Two processes would write the same rows."""
-    name = module(f"import os, sys\ndef f(completions):\n    os.fork()\n    {then}\n")
+    name = module(f"import os, sys\ndef f(completions):\n    print(os.fork(), flush=True)\n    {then}\n")
     (reward,) = parse_rewards(f"python:{name}:f")
     us = os.getpid()
     try:
@@ -281,4 +281,5 @@ def test_a_fork_of_the_process_does_not_come_back(module, then):
     finally:
         if os.getpid() != us:
             os._exit(7)
-    assert os.wait()[1] == 0
+    (child,) = {int(line) for line in capfd.readouterr().out.split()} - {0}
+    assert os.waitpid(child, 0) == (child, 0)
