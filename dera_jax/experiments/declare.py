@@ -190,8 +190,8 @@ class Experiment:
         return Place(trained, base=self.reference) if self.training.options.get("lora_r") else trained
 
     def dera(self, seed: int = 0) -> Step:
-        """Returns the sweep over all strengths; of further seeds only over the repeated ones."""
-        some = self.strengths if seed == 0 else (0.0, *self.repeated)
+        """Returns the sweep over all strengths; of further seeds over the repeated ones (λ = 0 has nothing trained)."""
+        some = self.strengths if seed == 0 else self.repeated
         return self._sweep(f"dera-seed={seed}", self.aligned(seed=seed), some, self.beta)
 
     def retrained_sweep(self, strength: float, seed: int = 0) -> Step:

@@ -79,7 +79,7 @@ class Recipes:
                 {"algorithm": "rloo", "lora_r": 16, "learning_rate": 1e-3},
             ),
         }[algorithm]
-        few = algorithm == "lora"
+        few, seeds = algorithm == "lora", {"rloo": 6, "ppo": 5, "lora": 1}[algorithm]
         return Experiment(
             name=f"stories-length-{algorithm}",
             title=f"stories260K, length of the first paragraph, {told}, stopped early",
@@ -89,7 +89,7 @@ class Recipes:
             strengths=(0.0, *SEEDED) if few else GRID,
             retrained=SEEDED if few else GRID[1:],
             repeated=() if few else SEEDED,
-            num_seeds=1 if few else 3,
+            num_seeds=seeds,
             combined=tuple(s for s in GRID if s not in (0, 1)) if algorithm == "rloo" else (0.5, 2.0),
             decoding=self._on_openings(PARAGRAPH),
         )
