@@ -29,6 +29,7 @@ from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.runner import Folders, check_data, is_kept, make
 from scripts.reproduce.smoke import exchange, shrink, shrink_preset, shrink_step
 from scripts.reproduce.stand_ins import write_stand_ins
+from scripts.reproduce.training_length import NAME, of_lengths
 
 
 @endings.command
@@ -78,9 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--{'print' if args.print else 'instead'} has a meaning only with --preset")
     recipes = Recipes()
     experiments, others = recipes.experiments(), recipes.others()
+    lengths = of_lengths(recipes.stories_length("rloo"))
     if args.smoke:
         experiments = {name: shrink(experiment) for name, experiment in experiments.items()}
+        lengths = {steps: shrink(lengths[steps]) for steps in [max(lengths)]}
         others = {name: list(map(shrink_step, steps)) for name, steps in others.items()}
+    others[NAME] = [step for experiment in lengths.values() for step in experiment.measurements()]
     known = {name: experiment.measurements() for name, experiment in experiments.items()} | others
     chosen = _chosen(known, args.experiments)
     work = args.work or Path("runs/smoke/work" if args.smoke else "runs/reproduce")

@@ -1,14 +1,19 @@
 """The figures of REPRODUCTION.md: one for each group of claims, a panel for each experiment, captions from the rows."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import figures
 from scripts.reproduce import quantities as qu
 from scripts.reproduce.certificates import optimum_curve
 from scripts.reproduce.decomposition import PARTS, Parts
+from scripts.reproduce.questions import compared
+from scripts.reproduce.spread import gap
 from scripts.reproduce.subjects import Subject
 from scripts.reproduce.verdicts import CANNOT, Cell, tally
 
@@ -118,7 +123,23 @@ def _rewards(subjects: Sequence[Subject]):
         "Mean reward over λ: DeRa, models retrained at β/λ, DeRa's completions weighted to Eq. 5, and the optimum of "
         "β/λ, which is known for rewards of lengths (dashed)."
     )
-    return told, _each(subjects, panel)
+    return " ".join([told, *_beyond(subjects)]), _each(subjects, panel)
+
+
+def _beyond(subjects: Sequence[Subject]) -> list[str]:
+    """Returns the mean rewards at strengths that are not drawn, which verdicts count too."""
+    told = [
+        f"{subject.name} at λ = {s:g}: DeRa {means[0]:.2f}, retrained {means[1]:.2f}"
+        for subject in subjects
+        for s in compared(subject, "λ > 2")
+        if s > FAR
+        for means in [[ev.mean(ev.rows_at(way, s), subject.reward).mean for way in _both(subject)]]
+    ]
+    return [f"Not drawn, and part of the verdicts: {'; '.join(told)}."] if told else []
+
+
+def _both(subject: Subject):
+    return subject.evidence.dera, subject.evidence.retrained
 
 
 def _divergences(subjects: Sequence[Subject]):
@@ -126,7 +147,20 @@ def _divergences(subjects: Sequence[Subject]):
         return figures.ways(subject.evidence, qu.kl, "nats", optimum=optimum_curve(subject, "kl"), log=True)
 
     told = "KL divergence from the reference over λ, on a logarithmic scale."
-    return told, _each(subjects, panel)
+    return " ".join([told, *_ratios(subjects)]), _each(subjects, panel)
+
+
+def _ratios(subjects: Sequence[Subject]) -> list[str]:
+    """Returns on which side DeRa is nearer to the reference than retrained models, and by how much."""
+    told = []
+    for side, words in (("λ < 1", "below λ = 1"), ("1 < λ ≤ 2", "from 1 to 2")):
+        found = [(each, some) for each in subjects if (some := compared(each, side))]
+        times = [math.exp(gap(each.evidence, qu.kl, some, ratio=True).estimate.mean) for each, some in found]
+        if times:
+            told.append(f"{words} {np.median(times):.2f} times ({min(times):.2f} to {max(times):.2f})")
+    if not told:
+        return []
+    return [f"DeRa's divergence is, in the median experiment, {' and '.join(told)} that of retrained models."]
 
 
 def _lengths(subjects: Sequence[Subject]):

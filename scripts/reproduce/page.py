@@ -8,7 +8,7 @@ from scripts.reproduce.claims import CLAIMS
 from scripts.reproduce.decomposition import PARTS, Parts
 from scripts.reproduce.drawing import Drawn
 from scripts.reproduce.subjects import Subject
-from scripts.reproduce.verdicts import AGREES, CANNOT, DISAGREES, SIGNS, UNDECIDED, Cell, Claim, tally
+from scripts.reproduce.verdicts import AGREES, CANNOT, DISAGREES, SIGNS, UNDECIDED, Cell, Claim
 
 Matrix = Mapping[str, Mapping[str, Cell]]
 """By experiment and title of a claim."""
@@ -53,9 +53,7 @@ def in_five_lines(
     return [
         in_short(matrix, near),
         "",
-        f"- **As in the paper**: {_listed(matrix, 'for')}.",
-        f"- **Not as in the paper**: {_listed(matrix, 'against')}. **Mixed**: {_listed(matrix, 'mixed')}. "
-        f"**Mostly undecided**: {_listed(matrix, 'undecided')}. **New here**: {_listed(matrix, 'new')}.",
+        *(f"- **{head}**: {_listed(matrix, kind)}." for kind, head in KINDS.items()),
         f"- **Why**: {why(taken_apart, near)}",
         f"- **What to do**: {advice(matrix)}",
         f"- **How sure this is**: {len(answers)} answers, of which {single} rest on one training (¹). Models are "
@@ -65,6 +63,14 @@ def in_five_lines(
     ]
 
 
+KINDS = {
+    "for": "As in the paper",
+    "against": "Not as in the paper",
+    "mixed": "Mixed",
+    "undecided": "Mostly undecided",
+    "new": "New here",
+}
+"""How experiments may stand to a claim, and the heads of their lists."""
 UP_TO_2 = ("reward, λ < 1", "reward, 1 < λ ≤ 2")
 """Titles of the paper's first claim."""
 
@@ -111,10 +117,21 @@ def _listed(matrix: Matrix, kind: str) -> str:
     for claim in CLAIMS:
         verdicts = _verdicts(matrix, claim.title)
         if _kind(claim, verdicts) == kind:
-            opposite = {AGREES: DISAGREES, DISAGREES: AGREES} if claim.expected == DISAGREES else {}
-            counts = tally([opposite.get(verdict, verdict) for verdict in verdicts])
-            told.append(f"{claim.denied or claim.sentence} ({counts})")
+            told.append(f"{claim.denied or claim.sentence} ({_said(verdicts, bool(claim.denied))})")
     return "; ".join(told) or "nothing"
+
+
+def _said(verdicts: Sequence[str], denied: bool) -> str:
+    """Returns how many experiments say what a sentence says, or deny it where `denied`: not what ✓ and ✗ count.
+
+    >>> _said(["agrees", "disagrees", "disagrees"], denied=True)
+    '2 say so, 1 says otherwise'
+    """
+    so, otherwise = (DISAGREES, AGREES) if denied else (AGREES, DISAGREES)
+    counts = {"so": verdicts.count(so), "otherwise": verdicts.count(otherwise)}
+    told = [f"{count} say{'s' * (count == 1)} {what}" for what, count in counts.items() if count]
+    left = verdicts.count(UNDECIDED)
+    return ", ".join([*told, f"{left} undecided"] if left else told)
 
 
 def why(taken_apart: Mapping[str, Sequence[Parts]], near: Mapping[str, float]) -> str:
@@ -134,8 +151,8 @@ def _near(names: str, every: Sequence[Parts]) -> str:
     aligned, retrained = (_size(every, part) for part in PARTS[1:])
     return (
         f"near the optimum ({names}) the reward of DeRa minus that of retrained models is {_gaps(every)}; these are "
-        f"means over strengths, with their ranges. Of these sums, mixing token by token is {token}. The rest is the "
-        "difference of two training errors: the mixture of whole "
+        f"means over strengths, with the least and the largest. Of these sums, mixing token by token is {token}. The "
+        "rest is the difference of two training errors: the mixture of whole "
         f"responses misses the reward of the optimum of β/λ by {aligned:.2f} on average, retrained models by "
         f"{retrained:.2f}."
     )
@@ -166,7 +183,7 @@ def _sides(values: Sequence[tuple[float, float]]) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    return f"{np.mean(values):+z.3f} ({min(values):+z.3f} to {max(values):+z.3f})"
+    return f"{np.mean(values):+z.3f} (from {min(values):+z.3f} to {max(values):+z.3f})"
 
 
 def advice(matrix: Matrix) -> str:
@@ -176,6 +193,11 @@ def advice(matrix: Matrix) -> str:
         "do not read KL off it": ("KL, λ < 1", "KL, 1 < λ ≤ 2"),
         "do not go beyond λ = 2": ("reward, λ > 2",),
     }
+    both = [
+        name
+        for name, cells in matrix.items()
+        if (cells["better than the base"].verdict, cells["choice of strength"].verdict) == (AGREES, DISAGREES)
+    ]
     warnings = [
         text
         for text, claims in astray.items()
@@ -185,7 +207,8 @@ def advice(matrix: Matrix) -> str:
         "use λ to see which way to go, and retrain once there before you believe a number. Retraining at DeRa's choice "
         f"was surely better than the base β in {base.count(AGREES)} of {len(base)} experiments and surely worse in "
         f"{base.count(DISAGREES)}; its choice was surely about the best one in {choice.count(AGREES)} of {len(choice)} "
-        f"and surely not in {choice.count(DISAGREES)}."
+        f"and surely not in {choice.count(DISAGREES)}"
+        + (f"; in {' and '.join(both)} it was better and yet surely not the best." if both else ".")
         + (f" But {' and '.join(warnings)}." if warnings else "")
     )
 
@@ -322,5 +345,6 @@ token, which texts of this reference seldom do. The gold experiments shown here 
 half, with three trainings of some β, and with pairs that end with a line break, as texts are drawn. After that
 `gold-dpo-weak` at λ = 1 had about the reward of the reference, so whether an alignment moved its reward is asked at any
 strength up to 1 since, no longer at 1 alone. Margins were fixed after the first report of the early-stopped
-experiments, from the paper's figures.
+experiments, from the paper's figures. Trainings were added to `stories-length-rloo` and `stories-length-ppo`, up to
+six and five of some β, after a report with three in which about half of their answers were undecided.
 """
