@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data([recipes.e2e, recipes.openings], folders)  # texts beside whose words a report holds the rows'
     from scripts.reproduce.report import write_report
 
-    write_report(experiments, others, recipes, folders)
+    write_report(experiments, lengths, others, recipes, folders)
 
 
 def _make(

@@ -6,10 +6,10 @@ import numpy as np
 
 from dera_jax.common.json_files import read_json
 from dera_jax.data.records import load_records
-from dera_jax.experiments.declare import Step
+from dera_jax.experiments.declare import Experiment, Step
 from dera_jax.results.reading import read_rows
 from scripts.reproduce import evidence as ev
-from scripts.reproduce import figures
+from scripts.reproduce import figures, training_length
 from scripts.reproduce import hallucination as ha
 from scripts.reproduce import quantities as qu
 from scripts.reproduce.recipes import Recipes
@@ -20,20 +20,28 @@ from scripts.reproduce.subjects import Subject, show
 from scripts.reproduce.verdicts import equivalence, fall
 
 INVENTED = "e2e-invented"
+VARIED = "stories-length-rloo"
+"""Whose training is also made shorter and longer, and whose pair is decoded in other ways."""
 MARGINS = {"length": 0.05, "sentiment": 0.05}
 """Of two rewards: of a share of texts, and of a mean rating."""
 
 
 def sections(
-    subjects: Sequence[Subject], others: Mapping[str, list[Step]], recipes: Recipes, folders: Folders
+    subjects: Sequence[Subject],
+    lengths: Mapping[int, Experiment],
+    others: Mapping[str, list[Step]],
+    recipes: Recipes,
+    folders: Folders,
 ) -> list[str]:
     """Returns the sections of the page."""
     by_name = {subject.name: subject for subject in subjects}
     lines = []
+    if VARIED in by_name:
+        lines += training_length.section(by_name[VARIED], lengths, folders)
     if INVENTED in by_name:
         lines += _invented(by_name[INVENTED], recipes, folders)
     lines += _two_rewards(others["two-rewards"], folders)
-    lines += _extras(others["extras"], by_name.get("stories-length-rloo"), folders)
+    lines += _extras(others["extras"], by_name.get(VARIED), folders)
     return lines
 
 

@@ -157,10 +157,10 @@ def _ratios(subjects: Sequence[Subject]) -> list[str]:
         found = [(each, some) for each in subjects if (some := compared(each, side))]
         times = [math.exp(gap(each.evidence, qu.kl, some, ratio=True).estimate.mean) for each, some in found]
         if times:
-            told.append(f"{words} {np.median(times):.2f} times ({min(times):.2f} to {max(times):.2f})")
+            told.append(f"{np.median(times):.2f} times {words} (from {min(times):.2f} to {max(times):.2f})")
     if not told:
         return []
-    return [f"DeRa's divergence is, in the median experiment, {' and '.join(told)} that of retrained models."]
+    return [f"In the median experiment DeRa's is that of retrained models {' and '.join(told)}."]
 
 
 def _lengths(subjects: Sequence[Subject]):

@@ -24,11 +24,16 @@ from scripts.reproduce.verdicts import SIGNS, Cell
 
 def write_report(
     experiments: Mapping[str, Experiment],
+    lengths: Mapping[int, Experiment],
     others: Mapping[str, list[Step]],
     recipes: Recipes,
     folders: Folders,
 ) -> None:
-    """Writes the figures and pages in the folder of results."""
+    """Writes the figures and pages in the folder of results.
+
+    Args:
+      lengths: the first experiment stopped early, with other numbers of steps.
+    """
     read = {name: ev.read_evidence(experiment, folders) for name, experiment in experiments.items()}
     # Half an experiment would be judged by the strengths that happen to be there.
     found = {name: evidence for name, evidence in read.items() if not evidence.missing}
@@ -45,7 +50,7 @@ def write_report(
         draw_all(subjects, matrix, taken_apart, folders.results),
         nearest(known),
         certificate_lines(known),
-        beside.sections(subjects, others, recipes, folders),
+        beside.sections(subjects, lengths, others, recipes, folders),
         missing,
     )
     for subject in subjects:
