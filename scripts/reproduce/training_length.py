@@ -58,7 +58,7 @@ def section(subject: Subject, lengths: Mapping[int, Experiment], folders: Folder
       subject: the experiment at its own length.
       lengths: it at others, by the number of steps.
     """
-    points = _points(subject, lengths, folders)
+    points = points_of(subject, lengths, folders)
     if len(points) < 2:
         return []
     beta = subject.evidence.experiment.beta
@@ -71,12 +71,12 @@ def section(subject: Subject, lengths: Mapping[int, Experiment], folders: Folder
         f"{subject.name} (β = {beta:g}) with fewer and with more steps, trained from the start each time. "
         f"{' '.join(_told(points, strength) for strength in STRENGTHS)} The aligned model is "
         f"{_from_to(points, lambda point: f'{point.certificates[1.0].distance.mean:.2f}')} nats from its optimum.\n",
-        *_lines(points),
+        *table(points),
         "",
     ]
 
 
-def _points(subject: Subject, lengths: Mapping[int, Experiment], folders: Folders) -> dict[int, Point]:
+def points_of(subject: Subject, lengths: Mapping[int, Experiment], folders: Folders) -> dict[int, Point]:
     """Returns what is known of each number of steps, in increasing order."""
     found = {int(subject.evidence.experiment.training.options["max_steps"]): subject}
     start = subject.evidence.dera.get((0.0, 0), [])
@@ -107,8 +107,8 @@ def _from_to(points: Mapping[int, Point], show_point) -> str:
     return ", ".join(f"{show_point(point)} after {steps} steps" for steps, point in points.items())
 
 
-def _lines(points: Mapping[int, Point]) -> list[str]:
-    """Returns the table."""
+def table(points: Mapping[int, Point]) -> list[str]:
+    """Returns the lines of the table."""
     lines = [
         "| steps | λ | trainings | KL to the optimum of β/λ (nats) | share | DeRa − retrained, reward | "
         + " | ".join(PARTS)

@@ -16,6 +16,7 @@ from scripts.reproduce.page import in_five_lines
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.settings import BANDS
 from scripts.reproduce.subjects import Subject
+from scripts.reproduce.training_length import STEPS, of_lengths, points_of, table
 from scripts.reproduce.verdicts import AGREES, CANNOT, DISAGREES, UNDECIDED, Cell
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,21 @@ def test_the_page_has_the_gaps_and_certificates_of_the_rows():
     for line in certificate_lines([subject])[1:]:
         assert line in report
     assert all(each.distance.low > 0 for each in certificates(subject))
+
+
+def test_the_page_has_the_gaps_of_other_lengths_of_training():
+    subject, folders = read("stories-length-rloo"), runner.Folders(Path("nowhere"), RESULTS)
+    points = points_of(subject, of_lengths(subject.evidence.experiment), folders)
+    own = subject.evidence.experiment.training.options["max_steps"]
+    assert list(points) == sorted({*STEPS, own})
+    report = (RESULTS / "REPRODUCTION.md").read_text()
+    for line in table(points):
+        assert line in report
+    for point in points.values():
+        assert all(each.distance.low > 0 for each in point.certificates.values())
+        for parts in point.parts.values():
+            total = parts.total["reward"].estimate.mean
+            assert sum(parts.parts("reward").values()) == pytest.approx(total, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", list(BANDS))
