@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_count("--num-samples", args.num_samples, most=10**4)
     if args.interactive and args.prompt is not None:
         raise ValueError("expected --prompt or --interactive, found both")
+    if args.contrast is not None and args.prompt is None:
+        raise ValueError("--contrast: expected --prompt beside it, found none")
 
     from dera_jax.data.prompts import with_settings
     from dera_jax.decoding.value_models import check_values
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     talks = args.chat and args.prompt is None and not args.interactive
     lambdas = parsed(args.lambda_ or ("1" if talks else STRENGTHS))
-    prompt = _prompt(args.prompt, args.chat)
+    prompt = _prompt(args.prompt, args.chat, args.contrast)
     rule = load_rule(args.rule)
     draw = drawing.draw_of(args, rule, len(aligned or [1]), answers=False)
     rows = args.rows if args.rows == "auto" else decoding.parse_rows(args.rows, 1)
@@ -73,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         text = streams.as_text(args.prompt or prompt.text)
         print(f"prompt: {shown(text, keep=chr(10))}\n")
+        if args.contrast is not None:
+            print(f"the reference reads: {shown(streams.as_text(args.contrast), keep=chr(10))}\n")
         answer(prompt, lambdas)
 
 
@@ -80,6 +84,11 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser("generate", __doc__)
     parser.add_argument(
         "--prompt", metavar="TEXT", help="the prompt (default: the first prompt that ships with the toy pair)"
+    )
+    parser.add_argument(
+        "--contrast",
+        metavar="TEXT",
+        help="what the reference reads in place of the prompt (default: the prompt)",
     )
     parser.add_argument(
         "--interactive",
@@ -111,14 +120,19 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def _prompt(text: str | None, chat: bool):
+def _prompt(text: str | None, chat: bool, contrast: str | None = None):
     from dera_jax.common.usable import keep_usable
     from dera_jax.data.prompts import Prompt, load_prompts
 
     if text is None:
         return load_prompts("toy", 1)[0]
-    text = streams.as_text(text)
-    asked = {"messages": [{"role": "user", "content": text}]} if chat else text
+
+    def said(text: str) -> str | list[dict]:
+        return [{"role": "user", "content": streams.as_text(text)}] if chat else streams.as_text(text)
+
+    asked = {"messages" if chat else "prompt": said(text)}
+    if contrast is not None:
+        asked["contrast"] = said(contrast)
     ((prompt,), _) = keep_usable([asked], Prompt.of, lambda _: "--prompt")
     return prompt
 

@@ -193,10 +193,11 @@ def advice(matrix: Matrix) -> str:
         "do not read KL off it": ("KL, λ < 1", "KL, 1 < λ ≤ 2"),
         "do not go beyond λ = 2": ("reward, λ > 2",),
     }
+    titles = ("better than the base", "choice of strength")
     both = [
         name
         for name, cells in matrix.items()
-        if (cells["better than the base"].verdict, cells["choice of strength"].verdict) == (AGREES, DISAGREES)
+        if [cells[t].verdict for t in titles if t in cells] == [AGREES, DISAGREES]
     ]
     warnings = [
         text
@@ -345,6 +346,6 @@ token, which texts of this reference seldom do. The gold experiments shown here 
 half, with three trainings of some β, and with pairs that end with a line break, as texts are drawn. After that
 `gold-dpo-weak` at λ = 1 had about the reward of the reference, so whether an alignment moved its reward is asked at any
 strength up to 1 since, no longer at 1 alone. Margins were fixed after the first report of the early-stopped
-experiments, from the paper's figures. Trainings were added to `stories-length-rloo` and `stories-length-ppo`, up to
-six and five of some β, after a report with three in which about half of their answers were undecided.
+experiments, from the paper's figures. Trainings were added to `stories-length-rloo`, from three to six of some β,
+after a report in which about half of its answers were undecided.
 """

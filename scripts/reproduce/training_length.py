@@ -69,8 +69,9 @@ def section(subject: Subject, lengths: Mapping[int, Experiment], folders: Folder
         "## The gap over the length of training\n",
         f"![The gap over the length of training](figures/{NAME}.png)\n",
         f"{subject.name} (β = {beta:g}) with fewer and with more steps, trained from the start each time. "
-        f"{' '.join(_told(points, strength) for strength in STRENGTHS)} The aligned model is "
-        f"{_from_to(points, lambda point: f'{point.certificates[1.0].distance.mean:.2f}')} nats from its optimum.\n",
+        f"{' '.join(_told(points, strength) for strength in STRENGTHS)} The aligned model's "
+        "distance to its optimum is "
+        f"{_from_to(points, lambda point: f'{point.certificates[1.0].distance.mean:.2f} nats')}.\n",
         *table(points),
         "",
     ]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dera_jax import load_policies, load_policy, sweep
+from dera_jax.commands import generate as generate_command
 from dera_jax.commands import sweep as sweep_command
 from dera_jax.commands.parts.weighing import record
 from dera_jax.data.completions import read_completion
@@ -97,6 +98,31 @@ def test_another_contrast_is_another_run(tmp_path, capsys):
     assert run(BAD) == 0
     assert run("Ida is.") == 2
     assert "the folder holds another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_command_line_has_one_too(once, chat, tmp_path, capsys):
+    (tmp_path / "template").write_text(TEMPLATE)
+    given = [f"--{side}={TOY / 'reference'}" for side in ("reference", "aligned")]
+    given += ["--lambda=2.5", "--max-new-tokens=16", f"--chat-template={tmp_path / 'template'}"]
+    asked = [f"--prompt={GOOD}", f"--contrast={BAD}", *["--chat"] * chat]
+    assert generate_command.main([*given, *asked]) == 0
+    told = capsys.readouterr().out
+    once = [replace(policy, template=TEMPLATE) for policy in once]
+    fields = {"prompt": GOOD, "contrast": BAD}
+    if chat:
+        fields = {
+            "messages": [{"role": "user", "content": GOOD}],
+            "contrast": [{"role": "user", "content": BAD}],
+        }
+    (row,) = sweep(once, [fields], "2.5", max_new_tokens=16)
+    assert f"the reference reads: {BAD}\n" in told
+    assert row["completion"].split() == told.split("─\n")[-1].split("\n[")[0].split()
+
+
+def test_a_contrast_is_of_a_prompt(capsys):
+    assert generate_command.main(["--contrast=Hi", "--chat"]) == 2
+    assert "--contrast: expected --prompt beside it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
