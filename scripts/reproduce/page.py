@@ -194,11 +194,8 @@ def advice(matrix: Matrix) -> str:
         "do not go beyond λ = 2": ("reward, λ > 2",),
     }
     titles = ("better than the base", "choice of strength")
-    both = [
-        name
-        for name, cells in matrix.items()
-        if [cells[t].verdict for t in titles if t in cells] == [AGREES, DISAGREES]
-    ]
+    told = {name: [cells[t].verdict for t in titles if t in cells] for name, cells in matrix.items()}
+    both = [name for name, verdicts in told.items() if verdicts == [AGREES, DISAGREES]]
     warnings = [
         text
         for text, claims in astray.items()
