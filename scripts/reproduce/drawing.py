@@ -128,18 +128,16 @@ def _rewards(subjects: Sequence[Subject]):
 
 def _beyond(subjects: Sequence[Subject]) -> list[str]:
     """Returns the mean rewards at strengths that are not drawn, which verdicts count too."""
-    told = [
-        f"{subject.name} at λ = {s:g}: DeRa {means[0]:.2f}, retrained {means[1]:.2f}"
-        for subject in subjects
-        for s in compared(subject, "λ > 2")
-        if s > FAR
-        for means in [[ev.mean(ev.rows_at(way, s), subject.reward).mean for way in _both(subject)]]
-    ]
+    told = []
+    for subject in subjects:
+        ways = {"DeRa": subject.evidence.dera, "retrained": subject.evidence.retrained}
+        for strength in (s for s in compared(subject, "λ > 2") if s > FAR):
+            means = {
+                name: ev.mean(ev.rows_at(rows, strength), subject.reward).mean for name, rows in ways.items()
+            }
+            shown = ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
+            told.append(f"{subject.name} at λ = {strength:g}: {shown}")
     return [f"Not drawn, and part of the verdicts: {'; '.join(told)}."] if told else []
-
-
-def _both(subject: Subject):
-    return subject.evidence.dera, subject.evidence.retrained
 
 
 def _divergences(subjects: Sequence[Subject]):

@@ -62,10 +62,8 @@ def test_every_seed_is_decoded_and_nothing_twice():
     assert list(EXPERIMENT.trials()) == [(0.5, 0), (0.5, 1), (2.0, 0)]  # at 1 the aligned models themselves
     folders = [step.folder for step in EXPERIMENT.sweeps()]
     assert len(folders) == len(set(folders)) == 6
-    assert EXPERIMENT.dera(1).options["lambda_"] == (
-        "0.5",
-        "1",
-    )  # λ = 0 is the reference, whatever was trained
+    # λ = 0 is the reference, whatever was trained.
+    assert EXPERIMENT.dera(1).options["lambda_"] == ("0.5", "1")
     with_pairs = replace(EXPERIMENT, pairs=DATA / "pairs.jsonl").measurements()
     assert [s.folder for s in with_pairs if s.command == "eval.score"] == [
         "length/pairs-dera.json", "length/pairs-retrained-0.5.json", "length/pairs-retrained-2.json",
