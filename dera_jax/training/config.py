@@ -78,6 +78,8 @@ class TrainConfig:
     """Added to the root of the second moment; ≥ 0."""
     max_grad_norm: float = 1.0
     """Gradients of a larger global norm are scaled down to it; ≥ 0."""
+    ema_decay: float = 0.0
+    """d of the average of the parameters that is kept, in [0, 1], see `averaging`; 0 keeps the last ones."""
     gradient_checkpointing: bool = False
     """Whether a block's activations are computed again for its gradients: less memory, a third more time."""
     seed: int = 0
@@ -108,6 +110,7 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected a number in [0, 1), got 1")
         check_number("adam_epsilon", self.adam_epsilon, 0.0, math.inf)
         check_number("max_grad_norm", self.max_grad_norm, 0.0, math.inf)
+        check_number("ema_decay", self.ema_decay, 0.0, 1.0)
         check_seed(self.seed)
 
 

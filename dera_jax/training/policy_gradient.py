@@ -63,7 +63,7 @@ def policy_gradient_method(
         mask = drawn.batch.completion_mask
         share = np.full(len(mask), len(mask) / mask.sum(), np.float32)
         judged = Judged(drawn.batch, advantages, drawn.log_ratio.astype(np.float32), share)
-        return judged, summary(drawn) | ({"beta": beta} if state.kept else {}) | drawn.seconds
+        return judged, summary(drawn) | ({"beta": beta} if "beta" in state.kept else {}) | drawn.seconds
 
     return Method(
         start,

@@ -119,7 +119,7 @@ def ppo_method(
         seen = seen._replace(read=read, learns=learns)
         taken = permute(step)
         seen = jax.tree.map(lambda a: a[taken], seen)
-        return seen, summary(drawn) | ({"beta": beta} if state.kept else {}) | drawn.seconds
+        return seen, summary(drawn) | ({"beta": beta} if "beta" in state.kept else {}) | drawn.seconds
 
     return Method(
         parameters.named(POLICY, own) | values.trained,

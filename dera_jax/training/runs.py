@@ -23,6 +23,7 @@ from dera_jax.common.notes import Tell
 from dera_jax.common.shown import shown
 from dera_jax.devices import processes
 from dera_jax.policies import manifests
+from dera_jax.training.averaging import averaged, chosen
 from dera_jax.training.checkpoints import steps_in
 from dera_jax.training.config import RunConfig, TrainConfig
 from dera_jax.training.log import FILES
@@ -56,6 +57,7 @@ ADDED = {
     "train_config.adam_beta1": 0.9,
     "train_config.adam_beta2": 0.999,
     "train_config.adam_epsilon": 1e-8,
+    "train_config.ema_decay": 0.0,
     "ppo.kl_estimator": "sampled",
     "ppo.value_lam": None,
     "ppo.value_learning_rate": None,
@@ -118,8 +120,9 @@ def run_training(
 
     found: dict = processes.from_first(lambda: _best_so_far(out))
     last: dict = {}
+    method = averaged(method, config.ema_decay)
     for step, state, evaluated in fit(method, config, run, out, mesh, tell):
-        params = state.params
+        params = chosen(state)
         if evaluated:
             last = evaluated
         value = evaluated.get(best.figure)

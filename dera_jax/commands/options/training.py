@@ -27,6 +27,11 @@ HELP: Help = {
     "adam_beta2": ("B", "decay of the second moment of AdamW (default %(default)s)"),
     "adam_epsilon": ("E", "ε of AdamW, added to the root of the second moment (default %(default)g)"),
     "max_grad_norm": ("NORM", "clip gradients to this norm (default %(default)s)"),
+    "ema_decay": (
+        "D",
+        "keep the exponential moving average of the parameters over the steps, each step's weight D times that of the "
+        "next one, such as 0.98; 1: their mean (default 0: keep the last ones)",
+    ),
     "eval_steps": ("N", "steps between evaluations (default: only after the last step)"),
     "save_steps": ("N", "steps between checkpoints (default %(default)s)"),
     "save_total_limit": ("N", "number of checkpoints kept (default %(default)s)"),

@@ -26,7 +26,7 @@ _TRAINING = """
 model reference data eval-data out beta seed dtype mesh lora-r lora-alpha lora-target-modules chat-template
 chat-template-kwargs
 learning-rate batch-size gradient-accumulation-steps max-steps warmup-ratio warmup-steps weight-decay adam-beta1
-adam-beta2 adam-epsilon max-grad-norm eval-steps save-steps save-total-limit lr-scheduler-type
+adam-beta2 adam-epsilon max-grad-norm ema-decay eval-steps save-steps save-total-limit lr-scheduler-type
 gradient-checkpointing save-only-model
 """
 REPEATED = {
