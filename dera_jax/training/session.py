@@ -27,6 +27,8 @@ from dera_jax.training.supervised import hold_out
 
 TRAINING_BYTES = 16
 """Of a parameter: itself, its gradient, two moments in float32; adapters take less."""
+AVERAGE_BYTES = 4
+"""Of its average."""
 
 
 class Adapters(NamedTuple):
@@ -77,6 +79,8 @@ class Session:
     from_scratch: bool = False
     """Whether the parameters are random, other ones for each seed."""
     gradient_checkpointing: bool = False
+    averaged: bool = False
+    """Whether the average of the parameters is kept beside them."""
     tell: Tell = unheard
     """Hears what became of records and models, a line at a time."""
     _data: dict[tuple, Data] = field(default_factory=dict, init=False, repr=False)
@@ -84,9 +88,8 @@ class Session:
     @cached_property
     def mesh(self) -> Mesh | None:
         """That of all devices; None is one device."""
-        return open_mesh(
-            self.mesh_text, lambda: weight_bytes([self.model], "float32", [None]) // 4 * TRAINING_BYTES
-        )
+        each = TRAINING_BYTES + AVERAGE_BYTES * self.averaged
+        return open_mesh(self.mesh_text, lambda: weight_bytes([self.model], "float32", [None]) // 4 * each)
 
     @cached_property
     def start(self) -> Policy:

@@ -29,8 +29,8 @@ HELP: Help = {
     "max_grad_norm": ("NORM", "clip gradients to this norm (default %(default)s)"),
     "ema_decay": (
         "D",
-        "keep the exponential moving average of the parameters over the steps, each step's weight D times that of the "
-        "next one, such as 0.98; 1: their mean (default 0: keep the last ones)",
+        "keep the exponential moving average of the parameters over the steps, with this decay, such as 0.98; 1: their "
+        "mean (default 0: keep the last ones)",
     ),
     "eval_steps": ("N", "steps between evaluations (default: only after the last step)"),
     "save_steps": ("N", "steps between checkpoints (default %(default)s)"),
@@ -231,6 +231,7 @@ def open_session(args: argparse.Namespace):
         adapters=adapters,
         from_scratch=getattr(args, "from_scratch", False),
         gradient_checkpointing=args.gradient_checkpointing,
+        averaged=args.ema_decay > 0,
         tell=cli.tell,
     )
 
