@@ -1,6 +1,5 @@
 """The figure of all rules on one pair: what each gains for the KL that it pays."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from dera_jax.analysis.plots import COLORS, PANEL, STYLE
+from dera_jax.analysis.png import png_of
 from dera_jax.common.files import write_bytes
 
 PANELS = {
@@ -41,6 +41,4 @@ def plot_kin(lines: Sequence[dict], path: Path) -> None:
             ax.set_xlim(0, 1.15 * max(line["kl"]["mean"] for line in lines))
             ax.legend(fontsize=7)
         figure.axes[0].set_ylabel("reward")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+        write_bytes(path, png_of(figure))

@@ -1,6 +1,5 @@
 """How often a reward model prefers what people preferred, and how far its probabilities can be trusted."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from dera_jax.analysis.estimates import Estimate, estimate, estimate_to_json
 from dera_jax.analysis.panels import GREY
 from dera_jax.analysis.plots import STYLE
+from dera_jax.analysis.png import png_of
 from dera_jax.common.files import write_bytes
 
 BINS = 8
@@ -85,7 +85,7 @@ def as_json(calibration: Calibration) -> dict:
 def plot_calibration(calibration: Calibration, path: Path, about: str = "") -> None:
     """Writes accuracy over confidence, and how confident the model is, as a PNG."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6, 3.4), dpi=200)
+        figure = Figure(figsize=(3.6, 3.4))
         axes = figure.subplots()
         axes.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=0.8, linestyle="--")
         axes.text(
@@ -111,6 +111,4 @@ def plot_calibration(calibration: Calibration, path: Path, about: str = "") -> N
             fontsize=8,
             loc="left",
         )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+        write_bytes(path, png_of(figure))

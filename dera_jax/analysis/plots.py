@@ -4,7 +4,6 @@ Which panels there are, their order, caption and legend; what is in them is draw
 NumPy and matplotlib only, without a display and without `pyplot`'s global state.
 """
 
-import io
 import itertools
 import math
 import warnings
@@ -27,6 +26,7 @@ from dera_jax.analysis.panels import (
     plot_heat_map,
     plot_over_strength,
 )
+from dera_jax.analysis.png import png_of
 from dera_jax.analysis.summaries import Summary
 from dera_jax.analysis.tables import short_names
 from dera_jax.common.files import write_bytes
@@ -92,14 +92,7 @@ def plot_sweep(runs: dict[str, list[Summary]], path: str | Path, about: str = ""
         # Names may hold letters that the font lacks: boxes are drawn for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         drawn = _heat_maps(curves, about) if models == {2} else _panels(curves, about, dial)
-        write_bytes(path, _png(drawn))
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # Without the version of matplotlib in it: equal figures are equal files.
-    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    return buffer.getvalue()
+        write_bytes(path, png_of(drawn))
 
 
 def _quantities(curves: Sequence[Curve]) -> list[Quantity]:

@@ -1,6 +1,5 @@
 """The tree of a search: every candidate of every decision at its score, and the path that was kept."""
 
-import io
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dera_jax.analysis.panels import GREY
 from dera_jax.analysis.plots import COLORS, STYLE
+from dera_jax.analysis.png import png_of
 from dera_jax.common.files import write_bytes
 from dera_jax.common.shown import shown
 from dera_jax.strengths import format_strength, strength_from_json
@@ -30,9 +30,7 @@ def plot_trees(rows: Sequence[dict], path: str | Path) -> None:
         figure = Figure(figsize=(WIDTH, HEIGHT * len(rows)), layout="constrained")
         for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
             _plot_tree(axes, row)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-    write_bytes(Path(path), buffer.getvalue())
+        write_bytes(Path(path), png_of(figure, 150))
 
 
 def _plot_tree(axes: Axes, row: dict) -> None:

@@ -1,6 +1,5 @@
 """The figure of the chain: what perfect training, early stopping and soft rewards do to DeRa."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from dera_jax.analysis.panels import GREY
 from dera_jax.analysis.plots import COLORS, PANEL, STYLE
+from dera_jax.analysis.png import png_of
 from dera_jax.common.files import write_bytes
 
 PARTS = {
@@ -43,9 +43,7 @@ def plot_chain(found: dict, path: Path) -> None:
             )
         handles, labels = axes[1, 1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+        write_bytes(path, png_of(figure))
 
 
 def _axis(ax: Axes, title: str, label: str) -> None:

@@ -1,6 +1,5 @@
 """The figure of reward against KL, and against the price."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from dera_jax.analysis.estimates import Estimate
 from dera_jax.analysis.plots import COLORS, STYLE
+from dera_jax.analysis.png import png_of
 from dera_jax.common.files import write_bytes
 from scripts.guided_search.figures import Line
 
@@ -45,9 +45,7 @@ def plot_frontier(lines: Sequence[Line], path: Path) -> None:
         by_price.set_xticks(PRICES, [str(price) for price in PRICES])
         by_price.minorticks_off()
         figure.legend(*by_kl.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200)
-    write_bytes(path, buffer.getvalue())
+        write_bytes(path, png_of(figure))
 
 
 def _kind(way: str) -> str:

@@ -1,6 +1,5 @@
 """The figure of two rewards against each other."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from dera_jax.analysis.plots import COLORS, STYLE
+from dera_jax.analysis.png import png_of
 from dera_jax.common.files import write_bytes
 from scripts.guided_search.figures import Line
 from scripts.guided_search.frontier import MARKERS, draw
@@ -32,6 +32,4 @@ def plot_trade_off(lines: Sequence[Line], path: Path) -> None:
         axes.set_xlabel("helpful, by its reward model")
         axes.set_ylabel("harmless, by its reward model")
         figure.legend(loc="outside upper center", ncols=2, fontsize=8)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200)
-    write_bytes(path, buffer.getvalue())
+        write_bytes(path, png_of(figure))

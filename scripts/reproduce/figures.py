@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from dera_jax.analysis.estimates import Estimate
 from dera_jax.analysis.plots import COLORS, STYLE
-from dera_jax.common.files import make_folder
+from dera_jax.analysis.png import png_of
+from dera_jax.common.files import make_folder, write_bytes
 from scripts.reproduce import evidence as ev
 from scripts.reproduce.decomposition import PARTS, Parts
 from scripts.reproduce.evidence import Evidence, Quantity
@@ -54,7 +55,7 @@ def save(path: Path, panels: Sequence[tuple[str, Draw]], note: str, columns: int
         if handles:
             figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
         figure.supxlabel(note, fontsize=6.5, color=GREY)
-        figure.savefig(path, dpi=160, metadata={"Software": None})
+        write_bytes(path, png_of(figure, 160))
 
 
 def line(ax: Axes, name: str, found: Mapping[float, Estimate], joined: bool = True) -> None:

@@ -79,7 +79,7 @@ class Recipes:
                 {"algorithm": "rloo", "lora_r": 16, "learning_rate": 1e-3},
             ),
         }[algorithm]
-        few, seeds = algorithm == "lora", {"rloo": 6, "ppo": 3, "lora": 1}[algorithm]
+        few, seeds = algorithm == "lora", {"rloo": 6, "ppo": 5, "lora": 1}[algorithm]
         return Experiment(
             name=f"stories-length-{algorithm}",
             title=f"stories260K, length of the first paragraph, {told}, stopped early",

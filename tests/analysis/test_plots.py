@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from dera_jax.analysis import panels, plots
 from dera_jax.analysis.estimates import Estimate
 from dera_jax.analysis.plots import plot_sweep
+from dera_jax.analysis.png import png_of
 from dera_jax.analysis.summaries import Summary
 from dera_jax.analysis.tables import format_table
 from tests.support.processes import ROOT
@@ -264,3 +265,26 @@ def test_figures_and_rows_need_no_jax():
         from dera_jax import format_table, plot_sweep, read_rows, summarize
     """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_a_palette_keeps_what_a_figure_shows(tmp_path):
+    """Equal figures are equal bytes; shades of few pixels may move, and the file is smaller."""
+    import matplotlib.image
+
+    def drawn():
+        figure = Figure(figsize=(3, 2))
+        ax = figure.subplots()
+        for n, color in enumerate(plots.COLORS):
+            ax.errorbar([0, 1, 2], [n, n + 1, n], 0.3, color=color, marker=plots.MARKERS[n], alpha=0.8)
+        return figure
+
+    drawn().savefig(tmp_path / "full.png", dpi=100)
+    (tmp_path / "palette.png").write_bytes(png_of(drawn(), 100))
+    full, palette = (
+        matplotlib.image.imread(tmp_path / f"{name}.png")[..., :3] for name in ("full", "palette")
+    )
+    assert full.shape == palette.shape
+    difference = np.abs(full - palette).max(axis=-1)
+    assert difference.mean() < 0.005 and np.mean(difference > 0.1) < 0.01
+    assert (tmp_path / "palette.png").stat().st_size < 0.6 * (tmp_path / "full.png").stat().st_size
+    assert png_of(drawn(), 100) == png_of(drawn(), 100)

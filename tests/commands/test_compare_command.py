@@ -1,7 +1,7 @@
 """The command eval.compare: on a run of this repository, and by a judge over HTTP."""
 
-import gzip
 import json
+import lzma
 import re
 
 import numpy as np
@@ -26,7 +26,7 @@ def test_a_real_run_against_its_reference(call, tmp_path):
     code, table, _ = call(command.main, *words)
     assert code == 0
     rewards = {}
-    with gzip.open(STORIES / "rows.jsonl.gz", "rt") as file:
+    with lzma.open(STORIES / "rows.jsonl.xz", "rt") as file:
         for row in map(json.loads, file):
             rewards[row["prompt_id"], row["sample"], row["lambda"]] = row["rewards"][reward]
     written = json.loads(out.read_text())

@@ -1,6 +1,5 @@
 """The figure of a curve: every quantity over λ, with what was decoded beside it."""
 
-import io
 import math
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ from dera_jax.analysis.curves.curve import LEAST_EFFECTIVE
 from dera_jax.analysis.curves.report import Told
 from dera_jax.analysis.panels import GREY
 from dera_jax.analysis.plots import COLORS, PANEL, STYLE
+from dera_jax.analysis.png import png_of
 from dera_jax.analysis.tables import short_names
 from dera_jax.common.files import write_bytes
 from dera_jax.common.shown import shown
@@ -46,9 +46,7 @@ def plot_curve(told: Told, path: Path, about: str = "") -> None:
         figure.supxlabel(
             f"{shown(about, 200)}\nbands and bars: 95 % intervals over prompts", fontsize=7, color=GREY
         )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+        write_bytes(path, png_of(figure))
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

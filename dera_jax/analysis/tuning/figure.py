@@ -1,6 +1,5 @@
 """The figure of a choice: the objective against λ on both parts of the prompts, and what constraints bound."""
 
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from matplotlib.transforms import offset_copy
 from dera_jax.analysis.estimates import Estimate
 from dera_jax.analysis.panels import GREY, Curve, Quantity, plot_heat_map, plot_over_strength
 from dera_jax.analysis.plots import COLORS, MARKERS, PANEL, STYLE
+from dera_jax.analysis.png import png_of
 from dera_jax.analysis.summaries import Summary
 from dera_jax.analysis.tables import short_names
 from dera_jax.analysis.tuning.choose import Part, Tuning
@@ -57,9 +57,7 @@ def plot_tuning(
         else:
             figure = _panels(tuning, objective, constraints, curves, retrained)
         figure.supxlabel("\n".join(filter(None, [about, _caption(tuning)])), fontsize=7, color=GREY)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-        write_bytes(path, buffer.getvalue())
+        write_bytes(path, png_of(figure))
 
 
 def _summaries(part: Part, beta: float | None) -> list[Summary]:
