@@ -1,7 +1,7 @@
 """Means over prompts, with intervals."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -120,3 +120,8 @@ def paired_difference(
 def estimate_to_json(found: Estimate) -> dict[str, float | None]:
     """Returns mean and interval, null where there is no interval."""
     return {name: None if math.isnan(value) else value for name, value in vars(found).items()}
+
+
+def estimate_from_json(told: Mapping[str, float | None]) -> Estimate:
+    """Returns what `estimate_to_json` told."""
+    return Estimate(**{name: math.nan if value is None else value for name, value in told.items()})

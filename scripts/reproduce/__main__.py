@@ -25,6 +25,7 @@ from dera_jax.commands.process import endings
 from dera_jax.common.folders import data_folder
 from dera_jax.experiments.declare import Step
 from dera_jax.experiments.presets import Preset, find_preset
+from scripts.reproduce import convergence
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.runner import Folders, check_data, is_kept, make
 from scripts.reproduce.smoke import exchange, shrink, shrink_preset, shrink_step
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.print or args.instead:
         raise ValueError(f"--{'print' if args.print else 'instead'} has a meaning only with --preset")
     recipes = Recipes()
-    experiments, others = recipes.experiments(), recipes.others()
+    experiments = recipes.experiments()
+    others = recipes.others() | {convergence.NAME: convergence.trainings(recipes)}
     lengths = of_lengths(recipes.stories_length("rloo"))
     if args.smoke:
         experiments = {name: shrink(experiment) for name, experiment in experiments.items()}

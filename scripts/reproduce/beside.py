@@ -8,8 +8,8 @@ from dera_jax.common.json_files import read_json
 from dera_jax.data.records import load_records
 from dera_jax.experiments.declare import Experiment, Step
 from dera_jax.results.reading import read_rows
+from scripts.reproduce import convergence, figures, training_length
 from scripts.reproduce import evidence as ev
-from scripts.reproduce import figures, training_length
 from scripts.reproduce import hallucination as ha
 from scripts.reproduce import quantities as qu
 from scripts.reproduce.recipes import Recipes
@@ -35,7 +35,7 @@ def sections(
 ) -> list[str]:
     """Returns the sections of the page."""
     by_name = {subject.name: subject for subject in subjects}
-    lines = []
+    lines = convergence.section(others[convergence.NAME], folders)
     if VARIED in by_name:
         lines += training_length.section(by_name[VARIED], lengths, folders)
     if INVENTED in by_name:

@@ -343,6 +343,6 @@ token, which texts of this reference seldom do. The gold experiments shown here 
 half, with three trainings of some β, and with pairs that end with a line break, as texts are drawn. After that
 `gold-dpo-weak` at λ = 1 had about the reward of the reference, so whether an alignment moved its reward is asked at any
 strength up to 1 since, no longer at 1 alone. Margins were fixed after the first report of the early-stopped
-experiments, from the paper's figures. Trainings were added to `stories-length-rloo`, from three to six of some β,
-after a report in which about half of its answers were undecided.
+experiments, from the paper's figures. Trainings were added to `stories-length-rloo` and to `stories-length-ppo`, from
+three to six and to five of some β, after reports in which about half of their answers were undecided.
 """

@@ -137,7 +137,6 @@ def _run(step: Step, folders: Folders) -> float:
     words = step.words(folders.work, folders.data)
     print("\n$ python -m", *words, flush=True)
     start = time.perf_counter()
-    kind, _, name = step.command.partition(".")
     if ":" in step.command:
         module, _, function = step.command.partition(":")
         out = folders.work / step.folder
@@ -145,10 +144,10 @@ def _run(step: Step, folders: Folders) -> float:
         arguments = step.arguments(folders.work, folders.data) | {"out": out}
         getattr(importlib.import_module(module), function)(**arguments)
     else:
-        if code := dera.run(name, words[1:]):
+        if code := dera.run(step.command.partition(".")[2], words[1:]):
             raise SystemExit(code)
     seconds = round(time.perf_counter() - start, 1)
-    if kind == "train":
+    if step.command.startswith("train."):
         manifest = read_json(folders.work / step.folder / "manifest.json")
         if not manifest.get("finished"):  # asked to stop, it has saved
             raise SystemExit(f"stopped: {step.folder}")
@@ -157,9 +156,10 @@ def _run(step: Step, folders: Folders) -> float:
 
 
 def _keep(step: Step, folders: Folders, seconds: float) -> None:
-    """Puts a measurement into the results: of a sweep first the rows, compressed, then what says they are there."""
+    """Puts a measurement into the results: first what was measured, compressed, then what says it is there."""
     made, kept = (folder / step.folder for folder in (folders.work, folders.results))
-    lineages = {name: lineage(step, name) for name in ("reference", "aligned")}
+    named = ("model", "reference", "aligned")
+    lineages = {name: lineage(step, name) for name in named if name in step.options}
     models = {
         name: [read_json(folders.work / one.folder / "step.json") for one in steps]
         for name, steps in lineages.items()
@@ -171,11 +171,10 @@ def _keep(step: Step, folders: Folders, seconds: float) -> None:
     if made.is_file():
         write_json(kept, {"found": portable(read_json(made), folders)} | told)
         return
-    make_folder(kept)
-    rows = _compact_rows(made, folders)
-    write_bytes(kept / "rows.jsonl.xz", lzma.compress(rows, preset=9 | lzma.PRESET_EXTREME))
+    _keep_measured(step, folders)
     write_json(kept / "manifest.json", portable(read_json(made / "manifest.json"), folders) | told)
-    shutil.rmtree(made)
+    if _decodes(step):
+        shutil.rmtree(made)
 
 
 def _compact_rows(made: Path, folders: Folders) -> bytes:
@@ -216,13 +215,26 @@ def _rounded(value):
 def keep_making(steps: Sequence[Step], folders: Folders) -> None:
     """Puts what trainings measured of their steps, and the rows they learned from, into the results, compressed."""
     for step in steps:
-        made = folders.work / step.folder
-        is_sweep = step.command == "eval.sweep"
-        kept = folders.results / step.folder / f"{'rows' if is_sweep else 'metrics'}.jsonl.xz"
-        if not kept.exists() and (is_sweep or (made / "metrics.jsonl").exists()):
-            told = _compact_rows(made, folders) if is_sweep else (made / "metrics.jsonl").read_bytes()
-            make_folder(kept.parent)
-            write_bytes(kept, lzma.compress(told, preset=9 | lzma.PRESET_EXTREME))
+        there = _decodes(step) or (folders.work / step.folder / "metrics.jsonl").exists()
+        if there and not (folders.results / step.folder / _measured(step)).exists():
+            _keep_measured(step, folders)
+
+
+def _keep_measured(step: Step, folders: Folders) -> None:
+    """Puts a sweep's rows, or a training's metrics, into the results, compressed."""
+    made, kept = (folder / step.folder for folder in (folders.work, folders.results))
+    told = _compact_rows(made, folders) if _decodes(step) else (made / "metrics.jsonl").read_bytes()
+    make_folder(kept)
+    write_bytes(kept / _measured(step), lzma.compress(told, preset=9 | lzma.PRESET_EXTREME))
+
+
+def _measured(step: Step) -> str:
+    """Returns the name of the file that is kept of what a step measured."""
+    return "rows.jsonl.xz" if _decodes(step) else "metrics.jsonl.xz"
+
+
+def _decodes(step: Step) -> bool:
+    return step.command == "eval.sweep"
 
 
 def lineage(step: Step, name: str) -> list[Step]:

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import json
 import lzma
 import math
 from dataclasses import replace
@@ -22,6 +23,7 @@ from scripts.reproduce import evidence as ev
 from scripts.reproduce import quantities as qu
 from scripts.reproduce import runner, spread, subjects
 from scripts.reproduce.certificates import certificates
+from scripts.reproduce.convergence import course_of, section, told
 from scripts.reproduce.recipes import Recipes
 from scripts.reproduce.rewards import invented, inventions
 from scripts.reproduce.smoke import shrink
@@ -94,6 +96,30 @@ def test_what_trainings_measured_is_kept(folders):
     kept = folders.results / "first/metrics.jsonl.xz"
     assert lzma.decompress(kept.read_bytes()) == b'{"step": 1}\n'
     assert not (folders.results / "second").exists()
+
+
+def test_a_training_may_be_what_is_measured(folders, capsys):
+    """Its metrics and its certificate are kept, and make the curve of how far it was from its optimum."""
+    sizes = {"max_steps": 2, "batch_size": 8, "num_samples": 4, "max_new_tokens": 8}
+    toy = {"model": str(ASSETS / "toy/reference"), "data": "toy", "reward": "length:2:6", "beta": 0.5}
+    step = Step("train.rlhf", "convergence/toy", toy | sizes | {"ema_decay": 0.5})
+    runner.make([step], folders)
+    kept = folders.results / step.folder
+    assert {path.name for path in kept.iterdir()} == {"manifest.json", "metrics.jsonl.xz"}
+    assert str(folders.work) not in (kept / "manifest.json").read_text()
+    capsys.readouterr()
+    runner.make([step], folders)
+    assert "python -m" not in capsys.readouterr().out
+    course = course_of(step, folders)
+    best = read_json(kept / "manifest.json")["certificate"]["best"]["mean"]
+    rows = [
+        json.loads(line) for line in lzma.decompress((kept / "metrics.jsonl.xz").read_bytes()).splitlines()
+    ]
+    each = [(best - (row["reward"] - 0.5 * row["kl"])) / 0.5 for row in rows]
+    assert course.steps.tolist() == [2] and course.distances == pytest.approx([np.mean(each)])
+    (page,) = [line for line in section([step], folders) if line.startswith("The training")]
+    assert told(course) in page and (folders.results / "figures/convergence.png").exists()
+    assert section([step], runner.Folders(folders.work, folders.work / "nothing")) == []
 
 
 def test_rows_that_pairs_are_made_of_are_kept(folders):
