@@ -108,13 +108,14 @@ SECTION = """
 For a reward r and a KL strength s the optimum of Eq. 1 is π_ref exp(r/s)/Z, and KL(π‖π*) = (J* − J(π))/s for every
 policy, with J = E[r] − s·KL: exact, from the rows of the reference (λ = 0) and the model's own. J* comes from few
 completions of a prompt and is a little too small, so distances are lower bounds on average. Share: how much of what J
-can gain over the reference was gained; below 0, training made it worse. Trainings at β = 0.1 gain too little reward for
-the KL they spend. Part of it is noise; early stopping is a penalty of its own. Both models of a comparison are stopped
-early there. `stories-converged` is the fairest test so far: a base β at which the optimum still depends on λ, and
-trainings that come nearest to it. They are near in nats, partly because the reference is near too, and the shares say
-how little they gained. They were trained on the first 64 tokens, which decide the reward, and are decoded to 128 here:
-what they changed further on counts against them. What the gap is with perfect training is on [the page of the exact
-chain](../chain/README.md). The models of other strengths are on the pages of their experiments.
+can gain over the reference was gained; below 0, training made it worse. Trainings at β = 0.1 gain too little reward
+for the KL they spend: their gradients are noisy, and early stopping is a penalty of its own. Both models of a
+comparison are stopped early there. `stories-converged` is the fairest test so far: a base β at which the optimum
+still depends on λ, and trainings that come nearest to it. They are near in nats, partly because the reference is near
+too; the shares say how little they gained. They were trained on the first 64 tokens, which decide the reward, and are
+decoded to 128 here: what they changed further on counts against them. What the gap is with perfect training is on
+[the page of the exact chain](../chain/README.md). The models of other strengths are on the pages of their
+experiments.
 """
 TABLE = (
     "| experiment | λ | β/λ | seeds | KL to its optimum (nats) | share |",

@@ -155,10 +155,13 @@ def _ratios(subjects: Sequence[Subject]) -> list[str]:
         found = [(each, some) for each in subjects if (some := compared(each, side))]
         times = [math.exp(gap(each.evidence, qu.kl, some, ratio=True).estimate.mean) for each, some in found]
         if times:
-            told.append(f"{np.median(times):.2f} times {words} (from {min(times):.2f} to {max(times):.2f})")
+            told.append(f"{np.median(times):.2f} {words} ({min(times):.2f} to {max(times):.2f})")
     if not told:
         return []
-    return [f"In the median experiment DeRa's is that of retrained models {' and '.join(told)}."]
+    return [
+        "DeRa's as a multiple of that of retrained models, in the median experiment (and from the least to the "
+        f"largest): {', '.join(told)}."
+    ]
 
 
 def _lengths(subjects: Sequence[Subject]):

@@ -86,6 +86,7 @@ def over_strength(ax: Axes, label: str, beta: float | None = None, wide: bool = 
     ax.set_ylabel(label)
     if wide:
         ax.set_xscale("asinh", linear_width=1.0)
+        ax.set_xlabel(f"{ax.get_xlabel()}, logarithmic beyond 1")
         ticks = {0: "0", 0.5: ".5", 1: "1", 2: "2", 5: "5", 10: "10"}
         reached = [tick for tick in ticks if tick <= ax.get_xlim()[1]]
         ax.set_xticks(reached, [ticks[tick] for tick in reached])

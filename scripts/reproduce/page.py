@@ -64,8 +64,8 @@ def in_five_lines(
 
 
 KINDS = {
-    "for": "As in the paper",
-    "against": "Not as in the paper",
+    "for": "Claims that hold here",
+    "against": "Claims that do not hold here",
     "mixed": "Mixed",
     "undecided": "Mostly undecided",
     "new": "New here",
@@ -81,20 +81,16 @@ def in_short(matrix: Matrix, near: Mapping[str, float]) -> str:
     def told(some: Matrix) -> str:
         verdicts = [verdict for claim in UP_TO_2 for verdict in _verdicts(some, claim)]
         return (
-            f"{verdicts.count(AGREES)} of {len(verdicts)} answers say so, {verdicts.count(DISAGREES)} say that they "
-            f"differ by more, {verdicts.count(UNDECIDED)} are undecided"
+            f"{verdicts.count(AGREES)} of {len(verdicts)} answers say yes, {verdicts.count(DISAGREES)} say no, "
+            f"{verdicts.count(UNDECIDED)} are undecided"
         )
 
     close = {name: cells for name, cells in matrix.items() if name in near}
     return (
         "**In short**: is mixing the logits of a reference and an aligned model with strength λ (DeRa, "
-        "arXiv:2402.02992) as good as training anew with the KL strength β/λ? Up to λ = 2 the two have the same "
-        f"reward, within a tenth of its range: {told(matrix)}."
-        + (
-            f" Where models are nearest to their optimum, as the reference is too there, {told(close)}."
-            if close
-            else ""
-        )
+        "arXiv:2402.02992) as good as training anew with the KL strength β/λ? Asked of the reward up to λ = 2, to "
+        f"within a tenth of its range, {told(matrix)}."
+        + (f" Of the models that are nearest to their optimum, {told(close)}." if close else "")
     )
 
 
@@ -150,10 +146,9 @@ def _near(names: str, every: Sequence[Parts]) -> str:
     token = _sides([(parts.strength, parts.parts("reward")[PARTS[0]]) for parts in every])
     aligned, retrained = (_size(every, part) for part in PARTS[1:])
     return (
-        f"near the optimum ({names}) the reward of DeRa minus that of retrained models is {_gaps(every)}; these are "
-        f"means over strengths, with the least and the largest. Of these sums, mixing token by token is {token}. The "
-        "rest is the difference of two training errors: the mixture of whole "
-        f"responses misses the reward of the optimum of β/λ by {aligned:.2f} on average, retrained models by "
+        f"nearest to the optimum ({names}), the reward of DeRa minus that of retrained models is {_gaps(every)}. "
+        f"Mixing token by token contributes {token}. The rest is the difference of two training errors: the mixture of "
+        f"whole responses misses the reward of the optimum of β/λ by {aligned:.2f} on average, retrained models by "
         f"{retrained:.2f}."
     )
 
@@ -161,10 +156,11 @@ def _near(names: str, every: Sequence[Parts]) -> str:
 def _far(names: str, every: Sequence[Parts]) -> str:
     token, aligned, retrained = (_size(every, part) for part in PARTS)
     return (
-        f"Stopped early ({names}), the difference is {_gaps(every)}; the two training errors are {aligned:.2f} and "
-        f"{retrained:.2f}, and mixing token by token makes {token:.3f}, means of absolute values. Such trainings stop "
-        "after a number of steps, before β determines the result. All of this is up to λ = 2. For the gold reward no "
-        "optimum is known, so nothing says why the two differ."
+        f"With trainings that stopped early ({names}), the difference is {_gaps(every)}. Its parts are larger than "
+        f"itself: on average the two training errors have the size {aligned:.2f} and {retrained:.2f}, mixing token by "
+        f"token {token:.3f}. Such trainings stop after a number of steps, before β determines the result. All of this "
+        "is for rewards of lengths, up to λ = 2; numbers are means over strengths. For the gold reward no optimum is "
+        "known, so nothing says why the two differ."
     )
 
 
@@ -183,7 +179,7 @@ def _sides(values: Sequence[tuple[float, float]]) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    return f"{np.mean(values):+z.3f} (from {min(values):+z.3f} to {max(values):+z.3f})"
+    return f"{np.mean(values):+z.3f} ({min(values):+z.3f} to {max(values):+z.3f} over strengths)"
 
 
 def advice(matrix: Matrix) -> str:
@@ -191,7 +187,7 @@ def advice(matrix: Matrix) -> str:
     choice, base = _verdicts(matrix, "choice of strength"), _verdicts(matrix, "better than the base")
     astray = {
         "do not read KL off it": ("KL, λ < 1", "KL, 1 < λ ≤ 2"),
-        "do not go beyond λ = 2": ("reward, λ > 2",),
+        "do not go far beyond λ = 2, where rewards and texts may break": ("reward, λ > 2",),
     }
     titles = ("better than the base", "choice of strength")
     told = {name: [cells[t].verdict for t in titles if t in cells] for name, cells in matrix.items()}
@@ -203,10 +199,10 @@ def advice(matrix: Matrix) -> str:
     ]
     return (
         "use λ to see which way to go, and retrain once there before you believe a number. Retraining at DeRa's choice "
-        f"was surely better than the base β in {base.count(AGREES)} of {len(base)} experiments and surely worse in "
-        f"{base.count(DISAGREES)}; its choice was surely about the best one in {choice.count(AGREES)} of {len(choice)} "
-        f"and surely not in {choice.count(DISAGREES)}"
-        + (f"; in {' and '.join(both)} it was better and yet surely not the best." if both else ".")
+        f"was better than the base β in {base.count(AGREES)} of {len(base)} experiments, worse in "
+        f"{base.count(DISAGREES)}, and the others are undecided; its choice was about the best one in "
+        f"{choice.count(AGREES)} of {len(choice)} and not in {choice.count(DISAGREES)}"
+        + (f"; in {' and '.join(both)} it was better and yet not the best." if both else ".")
         + (f" But {' and '.join(warnings)}." if warnings else "")
     )
 
@@ -334,6 +330,7 @@ truth is known: pairs of the reference's own texts are labelled by the gold rewa
 cannot judge a text as a reader would.
 
 The two `stories-converged` experiments share their trained models, so their answers are not independent of each other.
+Intervals are of single answers: of 20 differences that are 0, one is expected to lie outside of its own.
 
 What was chosen after looking: the recipe of `stories-converged`, by certificates and not by gaps; the gold reward's
 second part, DPO's batch and rate and the reward model's recipe were changed after a first run in which gold rose with
@@ -344,5 +341,5 @@ half, with three trainings of some β, and with pairs that end with a line break
 `gold-dpo-weak` at λ = 1 had about the reward of the reference, so whether an alignment moved its reward is asked at any
 strength up to 1 since, no longer at 1 alone. Margins were fixed after the first report of the early-stopped
 experiments, from the paper's figures. Trainings were added to `stories-length-rloo` and to `stories-length-ppo`, from
-three to six and to five of some β, after reports in which about half of their answers were undecided.
+three to six and to five at λ = 0.5, 1 and 2, after reports in which about half of their answers were undecided.
 """

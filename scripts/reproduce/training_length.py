@@ -162,4 +162,4 @@ def _line(ax: Axes, steps: Sequence[int], found: Sequence[Estimate], number: int
     ax.set_xscale("log")
     ax.set_xticks(steps, [str(count) for count in steps])
     ax.set_xticks([], minor=True)
-    ax.set_xlabel("steps of training")
+    ax.set_xlabel("steps of training (logarithmic)")

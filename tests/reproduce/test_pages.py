@@ -116,8 +116,8 @@ def test_the_first_lines_tell_verdicts_as_the_paper_has_them():
         "c": {first: Cell(UNDECIDED, "", single=True), beyond: Cell(CANNOT, "")},
     }
     short, _, agreed, _, _, undecided, fresh, *_, sure = in_five_lines(matrix, {}, {"a": 0.1})
-    assert "1 of 3 answers say so, 0 say that they differ by more, 2 are undecided" in short
-    assert "nearest to their optimum, as the reference is too there, 1 of 1 answers say so" in short
+    assert "1 of 3 answers say yes, 0 say no, 2 are undecided" in short
+    assert "nearest to their optimum, 1 of 1 answers say yes" in short
     assert "no longer has the reward of retrained models (2 say so)" in agreed
     assert undecided.startswith("- **Mostly undecided**") and fresh.startswith("- **New here**")
     assert "retrained models below λ = 1 (1 says so, 2 undecided)" in undecided
