@@ -35,7 +35,7 @@ def sections(
 ) -> list[str]:
     """Returns the sections of the page."""
     by_name = {subject.name: subject for subject in subjects}
-    lines = convergence.section(others[convergence.NAME], folders)
+    lines = convergence.section(others[convergence.NAME], by_name, folders)
     if VARIED in by_name:
         lines += training_length.section(by_name[VARIED], lengths, folders)
     if INVENTED in by_name:

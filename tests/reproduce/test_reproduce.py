@@ -117,9 +117,9 @@ def test_a_training_may_be_what_is_measured(folders, capsys):
     ]
     each = [(best - (row["reward"] - 0.5 * row["kl"])) / 0.5 for row in rows]
     assert course.steps.tolist() == [2] and course.distances == pytest.approx([np.mean(each)])
-    (page,) = [line for line in section([step], folders) if line.startswith("The training")]
-    assert told(course) in page and (folders.results / "figures/convergence.png").exists()
-    assert section([step], runner.Folders(folders.work, folders.work / "nothing")) == []
+    assert f"- {told(course, None)}" in section([step], {}, folders)
+    assert (folders.results / "figures/convergence.png").exists()
+    assert section([step], {}, runner.Folders(folders.work, folders.work / "nothing")) == []
 
 
 def test_rows_that_pairs_are_made_of_are_kept(folders):
