@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from dera_jax.analysis.optimum import optimum_of
+from scripts.reproduce import convergence, runner
 from scripts.reproduce import evidence as ev
 from scripts.reproduce import quantities as qu
-from scripts.reproduce import runner
-from scripts.reproduce.certificates import certificate_lines, certificates
+from scripts.reproduce.certificates import NAME, certificate_lines, certificates, judged
 from scripts.reproduce.claims import CLAIMS
 from scripts.reproduce.decomposition import QUANTITIES, decompose, decomposition_lines
 from scripts.reproduce.figures import rewarded
@@ -79,6 +80,20 @@ def test_the_page_has_the_gaps_of_other_lengths_of_training():
         for parts in point.parts.values():
             total = parts.total["reward"].estimate.mean
             assert sum(parts.parts("reward").values()) == pytest.approx(total, abs=1e-9)
+
+
+@pytest.mark.parametrize("step", convergence.trainings(Recipes()), ids=lambda step: step.folder)
+def test_the_page_has_how_near_trainings_come(step):
+    """The gain and the distance are of one certificate, and no policy gains more than the best one of its KL."""
+    folders = runner.Folders(Path("nowhere"), RESULTS)
+    assert runner.is_kept(step, folders)
+    course = convergence.course_of(step, folders)
+    subject = read(convergence.SAME[course.name])
+    best = convergence.best_gain(
+        optimum_of(judged(subject.evidence.dera[0.0, 0], subject), NAME, 0.5), course.kl
+    )
+    assert 0 < course.gain < best and 0 < course.distance.mean < course.distances[-1]
+    assert f"- {convergence.told(course, best)}" in (RESULTS / "REPRODUCTION.md").read_text().splitlines()
 
 
 @pytest.mark.parametrize("name", list(BANDS))
