@@ -1,6 +1,7 @@
 """How near trainings come to their optimum with many steps, where the average of the parameters is kept."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,8 +65,9 @@ class Course:
     gain: float
     """Of reward over the reference."""
     steps: np.ndarray
+    """Where a window of `WINDOW` steps ends."""
     distances: np.ndarray
-    """The same of the policy that draws, means of `WINDOW` steps that end there."""
+    """KL to the optimum of the policy that drew the completions of such a window, nats."""
 
 
 def section(steps: Sequence[Step], subjects: Mapping[str, Subject], folders: Folders) -> list[str]:
@@ -119,7 +121,8 @@ def course_of(step: Step, folders: Folders) -> Course:
     ends = np.arange(window, len(rows) + 1)
     found = {name: estimate_from_json(certificate[name]) for name in ("distance", "share", "reward", "kl")}
     share, own, best = found["share"].mean, certificate["objective"]["mean"], certificate["best"]["mean"]
-    of_reference = (own - share * best) / (1 - share)  # its objective is its reward
+    # The objective of the reference is its reward; a share of 1 tells nothing of it.
+    of_reference = (own - share * best) / (1 - share) if share != 1 else math.nan
     return Course(
         step.folder.rpartition("/")[2], found["distance"], found["share"], found["kl"].mean,
         found["reward"].mean - of_reference, ends, means,
