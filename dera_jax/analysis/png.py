@@ -5,7 +5,7 @@ import io
 from matplotlib.figure import Figure
 from PIL import Image
 
-COLOURS = 256
+COLORS = 256
 
 
 def png_of(figure: Figure, dpi: int = 200) -> bytes:
@@ -19,6 +19,6 @@ def png_of(figure: Figure, dpi: int = 200) -> bytes:
     drawn, kept = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
     with Image.open(drawn) as image:
-        palette = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        palette = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
     palette.save(kept, "PNG", optimize=True, dpi=(dpi, dpi))
     return kept.getvalue()

@@ -9,6 +9,7 @@ their average is nearer to it.
 Reference: Polyak and Juditsky 1992, Acceleration of Stochastic Approximation by Averaging.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -56,7 +57,7 @@ def weight(decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
       step: t, at least 1.
     """
     steps = jnp.float32(step)
-    return 1 / steps if decay == 1 else (1 - decay) / -jnp.expm1(steps * jnp.log(jnp.float32(decay)))
+    return 1 / steps if decay == 1 else (1 - decay) / -jnp.expm1(steps * math.log(decay))
 
 
 def chosen(state: TrainState) -> PyTree:
