@@ -17,7 +17,7 @@ from scripts.reproduce import figures
 from scripts.reproduce.certificates import NAME as REWARD
 from scripts.reproduce.certificates import judged
 from scripts.reproduce.recipes import Recipes
-from scripts.reproduce.runner import Folders, is_kept
+from scripts.reproduce.runner import Folders, is_kept, manifest_of
 from scripts.reproduce.settings import CONVERGED, LINE, PARAGRAPH, SENTENCE
 from scripts.reproduce.subjects import Subject, show
 
@@ -111,7 +111,7 @@ def best_gain(optimum: Optimum, kl: float) -> float:
 def course_of(step: Step, folders: Folders) -> Course:
     """Returns what is kept of a training."""
     kept = folders.results / step.folder
-    certificate = read_json(kept / "manifest.json")["certificate"]
+    certificate = read_json(kept / manifest_of(step))["certificate"]
     rows = [json.loads(line) for line in read_bytes(kept / "metrics.jsonl.xz").splitlines()]
     beta = certificate["beta"]
     objective = np.array([row["reward"] - beta * row["kl"] for row in rows])

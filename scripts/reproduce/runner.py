@@ -75,7 +75,7 @@ def make(measurements: Sequence[Step], folders: Folders) -> None:
 def is_kept(step: Step, folders: Folders) -> bool:
     """Whether the results hold what this very command measured."""
     told = folders.results / step.folder
-    told = told if told.suffix == ".json" else told / "manifest.json"
+    told = told if told.suffix == ".json" else told / manifest_of(step)
     return told.exists() and _is_of(read_json(told)["reproduction"], step)
 
 
@@ -172,7 +172,7 @@ def _keep(step: Step, folders: Folders, seconds: float) -> None:
         write_json(kept, {"found": portable(read_json(made), folders)} | told)
         return
     _keep_measured(step, folders)
-    write_json(kept / "manifest.json", portable(read_json(made / "manifest.json"), folders) | told)
+    write_json(kept / manifest_of(step), portable(read_json(made / "manifest.json"), folders) | told)
     if _decodes(step):
         shutil.rmtree(made)
 
@@ -231,6 +231,11 @@ def _keep_measured(step: Step, folders: Folders) -> None:
 def _measured(step: Step) -> str:
     """Returns the name of the file that is kept of what a step measured."""
     return "rows.jsonl.xz" if _decodes(step) else "metrics.jsonl.xz"
+
+
+def manifest_of(step: Step) -> str:
+    """Returns the name under which the manifest of a measurement is kept: that of a training is none of a run."""
+    return "manifest.json" if _decodes(step) else "training_manifest.json"
 
 
 def _decodes(step: Step) -> bool:

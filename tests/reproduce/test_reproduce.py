@@ -105,13 +105,13 @@ def test_a_training_may_be_what_is_measured(folders, capsys):
     step = Step("train.rlhf", "convergence/toy", toy | sizes | {"ema_decay": 0.5})
     runner.make([step], folders)
     kept = folders.results / step.folder
-    assert {path.name for path in kept.iterdir()} == {"manifest.json", "metrics.jsonl.xz"}
-    assert str(folders.work) not in (kept / "manifest.json").read_text()
+    assert {path.name for path in kept.iterdir()} == {"training_manifest.json", "metrics.jsonl.xz"}
+    assert str(folders.work) not in (kept / "training_manifest.json").read_text()
     capsys.readouterr()
     runner.make([step], folders)
     assert "python -m" not in capsys.readouterr().out
     course = course_of(step, folders)
-    best = read_json(kept / "manifest.json")["certificate"]["best"]["mean"]
+    best = read_json(kept / "training_manifest.json")["certificate"]["best"]["mean"]
     rows = [
         json.loads(line) for line in lzma.decompress((kept / "metrics.jsonl.xz").read_bytes()).splitlines()
     ]
